@@ -1,0 +1,46 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV_VERSION := 0.13.9
+DEMO_ARGS ?=
+TEST_ARGS ?=
+
+.PHONY: help setup demo test check format lock clean
+
+help: ## show what there is to make
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.done ## make .venv with the headwater command in it (quick when nothing changed)
+
+$(VENV)/.done: pyproject.toml uv.lock
+	@$(PYTHON) -c 'import sys; sys.exit("Headwater needs Python 3.11 or newer; this is %s. Try: make setup PYTHON=python3.12" % sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	@if command -v uv >/dev/null 2>&1; then \
+	  uv sync --frozen --quiet --python $(PYTHON) && touch $@; \
+	else \
+	  test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); \
+	  $(BIN)/python -m pip install --quiet uv==$(UV_VERSION) && $(BIN)/uv sync --frozen --quiet --inexact && touch $@; \
+	fi
+
+demo: setup ## carry changes from DynamoDB to Parquet on this machine, and prove that none is lost (DEMO_ARGS="--changes 20000")
+	@$(BIN)/headwater demo $(DEMO_ARGS)
+
+test: setup ## run all tests (TEST_ARGS="-k name" for some)
+	@$(BIN)/pytest $(TEST_ARGS)
+
+check: setup ## format, lint, types, import rules, dependencies
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/deptry .
+
+format: setup ## format the code and mend what the linter can mend
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+lock: setup ## resolve the dependencies again
+	@$(BIN)/uv lock
+
+clean: ## remove what setup and the local stack left in this directory
+	rm -rf $(VENV) .headwater .mypy_cache .ruff_cache .pytest_cache .hypothesis

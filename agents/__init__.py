@@ -1,0 +1,15 @@
+"""The map of the flow. One agent a file, all of one shape: topic in, pure steps, topic out.
+
+    DynamoDB Streams
+          |  pipeline/sources/dynamodb.py: shards, positions
+          v
+    ingest        @dynamodb-stream      -> <p>.ingest, <p>.shards     agents/ingest.py
+          |
+    deduplicate   <p>.ingest            -> <p>.raw, <p>.seen          agents/deduplicate.py
+          |
+    transform     <p>.raw               -> <p>.sink.*, <p>.reference.*  agents/transform.py
+          |
+    lake          <p>.sink.*            -> Parquet files              agents/lake.py
+
+What a step rejects goes to <p>.dead-letter; changes known to be lost are written to <p>.gaps.
+"""

@@ -1,0 +1,35 @@
+"""deduplicate: the ingest topic -> the raw topic, every change once."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from faust import Stream
+
+from pipeline.app import Worker
+from pipeline.state.seen import SeenTable
+from pipeline.steps.deduplicate import deduplicate as deduplicate_step
+from pipeline.transport import Batch, batches
+
+
+def attach(worker: Worker) -> None:
+    """Attach the agent, with its seen table."""
+    topics = worker.topics
+    seen = SeenTable(worker.transport, topics.ingest, topics.seen, worker.settings.state_dir)
+    worker.transport.join(seen)
+
+    @worker.agent("deduplicate", topics.ingest)
+    async def deduplicate(stream: Stream[Batch]) -> None:
+        async for batch in batches(stream):
+            await worker.run(write, worker, seen, batch)
+
+
+def write(worker: Worker, seen: SeenTable, batch: Batch) -> None:
+    """Write the changes of a batch that were not seen. Ingest and raw have equal partitions: an item stays in its own."""
+    keys, values = batch.keys(), batch.values()
+    fresh, duplicates, rejected = deduplicate_step(values, partial(seen.add_new, batch.partition))
+    worker.produce_batch(worker.topics.raw, [(keys[i], values[i]) for i in fresh], batch.partition)
+    for index, error in rejected:
+        worker.reject(batch, index, "deduplicate", error)
+    worker.metrics.count(worker.metrics.changes, len(batch), "deduplicate")
+    worker.metrics.count(worker.metrics.duplicates, len(duplicates))

@@ -1,0 +1,39 @@
+"""lake: the sink topics -> Parquet files."""
+
+from __future__ import annotations
+
+from faust import Stream
+from faust.types import TP
+
+from models.change import MalformedChangeError, decode
+from pipeline.app import Worker
+from pipeline.errors import UsageError
+from pipeline.sinks.objects import Objects
+from pipeline.sinks.parquet import Lake, row
+from pipeline.transport import Batch, batches
+
+
+def attach(worker: Worker) -> None:
+    """Attach the agent, with the lake of the settings."""
+    settings, sinks = worker.settings.lake, worker.topics.sinks
+    if settings.url is None or not sinks:
+        raise UsageError("the agent lake needs lake.url and a flow", hint="headwater check")
+    lake = Lake(Objects(settings.url), sinks, worker.metrics, max_rows=settings.max_rows, max_age=settings.max_age)
+    worker.transport.join(lake)
+
+    @worker.agent("lake", *sinks.values())
+    async def write_files(stream: Stream[Batch]) -> None:
+        async for batch in batches(stream):
+            await worker.run(gather, worker, lake, batch)
+
+
+def gather(worker: Worker, lake: Lake, batch: Batch) -> None:
+    """Gather the rows of a batch; the lake writes them when a file is due."""
+    rows = []
+    for index, (key, value) in enumerate(zip(batch.keys(), batch.values(), strict=True)):
+        try:
+            rows.append(row(decode(value), key or b"", batch.partition, batch.records[index].offset() or 0))
+        except (MalformedChangeError, UnicodeDecodeError) as error:
+            worker.reject(batch, index, "lake", error)
+    lake.add(TP(batch.topic, batch.partition), rows, batch.last_offset + 1)
+    worker.metrics.count(worker.metrics.changes, len(batch), "lake")

@@ -1,0 +1,104 @@
+"""A change: one item-level modification, as AWS delivered it, and the few fields of it that steps need."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Literal
+
+import msgspec
+
+Op = Literal["c", "u", "d", "r"]
+Image = msgspec.Raw
+"""An item in DynamoDB's typed JSON, as bytes: decoded only where a step must look inside."""
+
+OPS: dict[str, Op] = {"INSERT": "c", "MODIFY": "u", "REMOVE": "d", "READ": "r"}
+SOURCES = {"aws:dynamodb": "dynamodb-stream", "aws:kinesis": "kinesis"}
+canonical = msgspec.json.Encoder(order="sorted").encode
+"""Encodes key attributes as the item key: sorted, without white space."""
+
+
+class MalformedChangeError(ValueError):
+    """The value is not a change: not JSON, or without a field that every change has."""
+
+
+class Body(msgspec.Struct, gc=False, frozen=True):
+    """The member `dynamodb` of a stream record."""
+
+    keys: msgspec.Raw = msgspec.field(name="Keys")
+    new_image: Image | None = msgspec.field(name="NewImage", default=None)
+    old_image: Image | None = msgspec.field(name="OldImage", default=None)
+    sequence: str = msgspec.field(name="SequenceNumber", default="")
+    created: float = msgspec.field(name="ApproximateCreationDateTime", default=0.0)
+
+
+class Change(msgspec.Struct, gc=False, frozen=True):
+    """The fields of a stream record that steps read; images stay bytes."""
+
+    event_id: str = msgspec.field(name="eventID")
+    event_name: str = msgspec.field(name="eventName")
+    body: Body = msgspec.field(name="dynamodb")
+    event_source: str = msgspec.field(name="eventSource", default="aws:dynamodb")
+    arn: str = msgspec.field(name="eventSourceARN", default="")
+    table_name: str = msgspec.field(name="tableName", default="")
+    enriched: msgspec.Raw | None = None
+
+    @property
+    def op(self) -> Op:
+        """What happened to the item: c insert, u modify, d remove, r snapshot read."""
+        return OPS[self.event_name]
+
+    @property
+    def table(self) -> str:
+        """The table's name, from the record itself or from the ARN of its stream."""
+        return self.table_name or table_of(self.arn)
+
+    @property
+    def source(self) -> str:
+        """Where the change came from, in the vocabulary of the product."""
+        return SOURCES.get(self.event_source, self.event_source)
+
+    @property
+    def ts_us(self) -> int:
+        """When it happened, in microseconds since the epoch. DynamoDB Streams rounds it down to the second."""
+        return int(self.body.created * 1_000_000)
+
+
+class EventId(msgspec.Struct, gc=False, frozen=True):
+    """The one field that deduplication reads."""
+
+    event_id: str = msgspec.field(name="eventID")
+
+
+_decode = msgspec.json.Decoder(Change).decode
+_decode_id = msgspec.json.Decoder(EventId).decode
+
+
+@lru_cache(maxsize=4096)
+def table_of(arn: str) -> str:
+    """Return the table's name out of `arn:aws:dynamodb:region:account:table/NAME/stream/LABEL`, or ''."""
+    resource = arn.rpartition(":table/")[2] if ":table/" in arn else ""
+    return resource.partition("/")[0]
+
+
+def decode(value: bytes) -> Change:
+    """Read a change; raise MalformedChangeError when it is none."""
+    try:
+        change = _decode(value)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise MalformedChangeError(f"not a change: {error}") from error
+    if change.event_name not in OPS:
+        raise MalformedChangeError(f"unknown eventName {change.event_name!r}, expected one of {', '.join(OPS)}")
+    if not change.table:
+        raise MalformedChangeError("neither tableName nor a table in eventSourceARN")
+    return change
+
+
+def event_id(value: bytes) -> bytes:
+    """Return the event ID of a change, and nothing else of it; raise MalformedChangeError when it has none."""
+    try:
+        found = _decode_id(value).event_id
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise MalformedChangeError(f"not a change: {error}") from error
+    if not found:
+        raise MalformedChangeError("eventID is empty")
+    return found.encode()

@@ -1,0 +1,37 @@
+"""A dead letter: a message that a step rejected, untouched, with the reason in its headers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PREFIX = "__connect.errors."
+"""The header names of Kafka Connect's dead-letter queues, so that the tools made for those work here."""
+
+Headers = list[tuple[str, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """What goes to the dead-letter topic: key, value and headers as they came, and what was wrong with them."""
+
+    topic: str
+    partition: int
+    offset: int
+    stage: str
+    error: Exception
+    key: bytes | None
+    value: bytes | None
+    original_headers: Headers
+
+    @property
+    def headers(self) -> Headers:
+        """The original headers, then where the message came from and why it was rejected."""
+        return [
+            *self.original_headers,
+            (f"{PREFIX}topic", self.topic.encode()),
+            (f"{PREFIX}partition", str(self.partition).encode()),
+            (f"{PREFIX}offset", str(self.offset).encode()),
+            (f"{PREFIX}stage", self.stage.encode()),
+            (f"{PREFIX}exception.class.name", type(self.error).__name__.encode()),
+            (f"{PREFIX}exception.message", str(self.error).encode()),
+        ]

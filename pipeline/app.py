@@ -1,0 +1,155 @@
+"""Builds the Faust app: settings in, app out. Nothing here connects; that happens when the worker starts."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
+from typing import Any, TypeVar, cast
+
+import faust
+import mode
+
+from models.dead_letter import DeadLetter
+from pipeline.errors import HeadwaterError, UsageError
+from pipeline.metrics import Metrics
+from pipeline.settings import Settings
+from pipeline.topics import Topics, admin, ensure
+from pipeline.transport import Batch, BatchSchema, Transport
+from pipeline.transport.fatal import stop_process
+from pipeline.web import add_pages
+
+T = TypeVar("T")
+Attach = Callable[["Worker"], None]
+Preflight = Callable[[], None]
+AGENTS = "headwater.agents"
+"""Entry-point group: the name of an agent, and the function that attaches it to a worker."""
+
+
+class App(faust.App):
+    """A Faust app that makes its topics and looks at its sources before it starts."""
+
+    worker: Worker
+
+    async def on_first_start(self) -> None:
+        """Stop with one clear line when something that the worker needs is not there."""
+        try:
+            await asyncio.to_thread(self.worker.prepare)
+        except HeadwaterError as error:
+            stop_process(error.message, hint=error.hint)
+        await super().on_first_start()
+
+
+class Worker:
+    """What an agent is attached to: the app, the settings, the names of the topics, and ways to write."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.topics = Topics(settings)
+        self.metrics = Metrics()
+        self.preflights: list[Preflight] = []
+        self.app = App(
+            settings.prefix,
+            broker=[f"headwater://{server.strip()}" for server in settings.kafka.bootstrap_servers.split(",")],
+            datadir=str(settings.state_dir),
+            value_serializer="raw",
+            key_serializer="raw",
+            topic_partitions=settings.partitions,
+            topic_disable_leader=True,
+            broker_session_timeout=settings.kafka.session_timeout,
+            broker_heartbeat_interval=settings.kafka.session_timeout / 5,
+            agent_supervisor=mode.CrashingSupervisor,
+            web_enabled=settings.web.enabled,
+            web_bind=settings.web.host,
+            web_host=settings.web.host,
+            web_port=settings.web.port,
+            stream_wait_empty=True,
+        )
+        self.app.worker = self
+        self.transport = cast("Transport", self.app.transport)
+        self.transport.properties = settings.kafka.properties
+        self.transport.slice_seconds = settings.commit_interval
+        self.transport.join(self.metrics)
+        add_pages(self)
+
+    def prepare(self) -> None:
+        """Make missing topics and look at the sources; blocks, raises HeadwaterError. Runs before the worker starts."""
+        ensure(admin(self.transport.client_conf()), self.topics.all(), self.settings.kafka.replication_factor)
+        for preflight in self.preflights:
+            preflight()
+        # What is loaded now stays: the collector need not walk it again for every batch.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 100)
+
+    def agent(self, name: str, *topics: str) -> Callable[[Any], Any]:
+        """Declare an agent on batch-native topics. An error that it does not handle ends the worker, uncommitted."""
+
+        async def failed(_agent: Any, error: BaseException) -> None:
+            if isinstance(error, HeadwaterError):
+                stop_process(f"the agent {name}: {error.message}", hint=error.hint)
+            self.app.log.exception("The agent %s failed", name, exc_info=error)
+            stop_process(f"the agent {name} failed: {error!r}")
+
+        channel = self.app.topic(*topics, schema=BatchSchema(), maxsize=4)
+        return self.app.agent(channel, name=name, on_error=failed)
+
+    async def run(self, function: Callable[..., T], *args: Any) -> T:
+        """Run a step and its writing in the transaction's thread, off the event loop."""
+        return await self.transport.transaction.run(function, *args)
+
+    @property
+    def produce(self) -> Callable[..., None]:
+        """Write one record into the slice: topic, key, value, partition, headers."""
+        return self.transport.transaction.produce
+
+    @property
+    def produce_batch(self) -> Callable[..., None]:
+        """Write records without headers to one partition of a topic."""
+        return self.transport.transaction.produce_batch
+
+    def reject(self, batch: Batch, index: int, stage: str, error: Exception) -> None:
+        """Write one message of a batch to the dead-letter topic, untouched, with the reason."""
+        record = batch.records[index]
+        self.reject_letter(
+            DeadLetter(
+                topic=batch.topic,
+                partition=batch.partition,
+                offset=cast("int", record.offset()),
+                stage=stage,
+                error=error,
+                key=record.key(),
+                value=record.value(),
+                original_headers=cast("list[tuple[str, bytes]]", record.headers() or []),
+            )
+        )
+
+    def reject_letter(self, letter: DeadLetter) -> None:
+        """Write a dead letter into the slice."""
+        self.produce(self.topics.dead_letter, letter.key, letter.value, -1, letter.headers)
+        self.metrics.count(self.metrics.dead_letters, 1, letter.stage)
+
+
+def known_agents() -> Mapping[str, Attach]:
+    """Return the agents that are installed, by name."""
+    return {entry.name: cast("Attach", entry.load()) for entry in entry_points(group=AGENTS)}
+
+
+def wanted_agents(settings: Settings) -> tuple[str, ...]:
+    """Return the agents that a worker runs: those named, or all that the settings have work for."""
+    if settings.agents:
+        return settings.agents
+    has_work = {"ingest": settings.sources, "transform": settings.flows, "lake": settings.lake.url and settings.flows}
+    return tuple(name for name in known_agents() if has_work.get(name, True))
+
+
+def create_app(settings: Settings) -> App:
+    """Build the app with the agents that the settings ask for; raise UsageError for one that does not exist."""
+    worker = Worker(settings)
+    known = known_agents()
+    for name in wanted_agents(settings):
+        if name not in known:
+            raise UsageError(f"there is no agent {name!r}", hint=f"headwater run {' '.join(known)}")
+        known[name](worker)
+    return worker.app

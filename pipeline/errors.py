@@ -1,0 +1,47 @@
+"""What can go wrong, in three meanings.
+
+HeadwaterError
+ +-- TransientError   try again, slower: a throttle, a broker that is away
+ +-- RejectedError    never try again: this message goes to the dead-letter topic
+ +-- FatalError       stop: going on would lose or double something
+      +-- UsageError  the command or its settings are wrong (exit code 2)
+
+Every error says what went wrong and where, and `hint` says what to type next.
+"""
+
+from __future__ import annotations
+
+
+class HeadwaterError(Exception):
+    """The root of all errors that Headwater raises on purpose.
+
+    `message` is one line: what, and where. `hint` is the next command to type, or empty.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} (try: {self.hint})" if self.hint else self.message
+
+
+class TransientError(HeadwaterError):
+    """It may work when tried again, after a pause."""
+
+
+class RejectedError(HeadwaterError):
+    """This message can never be processed: dead-letter it and go on."""
+
+
+class FatalError(HeadwaterError):
+    """The worker cannot go on without losing or doubling something: stop."""
+
+
+class UsageError(FatalError):
+    """The command line or the settings are wrong."""
+
+    exit_code = 2

@@ -1,0 +1,405 @@
+"""The demo: real parts from a changed DynamoDB item to a Parquet row, and the proof that nothing went wrong on the way."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import boto3
+import pyarrow.parquet as pq
+from botocore.exceptions import ClientError
+from confluent_kafka import Consumer, Message, Producer, TopicPartition
+
+from models.change import decode
+from pipeline.errors import FatalError
+from pipeline.lab.proof import Actual, Expected, Truth, Verdict, compare
+from pipeline.lab.stack import AwsChoice, BrokerChoice, Endpoints, Stack
+from pipeline.lab.workers import Workers
+from pipeline.lab.workload import CUSTOMERS, ORDERS, Workload
+from pipeline.settings import Settings, load
+from pipeline.sinks.objects import Objects
+from pipeline.topics import Topics, admin, ensure
+from pipeline.transport import Follower
+
+Fault = Literal["none", "kill", "freeze"]
+CONFIG = Path(__file__).with_name("demo.toml")
+DUPLICATES_EVERY = 20
+"""One of so many changes is delivered a second time."""
+FREEZE_BEYOND = 3.0
+"""Seconds beyond the session time-out for which a frozen worker stands still."""
+IDLE_LIMIT = 90.0
+"""Seconds without any progress after which the demo gives up."""
+TICK = 0.1
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the demo is asked to do."""
+
+    directory: Path
+    changes: int = 5_000
+    seed: int = 1
+    workers: int = 2
+    broker: BrokerChoice = "auto"
+    aws: AwsChoice = "ministack"
+    fault: Fault = "none"
+
+
+@dataclass
+class Progress:
+    """How far each stage is, in changes."""
+
+    note: str = "starting"
+    total: int = 0
+    written: int = 0
+    ingested: int = 0
+    duplicates_injected: int = 0
+    raw: int = 0
+    dead_letters: int = 0
+    sinks: dict[str, int] = field(default_factory=dict)
+    parquet_files: int = 0
+    parquet_rows: int = 0
+
+    @property
+    def duplicates_dropped(self) -> int:
+        """Changes on the ingest topic that are not on raw."""
+        return max(0, self.ingested - self.raw - self.dead_letters)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outcome; printed by `--json`."""
+
+    written: int
+    ingested: int
+    duplicates_injected: int
+    duplicates_dropped: int
+    raw: int
+    lost: int
+    duplicated: int
+    out_of_order: int
+    altered: int
+    sinks: dict[str, int]
+    joined: int
+    parquet_files: int
+    parquet_rows: int
+    seconds: float
+    broker: str
+    examples: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything that was written came out everywhere, once, in order, as it was."""
+        faults = self.lost + self.duplicated + self.out_of_order + self.altered
+        return not faults and self.duplicates_dropped == self.duplicates_injected
+
+    def json(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return asdict(self)
+
+
+class Recorder:
+    """Keeps what a topic holds, as committed, while it grows."""
+
+    def __init__(self, conf: dict[str, Any], topic: str) -> None:
+        self.records: dict[int, list[Message]] = {}
+        self._follower = Follower(conf, topic, self._apply)
+
+    def __enter__(self) -> Recorder:
+        self._follower.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._follower.stop()
+
+    def __len__(self) -> int:
+        return sum(len(records) for records in list(self.records.values()))
+
+    def __iter__(self) -> Iterator[Message]:
+        for partition in sorted(self.records):
+            yield from self.records[partition]
+
+    def _apply(self, records: list[Message]) -> None:
+        for record in records:
+            self.records.setdefault(cast("int", record.partition()), []).append(record)
+
+    @property
+    def ends(self) -> dict[int, int]:
+        """The offset after the last record, by partition."""
+        return {p: cast("int", records[-1].offset()) + 1 for p, records in list(self.records.items()) if records}
+
+
+class Demo:
+    """One run, against a stack that is up. The workers run until `close`."""
+
+    def __init__(self, options: Options, endpoints: Endpoints, progress: Progress) -> None:
+        self.options, self.endpoints, self.progress = options, endpoints, progress
+        self.environment = {**os.environ, **endpoints.environment(), "HEADWATER_CONFIG": str(CONFIG)}
+        self.environment["HEADWATER_LAKE__URL"] = f"s3://headwater-demo/{int(time.time())}"
+        os.environ.update(endpoints.environment())  # boto3 and the settings of this process read it
+        os.environ["HEADWATER_CONFIG"] = str(CONFIG)
+        self.settings: Settings = load(lake={"url": self.environment["HEADWATER_LAKE__URL"], "max_age": 2})
+        self.topics = Topics(self.settings)
+        self.conf: dict[str, Any] = {
+            "bootstrap.servers": self.settings.kafka.bootstrap_servers,
+            **self.settings.kafka.properties,
+        }
+        self.workers = Workers(options.workers, options.directory / "workers", self.environment)
+        self.workload = Workload(boto3.client("dynamodb"), seed=options.seed, changes=options.changes)
+        self._open = ExitStack()
+        self._failure: BaseException | None = None
+        self._written = threading.Event()
+        self.truth = Truth([])
+
+    def prepare(self) -> None:
+        """Make the tables, the bucket and the topics; start the workers."""
+        self.progress.note = "making tables, bucket and topics"
+        self.progress.total = self.options.changes
+        self.workload.create_tables()
+        bucket = (self.settings.lake.url or "").split("/")[2]
+        try:
+            boto3.client("s3").create_bucket(
+                Bucket=bucket, CreateBucketConfiguration={"LocationConstraint": "eu-west-1"}
+            )
+        except ClientError as error:
+            if error.response["Error"]["Code"] not in {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}:
+                raise FatalError(f"the bucket {bucket} cannot be made: {error}", hint="headwater check") from error
+        client = admin(self.conf)
+        made = ensure(client, self.topics.all(), self.settings.kafka.replication_factor)
+        if self.topics.raw not in made:
+            raise FatalError(
+                f"the topic {self.topics.raw} exists already: the proof needs topics of its own",
+                hint="another cluster, or delete the topics that begin with demo.",
+            )
+        self.objects = Objects(self.settings.lake.url or "")
+        self.ingest, self.raw, self.dead = (
+            self._open.enter_context(Recorder(self.conf, topic))
+            for topic in (self.topics.ingest, self.topics.raw, self.topics.dead_letter)
+        )
+        self.references = self._open.enter_context(Recorder(self.conf, self.topics.reference(CUSTOMERS)))
+        self.sinks = {
+            sink: self._open.enter_context(Recorder(self.conf, topic)) for sink, topic in self.topics.sinks.items()
+        }
+        self.workers.start()
+        self._open.callback(self.workers.stop)
+
+    def run(self) -> None:
+        """Write, carry, inject duplicates, hurt a worker if asked; return when everything has arrived."""
+        threading.Thread(target=self._write, name="workload", daemon=True).start()
+        self.progress.note = "changes on their way"
+        hurt = self.options.fault == "none"
+        moved, before = time.monotonic(), ()
+        while not self._arrived():
+            self._look()
+            self.workers.watch()
+            self._inject()
+            if not hurt and self.progress.raw >= self.options.changes // 4:
+                hurt = True
+                self._hurt()
+            now = self._state()
+            if now != before or self.workers.hurt:
+                moved, before = time.monotonic(), now
+            if time.monotonic() - moved > IDLE_LIMIT:
+                raise FatalError(
+                    f"nothing has moved for {IDLE_LIMIT:.0f} s: {self._state()}",
+                    hint=f"less {self.workers.all[0].log}",
+                )
+            if self._failure is not None:
+                raise self._failure
+            time.sleep(TICK)
+        self._look()
+
+    def close(self) -> None:
+        """Stop the workers and the recorders."""
+        self._open.close()
+
+    def leave_running(self) -> None:
+        """Stop the recorders, leave the workers."""
+        self._open.pop_all()
+
+    def prove(self, started: float) -> Report:
+        """Compare raw, the sinks and the Parquet files, change by change, with what was written."""
+        self.progress.note = "comparing"
+        rows, joined = self._parquet()
+        verdicts = [compare(self.truth, map(_actual, self.raw))]
+        for sink, records in self.sinks.items():
+            expected = self.truth.where(lambda change, sink=sink: sink_of(change) == sink)  # type: ignore[misc]
+            verdicts.append(compare(expected, map(_actual, records)))
+            verdicts.append(compare(expected, rows.get(sink, [])))
+        return self._report(verdicts, sum(len(found) for found in rows.values()), joined, time.monotonic() - started)
+
+    def _write(self) -> None:
+        try:
+            self.truth = self.workload.run(self._count, between=self._wait_for_customers)
+            self._written.set()
+        except BaseException as error:  # noqa: BLE001 - the main thread raises it
+            self._failure = error
+
+    def _count(self, written: int) -> None:
+        self.progress.written = written
+
+    def _wait_for_customers(self) -> None:
+        """Let the customers arrive before their orders, so that the join has something to find."""
+        deadline = time.monotonic() + IDLE_LIMIT
+        while len({record.key() for record in self.references}) < self.progress.written:
+            if time.monotonic() > deadline:
+                raise FatalError("the customers have not arrived", hint=f"less {self.workers.all[0].log}")
+            time.sleep(TICK)
+
+    def _look(self) -> None:
+        progress = self.progress
+        progress.ingested, progress.raw, progress.dead_letters = len(self.ingest), len(self.raw), len(self.dead)
+        progress.sinks = {sink: len(records) for sink, records in self.sinks.items()}
+        progress.parquet_files = len(self.objects.paths())
+
+    def _inject(self) -> None:
+        """Deliver records of the ingest topic a second time, as a retrying source would."""
+        wanted = len(self.ingest) // DUPLICATES_EVERY
+        if self._written.is_set() or self.progress.duplicates_injected >= wanted:
+            return
+        producer = Producer({**self.conf, "linger.ms": 5})
+        again = [record for partition in list(self.ingest.records.values()) for record in partition[::7]]
+        for record in again[: wanted - self.progress.duplicates_injected]:
+            producer.produce(self.topics.ingest, record.value(), record.key(), cast("int", record.partition()))
+            self.progress.duplicates_injected += 1
+        if producer.flush(30):
+            raise FatalError(
+                "duplicates could not be injected: the broker does not answer", hint="headwater local status"
+            )
+
+    def _hurt(self) -> None:
+        if self.options.fault == "kill":
+            self.workers.kill(0)
+        else:
+            self.workers.freeze(0, self.settings.kafka.session_timeout + FREEZE_BEYOND)
+
+    def _state(self) -> tuple[Any, ...]:
+        p = self.progress
+        return p.written, p.ingested, p.raw, tuple(p.sinks.values()), p.parquet_files
+
+    def _arrived(self) -> bool:
+        """Say whether every stage has read to the end of its topic and committed that."""
+        if not self._written.is_set() or self.workers.hurt:
+            return False
+        p = self.progress
+        self._look()
+        if p.ingested < p.written + p.duplicates_injected or p.raw + p.dead_letters < p.written:
+            return False
+        stages = {self.topics.ingest: self.ingest, self.topics.raw: self.raw} | {
+            self.topics.sinks[sink]: records for sink, records in self.sinks.items()
+        }
+        return lag(self.conf, self.settings.prefix, {topic: recorder.ends for topic, recorder in stages.items()}) == 0
+
+    def _parquet(self) -> tuple[dict[str, list[Actual]], int]:
+        rows: dict[str, list[Actual]] = {}
+        joined = 0
+        paths = self.objects.paths()
+        self.progress.parquet_files = len(paths)
+        for path in paths:  # sorted: the offset in a name has leading zeros
+            sink = path.partition("sink=")[2].partition("/")[0]
+            table = pq.read_table(io.BytesIO(self.objects.read(path)))
+            found = table.to_pylist()
+            rows.setdefault(sink, []).extend(_actual_row(row) for row in found)
+            joined += sum(1 for row in found if row["enriched"] and '"customer":null' not in row["enriched"])
+            self.progress.parquet_rows += len(found)
+        return rows, joined
+
+    def _report(self, verdicts: list[Verdict], rows: int, joined: int, seconds: float) -> Report:
+        p = self.progress
+        return Report(
+            written=p.written,
+            ingested=p.ingested,
+            duplicates_injected=p.duplicates_injected,
+            duplicates_dropped=p.duplicates_dropped,
+            raw=p.raw,
+            lost=sum(verdict.lost for verdict in verdicts),
+            duplicated=sum(verdict.duplicated for verdict in verdicts),
+            out_of_order=sum(verdict.out_of_order for verdict in verdicts),
+            altered=sum(verdict.altered + verdict.unexpected for verdict in verdicts),
+            sinks=dict(p.sinks),
+            joined=joined,
+            parquet_files=p.parquet_files,
+            parquet_rows=rows,
+            seconds=round(seconds, 1),
+            broker=self.endpoints.broker,
+            examples=tuple(example for verdict in verdicts for example in verdict.examples)[:10],
+        )
+
+
+def sink_of(change: Expected) -> str | None:
+    """Say, apart from the flows' own code, to which sink demo.toml sends a change; None: to no sink."""
+    if change.table == CUSTOMERS:
+        return "customers"
+    if change.table != ORDERS or change.op == "d" or change.new is None:
+        return None
+    return "orders-settled" if change.new["status"]["S"] in {"paid", "shipped"} else "orders-other"
+
+
+def lag(conf: dict[str, Any], group: str, ends: dict[str, dict[int, int]]) -> int:
+    """Return how many offsets a group is behind the given ends."""
+    consumer = Consumer({**conf, "group.id": group, "isolation.level": "read_committed", "enable.auto.commit": False})
+    try:
+        wanted = [TopicPartition(topic, p) for topic, partitions in ends.items() for p in partitions]
+        committed = {(tp.topic, tp.partition): tp.offset for tp in consumer.committed(wanted, 30)} if wanted else {}
+    finally:
+        consumer.close()
+    return sum(
+        max(0, end - max(0, committed[topic, p])) for topic, partitions in ends.items() for p, end in partitions.items()
+    )
+
+
+def _actual(record: Message) -> Actual:
+    change = decode(cast("bytes", record.value()))
+    new, old = change.body.new_image, change.body.old_image
+    return (
+        change.table,
+        cast("bytes", record.key()),
+        change.event_id,
+        change.op,
+        None if new is None else bytes(new),
+        None if old is None else bytes(old),
+    )
+
+
+def _actual_row(row: dict[str, Any]) -> Actual:
+    new, old = row["after"], row["before"]
+    return (
+        row["table"],
+        row["key"].encode(),
+        row["event_id"],
+        row["op"],
+        None if new is None else new.encode(),
+        None if old is None else old.encode(),
+    )
+
+
+def run(
+    options: Options, progress: Progress, say: Callable[[str], None], *, keep: bool = False
+) -> tuple[Report, Endpoints]:
+    """Run the whole demo; raise HeadwaterError when it cannot be run."""
+    started = time.monotonic()
+    stack = Stack(options.directory, broker=options.broker, aws=options.aws, detached=keep, progress=say)
+    endpoints = stack.start()
+    try:
+        demo = Demo(options, endpoints, progress)
+        try:
+            demo.prepare()
+            demo.run()
+        except BaseException:
+            demo.close()
+            raise
+        if keep:
+            demo.leave_running()
+        else:
+            demo.close()
+        return demo.prove(started), endpoints
+    finally:
+        if not keep:
+            stack.stop()

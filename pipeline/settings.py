@@ -1,0 +1,239 @@
+"""Every setting, typed, read once at the edge: environment (`HEADWATER_`), `.env`, `headwater.toml`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from pipeline.errors import UsageError
+
+ENV_PREFIX = "HEADWATER_"
+DEFAULT_FILE = "headwater.toml"
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$", max_length=120)]
+
+
+class Section(BaseModel):
+    """A group of settings: unknown keys are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class Kafka(Section):
+    """The Kafka cluster."""
+
+    bootstrap_servers: str = Field("127.0.0.1:9092", min_length=1, description="Brokers, host:port, comma-separated.")
+    replication_factor: int = Field(3, ge=1, le=32, description="Replicas of the topics that Headwater creates.")
+    session_timeout: float = Field(
+        10.0, ge=1, le=300, description="Seconds without a heartbeat until a worker is taken for dead."
+    )
+    properties: dict[str, str | int | float | bool] = Field(
+        default_factory=dict,
+        description="Any librdkafka property, for every client: security.protocol, sasl.username, ...",
+    )
+
+    @field_validator("properties")
+    @classmethod
+    def _ours(cls, properties: dict[str, Any]) -> dict[str, Any]:
+        owned = {"group.id", "transactional.id", "enable.auto.commit", "isolation.level", "auto.offset.reset"} & set(
+            properties
+        )
+        if owned:
+            raise ValueError(f"{', '.join(sorted(owned))}: Headwater sets this itself, exactly-once depends on it")
+        return properties
+
+
+class DynamoDBStream(Section):
+    """Changes of DynamoDB tables, read from their streams."""
+
+    kind: Literal["dynamodb-stream"] = "dynamodb-stream"
+    tables: tuple[Name, ...] = Field(min_length=1, description="Names of the tables.")
+    region: str | None = Field(None, description="AWS Region; without it, boto3's default.")
+    discovery_interval: float = Field(60.0, ge=0.1, description="Seconds between two looks for new shards and streams.")
+    poll_interval: float = Field(0.25, ge=0.01, description="Seconds until a shard that gave nothing is asked again.")
+    threads: int = Field(8, ge=1, le=64, description="GetRecords calls under way at once in a worker.")
+
+
+class Join(Section):
+    """Adds the current item of another captured table: a foreign-key join."""
+
+    table: Name = Field(description="The reference table: a captured DynamoDB table.")
+    on: str = Field(
+        min_length=1, description="The attribute of the change that holds the reference table's partition key."
+    )
+    into: str = Field(min_length=1, description="Under which name the item is added to the change.")
+
+
+class Route(Section):
+    """Where changes go: the first route whose pattern matches."""
+
+    sink: Name = Field(description="The sink topic is <prefix>.sink.<sink>.")
+    where: dict[str, Any] | None = Field(
+        None, description="A pattern as in Lambda event filtering; without it, everything."
+    )
+
+
+class Flow(Section):
+    """A named path from raw to sink topics: filter, enrich, route."""
+
+    name: Name
+    tables: tuple[Name, ...] = Field(
+        (), validation_alias=AliasChoices("from", "tables"), description="Tables; empty: all."
+    )
+    where: dict[str, Any] | None = Field(
+        None, description="A pattern as in Lambda event filtering: what does not match is left out."
+    )
+    join: tuple[Join, ...] = ()
+    to: tuple[Route, ...] = Field(min_length=1)
+
+
+class Lake(Section):
+    """Parquet files of the sink topics, in an object store."""
+
+    url: str | None = Field(None, description="s3://bucket/prefix or file:///directory; without it, there is no lake.")
+    max_rows: int = Field(100_000, ge=1, description="Rows after which a file is closed.")
+    max_age: float = Field(60.0, gt=0, description="Seconds after which a file is closed, also when nothing comes.")
+
+
+class Web(Section):
+    """The worker's HTTP endpoint: /livez, /readyz, /metrics and Faust's own pages."""
+
+    enabled: bool = True
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(6066, ge=0, le=65535)
+
+
+class Settings(BaseSettings):
+    """All settings of Headwater."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter="__",
+        env_file=".env",
+        extra="forbid",
+        frozen=True,
+        nested_model_default_partial_update=True,
+    )
+
+    prefix: Name = Field("headwater", description="What the names of all topics and of the consumer group begin with.")
+    state_dir: Path = Field(
+        Path(".headwater/state"), description="RocksDB and the transactional ID; one directory a worker."
+    )
+    agents: tuple[Name, ...] = Field(
+        (), description="The agents that a worker runs; empty: all that the settings have work for."
+    )
+    partitions: int = Field(
+        8,
+        ge=1,
+        le=10_000,
+        description="Partitions of ingest, raw and sink topics. It is part of the state: do not change it.",
+    )
+    commit_interval: float = Field(0.1, ge=0.01, le=5, description="Seconds of work in one transaction at most.")
+    dedup_window: float = Field(172_800, ge=60, description="Seconds for which an event ID is remembered.")
+    kafka: Kafka = Kafka()
+    sources: tuple[DynamoDBStream, ...] = ()
+    flows: tuple[Flow, ...] = ()
+    lake: Lake = Lake()
+    web: Web = Web()
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Settings:
+        names = [flow.name for flow in self.flows]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"flows: more than one is named {', '.join(twice)}")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Order of precedence: arguments, environment, .env, the file named by HEADWATER_CONFIG or ./headwater.toml."""
+        file = TomlConfigSettingsSource(settings_cls, toml_file=config_file(os.environ))
+        return init_settings, env_settings, dotenv_settings, file
+
+
+NOT_SETTINGS = {"HEADWATER_CONFIG", "HEADWATER_REQUIRE_KAFKA"}
+"""Variables that begin like settings: where the settings file is, and the switch of the test suite."""
+
+
+def config_file(environment: Mapping[str, str]) -> Path:
+    """Return the settings file: HEADWATER_CONFIG, or headwater.toml in the working directory."""
+    return Path(environment.get("HEADWATER_CONFIG", DEFAULT_FILE))
+
+
+def load(**overrides: Any) -> Settings:
+    """Read the settings; raise UsageError with one line that names each wrong key and what was expected."""
+    file = config_file(os.environ)
+    if "HEADWATER_CONFIG" in os.environ and not file.is_file():
+        raise UsageError(f"HEADWATER_CONFIG: there is no file {file}", hint="ls headwater.toml")
+    unknown = [name for name in os.environ if name.startswith(ENV_PREFIX) and not _is_setting(name)]
+    if unknown:
+        raise UsageError(
+            "; ".join(f"environment: {name} is no setting{_guess(name)}" for name in sorted(unknown)), hint=_HINT
+        )
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        lines = "; ".join(_explain(dict(problem)) for problem in error.errors(include_url=False, include_input=False))
+        raise UsageError(f"{file} or environment: {lines}", hint=_HINT) from error
+    except (OSError, ValueError) as error:  # unreadable file, TOML or JSON that does not parse
+        raise UsageError(f"{file}: {error}", hint=_HINT) from error
+
+
+_HINT = "headwater check"
+
+
+def keys(model: type[BaseModel] = Settings, before: str = "") -> list[str]:
+    """Return the dotted names of all settings: `prefix`, `kafka.bootstrap_servers`, ..."""
+    names = []
+    for name, field in model.model_fields.items():
+        names.append(f"{before}{name}")
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            names.extend(keys(field.annotation, f"{before}{name}."))
+    return names
+
+
+def _is_setting(variable: str) -> bool:
+    name = variable.removeprefix(ENV_PREFIX).lower().replace("__", ".")
+    return variable in NOT_SETTINGS or name in keys() or name.startswith("kafka.properties.")
+
+
+def _guess(variable: str) -> str:
+    import difflib  # needed only when something is wrong
+
+    names = [ENV_PREFIX + key.upper().replace(".", "__") for key in keys()]
+    near = difflib.get_close_matches(variable, names, n=1)
+    return f", did you mean {near[0]}?" if near else ""
+
+
+def _explain(problem: dict[str, Any]) -> str:
+    import difflib
+
+    path = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] != "extra_forbidden":
+        return f"{path}: {problem['msg']}"
+    last = str(problem["loc"][-1])
+    parent = ".".join(str(part) for part in problem["loc"][:-1])
+    names = {key.rpartition(".")[2] for key in keys() if key.rpartition(".")[0] == parent} or {
+        name for model in (DynamoDBStream, Flow, Route, Join) for name in model.model_fields
+    }
+    near = difflib.get_close_matches(last, sorted(names), n=1)
+    return f"{path}: there is no such key" + (f", did you mean {near[0]}?" if near else "")

@@ -1,0 +1,1 @@
+"""The sinks: what takes changes out of the sink topics."""

@@ -1,0 +1,110 @@
+"""Cut a GetRecords body into changes, without parsing what is only forwarded. Pure; bytes in, bytes out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import msgspec
+
+from models.change import canonical
+
+
+class Record(NamedTuple):
+    """One change, ready for the ingest topic: its item key and its JSON as a Lambda trigger would get it."""
+
+    key: bytes
+    value: bytes
+
+
+class Unreadable(NamedTuple):
+    """A record that is no change: its bytes as they came, and why."""
+
+    value: bytes
+    error: Exception
+
+
+class Cut(NamedTuple):
+    """What a GetRecords answer holds. `last` is the last sequence number; `next_iterator` is None at a shard's end."""
+
+    records: list[Record]
+    unreadable: list[Unreadable]
+    last: str | None
+    next_iterator: str | None
+
+
+class _Body(msgspec.Struct, gc=False):
+    records: list[msgspec.Raw] = msgspec.field(name="Records", default_factory=list)
+    next_iterator: str | None = msgspec.field(name="NextShardIterator", default=None)
+
+
+class _Position(msgspec.Struct, gc=False):
+    keys: msgspec.Raw = msgspec.field(name="Keys")
+    sequence: str = msgspec.field(name="SequenceNumber")
+
+
+class _Record(msgspec.Struct, gc=False):
+    dynamodb: _Position
+
+
+_decode_body = msgspec.json.Decoder(_Body).decode
+_decode_record = msgspec.json.Decoder(_Record).decode
+_decode_keys = msgspec.json.Decoder(dict[str, dict[str, str]]).decode
+
+
+def cut(body: bytes, stream_arn: str) -> Cut:
+    """Cut a body; a record that cannot be read comes back as unreadable, it never stops the others.
+
+    Raises msgspec.DecodeError when the body itself is not what GetRecords answers.
+    """
+    answer = _decode_body(body)
+    result = Cut([], [], None, answer.next_iterator)
+    last = None
+    head = b'{"eventSourceARN":' + msgspec.json.encode(stream_arn) + b","
+    for raw in answer.records:
+        try:
+            position = _decode_record(raw).dynamodb
+            key = item_key(bytes(position.keys))
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            result.unreadable.append(Unreadable(bytes(raw), error))
+            last = _sequence(raw) or last
+        else:
+            result.records.append(Record(key, head + _as_lambda_spells(bytes(raw))[1:]))
+            last = position.sequence
+    return result._replace(last=last)
+
+
+@lru_cache(maxsize=65_536)
+def item_key(keys: bytes) -> bytes:
+    """Return the item key: the key attributes as canonical JSON, sorted by name."""
+    return canonical(_decode_keys(keys))
+
+
+def _as_lambda_spells(record: bytes) -> bytes:
+    """Spell `userIdentity` as a Lambda event does: the API writes PrincipalId and Type with capitals. Rare: TTL deletes."""
+    if b'"PrincipalId"' not in record:
+        return record
+    decoded: dict[str, Any] = msgspec.json.decode(record)
+    identity = decoded.get("userIdentity")
+    if isinstance(identity, dict):
+        decoded["userIdentity"] = {name[:1].lower() + name[1:]: value for name, value in identity.items()}
+    return msgspec.json.encode(decoded)
+
+
+def _sequence(raw: msgspec.Raw) -> str | None:
+    """Find a sequence number even in a record that is otherwise unreadable, so that the position can pass it."""
+    for value in _walk(raw):
+        if isinstance(value, dict) and isinstance(value.get("SequenceNumber"), str):
+            return str(value["SequenceNumber"])
+    return None
+
+
+def _walk(raw: msgspec.Raw) -> Iterator[Any]:
+    try:
+        decoded = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return
+    yield decoded
+    if isinstance(decoded, dict):
+        yield decoded.get("dynamodb")

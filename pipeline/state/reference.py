@@ -1,0 +1,96 @@
+"""A reference table: the current items of a captured table, whole on every worker, to join with.
+
+The transform agent that sees a change of the table writes the item to a compacted topic, in its slice; every worker
+follows that topic into a RocksDB of its own. So a reference arrives a moment after its change was committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from confluent_kafka import Message
+from faust.types import TP
+
+from pipeline.state.store import Store
+from pipeline.transport import Follower, Participant, Slice, Transport
+
+if TYPE_CHECKING:
+    from pipeline.transport.consumer import Consumer
+
+log = logging.getLogger(__name__)
+
+
+class ReferenceTable(Participant):
+    """Items by reference key. Partitions of `gate` wait until the table has been read to its end once."""
+
+    def __init__(self, transport: Transport, topic: str, gate: str, directory: Path) -> None:
+        self.topic, self.gate = topic, gate
+        self._transport, self._path = transport, directory / f"{topic}.db"
+        self._store: Store | None = None
+        self._follower: Follower | None = None
+        self._written: dict[bytes, bytes | None] = {}
+        """Items of the slice under way."""
+        self._ahead: dict[bytes, bytes | None] = {}
+        """Items that were committed here and have not come back by the topic yet."""
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return the item of a reference key, what this slice has written included. In the transaction's thread."""
+        for recent in (self._written, self._ahead):
+            if key in recent:
+                return recent[key]
+        return None if self._store is None else self._store.get(key)
+
+    def put(self, key: bytes, item: bytes | None, partition: int) -> None:
+        """Set or remove (None) an item, in the slice under way. In the transaction's thread."""
+        self._transport.transaction.produce(self.topic, key, item, partition)
+        self._written[key] = item
+
+    def committed(self, work: Slice) -> None:
+        """Keep what was written until it comes back by the topic."""
+        self._ahead |= self._written
+        self._written.clear()
+
+    def aborted(self, work: Slice) -> None:
+        """Forget what the slice wrote."""
+        self._written.clear()
+
+    def assigned(self, partitions: frozenset[TP]) -> None:
+        """Start to follow; hold the gate's partitions until the table is there."""
+        gated = {tp for tp in partitions if tp.topic == self.gate}
+        if not gated:
+            return
+        consumer: Consumer = self._transport.app.consumer  # type: ignore[assignment]  # Faust types it by its interface
+        consumer.hold(gated, self.topic)
+        task = asyncio.ensure_future(self._catch_up(consumer, gated))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _catch_up(self, consumer: Consumer, gated: set[TP]) -> None:
+        count = await consumer.questions.partitions(self.topic)
+        ends = {partition: await consumer.questions.end(TP(self.topic, partition)) for partition in range(count)}
+        if self._follower is None:
+            self._store = Store(self._path)
+            at = {p: offset for p in range(count) if (offset := self._store.meta(f"offset-{p}")) is not None}
+            self._follower = Follower(self._transport.client_conf(), self.topic, self._apply, start_at=at)
+            self._follower.start()
+        if await asyncio.to_thread(self._follower.wait_until, ends):
+            consumer.release(gated, self.topic)
+
+    def _apply(self, records: Sequence[Message]) -> None:
+        latest: dict[bytes, bytes | None] = {}
+        offsets: dict[str, int] = {}
+        for record in records:
+            latest[cast("bytes", record.key())] = record.value()
+            offsets[f"offset-{record.partition()}"] = cast("int", record.offset()) + 1
+        if self._store is None:
+            return
+        puts = [(key, item) for key, item in latest.items() if item is not None]
+        self._store.write(puts, [key for key, item in latest.items() if item is None], **offsets)
+        for key, item in latest.items():
+            if key in self._ahead and self._ahead[key] == item:
+                del self._ahead[key]

@@ -1,0 +1,258 @@
+"""The `seen` table: which event IDs have passed. One RocksDB a partition, one changelog message a partition and slice.
+
+The changelog message's key is the source offset after the slice, its value the new IDs, packed. RocksDB is written after
+the commit, so it is never ahead of Kafka; recovery reads the changelog until it has reached exactly the committed offset.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from confluent_kafka import Consumer as RdConsumer
+from confluent_kafka import KafkaError, Message, TopicPartition
+from faust.types import TP
+
+from pipeline.errors import FatalError, HeadwaterError
+from pipeline.state.store import Store
+from pipeline.transport import Participant, Slice, Transport
+from pipeline.transport.fatal import stop_process
+from pipeline.transport.questions import Questions
+
+if TYPE_CHECKING:
+    from pipeline.transport.consumer import Consumer
+
+log = logging.getLogger(__name__)
+pack = msgspec.msgpack.Encoder().encode
+unpack = msgspec.msgpack.Decoder(list[bytes]).decode
+STUCK = 60.0
+"""Seconds without a record after which a recovery that has not arrived gives up."""
+
+
+def compact(event_id: bytes) -> bytes:
+    """Return a shorter form of an event ID: AWS's 32 hex digits as 16 bytes; any other ID stays as it is, after a NUL."""
+    if len(event_id) == 32:
+        try:
+            raw = bytes.fromhex(event_id.decode("ascii"))
+        except ValueError:
+            return b"\x00" + event_id
+        if raw.hex().encode() == event_id:
+            return raw
+    return b"\x00" + event_id
+
+
+@dataclass(slots=True)
+class _Partition:
+    store: Store
+    upto: int
+    """The source offset up to which the store knows the IDs; -1 for none."""
+    changelog: int
+    """Offset of the last changelog message in the store; -1 for none."""
+    pending: dict[bytes, None] = field(default_factory=dict)
+    sent: Message | None = None
+
+
+class SeenTable(Participant):
+    """Knows the event IDs of the partitions of `topic` that this worker owns."""
+
+    def __init__(self, transport: Transport, topic: str, changelog: str, directory: Path) -> None:
+        self.topic, self.changelog = topic, changelog
+        self._transport, self._directory = transport, directory
+        self._partitions: dict[int, _Partition] = {}
+        self._wanted: set[int] = set()
+        self._locks: dict[int, asyncio.Lock] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def add_new(self, partition: int, event_ids: Sequence[bytes]) -> list[bool]:
+        """Remember IDs; return for each whether it is new. In the transaction's thread.
+
+        An ID that stands twice among them is new once.
+        """
+        part = self._partitions[partition]
+        ids = [compact(event_id) for event_id in event_ids]
+        found = part.store.get_many(ids)
+        pending, news = part.pending, []
+        for key, value in zip(ids, found, strict=True):
+            new = value is None and key not in pending
+            if new:
+                pending[key] = None
+            news.append(new)
+        return news
+
+    # -- following the slices -----------------------------------------------------------------------------------------
+
+    def finish(self, work: Slice) -> None:
+        """Write one changelog message a partition that the slice has read, also when it brought no new ID."""
+        for tp, offset in work.offsets.items():
+            if tp.topic != self.topic:
+                continue
+            part = self._partitions[tp.partition]
+
+            def delivered(_error: KafkaError | None, message: Message, part: _Partition = part) -> None:
+                part.sent = message
+
+            work.producer.produce(
+                self.changelog,
+                pack(list(part.pending)),
+                offset.to_bytes(8, "big"),
+                tp.partition,
+                on_delivery=delivered,
+            )
+
+    def committed(self, work: Slice) -> None:
+        """Write the new IDs to RocksDB, with the positions, in one batch a partition."""
+        for tp, offset in work.offsets.items():
+            if tp.topic != self.topic:
+                continue
+            part = self._partitions[tp.partition]
+            changelog = part.sent.offset() if part.sent is not None else None
+            if changelog is None:
+                raise FatalError(f"the changelog message of {tp.topic}[{tp.partition}] was committed without an offset")
+            part.upto, part.changelog, part.sent = offset, changelog, None
+            part.store.write(((key, b"") for key in part.pending), upto=part.upto, changelog=part.changelog)
+            part.pending.clear()
+
+    def aborted(self, work: Slice) -> None:
+        """Forget the IDs of the slice."""
+        for part in self._partitions.values():
+            part.pending.clear()
+            part.sent = None
+
+    # -- partitions come and go ---------------------------------------------------------------------------------------
+
+    def assigned(self, partitions: frozenset[TP]) -> None:
+        """Hold the new partitions back and recover them; the others run meanwhile."""
+        new = {tp for tp in partitions if tp.topic == self.topic}
+        consumer: Consumer = self._transport.app.consumer  # type: ignore[assignment]  # Faust types it by its interface
+        consumer.hold(new, self.changelog)
+        for tp in new:
+            self._wanted.add(tp.partition)
+            task = asyncio.ensure_future(self._open(consumer, tp))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def revoked(self, partitions: frozenset[TP]) -> None:
+        """Close what belongs to another worker now."""
+        for tp in partitions:
+            if tp.topic == self.topic:
+                self._wanted.discard(tp.partition)
+                part = self._partitions.pop(tp.partition, None)
+                if part is not None:
+                    part.store.close()
+
+    async def _open(self, consumer: Consumer, tp: TP) -> None:
+        # One recovery of a partition at a time: RocksDB has one owner, and a partition may come back while it runs.
+        async with self._locks.setdefault(tp.partition, asyncio.Lock()):
+            if tp.partition not in self._wanted or tp.partition in self._partitions:
+                return
+            try:
+                part = await self._recover(consumer.questions, tp)
+            except HeadwaterError as error:
+                stop_process(error.message, hint=error.hint)
+            if tp.partition in self._wanted:
+                self._partitions[tp.partition] = part
+                consumer.release({tp}, self.changelog)
+            else:
+                await asyncio.to_thread(part.store.close)
+
+    async def _recover(self, questions: Questions, tp: TP) -> _Partition:
+        path = self._directory / f"{self.topic}-{tp.partition}.db"
+        store = await asyncio.to_thread(Store, path)
+        part = _Partition(store, _or(store.meta("upto"), -1), _or(store.meta("changelog"), -1))
+        started, first = time.monotonic(), part.upto
+        while True:
+            # Stable: offsets that a former owner has sent and not yet committed are waited for.
+            target = await questions.committed(tp)
+            if target is None:
+                if part.upto >= 0:
+                    raise FatalError(
+                        f"the state in {path} knows offsets up to {part.upto} of {tp.topic}[{tp.partition}], but the group "
+                        f"has never committed there: it belongs to other topics or another group",
+                        hint=f"rm -r {path} (only if the topics were made anew), then start again",
+                    )
+                return part
+            if part.upto < target:
+                end = await questions.end(TP(self.changelog, tp.partition))
+                low, _ = (await questions.watermarks([TP(self.changelog, tp.partition)]))[
+                    TP(self.changelog, tp.partition)
+                ]
+                await asyncio.to_thread(self._read_changelog, part, tp.partition, target, end)
+                if part.upto < target and low >= end:
+                    part.upto = target  # retention has emptied the changelog: nothing in the window is left
+            if part.upto == target:
+                log.info(
+                    "Seen table of %s[%d]: offset %d -> %d in %.2f s", *tp, first, target, time.monotonic() - started
+                )
+                return part
+            if part.upto > target and (await questions.committed(tp)) == target:
+                raise FatalError(
+                    f"the state in {path} is ahead of the group: it knows offset {part.upto} of {tp.topic}[{tp.partition}], "
+                    f"committed is {target}; someone has reset the group's offsets or made the topics anew",
+                    hint=f"rm -r {path} to recover from the changelog {self.changelog}",
+                )
+            if part.upto < target:
+                raise FatalError(
+                    f"the changelog {self.changelog}[{tp.partition}] ends at source offset {part.upto}, committed is {target}: "
+                    f"event IDs are missing",
+                    hint="headwater status",
+                )
+
+    def _read_changelog(self, part: _Partition, partition: int, target: int, end: int) -> None:
+        """Apply changelog messages until the source offset `target` or the changelog's end is reached."""
+        consumer = RdConsumer(
+            {
+                **self._transport.client_conf(),
+                "group.id": f"{self.changelog}.recovery",  # never joined and never committed
+                "enable.auto.commit": False,
+                "auto.offset.reset": "earliest",
+                "isolation.level": "read_committed",
+                "enable.partition.eof": True,
+                "fetch.wait.max.ms": 20,
+            }
+        )
+        try:
+            consumer.assign([TopicPartition(self.changelog, partition, part.changelog + 1)])
+            at, heard = part.changelog + 1, time.monotonic()
+            while part.upto < target and at < end:
+                messages = consumer.consume(500, 0.05)
+                records = [message for message in messages if message.error() is None]
+                if messages:
+                    heard, at = time.monotonic(), max(at, _position(messages[-1]))
+                if records:
+                    self._apply(part, records)
+                if time.monotonic() - heard > STUCK:
+                    raise FatalError(
+                        f"recovery of {self.changelog}[{partition}] stands at offset {at} of {end} for {STUCK:.0f} s: "
+                        f"a transaction there is not decided, or the broker does not answer",
+                        hint="headwater check",
+                    )
+        finally:
+            consumer.close()
+
+    def _apply(self, part: _Partition, records: Sequence[Any]) -> None:
+        ids = (key for record in records for key in unpack(record.value()))
+        part.upto = int.from_bytes(records[-1].key(), "big")
+        part.changelog = records[-1].offset()
+        part.store.write(((key, b"") for key in ids), upto=part.upto, changelog=part.changelog)
+
+    def positions(self) -> Mapping[int, int]:
+        """Return the source offset up to which each open partition knows its IDs."""
+        return {partition: part.upto for partition, part in self._partitions.items()}
+
+
+def _or(value: int | None, default: int) -> int:
+    return default if value is None else value
+
+
+def _position(message: Message) -> int:
+    """Return the next offset to read after this message or end-of-partition event."""
+    error, offset = message.error(), message.offset()
+    if offset is None:
+        return -1
+    return offset if error is not None else offset + 1

@@ -1,0 +1,91 @@
+"""RocksDB in raw mode: bytes to bytes, one write batch a commit, no write-ahead log.
+
+The write-ahead log is off on purpose: the changelog in Kafka is the log, and each batch carries the position up to which
+it holds, so that what survives a kill is always a prefix of the changelog.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import cast
+
+import rocksdict
+
+from pipeline.errors import FatalError
+
+META = b"\x00\x00headwater:"
+"""What the keys of a store's own entries begin with."""
+
+
+def _options() -> rocksdict.Options:
+    options = rocksdict.Options(raw_mode=True)
+    options.create_if_missing(True)
+    # A lookup that misses is the common case: with these it costs 0.4 us instead of 2.4 while the keys are in memory ...
+    options.set_memtable_prefix_bloom_ratio(0.1)
+    options.set_memtable_whole_key_filtering(True)
+    # ... and a bloom filter answers for the files.
+    table = rocksdict.BlockBasedOptions()
+    table.set_bloom_filter(10, False)
+    table.set_block_cache(_cache)
+    options.set_block_based_table_factory(table)
+    options.set_write_buffer_size(32 << 20)
+    return options
+
+
+_cache = rocksdict.Cache(64 << 20)
+"""One block cache for all stores of the process."""
+
+
+class Store:
+    """A RocksDB directory of one partition. Raises FatalError with the path when the disk or the lock refuses."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = rocksdict.Rdict(str(path), options=_options())
+        except Exception as error:  # noqa: BLE001 - rocksdict raises bare Exception
+            raise FatalError(
+                f"the state in {path} cannot be opened: {error}", hint=f"df -h {path.parent}; headwater status"
+            ) from error
+        self._no_log = rocksdict.WriteOptions()
+        self._no_log.disable_wal = True  # type: ignore[method-assign, assignment]  # a property; the stub is wrong
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return one value."""
+        return cast("bytes | None", self._db.get(key))
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return the values of many keys in one call."""
+        return cast("list[bytes | None]", self._db.get(list(keys)))
+
+    def meta(self, name: str) -> int | None:
+        """Return a number that the store keeps about itself, such as a position."""
+        value = self.get(META + name.encode())
+        return None if value is None else int(value)
+
+    def write(self, puts: Iterable[tuple[bytes, bytes]], deletes: Iterable[bytes] = (), **meta: int) -> None:
+        """Write all of it or nothing."""
+        batch = rocksdict.WriteBatch(raw_mode=True)
+        for key, value in puts:
+            batch.put(key, value)
+        for key in deletes:
+            batch.delete(key)
+        for name, number in meta.items():
+            batch.put(META + name.encode(), str(number).encode())
+        try:
+            self._db.write(batch, self._no_log)
+        except Exception as error:  # noqa: BLE001 - rocksdict raises bare Exception
+            raise FatalError(
+                f"the state in {self.path} cannot be written: {error}", hint=f"df -h {self.path.parent}"
+            ) from error
+
+    def items(self) -> Mapping[bytes, bytes]:
+        """Return everything but the store's own entries; for tests and small stores."""
+        entries = cast("Iterable[tuple[bytes, bytes]]", self._db.items())
+        return {key: value for key, value in entries if not key.startswith(META)}
+
+    def close(self) -> None:
+        """Write what is in memory, give the lock back."""
+        self._db.close()

@@ -1,0 +1,63 @@
+"""Decide what becomes of a change in a flow: which sink topic, with which value and headers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import orjson
+
+from models.change import Change
+from pipeline.steps.enrich import JoinStep, enrich
+from pipeline.steps.filter import Predicate
+
+
+class RouteStep(NamedTuple):
+    """A sink and the predicate that leads there; None: everything does."""
+
+    sink: str
+    where: Predicate | None
+
+
+class FlowSteps(NamedTuple):
+    """A flow, compiled."""
+
+    name: str
+    tables: frozenset[str]
+    where: Predicate | None
+    joins: Sequence[JoinStep]
+    routes: Sequence[RouteStep]
+    needs_decoding: bool
+    """Whether a predicate looks into the change: without one its bytes are never decoded whole."""
+
+
+class Routed(NamedTuple):
+    """One message for one sink topic."""
+
+    sink: str
+    value: bytes
+
+
+def run_flow(flow: FlowSteps, value: bytes, change: Change) -> Iterator[Routed]:
+    """Filter, enrich and route one change: no message, or one, for the first route that matches."""
+    if flow.tables and change.table not in flow.tables:
+        return
+    decoded = orjson.loads(value) if flow.needs_decoding else {}
+    if flow.where is not None and not flow.where(decoded):
+        return
+    for route in flow.routes:
+        if route.where is None or route.where(decoded):
+            yield Routed(route.sink, enrich(value, change, flow.joins))
+            return
+
+
+def headers(change: Change) -> list[tuple[str, bytes]]:
+    """Return the headers of a message on a sink topic."""
+    return [
+        ("event_id", change.event_id.encode()),
+        ("table", change.table.encode()),
+        ("op", change.op.encode()),
+        ("source", change.source.encode()),
+        ("ts_us", str(change.ts_us).encode()),
+        ("sequence", change.body.sequence.encode()),
+    ]

@@ -1,0 +1,153 @@
+"""The topics: their names, their partitions, how they are kept. Made at start where they are missing, never changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
+from pipeline.errors import FatalError, HeadwaterError
+from pipeline.settings import Settings
+
+FENCE_PARTITIONS = 16
+"""Partitions of the shards topic: more than there will be workers, so that shards spread."""
+TIMEOUT = 20.0
+DAY_MS = 86_400_000
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """One topic as it should be."""
+
+    name: str
+    partitions: int
+    purpose: str
+    config: Mapping[str, str] = field(default_factory=dict)
+
+
+class Topics:
+    """The names of all topics of a deployment, and how each is made."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.ingest = self._name("ingest")
+        self.raw = self._name("raw")
+        self.shards = self._name("shards")
+        self.seen = self._name("seen")
+        self.dead_letter = self._name("dead-letter")
+        self.gaps = self._name("gaps")
+
+    def _name(self, rest: str) -> str:
+        return f"{self._settings.prefix}.{rest}"
+
+    def sink(self, name: str) -> str:
+        """Return the topic of a sink."""
+        return self._name(f"sink.{name}")
+
+    def reference(self, table: str) -> str:
+        """Return the compacted topic that holds the current items of a reference table."""
+        return self._name(f"reference.{table}")
+
+    @property
+    def sinks(self) -> dict[str, str]:
+        """Sink names and their topics, in the order in which the flows name them."""
+        return {route.sink: self.sink(route.sink) for flow in self._settings.flows for route in flow.to}
+
+    @property
+    def references(self) -> dict[str, str]:
+        """Reference tables and their topics."""
+        return {join.table: self.reference(join.table) for flow in self._settings.flows for join in flow.join}
+
+    def all(self) -> list[Topic]:
+        """Return every topic that the settings have use for."""
+        count = self._settings.partitions
+        kept = {"cleanup.policy": "delete", "retention.ms": "-1"}
+        compacted = {"cleanup.policy": "compact"}
+        window_ms = int(self._settings.dedup_window * 1000)
+        return [
+            Topic(self.ingest, count, "changes as delivered", {"retention.ms": str(3 * DAY_MS)}),
+            Topic(self.raw, count, "every change once", kept),
+            Topic(self.seen, count, "changelog of the seen table", {"retention.ms": str(window_ms)}),
+            Topic(self.shards, FENCE_PARTITIONS, "shards and positions", compacted),
+            Topic(self.dead_letter, 1, "rejected messages", kept),
+            Topic(self.gaps, 1, "changes known to be lost", kept),
+            *(Topic(name, count, f"items of {table}", compacted) for table, name in self.references.items()),
+            *(Topic(name, count, f"sink {sink}", kept) for sink, name in self.sinks.items()),
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A topic as it is in the cluster: 0 partitions when it is missing."""
+
+    wanted: Topic
+    partitions: int
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with it, or ''. A missing topic is no problem: a worker makes it."""
+        if self.partitions in {0, self.wanted.partitions}:
+            return ""
+        return (
+            f"the topic {self.wanted.name} has {self.partitions} partitions, the settings say {self.wanted.partitions}: "
+            "the number is part of the state (an event ID would be parted from its entry)"
+        )
+
+
+def admin(conf: Mapping[str, Any]) -> AdminClient:
+    """Return a client for topics and groups."""
+    return AdminClient({**conf, "socket.connection.setup.timeout.ms": 5_000, "log_level": 0})
+
+
+def look(client: AdminClient, topics: Iterable[Topic], *, timeout: float = TIMEOUT) -> list[Found]:
+    """Return what is there of the topics; raise FatalError when the broker cannot be reached."""
+    try:
+        there = client.list_topics(timeout=timeout).topics
+    except KafkaException as error:
+        raise unreachable(error) from error
+    return [Found(topic, len(there[topic.name].partitions) if topic.name in there else 0) for topic in topics]
+
+
+def unreachable(error: KafkaException) -> HeadwaterError:
+    """Return the error for a cluster that does not answer."""
+    return FatalError(
+        f"Kafka cannot be reached: {error.args[0].str()}",
+        hint="headwater check (kafka.bootstrap_servers, HEADWATER_KAFKA__BOOTSTRAP_SERVERS); headwater local up",
+    )
+
+
+def ensure(client: AdminClient, topics: Iterable[Topic], replication: int) -> list[str]:
+    """Make the topics that are missing; return their names. Raise FatalError when one that is there differs."""
+    found = look(client, topics)
+    for problem in (topic.problem for topic in found):
+        if problem:
+            raise FatalError(problem, hint="set partitions to the topic's number, or drain and make new topics")
+    missing = [
+        NewTopic(
+            t.wanted.name,
+            num_partitions=t.wanted.partitions,
+            replication_factor=replication,
+            config=dict(t.wanted.config),
+        )
+        for t in found
+        if t.partitions == 0
+    ]
+    if not missing:
+        return []
+    made = []
+    for name, future in client.create_topics(missing, operation_timeout=TIMEOUT).items():
+        try:
+            future.result(TIMEOUT)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise FatalError(
+                    f"the topic {name} cannot be made: {error.args[0].str()}",
+                    hint="kafka.replication_factor must not exceed the number of brokers; headwater check",
+                ) from error
+        else:
+            made.append(name)
+    return made

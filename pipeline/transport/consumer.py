@@ -1,0 +1,465 @@
+"""Faust's consumer on the reader thread: membership, slices, rebalances.
+
+Work goes in slices: deliver for at most `slice_seconds`, wait until the agents have acked everything, commit ONE
+transaction. Between slices nothing is in flight, so a rebalance is: end the slice, then tell Faust. An aborted slice
+goes back to the front of the backlog, in order; revoked partitions are dropped.
+
+Faust's Fetcher, its commit timer and its seeks stay idle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn, cast
+
+from confluent_kafka import Message, TopicPartition
+from faust.assignor.client_assignment import ClientAssignment
+from faust.transport import consumer as faust_consumer
+from faust.types import TP, ConsumerMessage
+
+from pipeline.errors import HeadwaterError
+from pipeline.transport.backlog import Backlog
+from pipeline.transport.batch import Batch, BatchSchema
+from pipeline.transport.fatal import stop_process
+from pipeline.transport.participant import Slice, is_virtual
+from pipeline.transport.reader import Reader
+from pipeline.transport.recovery import end_recovery_at, seek
+from pipeline.transport.transaction import next_offsets
+
+if TYPE_CHECKING:
+    from pipeline.transport.driver import Transport
+
+BATCH = 500
+"""Records in a batch at most."""
+AHEAD = 6
+"""Batches delivered and not acked at most: Faust's queues do not push back, and a slice would take the whole backlog."""
+SLICE_RECORDS = 20_000
+"""Records in a slice at most."""
+REFUSED_PAUSE = 0.2
+"""Seconds to wait after a slice that the broker refused: a worker that was put out hears of it a moment later."""
+STOP_DEADLINE = 8.0
+"""Seconds that a stopping worker waits for what the agents have in hand."""
+
+
+class Consumer(faust_consumer.Consumer):
+    """One per worker."""
+
+    transport: Transport
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.backlog = Backlog()
+        self.transaction = self.transport.transaction
+        self.questions = self.transport.questions()
+        self._assigned: set[TP] = set()
+        self._flown: list[ConsumerMessage] = []
+        self._acked_until = 0
+        self._generation = 0
+        self._offered = 0
+        self._lost_before = 0
+        self._rebalancing = self._stopping = self._closing = False
+        self._stop_by = 0.0
+        self._between_slices, self._news = asyncio.Lock(), asyncio.Event()
+        self._drainer: asyncio.Task[None] | None = None
+        self._background: set[asyncio.Task[None]] = set()
+
+    async def on_start(self) -> None:
+        """Start the reader's thread and the slices."""
+        conf = self.transport.consumer_conf()
+        fences = {source.fence for source in self.transport.sources}
+        self.reader = Reader(
+            conf,
+            self.backlog,
+            incremental=conf.get("partition.assignment.strategy") != "range",
+            from_beginning=lambda topic: topic in self.app.tables.changelog_topics,
+            never_read=fences.__contains__,
+            on_records=self._arrive,
+            on_end=self._on_end,
+            rebalance=self._rebalance,
+        )
+        self.reader.start()
+        self._drainer = asyncio.create_task(self._drain())
+
+    async def subscribe(self, topics: Iterable[str]) -> None:
+        """Join the group for the agents' topics and the fences of the sources."""
+        real = {topic for topic in topics if not is_virtual(topic)} | {
+            source.fence for source in self.transport.sources
+        }
+        await self.reader.subscribe(sorted(real))
+
+    # -- state and sources ---------------------------------------------------------------------------------------
+
+    def hold(self, tps: Iterable[TP], holder: str) -> None:
+        """Keep partitions back until the holder's state of them is there; the others run."""
+        for tp in tps:
+            self.backlog.held.setdefault(tp, set()).add(holder)
+
+    def release(self, tps: Iterable[TP], holder: str) -> None:
+        """Let partitions run that nobody else holds."""
+        for tp in tps:
+            holders = self.backlog.held.get(tp, set())
+            holders.discard(holder)
+            if not holders:
+                self.backlog.held.pop(tp, None)
+        self._news.set()
+
+    def offer(self, tp: TP, value: Any) -> bool:
+        """Add what a source has read to the backlog; False: the partition is not this worker's any more, drop it."""
+        if tp not in self._assigned:
+            return False
+        self._offered += 1
+        self.backlog.add(tp, [self._offering(tp, self._offered, value)])
+        self._news.set()
+        return True
+
+    def _offering(self, tp: TP, number: int, value: Any) -> ConsumerMessage:
+        return ConsumerMessage(tp.topic, tp.partition, number, time.time(), 0, [], None, value, None, tp=tp)
+
+    def wake(self) -> None:
+        """Look again whether a slice is due."""
+        self._news.set()
+
+    # -- rebalance: called by the reader's thread, which waits --------------------------------------------------------
+
+    async def _rebalance(self, new: set[TP], gone: set[TP], lost: bool) -> None:
+        app = self.app
+        self._rebalancing = True
+        try:
+            if app.should_stop or self._closing:
+                self._assigned -= gone
+                return
+            app.on_rebalance_start()
+            async with self._between_slices:
+                new, gone = self._with_sources(new), self._with_sources(gone)
+                self._assigned = (self._assigned | new) - gone
+                for tp in gone:
+                    self.backlog.drop(tp)
+                self.backlog.measure()
+                self._generation += 1
+                app.consumer_generation_id = self._generation
+                self._tell_assignor()
+                for participant in self.transport.participants:
+                    participant.revoked(frozenset(gone))
+                if gone:
+                    await self.on_partitions_revoked(gone)
+                if new:
+                    for participant in self.transport.participants:
+                        participant.assigned(frozenset(new))
+                    await self.on_partitions_assigned(set(self._assigned), self._generation)
+        finally:
+            self._rebalancing = False
+            self._news.set()
+        self.log.info(
+            "Partitions: %d new, %d gone%s, %d in all",
+            len(new),
+            len(gone),
+            " (lost)" if lost else "",
+            len(self._assigned),
+        )
+
+    def _with_sources(self, tps: set[TP]) -> set[TP]:
+        virtual = {TP(s.topic, tp.partition) for s in self.transport.sources for tp in tps if tp.topic == s.fence}
+        return tps | virtual
+
+    def _tell_assignor(self) -> None:
+        """Say what Faust's assignor would have said; table recovery reads it."""
+        actives: dict[str, list[int]] = {}
+        for tp in self._assigned:
+            if not is_virtual(tp.topic):
+                actives.setdefault(tp.topic, []).append(tp.partition)
+        assignor = cast("Any", self.app.assignor)
+        assignor._assignment = ClientAssignment(actives=actives, standbys={})  # noqa: SLF001
+        assignor._topic_groups = dict.fromkeys(actives, 0)  # noqa: SLF001
+
+    # -- slices -------------------------------------------------------------------------------------------------------
+
+    def _arrive(self, groups: list[tuple[TP, list[Message]]]) -> None:
+        for tp, messages in groups:
+            if tp in self._assigned:
+                self.backlog.add(tp, messages)
+        self.backlog.measure()
+        self._news.set()
+
+    def _may_run(self, tp: TP) -> bool:
+        return (
+            tp in self._active_partitions
+            and self.flow_active
+            and not self.app.rebalancing
+            and not self._is_changelog_tp(tp)
+        )
+
+    def _may_recover(self, tp: TP) -> bool:
+        return tp in self._active_partitions and self.flow_active and self._is_changelog_tp(tp)
+
+    async def _drain(self) -> None:
+        try:
+            while not self._stopping:
+                if (changelog := self.backlog.next(self._may_recover)) is not None:
+                    await self.callback(self._take(changelog))
+                elif not self._rebalancing and self._is_work():
+                    async with self._between_slices:
+                        await self._slice()
+                else:
+                    self._news.clear()
+                    await self._wait_for_news(0.01 if self.app.rebalancing else 0.1)
+        except HeadwaterError as error:
+            await self._give_up(error.message, error.hint)
+        except Exception as error:  # noqa: BLE001 - without its slices a worker would stand still in silence
+            self.log.exception("The slices failed")
+            await self._give_up(f"the slices failed: {error!r}", "")
+
+    async def _give_up(self, reason: str, hint: str) -> NoReturn:
+        await self.transaction.run(self.transaction.abort, Slice(self.transaction.producer), reason)
+        stop_process(reason, hint=hint or "start the worker again: it finds the truth in the broker")
+
+    async def _wait_for_news(self, timeout: float) -> None:
+        try:
+            await asyncio.wait_for(self._news.wait(), timeout)
+        except asyncio.TimeoutError:
+            return
+
+    def _is_work(self) -> bool:
+        if self.app.rebalancing or not self.flow_active:
+            return False
+        if self.backlog.any(self._may_run) or self.transaction.open:  # open: sends from timers, web pages
+            return True
+        return any(participant.due() for participant in self.transport.participants)
+
+    async def _slice(self) -> None:
+        # Pinned here, before the first record is delivered, and never read again: a commit under it proves that
+        # nobody else had these partitions meanwhile.
+        membership = self.reader.membership
+        if membership is None:
+            await asyncio.sleep(0.05)
+            return
+        await self._deliver()
+        if not await self._end(membership) and not self._stopping:
+            await asyncio.sleep(REFUSED_PAUSE)
+
+    async def _deliver(self) -> None:
+        end, room = time.monotonic() + self.transport.slice_seconds, SLICE_RECORDS
+        while not self._rebalancing and not self._stopping and room > 0 and time.monotonic() < end:
+            if len(self._flown) - self._acked_until >= AHEAD and self._unfinished():
+                await self._wait_for_ack_of_one()
+            elif (tp := self.backlog.next(self._may_run)) is not None:
+                message = self._take(tp)
+                self._flown.append(message)
+                room -= len(batch) if isinstance(batch := cast("Any", message.value), Batch) else 1
+                await self.callback(message)
+            elif self._unfinished():
+                await self._wait_for_ack_of_one()
+            else:
+                break
+        while self._unfinished() and (not self._stopping or self._in_hand()):
+            await self._wait_for_ack_of_one()
+
+    def _in_hand(self) -> bool:
+        """Say whether a stopping worker must wait for an agent: one that has taken a message and not acked it.
+
+        Faust has cleared the queues by then: what was in them is done again by the next owner.
+        """
+        return time.monotonic() < self._stop_by and any(
+            not message.acked and getattr(message, "started", not isinstance(message.value, Batch))
+            for message in self._flown[self._acked_until :]
+        )
+
+    def _unfinished(self) -> bool:
+        while self._acked_until < len(self._flown) and self._flown[self._acked_until].acked:
+            self._acked_until += 1
+        return self._acked_until < len(self._flown)
+
+    async def _wait_for_ack_of_one(self) -> None:
+        self._waiting_for_ack = asyncio.get_running_loop().create_future()
+        await asyncio.wait([self._waiting_for_ack], timeout=0.02)
+        self._waiting_for_ack = None
+
+    async def _end(self, membership: bytes) -> bool:
+        """End the slice: commit, or put everything back. True if it was committed."""
+        transaction = self.transaction
+        offsets = {tp: offset for tp, offset in next_offsets(self._flown).items() if not is_virtual(tp.topic)}
+        work = Slice(transaction.producer, tuple(self._flown), offsets)
+        await self.app.producer.flush()
+        if self._unfinished():
+            transaction.spoil("the worker is stopping")
+        if self.reader.lost != self._lost_before:
+            self._lost_before = self.reader.lost
+            transaction.spoil("the partitions were lost")
+        transaction.idle.clear()
+        try:
+            committed = await transaction.run(transaction.commit, work, membership)
+        finally:
+            transaction.idle.set()
+        if committed:
+            self._committed_offset.update(work.offsets)
+            self.app.monitor.on_tp_commit(work.offsets)
+        else:
+            self._give_back()
+        for tp in {message.tp for message in self._flown}:
+            self._acked.pop(tp, None)
+            self._acked_index.pop(tp, None)
+        self._flown.clear()
+        self._acked_until = 0
+        self.backlog.measure()
+        return committed
+
+    def _give_back(self) -> None:
+        for message in reversed(self._flown):
+            if message.tp not in self._assigned:
+                continue
+            if is_virtual(message.topic):
+                records: list[Any] = [self._offering(message.tp, message.offset, message.value)]
+            elif isinstance(batch := cast("Any", message.value), Batch):
+                records = list(batch.records)
+            else:
+                records = [cast("Any", message).origin]
+            self.backlog.give_back(message.tp, records)
+
+    def _is_batch_native(self, topic: str) -> bool:
+        channels = cast("Any", self.app.topics)._topic_name_index.get(topic, ())  # noqa: SLF001
+        return any(isinstance(channel.schema, BatchSchema) for channel in channels)
+
+    def _take(self, tp: TP) -> ConsumerMessage:
+        if is_virtual(tp.topic):
+            (message,) = self.backlog.take(tp, 1)
+            message.generation_id = self._generation
+            return cast("ConsumerMessage", message)
+        if self._is_batch_native(tp.topic):
+            batch = Batch(tp.topic, tp.partition, self.backlog.take(tp, BATCH))
+            message = self._to_message(tp, batch.records[-1])
+            message.key, message.value, message.headers = None, cast("Any", batch), []
+        else:
+            (record,) = self.backlog.take(tp, 1)
+            message = self._to_message(tp, record)
+        if self.backlog.full:
+            self.backlog.measure()
+        return message
+
+    def _to_message(self, tp: TP, record: Message) -> ConsumerMessage:
+        kind, timestamp = record.timestamp()
+        key, value = record.key(), record.value()
+        message = ConsumerMessage(
+            tp.topic,
+            tp.partition,
+            cast("int", record.offset()),
+            timestamp / 1000,
+            kind,
+            cast("list[tuple[str, bytes]]", record.headers() or []),
+            key,
+            value,
+            None,
+            len(key or b""),
+            len(value or b""),
+            tp,
+            generation_id=self._generation,
+        )
+        cast("Any", message).origin = record
+        return message
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    async def wait_empty(self) -> None:
+        """Stop: end the last slice, leave the group. Called by Faust after it has cleared the agents' queues."""
+        if not self.app.should_stop or self._closing or self._drainer is None:
+            return
+        self._stop_by = time.monotonic() + STOP_DEADLINE
+        self._stopping = self._closing = True
+        self._news.set()
+        await self._drainer  # it ends its slice; nobody else may
+        if self.transaction.open:
+            await self.transaction.run(
+                self.transaction.abort, Slice(self.transaction.producer), "the worker is stopping"
+            )
+        for participant in self.transport.participants:
+            participant.revoked(frozenset(self._assigned))
+        self._assigned.clear()
+        await self.reader.close()
+
+    async def commit_and_end_transactions(self) -> None:
+        """Stop without waiting for the agents is the same here: what is not acked is done again."""
+        await self.wait_empty()
+
+    async def commit(self, topics: Any = None, start_new_transaction: bool = True) -> bool:
+        """Do nothing: slices commit."""
+        return False
+
+    # -- recovery of app.Table ----------------------------------------------------------------------------------------
+
+    def _on_end(self, tp: TP, offset: int) -> None:
+        if self._is_changelog_tp(tp):
+            task = asyncio.ensure_future(end_recovery_at(self, tp, offset))
+            self._background.add(task)
+            task.add_done_callback(self._background.discard)
+
+    # -- the rest of Faust's consumer interface -----------------------------------------------------------------------
+
+    async def create_topic(self, topic: str, partitions: int, replication: int, **options: Any) -> None:
+        """Create a topic if it is missing."""
+        await self.transport.create_topic(topic, partitions, replication, **options)
+
+    def assignment(self) -> set[TP]:
+        """Return the partitions of this worker, those of sources included."""
+        return set(self._assigned)
+
+    async def perform_seek(self) -> None:
+        """Do nothing: librdkafka starts at the stable committed offset by itself."""
+
+    async def seek_to_committed(self) -> Mapping[TP, int]:
+        """Return the committed offsets of the assignment."""
+        found = {tp: await self.questions.committed(tp) for tp in self._assigned if not is_virtual(tp.topic)}
+        return {tp: offset for tp, offset in found.items() if offset is not None}
+
+    async def _seek(self, partition: TP, offset: int) -> None:
+        await self.seek_wait({partition: offset})
+
+    async def seek_wait(self, partitions: Mapping[TP, int]) -> None:
+        """Read on from other offsets; table recovery does."""
+        for tp, offset in partitions.items():
+            await self.reader.call(seek(tp, offset))
+            self.backlog.drop(tp)
+
+    async def position(self, tp: TP) -> int | None:
+        """Return the next offset that will be fetched."""
+        answer = await self.reader.call(lambda rd: rd.position([TopicPartition(*tp)]))
+        return int(answer[0].offset)
+
+    async def earliest_offsets(self, *tps: TP) -> dict[TP, int]:
+        """Return the first offsets."""
+        return {tp: low for tp, (low, _) in (await self.questions.watermarks(tps)).items()}
+
+    async def highwaters(self, *tps: TP) -> dict[TP, int]:
+        """Return the ends, before open transactions."""
+        return {tp: high for tp, (_, high) in (await self.questions.watermarks(tps)).items()}
+
+    def highwater(self, tp: TP) -> int:
+        """Return an unknown end: lag is measured elsewhere."""
+        return -1
+
+    def topic_partitions(self, topic: str) -> int | None:
+        """Return an unknown count: the producer partitions."""
+        return None
+
+    def key_partition(self, topic: str, key: bytes | None, partition: int | None = None) -> int | None:
+        """Return the partition of a key."""
+        if partition is not None:
+            return partition
+        return self.app.producer.key_partition(topic, key or b"").partition
+
+    def resume_flow(self) -> None:
+        """Let slices run again."""
+        super().resume_flow()
+        self._news.set()
+
+    async def _drain_messages(self, fetcher: Any) -> None:
+        while not (self.should_stop or fetcher.should_stop):
+            await asyncio.sleep(0.1)
+
+    async def _commit(self, offsets: Mapping[TP, int]) -> bool:
+        return False
+
+    async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> dict[TP, list[Any]]:
+        return {}
+
+    def _new_topicpartition(self, topic: str, partition: int) -> TP:
+        return TP(topic, partition)

@@ -1,0 +1,127 @@
+"""The Faust transport `headwater://host:port`: its parts, its librdkafka settings, its topics."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import __version__ as confluent_version
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+from faust.transport import base
+from mode.utils.times import want_seconds
+
+from pipeline.transport.consumer import Consumer
+from pipeline.transport.participant import Participant, Source, is_virtual
+from pipeline.transport.producer import Producer
+from pipeline.transport.questions import Questions
+from pipeline.transport.transaction import Transaction
+
+
+class Transport(base.Transport):
+    """Registered in the entry-point group `faust.transports`.
+
+    Set before the worker starts: `properties` (any librdkafka property, for every client), `slice_seconds` (how much
+    work one transaction holds at most); `join` state and sources.
+    """
+
+    Consumer = Consumer
+    Producer = Producer
+    default_port = 9092
+    driver_version = f"confluent-kafka={confluent_version}"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.properties: Mapping[str, Any] = {}
+        self.slice_seconds = 0.1
+        self._transaction: Transaction | None = None
+
+    @property
+    def transaction(self) -> Transaction:
+        """The worker's transaction; made at first use, when the properties are known."""
+        if self._transaction is None:
+            self._transaction = Transaction(self.client_conf(), self.app.conf.datadir, self.app.conf.id)
+        return self._transaction
+
+    @property
+    def participants(self) -> list[Participant]:
+        """What follows the slices, in the order in which it joined."""
+        return self.transaction.participants
+
+    @property
+    def sources(self) -> list[Source]:
+        """The participants that are sources."""
+        return [participant for participant in self.participants if isinstance(participant, Source)]
+
+    def join(self, participant: Participant) -> None:
+        """Let state or a source follow the slices."""
+        self.transaction.participants.append(participant)
+
+    def client_conf(self) -> dict[str, Any]:
+        """Return what every client gets."""
+        servers = ",".join(f"{url.host}:{url.port or self.default_port}" for url in self.url)
+        return {"bootstrap.servers": servers, "client.id": self.app.conf.broker_client_id, **self.properties}
+
+    def consumer_conf(self) -> dict[str, Any]:
+        """Return what the group's consumer gets."""
+        conf = self.app.conf
+        static = {"group.instance.id": conf.consumer_group_instance_id} if conf.consumer_group_instance_id else {}
+        return {
+            **self.client_conf(),
+            **static,
+            "group.id": conf.id,
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "auto.offset.reset": "earliest",
+            "isolation.level": "read_committed",
+            # Equal partition numbers of all topics meet on one worker: joins and state need it.
+            "partition.assignment.strategy": "range",
+            "session.timeout.ms": int(conf.broker_session_timeout * 1000),
+            "heartbeat.interval.ms": int(conf.broker_heartbeat_interval * 1000),
+            "enable.partition.eof": bool(self.app.tables),
+            "fetch.queue.backoff.ms": 20,  # a paused partition throws its prefetch away: come back soon
+            "fetch.wait.max.ms": 100,
+            "queued.max.messages.kbytes": 16_384,
+        }
+
+    def questions(self) -> Questions:
+        """Return a way to ask the broker without disturbing the consumer."""
+        return Questions(self.client_conf(), self.app.conf.id)
+
+    async def create_topic(
+        self,
+        topic: str,
+        partitions: int,
+        replication: int,
+        *,
+        config: Mapping[str, Any] | None = None,
+        timeout: Any = 30.0,
+        retention: Any = None,
+        compacting: bool | None = None,
+        deleting: bool | None = None,
+        ensure_created: bool = False,
+    ) -> None:
+        """Create a topic as Faust asks for it, if it is missing."""
+        if not self.app.conf.topic_allow_declare or is_virtual(topic):
+            return
+        settings = {name: str(value) for name, value in (config or {}).items()}
+        policy = ",".join(name for name, wanted in (("compact", compacting), ("delete", deleting)) if wanted)
+        if policy:
+            settings.setdefault("cleanup.policy", policy)
+        if retention:
+            settings.setdefault("retention.ms", str(int(want_seconds(retention) * 1000)))
+
+        def create() -> None:
+            admin = AdminClient(self.client_conf())
+            if topic in admin.list_topics(timeout=10).topics:
+                return
+            new = NewTopic(topic, num_partitions=partitions, replication_factor=replication, config=settings)
+            try:
+                admin.create_topics([new])[topic].result(float(want_seconds(timeout)))
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS or ensure_created:
+                    raise
+
+        await asyncio.to_thread(create)

@@ -1,0 +1,106 @@
+"""Follows a whole topic outside the consumer group: a copy of a compacted topic on every worker."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, cast
+
+from confluent_kafka import OFFSET_BEGINNING, KafkaError, Message, TopicPartition
+from confluent_kafka import Consumer as RdConsumer
+
+from pipeline.transport.fatal import stop_process
+
+log = logging.getLogger(__name__)
+
+
+class Follower:
+    """Reads all partitions of a topic, committed records only, in a thread of its own.
+
+    `apply(records)` is called in that thread with the records of one fetch, any partitions. `reached[p]` is the offset up to
+    which partition p has been applied; ends of transactions count, so it reaches the end of a topic that is quiet.
+    """
+
+    def __init__(
+        self,
+        conf: Mapping[str, Any],
+        topic: str,
+        apply: Callable[[list[Message]], None],
+        *,
+        start_at: Mapping[int, int] | None = None,
+    ) -> None:
+        self.topic = topic
+        self.reached: dict[int, int] = {}
+        self._apply = apply
+        self._start_at = dict(start_at or {})
+        self._conf = {
+            **conf,
+            "group.id": f"{topic}.follower",  # never joined and never committed: librdkafka wants a name
+            "enable.auto.commit": False,
+            "auto.offset.reset": "earliest",
+            "isolation.level": "read_committed",
+            "enable.partition.eof": True,
+            "fetch.wait.max.ms": 100,
+        }
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"follow-{topic}", daemon=True)
+
+    def start(self) -> None:
+        """Start to read."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop to read; returns when the last fetch has been applied."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(10)
+
+    def wait_until(self, ends: Mapping[int, int], *, poll: float = 0.01) -> bool:
+        """Wait, in a thread, until every partition has been applied up to its end; False if stopped before."""
+        while any(self.reached.get(partition, 0) < end for partition, end in ends.items()):
+            if self._stopping.wait(poll):
+                return False
+        return True
+
+    def _run(self) -> None:
+        try:
+            consumer = RdConsumer(self._conf)
+            partitions = self._wait_for_partitions(consumer)
+            consumer.assign(
+                [TopicPartition(self.topic, p, self._start_at.get(p, OFFSET_BEGINNING)) for p in partitions]
+            )
+            while not self._stopping.is_set():
+                message = consumer.poll(0.1)
+                if message is not None:
+                    self._take([message, *consumer.consume(5_000, 0)])
+            consumer.close()
+        except Exception as error:  # noqa: BLE001 - without its copy of the topic the worker would work on old data
+            stop_process(f"reading the topic {self.topic} failed: {error!r}")
+
+    def _wait_for_partitions(self, consumer: RdConsumer) -> Iterable[int]:
+        deadline = time.monotonic() + 60
+        while True:
+            topic = consumer.list_topics(self.topic, 30).topics[self.topic]
+            if topic.error is None and topic.partitions:
+                return sorted(topic.partitions)
+            if time.monotonic() > deadline:
+                stop_process(f"the topic {self.topic} does not exist", hint="headwater topics --create")
+            self._stopping.wait(0.2)
+
+    def _take(self, messages: list[Message]) -> None:
+        records = []
+        reached: dict[int, int] = {}
+        for message in messages:
+            error, at = message.error(), cast("int", message.offset())
+            if error is None:
+                records.append(message)
+                reached[cast("int", message.partition())] = at + 1
+            elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - the documented name of the code
+                reached[cast("int", message.partition())] = at
+            else:
+                log.warning("reading %s: %s", self.topic, error)
+        if records:
+            self._apply(records)
+        self.reached.update(reached)

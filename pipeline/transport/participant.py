@@ -1,0 +1,68 @@
+"""What follows the slices: state that is written after the commit, and sources that bring records in from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from confluent_kafka import Producer as RdProducer
+from faust.types import TP, ConsumerMessage
+
+
+@dataclass(slots=True)
+class Slice:
+    """The work of one transaction: what was delivered, the offsets to commit with it, and the producer to write with."""
+
+    producer: RdProducer
+    messages: Sequence[ConsumerMessage] = ()
+    offsets: dict[TP, int] = field(default_factory=dict)
+    """For each partition the offset of the next record to read. A participant may hold an offset back or add one."""
+
+    def of(self, topic: str) -> list[ConsumerMessage]:
+        """Return what was delivered from this topic, in order."""
+        return [message for message in self.messages if message.topic == topic]
+
+
+class Participant:
+    """Follows the slices of a worker. Register with `transport.join(participant)` before the worker starts.
+
+    Guarantees: for each slice `finish` is called once, before the flush, unless the slice was given up earlier; then
+    exactly one of `committed` and `aborted`. These three run in the transaction's thread, one at a time, never
+    while an agent has a batch of the slice; the others run on the event loop, between slices.
+    """
+
+    def assigned(self, partitions: frozenset[TP]) -> None:
+        """Partitions that this worker did not have and now has."""
+
+    def revoked(self, partitions: frozenset[TP]) -> None:
+        """Partitions that this worker has no more. Their last slice has been committed or aborted."""
+
+    def due(self) -> bool:
+        """Say whether there is something to finish although nothing was delivered."""
+        return False
+
+    def finish(self, work: Slice) -> None:
+        """Write the last records of the transaction (positions, changelogs); change `work.offsets` where needed."""
+
+    def committed(self, work: Slice) -> None:
+        """Take over what the slice did: its transaction is committed."""
+
+    def aborted(self, work: Slice) -> None:
+        """Forget what the slice did: its records will be delivered again, or belong to another worker now."""
+
+
+class Source(Participant):
+    """Brings records in from outside Kafka. It looks like a topic whose partitions follow those of a fence topic.
+
+    Who owns partition p of `fence` owns partition p of `topic` (no Kafka topic; its name begins with @) and may
+    `consumer.offer` to it. In `finish` the source writes its positions and puts the fence's offset into
+    `work.offsets`: with it the broker refuses a worker that has lost the partition.
+    """
+
+    topic: str
+    fence: str
+
+
+def is_virtual(topic: str) -> bool:
+    """Say whether the topic is a source's, with no topic in Kafka behind it."""
+    return topic.startswith("@")

@@ -1,0 +1,122 @@
+"""What Faust sends with: `topic.send`, changelogs of `app.Table`. All of it goes into the slice's transaction."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from aiokafka.partitioner import murmur2
+from confluent_kafka import KafkaError, KafkaException, Message
+from faust.transport.producer import Producer as FaustProducer
+from faust.types import TP, RecordMetadata
+
+from pipeline.transport.transaction import Transaction
+
+if TYPE_CHECKING:
+    from pipeline.transport.driver import Transport
+
+POLL = 0.05
+"""Seconds between two looks for delivery reports."""
+
+
+class Producer(FaustProducer):
+    """Faust's producer interface over the worker's transaction."""
+
+    transport: Transport
+    transaction: Transaction
+
+    def __post_init__(self) -> None:
+        """Take the transport's transaction."""
+        self.transaction = self.transport.transaction
+
+    async def on_start(self) -> None:
+        """Claim the transactional ID, then serve delivery reports."""
+        await super().on_start()
+        await self.transaction.run(self.transaction.start)
+        self.add_future(self._serve_reports())
+
+    async def _serve_reports(self) -> None:
+        while not self.should_stop:
+            self.transaction.producer.poll(0)
+            await asyncio.sleep(POLL)
+
+    async def send(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        partition: int | None,
+        timestamp: float | None,
+        headers: Any,
+        *,
+        transactional_id: str | None = None,
+    ) -> Awaitable[RecordMetadata]:
+        """Put a record into the open transaction; the future is done when the broker has it."""
+        await self.transaction.idle.wait()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[RecordMetadata] = loop.create_future()
+
+        def report(error: KafkaError | None, message: Message) -> None:
+            loop.call_soon_threadsafe(_delivered, future, error, message)
+
+        extra: dict[str, Any] = {"timestamp": int(timestamp * 1000)} if timestamp else {}
+        if headers:
+            extra["headers"] = list(headers.items()) if isinstance(headers, Mapping) else list(headers)
+        producer = self.transaction.begin()
+        while True:
+            try:
+                producer.produce(topic, value, key, -1 if partition is None else partition, on_delivery=report, **extra)
+            except BufferError:
+                producer.poll(0)
+                await asyncio.sleep(0.01)
+            else:
+                return future
+
+    async def send_and_wait(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        partition: int | None,
+        timestamp: float | None,
+        headers: Any,
+        *,
+        transactional_id: str | None = None,
+    ) -> RecordMetadata:
+        """Send, and wait until the broker has it."""
+        return await (await self.send(topic, key, value, partition, timestamp, headers))
+
+    async def flush(self) -> None:
+        """Hand all that Faust has buffered to librdkafka (Faust's own flush gives up after 0.1 s)."""
+        while self.buffer.size:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0)
+
+    async def create_topic(self, topic: str, partitions: int, replication: int, **options: Any) -> None:
+        """Create a topic if it is missing."""
+        await self.transport.create_topic(topic, partitions, replication, **options)
+
+    def key_partition(self, topic: str, key: bytes) -> TP:
+        """Return the partition of a key, as Java clients compute it."""
+        count = len(self.transaction.producer.list_topics(topic, 10).topics[topic].partitions)
+        return TP(topic, partition_of(key, count))
+
+    def supports_headers(self) -> bool:
+        """Headers are kept."""
+        return True
+
+
+def partition_of(key: bytes, count: int) -> int:
+    """Return the partition of a key among `count`: murmur2, as Java clients do."""
+    return cast("int", murmur2(key) & 0x7FFFFFFF) % count
+
+
+def _delivered(future: asyncio.Future[RecordMetadata], error: KafkaError | None, message: Message) -> None:
+    if future.done():
+        return
+    if error is not None:
+        future.set_exception(KafkaException(error))
+        return
+    topic, partition = cast("str", message.topic()), cast("int", message.partition())
+    future.set_result(RecordMetadata(topic, partition, TP(topic, partition), cast("int", message.offset())))

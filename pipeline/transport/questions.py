@@ -1,0 +1,59 @@
+"""Questions to the broker beside the consumer: committed offsets, watermarks, metadata.
+
+Each question has a handle of its own for as long as it lasts: a committed offset that is pending in a transaction is waited
+for (16 s were seen), and must not keep another partition's question waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from confluent_kafka import Consumer as RdConsumer
+from confluent_kafka import TopicPartition
+from faust.types import TP
+
+T = TypeVar("T")
+TIMEOUT = 60.0
+
+
+class Questions:
+    """Asks with the group's name, without being a member."""
+
+    def __init__(self, conf: Mapping[str, Any], group: str) -> None:
+        self._conf = {**conf, "group.id": group, "enable.auto.commit": False}
+
+    async def committed(self, tp: TP) -> int | None:
+        """Return the STABLE committed offset, None if the group never committed.
+
+        A transaction that has sent offsets for the partition and is not decided yet is waited for.
+        """
+        answers = await self._ask(lambda rd: rd.committed([TopicPartition(*tp)], TIMEOUT))
+        offset = int(answers[0].offset)
+        return offset if offset >= 0 else None
+
+    async def watermarks(self, tps: Iterable[TP], *, isolation: str = "read_committed") -> dict[TP, tuple[int, int]]:
+        """Return for each partition the first offset and the end; a read_committed end is before open transactions."""
+        return await self._ask(
+            lambda rd: {tp: rd.get_watermark_offsets(TopicPartition(*tp), TIMEOUT) for tp in tps}, isolation=isolation
+        )
+
+    async def end(self, tp: TP) -> int:
+        """Return the end of a partition, undecided transactions included."""
+        return (await self.watermarks([tp], isolation="read_uncommitted"))[tp][1]
+
+    async def partitions(self, topic: str) -> int:
+        """Return the number of partitions of a topic, 0 if there is no such topic."""
+        metadata = await self._ask(lambda rd: rd.list_topics(topic, TIMEOUT).topics[topic])
+        return 0 if metadata.error is not None else len(metadata.partitions)
+
+    async def _ask(self, question: Callable[[RdConsumer], T], *, isolation: str = "read_committed") -> T:
+        def ask() -> T:
+            consumer = RdConsumer({**self._conf, "isolation.level": isolation})
+            try:
+                return question(consumer)
+            finally:
+                consumer.close()
+
+        return await asyncio.to_thread(ask)

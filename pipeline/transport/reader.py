@@ -1,0 +1,216 @@
+"""The one thread that owns librdkafka's consumer and polls it for ever.
+
+Rebalances are served at once and `max.poll.interval.ms` never bites. No other thread may call the handle: the binding
+lets one caller in at a time and the others starve, so they hand in commands (`call`) and read `membership`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar, cast
+
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_INVALID, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer as RdConsumer
+from faust.types import TP
+
+from pipeline.transport.backlog import Backlog
+from pipeline.transport.fatal import stop_process
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+FETCH = 1_000
+"""Records taken from librdkafka in one call."""
+MEMBERSHIP_AGE = 0.05
+"""Seconds after which the group membership is read again. An old one is safe: the broker refuses it."""
+REBALANCE_TIMEOUT = 120.0
+
+
+def is_member(metadata: bytes) -> bool:
+    """Say whether group metadata names a membership.
+
+    The bytes are opaque to the API: `CGMDv2:`, int32 generation in machine order, group, NUL, member, NUL. What a client
+    holds after it was put out of the group (generation -1, no member) the broker would ACCEPT, unfenced.
+    """
+    _, member, *_ = metadata[11:].split(b"\0")
+    generation = int.from_bytes(metadata[7:11], sys.byteorder, signed=True)
+    return metadata[:7] == b"CGMDv2:" and generation >= 0 and member != b""
+
+
+class Reader:
+    """Owns the consumer. The callbacks run on the event loop; `rebalance` is waited for by the thread."""
+
+    def __init__(
+        self,
+        conf: Mapping[str, Any],
+        backlog: Backlog,
+        *,
+        incremental: bool,
+        from_beginning: Callable[[str], bool],
+        never_read: Callable[[str], bool],
+        on_records: Callable[[list[tuple[TP, list[Message]]]], None],
+        on_end: Callable[[TP, int], None],
+        rebalance: Callable[[set[TP], set[TP], bool], Awaitable[None]],
+    ) -> None:
+        self.membership: bytes | None = None
+        """Group metadata as of now, or None without a membership."""
+        self.lost = 0
+        """How often partitions were lost without a word: a slice that saw it move must abort."""
+        self._conf, self._backlog, self._incremental = dict(conf), backlog, incremental
+        self._from_beginning, self._never_read = from_beginning, never_read
+        self._on_records, self._on_end, self._rebalance = on_records, on_end, rebalance
+        self._commands: deque[tuple[Callable[[RdConsumer], Any], asyncio.Future[Any]]] = deque()
+        self._paused: frozenset[TP] = frozenset()
+        self._fences: set[TP] = set()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="kafka-reader", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread; call on the event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    async def close(self) -> None:
+        """Leave the group and end the thread."""
+        self._closing = True
+        await asyncio.to_thread(self._thread.join, REBALANCE_TIMEOUT)
+
+    def subscribe(self, topics: list[str]) -> Awaitable[None]:
+        """Join the group for these topics."""
+        return self.call(
+            lambda rd: rd.subscribe(topics, on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
+        )
+
+    def call(self, function: Callable[[RdConsumer], T]) -> asyncio.Future[T]:
+        """Run `function(consumer)` in the thread; call on the event loop."""
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._commands.append((function, future))
+        return future
+
+    def _run(self) -> None:
+        try:
+            consumer = RdConsumer(self._conf)
+            while not self._closing:
+                self._serve(consumer)
+                # Above the bound one record a time: the poll serves the callbacks whatever the backlog.
+                full = self._backlog.full
+                if full:
+                    time.sleep(0.002)
+                message = consumer.poll(0 if full else 0.05)
+                if message is not None:
+                    # consume(n, t) would wait for n records or t: poll waits for one, consume takes what is there.
+                    self._hand_over([message] if full else [message, *consumer.consume(FETCH, 0)])
+            consumer.close()
+        except Exception as error:  # noqa: BLE001 - the thread is the worker's life line: whatever it is, say it and stop
+            stop_process(f"the consumer thread failed: {error!r}")
+
+    _membership_read_at = 0.0
+
+    def _serve(self, consumer: RdConsumer) -> None:
+        while self._commands:
+            function, future = self._commands.popleft()
+            try:
+                result = function(consumer)
+            except Exception as error:  # noqa: BLE001 - it belongs to the caller
+                self._loop.call_soon_threadsafe(_settle, future, None, error)
+            else:
+                self._loop.call_soon_threadsafe(_settle, future, result, None)
+        now = time.monotonic()
+        if now > self._membership_read_at + MEMBERSHIP_AGE:
+            self._membership_read_at = now
+            metadata = consumer.consumer_group_metadata()
+            self.membership = metadata if is_member(metadata) else None
+        wanted = self._backlog.standing | self._fences
+        if wanted != self._paused:
+            for change, partitions in (
+                (consumer.pause, wanted - self._paused),
+                (consumer.resume, self._paused - wanted),
+            ):
+                try:
+                    if partitions:
+                        change([TopicPartition(*tp) for tp in partitions])
+                except KafkaException as error:
+                    log.debug("pause or resume of a partition that is gone: %s", error)
+            self._paused = wanted
+
+    def _hand_over(self, messages: list[Message]) -> None:
+        groups: list[tuple[TP, list[Message]]] = []
+        for message in messages:
+            error = message.error()
+            if error is not None:
+                self._report(message, error)
+                continue
+            where = _partition(message)
+            if not groups or groups[-1][0] != where:
+                groups.append((where, []))
+            groups[-1][1].append(message)
+        if groups:
+            self._loop.call_soon_threadsafe(self._on_records, groups)
+
+    def _report(self, message: Message, error: KafkaError) -> None:
+        if error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - the documented name of the code
+            self._loop.call_soon_threadsafe(self._on_end, _partition(message), cast("int", message.offset()))
+        elif error.fatal():
+            stop_process(f"the Kafka consumer failed for good: {error}")
+        else:
+            log.warning("Kafka consumer: %s", error)
+
+    # Rebalance callbacks: they run in this thread, inside poll(), which waits for the event loop to end its slice.
+
+    def _assigned(self, consumer: RdConsumer, partitions: list[TopicPartition]) -> None:
+        at = [
+            TopicPartition(p.topic, p.partition, OFFSET_BEGINNING if self._from_beginning(p.topic) else OFFSET_INVALID)
+            for p in partitions
+        ]
+        if self._incremental:
+            consumer.incremental_assign(at)
+        else:
+            consumer.assign(at)
+        tps = {TP(p.topic, p.partition) for p in partitions}
+        self._fences |= {tp for tp in tps if self._never_read(tp.topic)}
+        self._membership_read_at = 0.0
+        self._wait_for(self._rebalance(tps, set(), False))
+
+    def _revoked(self, consumer: RdConsumer, partitions: list[TopicPartition], lost: bool = False) -> None:
+        if lost:
+            self.lost += 1
+            self.membership = None
+        tps = {TP(p.topic, p.partition) for p in partitions}
+        self._fences -= tps
+        self._paused -= tps
+        self._wait_for(self._rebalance(set(), tps, lost))
+        if self._incremental:
+            consumer.incremental_unassign(partitions)
+        else:
+            consumer.unassign()
+
+    def _lost(self, consumer: RdConsumer, partitions: list[TopicPartition]) -> None:
+        self._revoked(consumer, partitions, lost=True)
+
+    def _wait_for(self, rebalance: Awaitable[None]) -> None:
+        async def run() -> None:
+            await rebalance
+
+        try:
+            asyncio.run_coroutine_threadsafe(run(), self._loop).result(REBALANCE_TIMEOUT)
+        except Exception as error:  # noqa: BLE001 - a half-done rebalance cannot be mended from here
+            stop_process(f"a rebalance failed: {error!r}")
+
+
+def _partition(message: Message) -> TP:
+    return TP(cast("str", message.topic()), cast("int", message.partition()))
+
+
+def _settle(future: asyncio.Future[Any], result: Any, error: Exception | None) -> None:
+    if future.done():
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(result)

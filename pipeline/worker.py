@@ -1,0 +1,15 @@
+"""The one module that builds the app at import, for `faust -A pipeline.worker worker`."""
+
+from __future__ import annotations
+
+import sys
+
+from pipeline.app import create_app
+from pipeline.errors import HeadwaterError
+from pipeline.settings import load
+
+try:
+    app = create_app(load())
+except HeadwaterError as error:
+    sys.stderr.write(f"headwater: {error}\n")
+    sys.exit(error.exit_code)
