@@ -37,7 +37,7 @@ def write(worker: Worker, flows: Sequence[FlowSteps], references: Mapping[str, R
         try:
             change = decode(value)
             if change.table in references:
-                references[change.table].put(reference_key(change), change.body.new_image, batch.partition)
+                references[change.table].put(reference_key(change), change.after, batch.partition)
             routed = [message for flow in flows for message in run_flow(flow, value, change)]
         except (MalformedChangeError, ValueError) as error:
             worker.reject(batch, index, "transform", error)

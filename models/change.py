@@ -8,8 +8,8 @@ from typing import Literal
 import msgspec
 
 Op = Literal["c", "u", "d", "r"]
-Image = msgspec.Raw
-"""An item in DynamoDB's typed JSON, as bytes: decoded only where a step must look inside."""
+NONE = msgspec.Raw()
+"""A member that is not there: msgspec has no optional raw value."""
 
 OPS: dict[str, Op] = {"INSERT": "c", "MODIFY": "u", "REMOVE": "d", "READ": "r"}
 SOURCES = {"aws:dynamodb": "dynamodb-stream", "aws:kinesis": "kinesis"}
@@ -25,8 +25,8 @@ class Body(msgspec.Struct, gc=False, frozen=True):
     """The member `dynamodb` of a stream record."""
 
     keys: msgspec.Raw = msgspec.field(name="Keys")
-    new_image: Image | None = msgspec.field(name="NewImage", default=None)
-    old_image: Image | None = msgspec.field(name="OldImage", default=None)
+    new_image: msgspec.Raw = msgspec.field(name="NewImage", default=NONE)
+    old_image: msgspec.Raw = msgspec.field(name="OldImage", default=NONE)
     sequence: str = msgspec.field(name="SequenceNumber", default="")
     created: float = msgspec.field(name="ApproximateCreationDateTime", default=0.0)
 
@@ -40,7 +40,7 @@ class Change(msgspec.Struct, gc=False, frozen=True):
     event_source: str = msgspec.field(name="eventSource", default="aws:dynamodb")
     arn: str = msgspec.field(name="eventSourceARN", default="")
     table_name: str = msgspec.field(name="tableName", default="")
-    enriched: msgspec.Raw | None = None
+    joined: msgspec.Raw = msgspec.field(name="enriched", default=NONE)
 
     @property
     def op(self) -> Op:
@@ -58,9 +58,29 @@ class Change(msgspec.Struct, gc=False, frozen=True):
         return SOURCES.get(self.event_source, self.event_source)
 
     @property
+    def before(self) -> bytes | None:
+        """The item before the change, in DynamoDB's typed JSON; decoded only where a step must look inside."""
+        return _present(self.body.old_image)
+
+    @property
+    def after(self) -> bytes | None:
+        """The item after the change, in DynamoDB's typed JSON."""
+        return _present(self.body.new_image)
+
+    @property
+    def enriched(self) -> bytes | None:
+        """What a flow has added, as JSON."""
+        return _present(self.joined)
+
+    @property
     def ts_us(self) -> int:
         """When it happened, in microseconds since the epoch. DynamoDB Streams rounds it down to the second."""
         return int(self.body.created * 1_000_000)
+
+
+def _present(raw: msgspec.Raw) -> bytes | None:
+    value = bytes(raw)
+    return None if value in {b"", b"null"} else value
 
 
 class EventId(msgspec.Struct, gc=False, frozen=True):

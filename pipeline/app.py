@@ -86,14 +86,8 @@ class Worker:
     def agent(self, name: str, *topics: str) -> Callable[[Any], Any]:
         """Declare an agent on batch-native topics. An error that it does not handle ends the worker, uncommitted."""
 
-        async def failed(_agent: Any, error: BaseException) -> None:
-            if isinstance(error, HeadwaterError):
-                stop_process(f"the agent {name}: {error.message}", hint=error.hint)
-            self.app.log.exception("The agent %s failed", name, exc_info=error)
-            stop_process(f"the agent {name} failed: {error!r}")
-
         channel = self.app.topic(*topics, schema=BatchSchema(), maxsize=4)
-        return self.app.agent(channel, name=name, on_error=failed)
+        return self.app.agent(channel, name=name)
 
     async def run(self, function: Callable[..., T], *args: Any) -> T:
         """Run a step and its writing in the transaction's thread, off the event loop."""

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -106,27 +107,20 @@ def dynamodb_local(directory: Path, progress: Progress) -> StandIn:
 
 def speaks_s3(url: str) -> bool:
     """Tell whether an endpoint answers as S3 does; raise HeadwaterError where nothing answers."""
+    # Never the user's credentials: this may be any address.
+    nobody = {"aws_access_key_id": "probe", "aws_secret_access_key": "probe"}
     once = Config(connect_timeout=3, read_timeout=10, retries={"total_max_attempts": 1})
-    client = boto3.client(
-        "s3",
-        endpoint_url=url,
-        region_name="eu-west-1",
-        aws_access_key_id="probe",  # never the user's: this may be any address
-        aws_secret_access_key="probe",  # noqa: S106 - no secret
-        config=once,
-    )
     try:
-        return "Buckets" in client.list_buckets()
+        with closing(boto3.client("s3", endpoint_url=url, region_name="eu-west-1", config=once, **nobody)) as client:
+            return "Buckets" in client.list_buckets()
     except ClientError as error:  # S3 refuses a key that it does not know in words of its own
         return error.response["Error"].get("Code") in {"InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied"}
     except ResponseParserError:
         return False
-    except BotoCoreError as error:
+    except (BotoCoreError, ValueError) as error:  # the latter: not a URL
         raise HeadwaterError(
             f"AWS_ENDPOINT_URL={url}: {error}", hint="unset AWS_ENDPOINT_URL, to have a stand-in started here"
         ) from error
-    finally:
-        client.close()
 
 
 def _install(requirements: Path, into: Path) -> None:

@@ -357,15 +357,7 @@ def lag(conf: dict[str, Any], group: str, ends: dict[str, dict[int, int]]) -> in
 
 def _actual(record: Message) -> Actual:
     change = decode(cast("bytes", record.value()))
-    new, old = change.body.new_image, change.body.old_image
-    return (
-        change.table,
-        cast("bytes", record.key()),
-        change.event_id,
-        change.op,
-        None if new is None else bytes(new),
-        None if old is None else bytes(old),
-    )
+    return change.table, cast("bytes", record.key()), change.event_id, change.op, change.after, change.before
 
 
 def _actual_row(row: dict[str, Any]) -> Actual:

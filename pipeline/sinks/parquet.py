@@ -63,21 +63,24 @@ class Row(NamedTuple):
 
 def row(change: Change, key: bytes, partition: int, offset: int) -> Row:
     """Return the row of a change."""
-    body = change.body
     return Row(
         change.event_id,
         change.table,
         change.op,
         change.source,
         change.ts_us,
-        body.sequence,
+        change.body.sequence,
         key.decode(),
-        None if body.old_image is None else bytes(body.old_image).decode(),
-        None if body.new_image is None else bytes(body.new_image).decode(),
-        None if change.enriched is None else bytes(change.enriched).decode(),
+        _text(change.before),
+        _text(change.after),
+        _text(change.enriched),
         partition,
         offset,
     )
+
+
+def _text(json: bytes | None) -> str | None:
+    return None if json is None else json.decode()
 
 
 def encode(rows: Iterable[Row], end: int) -> bytes:

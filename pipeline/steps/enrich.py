@@ -44,7 +44,7 @@ def enrich(value: bytes, change: Change, joins: Sequence[JoinStep]) -> bytes:
     """
     if not joins:
         return value
-    image = change.body.new_image or change.body.old_image
+    image = change.after or change.before
     attributes = _decode_image(image) if image is not None else {}
     parts = []
     for join in joins:

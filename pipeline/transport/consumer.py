@@ -204,15 +204,20 @@ class Consumer(faust_consumer.Consumer):
                 else:
                     self._news.clear()
                     await self._wait_for_news(0.01 if self.app.rebalancing else 0.1)
-        except HeadwaterError as error:
-            await self._give_up(error.message, error.hint)
         except Exception as error:  # noqa: BLE001 - without its slices a worker would stand still in silence
-            self.log.exception("The slices failed")
-            await self._give_up(f"the slices failed: {error!r}", "")
+            await self._give_up("the slices", error)
 
-    async def _give_up(self, reason: str, hint: str) -> NoReturn:
+    async def on_task_error(self, exc: BaseException) -> None:
+        """End the worker when an agent has raised: its slice must not commit, and Faust would ack the message."""
+        await self._give_up("an agent", exc)
+
+    async def _give_up(self, who: str, error: BaseException) -> NoReturn:
+        reason = error.message if isinstance(error, HeadwaterError) else f"{who} failed: {error!r}"
+        if not isinstance(error, HeadwaterError):
+            self.log.error("Unexpected, in %s:", who, exc_info=error)
+        self.transaction.spoil(reason)
         await self.transaction.run(self.transaction.abort, Slice(self.transaction.producer), reason)
-        stop_process(reason, hint=hint or "start the worker again: it finds the truth in the broker")
+        stop_process(reason, hint=getattr(error, "hint", "") or "start the worker again: it finds the truth in the broker")
 
     async def _wait_for_news(self, timeout: float) -> None:
         try:

@@ -147,6 +147,8 @@ class Reader:
                 self._report(message, error)
                 continue
             where = _partition(message)
+            if self._never_read(where.topic):
+                continue  # fetched before the pause
             if not groups or groups[-1][0] != where:
                 groups.append((where, []))
             groups[-1][1].append(message)
