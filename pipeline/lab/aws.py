@@ -108,10 +108,10 @@ def dynamodb_local(directory: Path, progress: Progress) -> StandIn:
 def speaks_s3(url: str) -> bool:
     """Tell whether an endpoint answers as S3 does; raise HeadwaterError where nothing answers."""
     # Never the user's credentials: this may be any address.
-    nobody = {"aws_access_key_id": "probe", "aws_secret_access_key": "probe"}
+    nobody = boto3.Session(aws_access_key_id="probe", aws_secret_access_key="probe", region_name="eu-west-1")  # noqa: S106
     once = Config(connect_timeout=3, read_timeout=10, retries={"total_max_attempts": 1})
     try:
-        with closing(boto3.client("s3", endpoint_url=url, region_name="eu-west-1", config=once, **nobody)) as client:
+        with closing(nobody.client("s3", endpoint_url=url, config=once)) as client:
             return "Buckets" in client.list_buckets()
     except ClientError as error:  # S3 refuses a key that it does not know in words of its own
         return error.response["Error"].get("Code") in {"InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied"}

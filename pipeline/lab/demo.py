@@ -37,6 +37,7 @@ FREEZE_BEYOND = 3.0
 IDLE_LIMIT = 90.0
 """Seconds without any progress after which the demo gives up."""
 TICK = 0.1
+LIST_EVERY = 1.0
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Options:
     broker: BrokerChoice = "auto"
     aws: AwsChoice = "ministack"
     fault: Fault = "none"
+    keep: bool = False
 
 
 @dataclass
@@ -151,11 +153,12 @@ class Demo:
             "bootstrap.servers": self.settings.kafka.bootstrap_servers,
             **self.settings.kafka.properties,
         }
-        self.workers = Workers(options.workers, options.directory / "workers", self.environment)
+        self.workers = Workers(options.workers, options.directory / "workers", self.environment, detached=options.keep)
         self.workload = Workload(boto3.client("dynamodb"), seed=options.seed, changes=options.changes)
         self._open = ExitStack()
         self._failure: BaseException | None = None
         self._written = threading.Event()
+        self._listed = 0.0
         self.truth = Truth([])
 
     def prepare(self) -> None:
@@ -204,7 +207,7 @@ class Demo:
                 hurt = True
                 self._hurt()
             now = self._state()
-            if now != before or self.workers.hurt:
+            if now != before or self.workers.frozen:
                 moved, before = time.monotonic(), now
             if time.monotonic() - moved > IDLE_LIMIT:
                 raise FatalError(
@@ -223,6 +226,24 @@ class Demo:
     def leave_running(self) -> None:
         """Stop the recorders, leave the workers."""
         self._open.pop_all()
+
+    def how_to_look_around(self) -> str:
+        """Return the commands with which to explore what was left running."""
+        variables = {**self.endpoints.environment(), "HEADWATER_CONFIG": str(CONFIG)}
+        workers = [worker.process for worker in self.workers.all if worker.process is not None]
+        return "\n".join(
+            [
+                "Everything is still running. Look around with:",
+                *(f"  export {name}={value}" for name, value in variables.items()),
+                "  headwater status",
+                "  headwater topics",
+                *(f"  curl {process.address}/metrics   # {process.name}, pid {process.pid}" for process in workers),
+                f"  less {self.workers.all[0].log}",
+                "Stop it with:",
+                f"  kill {' '.join(str(process.pid) for process in workers)}",
+                f"  headwater local down --dir {self.options.directory}",
+            ]
+        )
 
     def prove(self, started: float) -> Report:
         """Compare raw, the sinks and the Parquet files, change by change, with what was written."""
@@ -257,7 +278,9 @@ class Demo:
         progress = self.progress
         progress.ingested, progress.raw, progress.dead_letters = len(self.ingest), len(self.raw), len(self.dead)
         progress.sinks = {sink: len(records) for sink, records in self.sinks.items()}
-        progress.parquet_files = len(self.objects.paths())
+        if time.monotonic() - self._listed > LIST_EVERY:
+            self._listed = time.monotonic()
+            progress.parquet_files = len(self.objects.paths())
 
     def _inject(self) -> None:
         """Deliver records of the ingest topic a second time, as a retrying source would."""
@@ -286,7 +309,7 @@ class Demo:
 
     def _arrived(self) -> bool:
         """Say whether every stage has read to the end of its topic and committed that."""
-        if not self._written.is_set() or self.workers.hurt:
+        if not self._written.is_set() or self.workers.frozen:
             return False
         p = self.progress
         self._look()
@@ -372,12 +395,10 @@ def _actual_row(row: dict[str, Any]) -> Actual:
     )
 
 
-def run(
-    options: Options, progress: Progress, say: Callable[[str], None], *, keep: bool = False
-) -> tuple[Report, Endpoints]:
-    """Run the whole demo; raise HeadwaterError when it cannot be run."""
+def run(options: Options, progress: Progress, say: Callable[[str], None]) -> tuple[Report, Demo]:
+    """Run the whole demo; raise HeadwaterError when it cannot be run. With `keep`, stack and workers go on."""
     started = time.monotonic()
-    stack = Stack(options.directory, broker=options.broker, aws=options.aws, detached=keep, progress=say)
+    stack = Stack(options.directory, broker=options.broker, aws=options.aws, detached=options.keep, progress=say)
     endpoints = stack.start()
     try:
         demo = Demo(options, endpoints, progress)
@@ -387,11 +408,11 @@ def run(
         except BaseException:
             demo.close()
             raise
-        if keep:
+        if options.keep:
             demo.leave_running()
         else:
             demo.close()
-        return demo.prove(started), endpoints
+        return demo.prove(started), demo
     finally:
-        if not keep:
+        if not options.keep:
             stack.stop()

@@ -284,10 +284,10 @@ def _recorded(directory: Path) -> tuple[list[Process], Endpoints | None]:
         found = [Process(**{**fields, "log": Path(fields["log"])}) for fields in content["processes"]]
         shown = content["endpoints"]
         return found, Endpoints(**{**shown, "directory": Path(shown["directory"])}) if shown else None
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return [], None
     except OSError as error:
-        raise HeadwaterError(f"{directory / FILE}: {error.strerror}", hint=f"ls -l {directory}") from error
+        raise _unusable(directory / FILE, error) from error
     except (ValueError, KeyError, TypeError) as error:
         raise HeadwaterError(
             f"{directory / FILE}: not written by this version of Headwater", hint=f"rm {directory / FILE}"

@@ -217,7 +217,9 @@ class Consumer(faust_consumer.Consumer):
             self.log.error("Unexpected, in %s:", who, exc_info=error)
         self.transaction.spoil(reason)
         await self.transaction.run(self.transaction.abort, Slice(self.transaction.producer), reason)
-        stop_process(reason, hint=getattr(error, "hint", "") or "start the worker again: it finds the truth in the broker")
+        stop_process(
+            reason, hint=getattr(error, "hint", "") or "start the worker again: it finds the truth in the broker"
+        )
 
     async def _wait_for_news(self, timeout: float) -> None:
         try:

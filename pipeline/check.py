@@ -1,0 +1,150 @@
+"""`headwater check`: look at everything a worker needs, change nothing, say what to type next."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from pipeline.app import known_agents, wanted_agents
+from pipeline.errors import HeadwaterError
+from pipeline.flows import compile_flow
+from pipeline.settings import DynamoDBStream, Settings
+from pipeline.sources.aws import StreamsApi, explain
+from pipeline.topics import Topics, admin, look
+
+LEAST_DISK = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    what: str
+    ok: bool
+    detail: str
+    hint: str = ""
+
+    def json(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return asdict(self)
+
+
+def check(settings: Settings) -> Iterator[Finding]:
+    """Look at one thing after the other; a failure never stops the rest."""
+    yield Finding("settings", True, "every key is known, every value fits")
+    yield from _try("agents", lambda: _agents(settings))
+    for flow in settings.flows:
+        yield from _try(f"flow {flow.name}", lambda flow=flow: _flow(flow))  # type: ignore[misc]
+    yield from _try("state directory", lambda: _state(settings))
+    yield from _kafka(settings)
+    if settings.sources or (settings.lake.url or "").startswith("s3://"):
+        yield from _try("AWS identity", _identity)
+    for source in settings.sources:
+        for table in source.tables:
+            yield from _try(f"table {table}", lambda source=source, table=table: _table(source, table))  # type: ignore[misc]
+    if settings.lake.url:
+        yield from _try(f"lake {settings.lake.url}", lambda: _lake(settings.lake.url or ""))
+
+
+def _try(what: str, look_at: Callable[[], str]) -> Iterator[Finding]:
+    try:
+        yield Finding(what, True, look_at())
+    except HeadwaterError as error:
+        yield Finding(what, False, error.message, error.hint)
+    except (ClientError, BotoCoreError) as error:
+        found = explain(error, what)
+        yield Finding(what, False, found.message, found.hint)
+
+
+def _agents(settings: Settings) -> str:
+    known, wanted = known_agents(), wanted_agents(settings)
+    if unknown := [name for name in wanted if name not in known]:
+        raise HeadwaterError(f"there is no agent {', '.join(unknown)}", hint=f"headwater run {' '.join(known)}")
+    return f"{', '.join(wanted)} have work"
+
+
+def _flow(flow: Any) -> str:
+    compile_flow(flow, {join.table: lambda _: None for join in flow.join})
+    return f"{', '.join(flow.tables) or 'all tables'} -> {', '.join(route.sink for route in flow.to)}"
+
+
+def _state(settings: Settings) -> str:
+    place = settings.state_dir.absolute()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise HeadwaterError(f"{place} is not writable", hint=f"ls -ld {place}")
+    free = shutil.disk_usage(place).free
+    if free < LEAST_DISK:
+        raise HeadwaterError(f"{place} has only {free >> 20} MiB left", hint=f"df -h {place}")
+    return f"{settings.state_dir}, {free >> 30} GiB free"
+
+
+def _kafka(settings: Settings) -> Iterator[Finding]:
+    servers = settings.kafka.bootstrap_servers
+    client = admin({"bootstrap.servers": servers, **settings.kafka.properties})
+    try:
+        found = look(client, Topics(settings).all(), timeout=10)
+    except HeadwaterError as error:
+        yield Finding(f"Kafka {servers}", False, error.message, "headwater local up, or set kafka.bootstrap_servers")
+        return
+    yield Finding(f"Kafka {servers}", True, "reachable")
+    for topic in found:
+        if topic.problem:
+            yield Finding(f"topic {topic.wanted.name}", False, topic.problem, "set partitions to the topic's number")
+        elif topic.partitions:
+            yield Finding(f"topic {topic.wanted.name}", True, f"{topic.partitions} partitions")
+        else:
+            yield Finding(f"topic {topic.wanted.name}", True, "is not there yet: the first worker makes it")
+
+
+def _identity() -> str:
+    config = Config(connect_timeout=5, read_timeout=10, retries={"total_max_attempts": 2})
+    session = boto3.session.Session()
+    client = session.client("sts", region_name=session.region_name or "us-east-1", config=config)
+    return str(client.get_caller_identity()["Arn"])
+
+
+def _table(source: DynamoDBStream, table: str) -> str:
+    api = StreamsApi(source.region, 1)
+    stream = api.stream_of(table)
+    shards = api.shards_of(stream.arn)
+    if shards:  # the permissions that reading needs, used once
+        api.records(api.iterator(stream.arn, shards[-1].shard_id, None), f"the stream of {table}")
+    return f"stream {stream.view_type}, {len(shards)} shards listed"
+
+
+def _lake(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme == "file":
+        return _try_directory(parts.path)
+    if parts.scheme != "s3":
+        raise HeadwaterError(f"lake.url {url!r}: expected s3://bucket/prefix or file:///directory")
+    session = boto3.session.Session()
+    client = session.client("s3", region_name=session.region_name or "us-east-1")
+    key = f"{parts.path.strip('/')}/headwater-check".lstrip("/")
+    # An upload that is begun and given up needs the permission to write and leaves nothing behind.
+    try:
+        upload = client.create_multipart_upload(Bucket=parts.netloc, Key=key)["UploadId"]
+    except ClientError as error:
+        code = error.response.get("Error", {}).get("Code", "")
+        if code == "NoSuchBucket":
+            raise HeadwaterError(f"there is no bucket {parts.netloc}", hint=f"aws s3 mb s3://{parts.netloc}") from error
+        raise
+    client.abort_multipart_upload(Bucket=parts.netloc, Key=key, UploadId=upload)
+    return "writable"
+
+
+def _try_directory(path: str) -> str:
+    place = path if os.path.exists(path) else os.path.dirname(path)  # noqa: PTH110, PTH120 - a URL's path
+    if not os.access(place, os.W_OK):
+        raise HeadwaterError(f"{place} is not writable", hint=f"ls -ld {place}")
+    return "writable"

@@ -1,0 +1,262 @@
+"""The command `headwater`: data to stdout, progress to stderr; exit 0 fine, 1 problems found, 2 usage."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pipeline import check as checks
+from pipeline import settings as settings_module
+from pipeline import status as statuses
+from pipeline.app import create_app
+from pipeline.errors import HeadwaterError, UsageError
+from pipeline.topics import Topics, admin, ensure, look
+
+app = typer.Typer(
+    name="headwater",
+    help="Every change of a DynamoDB table in Kafka: once, in order, enriched, routed, replayable.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+local = typer.Typer(help="A Kafka broker and AWS stand-ins on this machine.", no_args_is_help=True)
+app.add_typer(local, name="local", rich_help_panel="Lab")
+out, err = Console(), Console(stderr=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
+Directory = Annotated[Path, typer.Option("--dir", help="Where the stack keeps its data.")]
+LOCAL = Path(".headwater/local")
+DEMO = Path(".headwater/demo")
+
+
+def main() -> NoReturn:
+    """Run the command; print an error as one line that says what to type next."""
+    try:
+        app(standalone_mode=True)
+    except HeadwaterError as error:
+        if "-v" in sys.argv or "--verbose" in sys.argv:
+            raise
+        err.print(f"headwater: {error}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        err.print("headwater: stopped")
+        sys.exit(130)
+    sys.exit(0)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"headwater {version('headwater')}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.")] = False,
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _print_json(data: Any) -> None:
+    sys.stdout.write(json.dumps(data) + "\n")
+
+
+@app.command(rich_help_panel="Run")
+def run(
+    agents: Annotated[list[str] | None, typer.Argument(help="The agents to run; without, all that have work.")] = None,
+    web: Annotated[bool, typer.Option("--web/--without-web", help="Serve /livez, /readyz and /metrics.")] = True,
+    loglevel: Annotated[str, typer.Option("--loglevel", "-l", help="info, warn, error or debug.")] = "info",
+) -> None:
+    """Start a worker."""
+    if agents:
+        os.environ["HEADWATER_AGENTS"] = json.dumps(agents)
+    if not web:
+        os.environ["HEADWATER_WEB__ENABLED"] = "false"
+    create_app(settings_module.load())  # a mistake is said here, in one line
+    command = [sys.executable, "-m", "faust", "-A", "pipeline.worker", "worker", "-l", loglevel]
+    os.execv(sys.executable, command)  # noqa: S606 - the worker takes this process's place: signals reach it
+
+
+@app.command(rich_help_panel="Look")
+def check(as_json: Json = False) -> None:
+    """Look at everything a worker needs, change nothing, say what to type next."""
+    findings = []
+    for finding in checks.check(settings_module.load()):
+        findings.append(finding)
+        if not as_json:
+            mark = "[green]ok  [/]" if finding.ok else "[red]FAIL[/]"
+            out.print(f"{mark} [bold]{finding.what}[/]: ", end="", highlight=False)
+            out.print(finding.detail, markup=False, highlight=False, soft_wrap=True)
+            if finding.hint:
+                out.print(f"     try: {finding.hint}", markup=False, highlight=False, soft_wrap=True)
+    if as_json:
+        _print_json([finding.json() for finding in findings])
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel="Look")
+def status(as_json: Json = False) -> None:
+    """Show shards and positions, lag, dead letters, gaps."""
+    found = statuses.status(settings_module.load())
+    if as_json:
+        _print_json(found.json())
+        return
+    out.print(f"group {found.group}: {found.workers} workers, {found.dead_letters} dead letters, {found.gaps} gaps")
+    shards = Table("table", "shard", "read up to", "finished")
+    for shard in found.shards:
+        shards.add_row(shard.table, shard.shard, shard.after or "nothing yet", "yes" if shard.finished else "")
+    lag = Table("agent", "topic", "behind")
+    for agent in found.lag:
+        lag.add_row(agent.agent, agent.topic, f"{agent.records}" if agent.exact else f"about {agent.records}")
+    out.print(shards, lag)
+
+
+@app.command(rich_help_panel="Look")
+def topics(
+    as_json: Json = False,
+    create: Annotated[bool, typer.Option("--create", help="Make those that are missing.")] = False,
+) -> None:
+    """List the topics: what each is for, and whether it is there."""
+    settings = settings_module.load()
+    client = admin({"bootstrap.servers": settings.kafka.bootstrap_servers, **settings.kafka.properties})
+    if create:
+        ensure(client, Topics(settings).all(), settings.kafka.replication_factor)
+    found = look(client, Topics(settings).all())
+    if as_json:
+        rows = [(t.wanted.name, t.wanted.purpose, t.wanted.partitions, t.partitions, t.problem) for t in found]
+        _print_json(
+            [dict(zip(("name", "purpose", "wanted", "partitions", "problem"), row, strict=True)) for row in rows]
+        )
+    else:
+        table = Table("topic", "what for", "partitions")
+        for topic in found:
+            table.add_row(topic.wanted.name, topic.wanted.purpose, topic.problem or str(topic.partitions or "missing"))
+        out.print(table)
+    if any(topic.problem for topic in found):
+        raise typer.Exit(1)
+
+
+@local.command()
+def up(
+    directory: Directory = LOCAL,
+    broker: Annotated[str, typer.Option(help="auto, kafka or noida.")] = "auto",
+    aws: Annotated[str, typer.Option(help="ministack or dynamodb-local.")] = "ministack",
+    as_json: Json = False,
+) -> None:
+    """Start a broker and AWS stand-ins; they run until `headwater local down`."""
+    from pipeline.lab.stack import local_up
+
+    endpoints = local_up(
+        directory,
+        _one_of("--broker", broker, "auto", "kafka", "noida"),
+        _one_of("--aws", aws, "ministack", "dynamodb-local"),
+        progress=_say,
+    )
+    if as_json:
+        _print_json(endpoints.environment())
+        return
+    _say(f"{endpoints.broker}: {endpoints.reason}")
+    for name, value in endpoints.environment().items():
+        out.print(f"export {name}={value}", highlight=False, soft_wrap=True)
+
+
+@local.command()
+def down(directory: Directory = LOCAL, as_json: Json = False) -> None:
+    """Stop the local stack; its data stay."""
+    from pipeline.lab.stack import local_down
+
+    stopped = local_down(directory)
+    if as_json:
+        _print_json([process._asdict() for process in stopped])
+    else:
+        _say(f"stopped: {', '.join(process.name for process in stopped) or 'nothing was running'}")
+
+
+@local.command(name="status")
+def local_status_command(directory: Directory = LOCAL, as_json: Json = False) -> None:
+    """Show what runs; exit 1 if nothing does."""
+    from pipeline.lab.stack import local_status
+
+    found = local_status(directory)
+    if as_json:
+        _print_json([process._asdict() for process in found])
+    else:
+        for process in found:
+            out.print(
+                f"{process.name}  {process.address}  pid {process.pid}  {'running' if process.alive else 'ended'}"
+            )
+    if not any(process.alive for process in found):
+        if not found:
+            _say(f"no local stack in {directory}; try: headwater local up")
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel="Lab")
+def demo(
+    changes: Annotated[int, typer.Option(min=40, help="How many changes to write.")] = 5_000,
+    seed: Annotated[int, typer.Option(help="Same seed, same changes.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, max=16, help="Worker processes.")] = 2,
+    keep: Annotated[bool, typer.Option(help="Leave everything running and say how to look around.")] = False,
+    broker: Annotated[str, typer.Option(help="auto, kafka or noida.")] = "auto",
+    aws: Annotated[str, typer.Option(help="ministack or dynamodb-local.")] = "ministack",
+    fault: Annotated[
+        str, typer.Option(help="Hurt a worker half-way: none, kill (SIGKILL) or freeze (SIGSTOP).")
+    ] = "none",
+    directory: Directory = DEMO,
+    as_json: Json = False,
+) -> None:
+    """Carry changes from DynamoDB to Parquet on this machine, and prove that none was lost, doubled or reordered."""
+    from pipeline.lab import demo as demos
+    from pipeline.lab.screen import Screen, show
+    from pipeline.lab.stack import local_status
+
+    if any(process.alive for process in local_status(directory)):
+        raise HeadwaterError(f"a demo is still running in {directory}", hint=f"headwater local down --dir {directory}")
+    shutil.rmtree(directory, ignore_errors=True)
+    options = demos.Options(
+        directory=directory.absolute(),
+        changes=changes,
+        seed=seed,
+        workers=workers,
+        broker=_one_of("--broker", broker, "auto", "kafka", "noida"),
+        aws=_one_of("--aws", aws, "ministack", "dynamodb-local"),
+        fault=_one_of("--fault", fault, "none", "kill", "freeze"),
+        keep=keep,
+    )
+    progress = demos.Progress()
+    with Screen(err, progress) as screen:
+        report, ran = demos.run(options, progress, screen.say)
+    show(err, report)
+    if keep:
+        _say(ran.how_to_look_around())
+    if as_json:
+        _print_json(report.json())
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def _say(message: str) -> None:
+    err.print(message, highlight=False, soft_wrap=True)
+
+
+def _one_of(option: str, value: str, *choices: str) -> Any:
+    if value not in choices:
+        raise UsageError(f"{option} {value}: expected one of {', '.join(choices)}", hint="headwater --help")
+    return value
+
+
+if __name__ == "__main__":
+    main()

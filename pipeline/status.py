@@ -1,0 +1,142 @@
+"""`headwater status`: shards and positions, lag by agent, dead letters, gaps, workers; read from Kafka alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import msgspec
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from pipeline.settings import Settings
+from pipeline.sources.dynamodb import Place
+from pipeline.topics import Topics, admin, look, unreachable
+
+COUNTED = 10_000
+"""Records read at most to tell a small lag exactly: the ends of transactions take offsets too."""
+TIMEOUT = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class ShardStatus:
+    """A shard and how far it was read."""
+
+    table: str
+    shard: str
+    after: str | None
+    finished: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """How many records an agent has still to read."""
+
+    agent: str
+    topic: str
+    records: int
+    exact: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The state of a deployment."""
+
+    group: str
+    workers: int
+    shards: list[ShardStatus]
+    lag: list[Lag]
+    dead_letters: int
+    gaps: int
+
+    def json(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return asdict(self)
+
+
+def status(settings: Settings) -> Status:
+    """Read the state; raise FatalError when the cluster cannot be reached."""
+    topics = Topics(settings)
+    conf = {"bootstrap.servers": settings.kafka.bootstrap_servers, **settings.kafka.properties}
+    client = admin(conf)
+    there = {found.wanted.name: found.partitions for found in look(client, topics.all()) if found.partitions}
+    consumer = Consumer(
+        {
+            **conf,
+            "group.id": settings.prefix,
+            "enable.auto.commit": False,
+            "auto.offset.reset": "earliest",
+            "isolation.level": "read_committed",
+            "enable.partition.eof": True,
+        }
+    )
+    try:
+        reads = [("deduplicate", topics.ingest), ("transform", topics.raw)]
+        reads += [("lake", topic) for topic in topics.sinks.values()] if settings.lake.url else []
+        return Status(
+            group=settings.prefix,
+            workers=_members(client, settings.prefix),
+            shards=_shards(consumer, topics.shards, there.get(topics.shards, 0)),
+            lag=[_lag(consumer, agent, topic, there[topic]) for agent, topic in reads if topic in there],
+            dead_letters=_count(consumer, topics.dead_letter, there.get(topics.dead_letter, 0)),
+            gaps=_count(consumer, topics.gaps, there.get(topics.gaps, 0)),
+        )
+    except KafkaException as error:
+        raise unreachable(error) from error
+    finally:
+        consumer.close()
+
+
+def _members(client: AdminClient, group: str) -> int:
+    return len(client.describe_consumer_groups([group], request_timeout=TIMEOUT)[group].result().members)
+
+
+def _shards(consumer: Consumer, topic: str, partitions: int) -> list[ShardStatus]:
+    places: dict[bytes, Place | None] = {}
+    for record in read(consumer, topic, dict.fromkeys(range(partitions), OFFSET_BEGINNING), None):
+        value = record.value()
+        places[bytes(record.key() or b"")] = None if value is None else msgspec.json.decode(value, type=Place)
+    return [
+        ShardStatus(place.table, key.decode().rpartition("/")[2], place.after, place.finished)
+        for key, place in sorted(places.items())
+        if place is not None
+    ]
+
+
+def _lag(consumer: Consumer, agent: str, topic: str, partitions: int) -> Lag:
+    committed = {
+        tp.partition: tp.offset if tp.offset >= 0 else OFFSET_BEGINNING
+        for tp in consumer.committed([TopicPartition(topic, p) for p in range(partitions)], TIMEOUT)
+    }
+    behind = 0
+    for partition, offset in committed.items():
+        low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), TIMEOUT)
+        behind += max(0, high - max(low, offset))
+    if behind > COUNTED:
+        return Lag(agent, topic, behind, exact=False)
+    return Lag(agent, topic, len(read(consumer, topic, committed, COUNTED)), exact=True)
+
+
+def _count(consumer: Consumer, topic: str, partitions: int) -> int:
+    return len(read(consumer, topic, dict.fromkeys(range(partitions), OFFSET_BEGINNING), COUNTED))
+
+
+def read(consumer: Consumer, topic: str, start: Mapping[int, int], most: int | None) -> list[Message]:
+    """Read a topic from these offsets to its end as of now, `most` records at most."""
+    records: list[Message] = []
+    open_partitions = set(start)
+    if not start:
+        return records
+    consumer.assign([TopicPartition(topic, partition, offset) for partition, offset in start.items()])
+    deadline = time.monotonic() + TIMEOUT
+    while open_partitions and time.monotonic() < deadline and (most is None or len(records) < most):
+        for message in consumer.consume(1_000, 0.1):
+            error = message.error()
+            if error is None:
+                records.append(message)
+            elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - the documented name of the code
+                open_partitions.discard(message.partition() or 0)
+    consumer.unassign()
+    return records
