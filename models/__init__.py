@@ -1,1 +1,1 @@
-""""""
+"""What flows through Headwater: frozen, no I/O."""

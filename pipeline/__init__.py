@@ -1,1 +1,1 @@
-""""""
+"""The machinery: settings, transport, state, sources, steps, sinks, command line, lab."""

@@ -85,7 +85,6 @@ class Worker:
 
     def agent(self, name: str, *topics: str) -> Callable[[Any], Any]:
         """Declare an agent on batch-native topics. An error that it does not handle ends the worker, uncommitted."""
-
         channel = self.app.topic(*topics, schema=BatchSchema(), maxsize=4)
         return self.app.agent(channel, name=name)
 

@@ -34,7 +34,7 @@ class TransientError(HeadwaterError):
 
 
 class RejectedError(HeadwaterError):
-    """This message can never be processed: dead-letter it and go on."""
+    """A message that can never be processed: dead-letter it and go on."""
 
 
 class FatalError(HeadwaterError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    SecretStr,
     ValidationError,
     field_validator,
     model_validator,
@@ -217,16 +217,12 @@ def _is_setting(variable: str) -> bool:
 
 
 def _guess(variable: str) -> str:
-    import difflib  # needed only when something is wrong
-
     names = [ENV_PREFIX + key.upper().replace(".", "__") for key in keys()]
     near = difflib.get_close_matches(variable, names, n=1)
     return f", did you mean {near[0]}?" if near else ""
 
 
 def _explain(problem: dict[str, Any]) -> str:
-    import difflib
-
     path = ".".join(str(part) for part in problem["loc"])
     if problem["type"] != "extra_forbidden":
         return f"{path}: {problem['msg']}"

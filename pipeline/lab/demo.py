@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 import boto3
 import pyarrow.parquet as pq
@@ -114,7 +114,7 @@ class Recorder:
         self.records: dict[int, list[Message]] = {}
         self._follower = Follower(conf, topic, self._apply)
 
-    def __enter__(self) -> Recorder:
+    def __enter__(self) -> Self:
         self._follower.start()
         return self
 

@@ -139,21 +139,22 @@ def jars(progress: Progress) -> Path:
 
 
 def apache_kafka(directory: Path, reason: str, progress: Progress) -> Broker:
-    """Prepare Apache Kafka on free ports, its data formatted, in `directory`."""
+    """Prepare Apache Kafka on free ports with its data in `directory`: what is there already is kept."""
     if (why := missing()) is not None:
         raise HeadwaterError(
             f"Apache Kafka {VERSION}: {why}", hint="apt-get install default-jdk-headless maven, or --broker noida"
         )
     classes = f"{jars(progress)}/*"
     directory.mkdir(parents=True, exist_ok=True)
-    port, controller_port = processes.free_port(), processes.free_port()
     config, log4j = directory / "server.properties", directory / "log4j2.xml"
+    port, controller_port = _ports(config)
     config.write_text(
         SERVER_PROPERTIES.format(host=LOOPBACK, port=port, controller_port=controller_port, data=directory / "data")
     )
     log4j.write_text(LOG4J)
     java = ["java", f"-Dlog4j2.configurationFile={log4j}"]
-    _format([*java, "-XX:TieredStopAtLevel=1", "-cp", classes], config)
+    if not (directory / "data" / "meta.properties").exists():
+        _format([*java, "-XX:TieredStopAtLevel=1", "-cp", classes], config)
     return Broker(
         name=f"Apache Kafka {VERSION}",
         reason=reason,
@@ -202,6 +203,15 @@ def require_reachable(bootstrap_servers: str) -> None:
         f"HEADWATER_KAFKA__BOOTSTRAP_SERVERS={bootstrap_servers}: no broker answers there",
         hint="unset HEADWATER_KAFKA__BOOTSTRAP_SERVERS, to have a broker started here",
     )
+
+
+def _ports(config: Path) -> tuple[int, int]:
+    """Return the ports of the last time, as clients may know them, where they are free; else others."""
+    if config.exists():
+        found = re.search(r"^listeners=.*?:(\d+),.*?:(\d+)$", config.read_text(), re.MULTILINE)
+        if found and processes.port_is_free(int(found[1])) and processes.port_is_free(int(found[2])):
+            return int(found[1]), int(found[2])
+    return processes.free_port(), processes.free_port()
 
 
 def _format(java: list[str], config: Path) -> None:

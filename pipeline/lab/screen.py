@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -20,7 +21,7 @@ class Screen:
         self._console, self._progress = console, progress
         self._live = Live(console=console, get_renderable=self._render, refresh_per_second=8, transient=True)
 
-    def __enter__(self) -> Screen:
+    def __enter__(self) -> Self:
         if self._console.is_terminal:
             self._live.start()
         return self

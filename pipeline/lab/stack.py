@@ -259,7 +259,9 @@ def local_endpoints(directory: Path) -> Endpoints | None:
 def _claim(directory: Path) -> None:
     """Make the directory; raise HeadwaterError if a stack runs in it or its disk is full."""
     if any(status.alive for status in local_status(directory)):
-        raise HeadwaterError(f"{directory}: a local stack is running there", hint="headwater local down")
+        raise HeadwaterError(
+            f"{directory}: a local stack is running there", hint=f"headwater local down --dir {directory}"
+        )
     try:
         directory.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(directory).free

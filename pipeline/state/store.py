@@ -45,7 +45,7 @@ class Store:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = rocksdict.Rdict(str(path), options=_options())
-        except Exception as error:  # noqa: BLE001 - rocksdict raises bare Exception
+        except Exception as error:
             raise FatalError(
                 f"the state in {path} cannot be opened: {error}", hint=f"df -h {path.parent}; headwater status"
             ) from error
@@ -76,7 +76,7 @@ class Store:
             batch.put(META + name.encode(), str(number).encode())
         try:
             self._db.write(batch, self._no_log)
-        except Exception as error:  # noqa: BLE001 - rocksdict raises bare Exception
+        except Exception as error:
             raise FatalError(
                 f"the state in {self.path} cannot be written: {error}", hint=f"df -h {self.path.parent}"
             ) from error

@@ -60,7 +60,7 @@ class Consumer(faust_consumer.Consumer):
         self._offered = 0
         self._lost_before = 0
         self._rebalancing = self._stopping = self._closing = False
-        self._stop_by = 0.0
+        self._stop_by = self._next_commit = 0.0
         self._between_slices, self._news = asyncio.Lock(), asyncio.Event()
         self._drainer: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
@@ -126,6 +126,7 @@ class Consumer(faust_consumer.Consumer):
     async def _rebalance(self, new: set[TP], gone: set[TP], lost: bool) -> None:
         app = self.app
         self._rebalancing = True
+        self._news.set()  # end the slice
         try:
             if app.should_stop or self._closing:
                 self._assigned -= gone
@@ -247,7 +248,7 @@ class Consumer(faust_consumer.Consumer):
 
     async def _deliver(self) -> None:
         end, room = time.monotonic() + self.transport.slice_seconds, SLICE_RECORDS
-        while not self._rebalancing and not self._stopping and room > 0 and time.monotonic() < end:
+        while not self._rebalancing and not self._stopping and room > 0 and (now := time.monotonic()) < end:
             if len(self._flown) - self._acked_until >= AHEAD and self._unfinished():
                 await self._wait_for_ack_of_one()
             elif (tp := self.backlog.next(self._may_run)) is not None:
@@ -257,6 +258,9 @@ class Consumer(faust_consumer.Consumer):
                 await self.callback(message)
             elif self._unfinished():
                 await self._wait_for_ack_of_one()
+            elif now < self._next_commit:
+                self._news.clear()
+                await self._wait_for_news(min(end, self._next_commit) - now)
             else:
                 break
         while self._unfinished() and (not self._stopping or self._in_hand()):
@@ -298,6 +302,8 @@ class Consumer(faust_consumer.Consumer):
             committed = await transaction.run(transaction.commit, work, membership)
         finally:
             transaction.idle.set()
+        # The first records after a pause commit at once; under load there is one transaction an interval.
+        self._next_commit = time.monotonic() + self.transport.slice_seconds
         if committed:
             self._committed_offset.update(work.offsets)
             self.app.monitor.on_tp_commit(work.offsets)

@@ -260,10 +260,29 @@ def test_local_up_outlives_the_process_that_called_it(tmp_path: Path) -> None:
     assert local_down(tmp_path) == []
 
 
+@pytest.mark.kafka
+@pytest.mark.parametrize("port", ["free", "taken"])
+def test_data_stay_from_one_start_to_the_next(port: str, tmp_path: Path) -> None:
+    stack = Stack(tmp_path, broker="kafka", progress=print)
+    with stack:
+        first = started(stack)
+        topic = create_topic(first)
+        produce(first, topic, b"kept")
+    with socket.socket() as other:
+        if port == "taken":
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            other.bind(("127.0.0.1", int(first.bootstrap_servers.rpartition(":")[2])))
+            other.listen()
+        with stack:
+            second = started(stack)
+            assert (second.bootstrap_servers == first.bootstrap_servers) == (port == "free")
+            assert consume(second, topic, 1) == [b"kept"]
+
+
 def test_local_up_refuses_a_directory_in_use(tmp_path: Path) -> None:
     local_up(tmp_path, "noida", progress=print)
     try:
-        with pytest.raises(HeadwaterError, match=r"is running there \(try: headwater local down\)"):
+        with pytest.raises(HeadwaterError, match=r"is running there \(try: headwater local down --dir /"):
             local_up(tmp_path, "noida", progress=print)
         assert all(status.alive for status in local_status(tmp_path)), "the first one is not disturbed"
     finally:
