@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import Any, TypeVar, cast
@@ -12,7 +13,7 @@ import faust
 import mode
 
 from models.dead_letter import DeadLetter
-from pipeline.errors import HeadwaterError, UsageError
+from pipeline.errors import FatalError, HeadwaterError, UsageError
 from pipeline.metrics import Metrics
 from pipeline.settings import Settings
 from pipeline.topics import Topics, admin, ensure
@@ -75,6 +76,12 @@ class Worker:
 
     def prepare(self) -> None:
         """Make missing topics and look at the sources; blocks, raises HeadwaterError. Runs before the worker starts."""
+        web = self.settings.web
+        if web.enabled and not _is_free(web.host, web.port):
+            raise FatalError(
+                f"the port {web.port} of {web.host} is in use",
+                hint="HEADWATER_WEB__PORT=6067 headwater run, or --without-web",
+            )
         ensure(admin(self.transport.client_conf()), self.topics.all(), self.settings.kafka.replication_factor)
         for preflight in self.preflights:
             preflight()
@@ -122,6 +129,16 @@ class Worker:
         """Write a dead letter into the slice."""
         self.produce(self.topics.dead_letter, letter.key, letter.value, -1, letter.headers)
         self.metrics.count(self.metrics.dead_letters, 1, letter.stage)
+
+
+def _is_free(host: str, port: int) -> bool:
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the web server does
+        try:
+            server.bind((host, port))
+        except OSError:
+            return False
+    return True
 
 
 def known_agents() -> Mapping[str, Attach]:

@@ -84,7 +84,7 @@ def run(
         os.environ["HEADWATER_AGENTS"] = json.dumps(agents)
     if not web:
         os.environ["HEADWATER_WEB__ENABLED"] = "false"
-    create_app(settings_module.load())  # a mistake is said here, in one line
+    create_app(settings_module.load()).worker.prepare()  # what is missing is said here, in one line
     command = [sys.executable, "-m", "faust", "-A", "pipeline.worker", "worker", "-l", loglevel]
     os.execv(sys.executable, command)  # noqa: S606 - the worker takes this process's place: signals reach it
 

@@ -11,6 +11,8 @@ from confluent_kafka import KafkaError, KafkaException, Message
 from faust.transport.producer import Producer as FaustProducer
 from faust.types import TP, RecordMetadata
 
+from pipeline.errors import HeadwaterError
+from pipeline.transport.fatal import stop_process
 from pipeline.transport.transaction import Transaction
 
 if TYPE_CHECKING:
@@ -33,7 +35,12 @@ class Producer(FaustProducer):
     async def on_start(self) -> None:
         """Claim the transactional ID, then serve delivery reports."""
         await super().on_start()
-        await self.transaction.run(self.transaction.start)
+        try:
+            await self.transaction.run(self.transaction.start)
+        except HeadwaterError as error:
+            stop_process(error.message, hint=error.hint)
+        except KafkaException as error:
+            stop_process(f"no transactional producer: {error.args[0]}", hint="headwater check")
         self.add_future(self._serve_reports())
 
     async def _serve_reports(self) -> None:

@@ -95,7 +95,7 @@ class Reader:
 
     def _run(self) -> None:
         try:
-            consumer = RdConsumer(self._conf)
+            consumer = RdConsumer(self._conf, logger=log)
             while not self._closing:
                 self._serve(consumer)
                 # Above the bound one record a time: the poll serves the callbacks whatever the backlog.

@@ -71,7 +71,8 @@ class Transaction:
                 "batch.size": 1_000_000,
                 "compression.type": "lz4",
                 "queue.buffering.max.messages": 1_000_000,
-            }
+            },
+            logger=log,
         )
         self._retry(self._producer.init_transactions, TIMEOUT)
 
