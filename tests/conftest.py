@@ -7,7 +7,11 @@ as in CI, they fail instead.
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -42,3 +46,28 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoints]:
 def kafka_stack(stack: Endpoints) -> Endpoints:
     """The same, by the name that says why a test wants it."""
     return stack
+
+
+class Headwater(Protocol):
+    """Runs the command `headwater`."""
+
+    def __call__(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Return exit code, stdout and stderr; `environment` is laid over this process's."""
+
+
+@pytest.fixture
+def headwater(tmp_path: Path) -> Headwater:
+    """The command, in a directory of its own, with no settings but those given."""
+
+    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "pipeline.cli", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1", **environment},
+            capture_output=True,
+            text=True,
+            timeout=280,
+            check=False,
+        )
+
+    return run

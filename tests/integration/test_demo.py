@@ -1,0 +1,61 @@
+"""The main job, end to end on real parts, by the command that a newcomer types."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.lab.processes import stop
+from pipeline.lab import aws
+from conftest import Headwater
+
+
+def proved(headwater: Headwater, *arguments: str, **environment: str) -> dict[str, Any]:
+    """Run the demo and return its JSON, which must prove that nothing went wrong."""
+    done = headwater("demo", "--json", *arguments, **environment)
+    assert done.returncode == 0, done.stderr
+    report: dict[str, Any] = json.loads(done.stdout)
+    assert (report["lost"], report["duplicated"], report["out_of_order"], report["altered"]) == (0, 0, 0, 0), report
+    assert report["written"] == report["raw"]
+    assert report["duplicates_dropped"] == report["duplicates_injected"] > 0
+    assert report["ingested"] == report["written"] + report["duplicates_injected"]
+    assert report["parquet_rows"] == sum(report["sinks"].values()) > 0
+    assert report["joined"] > 0
+    return report
+
+
+@pytest.mark.kafka
+def test_every_change_arrives_once_in_order_and_as_it_was_written(headwater: Headwater) -> None:
+    report = proved(headwater, "--changes", "20000", "--seed", "7", "--broker", "kafka")
+    assert report["written"] == 20_000
+    assert report["broker"] == "Apache Kafka 4.2.0"
+    assert set(report["sinks"]) == {"orders-settled", "orders-other", "customers"}
+
+
+@pytest.mark.kafka
+def test_nothing_is_lost_or_doubled_when_a_worker_is_killed(headwater: Headwater) -> None:
+    proved(headwater, "--changes", "10000", "--seed", "8", "--broker", "kafka", "--fault", "kill")
+
+
+@pytest.mark.kafka
+def test_nothing_is_lost_or_doubled_when_a_worker_is_frozen_beyond_its_session(headwater: Headwater) -> None:
+    proved(headwater, "--changes", "10000", "--seed", "9", "--broker", "kafka", "--fault", "freeze")
+
+
+@pytest.mark.kafka
+def test_dynamodb_local_serves_as_well(headwater: Headwater, tmp_path: Path) -> None:
+    stand_in = aws.dynamodb_local(tmp_path / "dynamodb-local", print)
+    process = stand_in.start(detached=False)
+    try:
+        stand_in.wait_until_ready(process)
+        proved(headwater, "--changes", "4000", "--seed", "10", "--broker", "kafka", AWS_ENDPOINT_URL=stand_in.url)
+    finally:
+        stop([process])
+
+
+def test_the_fallback_broker_needs_nothing_but_python(headwater: Headwater) -> None:
+    report = proved(headwater, "--changes", "2000", "--broker", "noida")
+    assert report["broker"].startswith("noida-db")
