@@ -76,6 +76,11 @@ class Worker:
 
     def prepare(self) -> None:
         """Make missing topics and look at the sources; blocks, raises HeadwaterError. Runs before the worker starts."""
+        state = self.settings.state_dir
+        try:
+            state.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FatalError(f"the state directory {state}: {error.strerror}", hint=f"ls -ld {state.parent}") from error
         web = self.settings.web
         if web.enabled and not _is_free(web.host, web.port):
             raise FatalError(

@@ -61,10 +61,16 @@ class Transaction:
 
     def start(self) -> None:
         """Lock the state directory and fence off whoever used its transactional ID before."""
+        try:
+            name = self._claim_id()
+        except OSError as error:
+            raise FatalError(
+                f"the state directory {self._directory}: {error.strerror}", hint=f"df -h {self._directory}"
+            ) from error
         self._producer = RdProducer(
             {
                 **self._conf,
-                "transactional.id": self._claim_id(),
+                "transactional.id": name,
                 "transaction.timeout.ms": TIMEOUT_MS,
                 "partitioner": "murmur2_random",  # as Java clients do
                 "linger.ms": 2,
