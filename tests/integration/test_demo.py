@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from pipeline.lab.processes import stop
-from pipeline.lab import aws
 from conftest import Headwater
+
+from pipeline.lab import aws
+from pipeline.lab.processes import stop
 
 
 def proved(headwater: Headwater, *arguments: str, **environment: str) -> dict[str, Any]:

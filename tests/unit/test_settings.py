@@ -1,0 +1,86 @@
+"""Settings: one typed model, every mistake in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import UsageError
+from pipeline.settings import load
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("HEADWATER_KAFKA__BOOTSTRAP_SERVERS", "HEADWATER_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def write(text: str) -> None:
+    Path("headwater.toml").write_text(text)
+
+
+def test_defaults_are_enough() -> None:
+    settings = load()
+    assert settings.prefix == "headwater"
+    assert settings.kafka.bootstrap_servers == "127.0.0.1:9092"
+
+
+def test_the_environment_wins_over_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    write('prefix = "file"\n[kafka]\nbootstrap_servers = "file:1"\nsession_timeout = 20\n')
+    monkeypatch.setenv("HEADWATER_KAFKA__BOOTSTRAP_SERVERS", "env:1")
+    settings = load()
+    assert settings.prefix == "file"
+    assert settings.kafka.bootstrap_servers == "env:1"
+    assert settings.kafka.session_timeout == 20
+
+
+def test_dot_env_is_read() -> None:
+    Path(".env").write_text("HEADWATER_PREFIX=dotted\n")
+    assert load().prefix == "dotted"
+
+
+def test_client_properties_of_confluent_cloud_paste_in() -> None:
+    write('[kafka.properties]\n"security.protocol" = "SASL_SSL"\n"sasl.username" = "key"\n')
+    assert load().kafka.properties == {"security.protocol": "SASL_SSL", "sasl.username": "key"}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("partition = 3", "partition: there is no such key, did you mean partitions?"),
+        ("partitions = 0", "partitions: Input should be greater than or equal to 1"),
+        ('[[sources]]\ntable = "a"', "sources.0.table"),
+        ('[[flows]]\nname = "f"\nto = []', "flows.0.to"),
+        ('[[flows]]\nname="f"\nto=[{sink="a"}]\n[[flows]]\nname="f"\nto=[{sink="b"}]', "more than one is named f"),
+        ('[kafka.properties]\n"group.id" = "x"', "group.id: Headwater sets this itself"),
+        ('prefix = "a b"', "prefix"),
+        ("= 1", "headwater.toml"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_key(text: str, words: str) -> None:
+    write(text)
+    with pytest.raises(UsageError) as caught:
+        load()
+    assert words in caught.value.message
+    assert "\n" not in caught.value.message
+    assert caught.value.exit_code == 2
+
+
+def test_an_unknown_variable_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADWATER_KAFKA__BOOTSTRAP", "x")
+    with pytest.raises(UsageError, match="HEADWATER_KAFKA__BOOTSTRAP is no setting, did you mean"):
+        load()
+
+
+def test_a_named_file_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADWATER_CONFIG", "elsewhere.toml")
+    with pytest.raises(UsageError, match=r"there is no file elsewhere\.toml"):
+        load()
+
+
+def test_an_unknown_variable_in_dot_env_is_an_error() -> None:
+    Path(".env").write_text("HEADWATER_NONSENSE=1\n")
+    with pytest.raises(UsageError, match=r"(?i)nonsense"):
+        load()
