@@ -47,9 +47,6 @@ def main() -> NoReturn:
             raise
         err.print(f"headwater: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        err.print("headwater: stopped")
-        sys.exit(130)
     sys.exit(0)
 
 

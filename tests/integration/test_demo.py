@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +63,40 @@ def test_dynamodb_local_serves_as_well(headwater: Headwater, tmp_path: Path) -> 
 def test_the_fallback_broker_needs_nothing_but_python(headwater: Headwater) -> None:
     report = proved(headwater, "--changes", "2000", "--broker", "noida")
     assert report["broker"].startswith("noida-db")
+
+
+@pytest.mark.kafka
+def test_ctrl_c_leaves_no_process_behind(tmp_path: Path) -> None:
+    directory = tmp_path / "demo"
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.cli", "demo", "--broker", "kafka", "--dir", str(directory)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    log = directory / "workers" / "worker-1.log"
+    deadline = time.monotonic() + 60
+    while not (log.exists() and "Ready" in log.read_text()):
+        assert demo.poll() is None, demo.communicate()
+        assert time.monotonic() < deadline, "no worker within 60 s"
+        time.sleep(0.05)  # between two looks; nothing depends on it
+    started = processes_of(directory)
+    assert len(started) >= 4, "a broker, a stand-in, two workers"
+    demo.send_signal(signal.SIGINT)
+    _, said = demo.communicate(timeout=60)
+    assert demo.returncode == 130, said
+    assert "Traceback" not in said
+    assert [pid for pid in started if Path(f"/proc/{pid}").exists()] == []
+
+
+def processes_of(directory: Path) -> list[int]:
+    """Return the processes that work in this directory."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if (entry / "cwd").readlink().is_relative_to(directory):
+                    found.append(int(entry.name))
+            except OSError:  # it has ended
+                continue
+    return found

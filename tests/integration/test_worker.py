@@ -1,0 +1,282 @@
+"""Workers on Apache Kafka: what goes in, what comes out, what is left when they stop."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from confluent_kafka import Producer
+from conftest import Headwater
+from mypy_boto3_dynamodb import DynamoDBClient
+
+from pipeline.lab import processes
+from pipeline.lab.demo import Recorder
+from pipeline.lab.stack import Endpoints
+from pipeline.lab.workers import Workers
+from pipeline.settings import Settings
+from pipeline.topics import Topic, Topics, admin, ensure
+
+pytestmark = pytest.mark.kafka
+DEADLINE = 60.0
+ARN = "arn:aws:dynamodb:eu-west-1:000000000000:table/{table}/stream/2026-11-23T00:00:00.000"
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    """Wait for a condition; fail when it does not come true in time."""
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline, f"{what}: not within {DEADLINE:.0f} s"
+        time.sleep(0.05)  # between two looks; nothing depends on it
+
+
+@dataclass
+class Deployment:
+    """Topics of its own on the shared stack, and workers when they are asked for."""
+
+    endpoints: Endpoints
+    directory: Path
+    prefix: str
+    table: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            **self.endpoints.environment(),
+            "HEADWATER_PREFIX": self.prefix,
+            "HEADWATER_PARTITIONS": "2",
+            "HEADWATER_SOURCES": json.dumps([{"tables": [self.table], "discovery_interval": 1}]),
+            "HEADWATER_FLOWS": json.dumps([{"name": "all", "to": [{"sink": "all"}]}]),
+            "HEADWATER_LAKE__URL": f"file://{self.directory / 'lake'}",
+            "HEADWATER_LAKE__MAX_AGE": "0.5",
+            "HEADWATER_KAFKA__SESSION_TIMEOUT": "6",
+        }
+
+    @property
+    def conf(self) -> dict[str, Any]:
+        return {"bootstrap.servers": self.endpoints.bootstrap_servers}
+
+    @property
+    def topics(self) -> Topics:
+        flow = {"name": "all", "to": [{"sink": "all"}]}
+        return Topics(Settings.model_validate({"prefix": self.prefix, "partitions": 2, "flows": [flow]}))
+
+    @contextmanager
+    def workers(self, *agents: str) -> Iterator[Workers]:
+        """Run one worker with these agents."""
+        running = Workers(1, self.directory, {**self.environment, "HEADWATER_AGENTS": json.dumps(agents)})
+        running.start()
+        try:
+            yield running
+        finally:
+            running.stop()
+
+    def log(self) -> str:
+        return (self.directory / "worker-1.log").read_text()
+
+
+@pytest.fixture
+def deployment(stack: Endpoints, tmp_path: Path) -> Iterator[Deployment]:
+    name = f"t{uuid.uuid4().hex[:8]}"
+    found = Deployment(stack, tmp_path, name, name)
+    ensure(admin(found.conf), found.topics.all(), 1)
+    yield found
+
+
+@pytest.fixture
+def dynamodb(stack: Endpoints) -> DynamoDBClient:
+    return boto3.client(
+        "dynamodb",
+        endpoint_url=stack.aws_endpoint_url,
+        region_name="eu-west-1",
+        aws_access_key_id="headwater",
+        aws_secret_access_key="headwater",
+    )
+
+
+def change(number: int, table: str = "t") -> bytes:
+    return json.dumps(
+        {
+            "eventID": f"e{number}",
+            "eventName": "INSERT",
+            "eventSource": "aws:dynamodb",
+            "eventSourceARN": ARN.format(table=table),
+            "dynamodb": {"Keys": {"id": {"S": f"k{number}"}}, "NewImage": {"id": {"S": f"k{number}"}}},
+        }
+    ).encode()
+
+
+def produce(deployment: Deployment, *values: bytes, **headers: bytes) -> None:
+    producer = Producer(deployment.conf)
+    for value in values:
+        producer.produce(deployment.topics.ingest, value, b"key", headers=list(headers.items()))
+    assert producer.flush(20) == 0
+
+
+def test_what_is_no_change_becomes_a_dead_letter_with_the_reason(deployment: Deployment) -> None:
+    topics = deployment.topics
+    with (
+        Recorder(deployment.conf, topics.raw) as raw,
+        Recorder(deployment.conf, topics.dead_letter) as dead,
+        deployment.workers("deduplicate"),
+    ):
+        produce(deployment, b"not json", b'{"eventName":"INSERT"}', change(1), change(1), trace=b"abc")
+        until(lambda: len(dead) == 2 and len(raw) == 1, "two dead letters and one change")
+    letters = sorted(dead, key=lambda letter: letter.offset() or 0)
+    assert [letter.value() for letter in letters] == [b"not json", b'{"eventName":"INSERT"}']
+    headers: dict[str, Any] = dict(letters[0].headers() or [])  # type: ignore[arg-type]
+    assert headers["trace"] == b"abc"
+    assert headers["__connect.errors.topic"] == topics.ingest.encode()
+    assert headers["__connect.errors.offset"] == b"0"
+    assert headers["__connect.errors.stage"] == b"deduplicate"
+    assert headers["__connect.errors.exception.class.name"] == b"MalformedChangeError"
+    assert b"not a change" in headers["__connect.errors.exception.message"]
+    assert letters[0].key() == b"key"
+
+
+def put(dynamodb: DynamoDBClient, table: str, numbers: range) -> None:
+    for number in numbers:
+        dynamodb.put_item(TableName=table, Item={"id": {"S": f"k{number}"}, "n": {"N": str(number)}})
+
+
+def test_ingest_goes_on_where_it_was_after_a_restart(deployment: Deployment, dynamodb: DynamoDBClient) -> None:
+    dynamodb.create_table(
+        TableName=deployment.table,
+        KeySchema=[{"AttributeName": "id", "KeyType": "HASH"}],
+        AttributeDefinitions=[{"AttributeName": "id", "AttributeType": "S"}],
+        BillingMode="PAY_PER_REQUEST",
+        StreamSpecification={"StreamEnabled": True, "StreamViewType": "NEW_AND_OLD_IMAGES"},
+    )
+    with Recorder(deployment.conf, deployment.topics.ingest) as ingest:
+        put(dynamodb, deployment.table, range(30))
+        with deployment.workers("ingest"):
+            until(lambda: len(ingest) >= 30, "30 changes")
+        put(dynamodb, deployment.table, range(30, 50))
+        with deployment.workers("ingest"):
+            until(lambda: len(ingest) >= 50, "50 changes")
+            put(dynamodb, deployment.table, range(50, 60))
+            until(lambda: len(ingest) >= 60, "60 changes")
+        numbers = sorted(int(json.loads(r.value() or b"")["dynamodb"]["NewImage"]["n"]["N"]) for r in ingest)
+    assert numbers == list(range(60)), "each once: the position was committed with the changes"
+
+
+def test_the_seen_table_comes_back_from_its_changelog_when_the_state_is_gone(deployment: Deployment) -> None:
+    with Recorder(deployment.conf, deployment.topics.raw) as raw:
+        with deployment.workers("deduplicate"):
+            produce(deployment, *map(change, range(100)))
+            until(lambda: len(raw) == 100, "100 changes")
+        (deployment.directory / "worker-1.state").rename(deployment.directory / "lost.state")
+        with deployment.workers("deduplicate"):
+            produce(deployment, *map(change, range(50, 150)))
+            until(lambda: len(raw) >= 150, "50 more")
+        ids = [json.loads(record.value() or b"")["eventID"] for record in raw]
+    assert sorted(ids) == sorted(f"e{n}" for n in range(150))
+
+
+def test_two_workers_cannot_share_a_state_directory(deployment: Deployment, headwater: Headwater) -> None:
+    with ExitStack() as stack:
+        workers = stack.enter_context(deployment.workers("deduplicate"))
+        until(lambda: "Ready" in deployment.log(), "a worker that is ready")
+        state = str(deployment.directory / "worker-1.state")
+        done = headwater("run", "deduplicate", "--without-web", **deployment.environment, HEADWATER_STATE_DIR=state)
+        assert workers.all[0].alive()
+    assert done.returncode == 1
+    assert f"the state directory {state} is in use by another worker" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def get(url: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - our own worker's address
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+    except OSError:
+        return 0, ""
+
+
+def test_a_worker_tells_how_it_is(deployment: Deployment, headwater: Headwater) -> None:
+    with deployment.workers("deduplicate", "transform", "lake") as workers:
+        url = workers.all[0].process.address  # type: ignore[union-attr]
+        until(lambda: get(f"{url}/readyz")[0] == 200, "readiness")
+        assert get(f"{url}/livez") == (200, "ok\n")
+        produce(deployment, *map(change, range(20)), change(1), b"nonsense")
+        until(lambda: 'headwater_lake_rows_total{sink="all"} 20.0' in get(f"{url}/metrics")[1], "20 rows in the lake")
+        metrics = get(f"{url}/metrics")[1]
+        assert "headwater_duplicates_dropped_total 1.0" in metrics
+        assert 'headwater_dead_letters_total{stage="deduplicate"} 1.0' in metrics
+        assert 'headwater_changes_total{agent="transform"} 20.0' in metrics
+        status = json.loads(headwater("status", "--json", **deployment.environment).stdout)
+    assert status["workers"] == 1
+    assert status["dead_letters"] == 1
+    assert {lag["agent"]: lag["records"] for lag in status["lag"]} == {"deduplicate": 0, "transform": 0, "lake": 0}
+    files = sorted((deployment.directory / "lake").rglob("*.parquet"))
+    assert files
+    assert all(file.parent.name == "sink=all" for file in files)
+
+
+def test_an_ordinary_faust_agent_runs_beside_them_and_its_failure_commits_nothing(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    """Faust acks a message also when its agent raises: the slice must not commit for all that."""
+    (tmp_path / "mine.py").write_text(
+        "import os\n"
+        "from pipeline.app import create_app\n"
+        "from pipeline.settings import load\n"
+        "app = create_app(load())\n"
+        "words = app.topic(os.environ['WORDS'], value_type=bytes, value_serializer='raw', partitions=2)\n"
+        "out = app.topic(os.environ['WORDS'] + '.out', value_type=bytes, value_serializer='raw', partitions=2)\n"
+        "@app.agent(words)\n"
+        "async def shout(stream):\n"
+        "    async for word in stream:\n"
+        "        await out.send(value=word.upper())\n"
+        "        if word == b'poison' and not os.path.exists('cured'):\n"
+        "            raise RuntimeError('poison')\n"
+    )
+    words = f"{deployment.prefix}.words"
+    ensure(admin(deployment.conf), [Topic(words, 2, "words"), Topic(f"{words}.out", 2, "shouts")], 1)
+    producer = Producer(deployment.conf)
+    for word in ("good", "poison", "better"):
+        producer.produce(words, word, partition=0)
+    assert producer.flush(20) == 0
+
+    def start() -> processes.Process:
+        return processes.start(
+            "mine",
+            [sys.executable, "-m", "faust", "-A", "mine", "worker", "-l", "info", "--without-web"],
+            log=tmp_path / "mine.log",
+            address="",
+            environment={
+                **deployment.environment,
+                "WORDS": words,
+                "HEADWATER_AGENTS": '["deduplicate"]',
+                "HEADWATER_STATE_DIR": str(tmp_path / "state"),
+                "HEADWATER_WEB__ENABLED": "false",
+                "PYTHONPATH": str(tmp_path),
+            },
+            detached=False,
+        )
+
+    with Recorder(deployment.conf, f"{words}.out") as out:
+        first = start()
+        until(lambda: not first.alive(), "the end of the worker")
+        processes.stop([first])
+        assert "RuntimeError('poison')" in (tmp_path / "mine.log").read_text()
+        assert len(out) == 0, "nothing of the slice was committed"
+        (tmp_path / "cured").touch()
+        second = start()
+        until(lambda: len(out) >= 3, "three words")
+        processes.stop([second])
+        assert [record.value() for record in out.records.get(0, []) + out.records.get(1, [])].count(b"GOOD") == 1
+        assert sorted(str(record.value()) for record in out) == ["b'BETTER'", "b'GOOD'", "b'POISON'"]

@@ -1,0 +1,60 @@
+"""What the repository promises about itself."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from honcho.environ import parse_procfile
+
+from pipeline.app import known_agents
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_procfile_has_one_line_an_agent() -> None:
+    procfile = parse_procfile((ROOT / "Procfile").read_text())
+    assert set(procfile.processes) == set(known_agents())
+    states = []
+    for name, command in procfile.processes.items():
+        match = re.fullmatch(r"HEADWATER_STATE_DIR=(\S+) headwater run (\w+) --without-web", command)
+        assert match is not None, command
+        assert match[2] == name
+        states.append(match[1])
+    assert len(set(states)) == len(states), "a state directory belongs to one worker"
+
+
+def test_make_shows_what_there_is_to_make() -> None:
+    shown = subprocess.run(
+        ["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    for target in ("setup", "demo", "test", "check"):
+        assert re.search(rf"^  make {target} +\w", shown, re.MULTILINE)
+
+
+def test_nothing_is_built_and_no_environment_read_at_import() -> None:
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for package in ("agents", "models", "pipeline")
+        for path in (ROOT / package).rglob("*.py")
+        if path.name not in {"__init__.py", "worker.py", "tether.py"}
+    ]
+    code = (
+        "import os, sys, importlib, threading\n"
+        "class Watched(dict):\n"
+        "    pass\n"
+        f"for name in {modules!r}: importlib.import_module(name)\n"
+        "assert threading.active_count() == 1, threading.enumerate()\n"
+    )
+    environment = {"HEADWATER_NONSENSE": "1", "PATH": "/usr/bin"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
