@@ -99,7 +99,8 @@ class DynamoDBStreams(Source):
         self._follower = Follower(transport.client_conf(), fence, self._apply)
         self._places: dict[bytes, Place] = {}
         self._listings: dict[str, _Listing] = {}
-        self._claims: set[int] = set()
+        self._claims: dict[int, object] = {}
+        """One object an assignment: what was found out under an earlier one does not count for this one."""
         self._ready: set[int] = set()
         self._readers: dict[ShardOf, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -130,16 +131,18 @@ class DynamoDBStreams(Source):
             self._loop = asyncio.get_running_loop()
             self._follower.start()
             self._discovery = asyncio.create_task(self._discover())
-        self._claims |= claims
+        claim = object()
+        self._claims |= dict.fromkeys(claims, claim)
         # A new purse for each assignment: the credits of what was dropped at the last revocation went with the old one.
         self._purses |= {partition: asyncio.Semaphore(CREDITS) for partition in claims}
-        self._keep(asyncio.create_task(self._claim(claims)))
+        self._keep(asyncio.create_task(self._claim(claims, claim)))
 
     def revoked(self, partitions: frozenset[TP]) -> None:
         """Stop to read; what was read and not committed is dropped."""
         gone = {tp.partition for tp in partitions if tp.topic == self.fence}
-        self._claims -= gone
         self._ready -= gone
+        for partition in gone:
+            self._claims.pop(partition, None)
         for shard in [shard for shard in self._readers if shard.partition in gone]:
             self._readers.pop(shard).cancel()
 
@@ -177,7 +180,7 @@ class DynamoDBStreams(Source):
         if finished and self._loop is not None:
             self._loop.call_soon_threadsafe(self._start_readers)
 
-    async def _claim(self, partitions: set[int]) -> None:
+    async def _claim(self, partitions: set[int], claim: object) -> None:
         consumer: Consumer = self._transport.app.consumer  # type: ignore[assignment]  # Faust types it by its interface
         # Whoever read these shards before can commit what is in the log by now, and nothing after: so long we wait.
         ends = dict(
@@ -188,7 +191,7 @@ class DynamoDBStreams(Source):
             )
         )
         if await asyncio.to_thread(self._follower.wait_until, ends):
-            self._ready |= partitions & self._claims
+            self._ready |= {partition for partition in partitions if self._claims.get(partition) is claim}
             self._start_readers()
 
     async def _discover(self) -> None:

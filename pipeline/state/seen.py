@@ -65,7 +65,8 @@ class SeenTable(Participant):
         self.topic, self.changelog = topic, changelog
         self._transport, self._directory = transport, directory
         self._partitions: dict[int, _Partition] = {}
-        self._wanted: set[int] = set()
+        self._claims: dict[int, object] = {}
+        """One object an assignment: a recovery that began under an earlier one must not be taken for this one's."""
         self._locks: dict[int, asyncio.Lock] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -132,8 +133,8 @@ class SeenTable(Participant):
         consumer: Consumer = self._transport.app.consumer  # type: ignore[assignment]  # Faust types it by its interface
         consumer.hold(new, self.changelog)
         for tp in new:
-            self._wanted.add(tp.partition)
-            task = asyncio.ensure_future(self._open(consumer, tp))
+            claim = self._claims[tp.partition] = object()
+            task = asyncio.ensure_future(self._open(consumer, tp, claim))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -141,21 +142,21 @@ class SeenTable(Participant):
         """Close what belongs to another worker now."""
         for tp in partitions:
             if tp.topic == self.topic:
-                self._wanted.discard(tp.partition)
+                self._claims.pop(tp.partition, None)
                 part = self._partitions.pop(tp.partition, None)
                 if part is not None:
                     part.store.close()
 
-    async def _open(self, consumer: Consumer, tp: TP) -> None:
+    async def _open(self, consumer: Consumer, tp: TP, claim: object) -> None:
         # One recovery of a partition at a time: RocksDB has one owner, and a partition may come back while it runs.
         async with self._locks.setdefault(tp.partition, asyncio.Lock()):
-            if tp.partition not in self._wanted or tp.partition in self._partitions:
+            if self._claims.get(tp.partition) is not claim:
                 return
             try:
                 part = await self._recover(consumer.questions, tp)
             except HeadwaterError as error:
                 stop_process(error.message, hint=error.hint)
-            if tp.partition in self._wanted:
+            if self._claims.get(tp.partition) is claim:
                 self._partitions[tp.partition] = part
                 consumer.release({tp}, self.changelog)
             else:

@@ -134,7 +134,7 @@ def test_what_is_no_change_becomes_a_dead_letter_with_the_reason(deployment: Dep
         until(lambda: len(dead) == 2 and len(raw) == 1, "two dead letters and one change")
     letters = sorted(dead, key=lambda letter: letter.offset() or 0)
     assert [letter.value() for letter in letters] == [b"not json", b'{"eventName":"INSERT"}']
-    headers: dict[str, Any] = dict(letters[0].headers() or [])  # type: ignore[arg-type]
+    headers: dict[str, Any] = dict(letters[0].headers() or [])
     assert headers["trace"] == b"abc"
     assert headers["__connect.errors.topic"] == topics.ingest.encode()
     assert headers["__connect.errors.offset"] == b"0"

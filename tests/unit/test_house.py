@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from honcho.environ import parse_procfile
+from honcho.environ import parse_procfile  # type: ignore[import-untyped]
 
 from pipeline.app import known_agents
 
