@@ -15,7 +15,9 @@ from pipeline.transport import Batch, batches
 def attach(worker: Worker) -> None:
     """Attach the agent, with its seen table."""
     topics = worker.topics
-    seen = SeenTable(worker.transport, topics.ingest, topics.seen, worker.settings.state_dir)
+    seen = SeenTable(
+        worker.transport, topics.ingest, topics.seen, worker.settings.state_dir, worker.settings.dedup_window
+    )
     worker.transport.join(seen)
 
     @worker.agent("deduplicate", topics.ingest)
@@ -27,7 +29,8 @@ def attach(worker: Worker) -> None:
 def write(worker: Worker, seen: SeenTable, batch: Batch) -> None:
     """Write the changes of a batch that were not seen. Ingest and raw have equal partitions: an item stays in its own."""
     keys, values = batch.keys(), batch.values()
-    fresh, duplicates, rejected = deduplicate_step(values, partial(seen.add_new, batch.partition))
+    remember = partial(seen.add_new, batch.partition, at=batch.last_timestamp)
+    fresh, duplicates, rejected = deduplicate_step(values, remember)
     worker.produce_batch(worker.topics.raw, [(keys[i], values[i]) for i in fresh], batch.partition)
     for index, error in rejected:
         worker.reject(batch, index, "deduplicate", error)

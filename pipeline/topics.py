@@ -67,7 +67,7 @@ class Topics:
         count = self._settings.partitions
         kept = {"cleanup.policy": "delete", "retention.ms": "-1"}
         compacted = {"cleanup.policy": "compact"}
-        window_ms = int(self._settings.dedup_window * 1000)
+        window_ms = int(self._settings.dedup_window * 1500)  # the longest that a bucket of IDs is kept
         return [
             Topic(self.ingest, count, "changes as delivered", {"retention.ms": str(3 * DAY_MS)}),
             Topic(self.raw, count, "every change once", kept),

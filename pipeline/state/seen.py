@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from confluent_kafka import KafkaError, Message, TopicPartition
 from faust.types import TP
 
 from pipeline.errors import FatalError, HeadwaterError
-from pipeline.state.store import Store
+from pipeline.state.buckets import Buckets, bucket_of
 from pipeline.transport import Participant, Slice, Transport
 from pipeline.transport.fatal import stop_process
 from pipeline.transport.questions import Questions
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 pack = msgspec.msgpack.Encoder().encode
-unpack = msgspec.msgpack.Decoder(list[bytes]).decode
+unpack = msgspec.msgpack.Decoder(dict[int, list[bytes]]).decode
 STUCK = 60.0
 """Seconds without a record after which a recovery that has not arrived gives up."""
 
@@ -49,20 +49,37 @@ def compact(event_id: bytes) -> bytes:
 
 @dataclass(slots=True)
 class _Partition:
-    store: Store
+    store: Buckets
     upto: int
     """The source offset up to which the store knows the IDs; -1 for none."""
     changelog: int
     """Offset of the last changelog message in the store; -1 for none."""
-    pending: dict[bytes, None] = field(default_factory=dict)
+    pending: dict[bytes, int] = field(default_factory=dict)
+    """New IDs of the slice under way, with their buckets."""
     sent: Message | None = None
+
+    def by_bucket(self) -> dict[int, list[bytes]]:
+        """Return the pending IDs by bucket."""
+        buckets: dict[int, list[bytes]] = {}
+        for event_id, bucket in self.pending.items():
+            buckets.setdefault(bucket, []).append(event_id)
+        return buckets
 
 
 class SeenTable(Participant):
     """Knows the event IDs of the partitions of `topic` that this worker owns."""
 
-    def __init__(self, transport: Transport, topic: str, changelog: str, directory: Path) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        topic: str,
+        changelog: str,
+        directory: Path,
+        window: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self.topic, self.changelog = topic, changelog
+        self._window, self._clock = window, clock
         self._transport, self._directory = transport, directory
         self._partitions: dict[int, _Partition] = {}
         self._claims: dict[int, object] = {}
@@ -70,19 +87,21 @@ class SeenTable(Participant):
         self._locks: dict[int, asyncio.Lock] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def add_new(self, partition: int, event_ids: Sequence[bytes]) -> list[bool]:
-        """Remember IDs; return for each whether it is new. In the transaction's thread.
+    def add_new(self, partition: int, event_ids: Sequence[bytes], at: float) -> list[bool]:
+        """Remember the IDs of a batch; return for each whether it is new. In the transaction's thread.
 
-        An ID that stands twice among them is new once.
+        `at` is the time of the batch's last record, in seconds: its IDs are remembered for a window after that. An ID
+        that stands twice among them is new once.
         """
         part = self._partitions[partition]
         ids = [compact(event_id) for event_id in event_ids]
-        found = part.store.get_many(ids)
+        # A record from the future must not push out what is remembered.
+        bucket = bucket_of(min(at, self._clock()), self._window)
         pending, news = part.pending, []
-        for key, value in zip(ids, found, strict=True):
-            new = value is None and key not in pending
+        for key, known in zip(ids, part.store.known(ids), strict=True):
+            new = not known and key not in pending
             if new:
-                pending[key] = None
+                pending[key] = bucket
             news.append(new)
         return news
 
@@ -100,7 +119,7 @@ class SeenTable(Participant):
 
             work.producer.produce(
                 self.changelog,
-                pack(list(part.pending)),
+                pack(part.by_bucket()),
                 offset.to_bytes(8, "big"),
                 tp.partition,
                 on_delivery=delivered,
@@ -116,7 +135,7 @@ class SeenTable(Participant):
             if changelog is None:
                 raise FatalError(f"the changelog message of {tp.topic}[{tp.partition}] was committed without an offset")
             part.upto, part.changelog, part.sent = offset, changelog, None
-            part.store.write(((key, b"") for key in part.pending), upto=part.upto, changelog=part.changelog)
+            part.store.add(part.by_bucket(), upto=part.upto, changelog=part.changelog)
             part.pending.clear()
 
     def aborted(self, work: Slice) -> None:
@@ -164,7 +183,7 @@ class SeenTable(Participant):
 
     async def _recover(self, questions: Questions, tp: TP) -> _Partition:
         path = self._directory / f"{self.topic}-{tp.partition}.db"
-        store = await asyncio.to_thread(Store, path)
+        store = await asyncio.to_thread(Buckets, path)
         part = _Partition(store, _or(store.meta("upto"), -1), _or(store.meta("changelog"), -1))
         started, first = time.monotonic(), part.upto
         while True:
@@ -237,10 +256,13 @@ class SeenTable(Participant):
             consumer.close()
 
     def _apply(self, part: _Partition, records: Sequence[Any]) -> None:
-        ids = (key for record in records for key in unpack(record.value()))
+        ids: dict[int, list[bytes]] = {}
+        for record in records:
+            for bucket, members in unpack(record.value()).items():
+                ids.setdefault(bucket, []).extend(members)
         part.upto = int.from_bytes(records[-1].key(), "big")
         part.changelog = records[-1].offset()
-        part.store.write(((key, b"") for key in ids), upto=part.upto, changelog=part.changelog)
+        part.store.add(ids, upto=part.upto, changelog=part.changelog)
 
     def positions(self) -> Mapping[int, int]:
         """Return the source offset up to which each open partition knows its IDs."""

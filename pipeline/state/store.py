@@ -18,9 +18,12 @@ META = b"\x00\x00headwater:"
 """What the keys of a store's own entries begin with."""
 
 
-def _options() -> rocksdict.Options:
+def options() -> rocksdict.Options:
+    """Return how a database or a column family is kept."""
     options = rocksdict.Options(raw_mode=True)
     options.create_if_missing(True)
+    # Without a log only this keeps the column families of a database at one point in time.
+    options.set_atomic_flush(True)
     # A lookup that misses is the common case: with these it costs 0.4 us instead of 2.4 while the keys are in memory ...
     options.set_memtable_prefix_bloom_ratio(0.1)
     options.set_memtable_whole_key_filtering(True)
@@ -44,7 +47,10 @@ class Store:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = rocksdict.Rdict(str(path), options=_options())
+            families = rocksdict.Rdict.list_cf(str(path)) if (path / "CURRENT").exists() else []
+            self._db = rocksdict.Rdict(
+                str(path), options=options(), column_families={f: options() for f in families if f != "default"}
+            )
         except Exception as error:
             raise FatalError(
                 f"the state in {path} cannot be opened: {error}", hint=f"df -h {path.parent}; headwater status"
@@ -72,6 +78,9 @@ class Store:
             batch.put(key, value)
         for key in deletes:
             batch.delete(key)
+        self._write(batch, meta)
+
+    def _write(self, batch: rocksdict.WriteBatch, meta: Mapping[str, int]) -> None:
         for name, number in meta.items():
             batch.put(META + name.encode(), str(number).encode())
         try:
