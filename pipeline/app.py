@@ -71,6 +71,7 @@ class Worker:
         self.transport = cast("Transport", self.app.transport)
         self.transport.properties = settings.kafka.properties
         self.transport.slice_seconds = settings.commit_interval
+        self.transport.exactly_once = settings.processing_guarantee == "exactly_once"
         self.transport.join(self.metrics)
         add_pages(self)
 

@@ -142,6 +142,9 @@ class Settings(BaseSettings):
         description="Partitions of ingest, raw and sink topics. It is part of the state: do not change it.",
     )
     commit_interval: float = Field(0.1, ge=0.01, le=5, description="Seconds of work in one transaction at most.")
+    processing_guarantee: Literal["exactly_once", "at_least_once"] = Field(
+        "exactly_once", description="at_least_once: without transactions; a crash can double what it had in hand."
+    )
     dedup_window: float = Field(172_800, ge=60, description="Seconds for which an event ID is remembered.")
     kafka: Kafka = Kafka()
     sources: tuple[DynamoDBStream, ...] = ()

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 from confluent_kafka import Consumer as RdConsumer
@@ -239,13 +239,14 @@ class SeenTable(Participant):
         try:
             consumer.assign([TopicPartition(self.changelog, partition, part.changelog + 1)])
             at, heard = part.changelog + 1, time.monotonic()
-            while part.upto < target and at < end:
+            # Not `<`: at least once, a slice that was given up has left its message there, with an offset too high.
+            while part.upto != target and at < end:
                 messages = consumer.consume(500, 0.05)
                 records = [message for message in messages if message.error() is None]
                 if messages:
                     heard, at = time.monotonic(), max(at, _position(messages[-1]))
                 if records:
-                    self._apply(part, records)
+                    self._apply(part, _until(records, target))
                 if time.monotonic() - heard > STUCK:
                     raise FatalError(
                         f"recovery of {self.changelog}[{partition}] stands at offset {at} of {end} for {STUCK:.0f} s: "
@@ -260,7 +261,7 @@ class SeenTable(Participant):
         for record in records:
             for bucket, members in unpack(record.value()).items():
                 ids.setdefault(bucket, []).extend(members)
-        part.upto = int.from_bytes(records[-1].key(), "big")
+        part.upto = _upto(records[-1])
         part.changelog = records[-1].offset()
         part.store.add(ids, upto=part.upto, changelog=part.changelog)
 
@@ -271,6 +272,18 @@ class SeenTable(Participant):
 
 def _or(value: int | None, default: int) -> int:
     return default if value is None else value
+
+
+def _until(records: list[Message], target: int) -> list[Message]:
+    """Return the changelog messages up to the one that stands for this source offset; all, if it is not among them."""
+    for index, record in enumerate(records):
+        if _upto(record) == target:
+            return records[: index + 1]
+    return records
+
+
+def _upto(record: Message) -> int:
+    return int.from_bytes(cast("bytes", record.key()), "big")
 
 
 def _position(message: Message) -> int:

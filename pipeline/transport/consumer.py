@@ -80,6 +80,7 @@ class Consumer(faust_consumer.Consumer):
             rebalance=self._rebalance,
         )
         self.reader.start()
+        self.transaction.commit_offsets = self.reader.commit
         self._drainer = asyncio.create_task(self._drain())
 
     async def subscribe(self, topics: Iterable[str]) -> None:

@@ -24,7 +24,8 @@ class Transport(base.Transport):
     """Registered in the entry-point group `faust.transports`.
 
     Set before the worker starts: `properties` (any librdkafka property, for every client), `slice_seconds` (how much
-    work one transaction holds at most); `join` state and sources.
+    work one transaction holds at most), `exactly_once` (false: at least once, without transactions); `join` state and
+    sources.
     """
 
     Consumer = Consumer
@@ -36,13 +37,16 @@ class Transport(base.Transport):
         super().__init__(*args, **kwargs)
         self.properties: Mapping[str, Any] = {}
         self.slice_seconds = 0.1
+        self.exactly_once = True
         self._transaction: Transaction | None = None
 
     @property
     def transaction(self) -> Transaction:
         """The worker's transaction; made at first use, when the properties are known."""
         if self._transaction is None:
-            self._transaction = Transaction(self.client_conf(), self.app.conf.datadir, self.app.conf.id)
+            self._transaction = Transaction(
+                self.client_conf(), self.app.conf.datadir, self.app.conf.id, exactly_once=self.exactly_once
+            )
         return self._transaction
 
     @property

@@ -7,6 +7,7 @@ lets one caller in at a time and the others starve, so they hand in commands (`c
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import logging
 import sys
 import threading
@@ -30,6 +31,7 @@ FETCH = 1_000
 MEMBERSHIP_AGE = 0.05
 """Seconds after which the group membership is read again. An old one is safe: the broker refuses it."""
 REBALANCE_TIMEOUT = 120.0
+COMMIT_TIMEOUT = 60.0
 
 
 def is_member(metadata: bytes) -> bool:
@@ -92,6 +94,22 @@ class Reader:
         future: asyncio.Future[T] = self._loop.create_future()
         self._commands.append((function, future))
         return future
+
+    def commit(self, offsets: Mapping[TP, int]) -> None:
+        """Commit offsets and wait for it, in another thread than the reader's; raise KafkaException when refused."""
+        at = [TopicPartition(tp.topic, tp.partition, offset) for tp, offset in offsets.items()]
+        done: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+        def run(consumer: RdConsumer) -> None:
+            try:
+                consumer.commit(offsets=at, asynchronous=False)
+            except Exception as error:  # noqa: BLE001 - it belongs to the caller
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+        self._loop.call_soon_threadsafe(self.call, run)
+        done.result(COMMIT_TIMEOUT)
 
     def _run(self) -> None:
         try:

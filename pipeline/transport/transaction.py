@@ -1,4 +1,4 @@
-"""The transactional producer of a worker: one Kafka transaction a slice.
+"""The producer of a worker: one Kafka transaction a slice, or, at least once, one flush and then the offsets.
 
 The transactional ID belongs to the state directory, whose lock keeps a second worker out: a restart at once aborts what
 its predecessor left open.
@@ -19,6 +19,7 @@ from typing import IO, Any, TypeVar, cast
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Producer as RdProducer
+from faust.types import TP
 
 from pipeline.errors import FatalError, TransientError
 from pipeline.transport.fatal import stop_process
@@ -37,7 +38,7 @@ ATTEMPTS, PAUSE = 20, 0.1
 class Transaction:
     """`begin` may be called from any thread; `start`, `commit` and `abort` block and run in `executor`'s one thread."""
 
-    def __init__(self, conf: Mapping[str, Any], directory: Path, group: str) -> None:
+    def __init__(self, conf: Mapping[str, Any], directory: Path, group: str, *, exactly_once: bool = True) -> None:
         self.executor = ThreadPoolExecutor(1, "transaction")
         self.participants: list[Participant] = []
         self.open = False
@@ -47,7 +48,10 @@ class Transaction:
         """Clear while a commit or an abort is under way: nothing may be produced from elsewhere."""
         self.idle.set()
         self.commits = self.aborts = 0
+        self.commit_offsets: Callable[[Mapping[TP, int]], None] | None = None
+        """Commits offsets through the consumer, when there are no transactions: raises KafkaException when refused."""
         self._conf, self._directory, self._group = dict(conf), directory, group
+        self._exactly_once = exactly_once
         self._lock = threading.Lock()
         self._lock_file: IO[str] | None = None
         self._producer: RdProducer | None = None
@@ -67,11 +71,11 @@ class Transaction:
             raise FatalError(
                 f"the state directory {self._directory}: {error.strerror}", hint=f"df -h {self._directory}"
             ) from error
+        transactions = {"transactional.id": name, "transaction.timeout.ms": TIMEOUT_MS}
         self._producer = RdProducer(
             {
                 **self._conf,
-                "transactional.id": name,
-                "transaction.timeout.ms": TIMEOUT_MS,
+                **(transactions if self._exactly_once else {"enable.idempotence": True}),
                 "partitioner": "murmur2_random",  # as Java clients do
                 "linger.ms": 2,
                 "batch.size": 1_000_000,
@@ -80,7 +84,8 @@ class Transaction:
             },
             logger=log,
         )
-        self._retry(self._producer.init_transactions, TIMEOUT)
+        if self._exactly_once:
+            self._retry(self._producer.init_transactions, TIMEOUT)
 
     def _claim_id(self) -> str:
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -105,7 +110,8 @@ class Transaction:
         """Open the transaction if none is open; return the producer to write with."""
         with self._lock:
             if not self.open:
-                self.producer.begin_transaction()
+                if self._exactly_once:
+                    self.producer.begin_transaction()
                 self.open = True
         return self.producer
 
@@ -171,11 +177,14 @@ class Transaction:
                 self.abort(work, f"{left} records could not be delivered in {TIMEOUT:.0f} s")
                 return False
             step = "offsets"
-            if work.offsets:
-                at = [TopicPartition(tp.topic, tp.partition, offset) for tp, offset in work.offsets.items()]
-                self._retry(self.producer.send_offsets_to_transaction, at, membership, TIMEOUT)
-            step = "commit"
-            self._retry(self.producer.commit_transaction, TIMEOUT)
+            if not self._exactly_once:
+                self._commit_without_transaction(work)
+            else:
+                if work.offsets:
+                    at = [TopicPartition(tp.topic, tp.partition, offset) for tp, offset in work.offsets.items()]
+                    self._retry(self.producer.send_offsets_to_transaction, at, membership, TIMEOUT)
+                step = "commit"
+                self._retry(self.producer.commit_transaction, TIMEOUT)
         except TransientError as error:
             self.abort(work, error.message)
             return False
@@ -191,10 +200,15 @@ class Transaction:
             participant.committed(work)
         return True
 
+    def _commit_without_transaction(self, work: Slice) -> None:
+        """Commit the offsets of what was flushed: a crash before that does the slice again, so nothing is lost."""
+        if work.offsets and self.commit_offsets is not None:
+            self._retry(self.commit_offsets, work.offsets)
+
     def abort(self, work: Slice, reason: str) -> None:
         """Give the slice up. Never purge first: that breaks the producer's sequence numbers."""
         log.warning("slice aborted, its records will be done again: %s", reason)
-        if self.open:
+        if self.open and self._exactly_once:
             try:
                 self.producer.flush(TIMEOUT)
                 self._retry(self.producer.abort_transaction, TIMEOUT)

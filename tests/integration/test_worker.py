@@ -170,7 +170,11 @@ def test_ingest_goes_on_where_it_was_after_a_restart(deployment: Deployment, dyn
     assert numbers == list(range(60)), "each once: the position was committed with the changes"
 
 
-def test_the_seen_table_comes_back_from_its_changelog_when_the_state_is_gone(deployment: Deployment) -> None:
+@pytest.mark.parametrize("guarantee", ["exactly_once", "at_least_once"])
+def test_the_seen_table_comes_back_from_its_changelog_when_the_state_is_gone(
+    deployment: Deployment, guarantee: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADWATER_PROCESSING_GUARANTEE", guarantee)
     with Recorder(deployment.conf, deployment.topics.raw) as raw:
         with deployment.workers("deduplicate"):
             produce(deployment, *map(change, range(100)))
