@@ -6,7 +6,7 @@ UV_VERSION := 0.13.9
 DEMO_ARGS ?=
 TEST_ARGS ?=
 
-.PHONY: help setup demo test check format lock clean
+.PHONY: help setup demo test check docs format lock clean
 
 help: ## show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,10 @@ check: setup ## format, lint, types, import rules, dependencies
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/deptry .
+
+docs: setup ## make the reference pages and the picture anew
+	@$(BIN)/python docs/reference/generate.py
+	@$(BIN)/python docs/images/flow.py
 
 format: setup ## format the code and mend what the linter can mend
 	@$(BIN)/ruff format .

@@ -6,12 +6,15 @@ from faust import Stream
 
 from models.dead_letter import DeadLetter
 from pipeline.app import Worker
+from pipeline.errors import UsageError
 from pipeline.sources.dynamodb import DynamoDBStreams, Reading
 from pipeline.transport import batches
 
 
 def attach(worker: Worker) -> None:
     """Attach the agent, with a source for each entry of the settings."""
+    if not worker.settings.sources:
+        raise UsageError("the agent ingest needs [[sources]]", hint="headwater check")
     names = [f"@{settings.kind}-{number}" for number, settings in enumerate(worker.settings.sources)]
     for name, settings in zip(names, worker.settings.sources, strict=True):
         source = DynamoDBStreams(worker.transport, settings, name, worker.topics.shards, worker.topics.gaps)

@@ -8,6 +8,7 @@ from faust import Stream
 
 from models.change import MalformedChangeError, decode
 from pipeline.app import Worker
+from pipeline.errors import UsageError
 from pipeline.flows import compile_flow
 from pipeline.state.reference import ReferenceTable
 from pipeline.steps.enrich import reference_key
@@ -17,6 +18,8 @@ from pipeline.transport import Batch, batches
 
 def attach(worker: Worker) -> None:
     """Attach the agent, with the reference tables that its flows join."""
+    if not worker.settings.flows:
+        raise UsageError("the agent transform needs [[flows]]", hint="headwater check")
     topics, references = worker.topics, {}
     for table, topic in topics.references.items():
         references[table] = ReferenceTable(worker.transport, topic, topics.raw, worker.settings.state_dir)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import entry_points
 from typing import Any, TypeVar, cast
 
 import faust
 import mode
+from mode import ServiceT
 
 from models.dead_letter import DeadLetter
 from pipeline.errors import FatalError, HeadwaterError, UsageError
@@ -32,6 +33,11 @@ class App(faust.App):
     """A Faust app that makes its topics and looks at its sources before it starts."""
 
     worker: Worker
+
+    def on_init_dependencies(self) -> Iterable[ServiceT]:
+        """Leave the web server out when the settings say so: Faust's command line sets it on by default."""
+        self.conf.web_enabled = self.conf.web_enabled and self.worker.settings.web.enabled
+        return super().on_init_dependencies()
 
     async def on_first_start(self) -> None:
         """Stop with one clear line when something that the worker needs is not there."""

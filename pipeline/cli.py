@@ -81,8 +81,10 @@ def run(
         os.environ["HEADWATER_AGENTS"] = json.dumps(agents)
     if not web:
         os.environ["HEADWATER_WEB__ENABLED"] = "false"
-    create_app(settings_module.load()).worker.prepare()  # what is missing is said here, in one line
+    settings = settings_module.load()
+    create_app(settings).worker.prepare()  # what is missing is said here, in one line
     command = [sys.executable, "-m", "faust", "-A", "pipeline.worker", "worker", "-l", loglevel]
+    command += [] if settings.web.enabled else ["--without-web"]
     os.execv(sys.executable, command)  # noqa: S606 - the worker takes this process's place: signals reach it
 
 
@@ -206,7 +208,7 @@ def demo(
     changes: Annotated[int, typer.Option(min=40, help="How many changes to write.")] = 5_000,
     seed: Annotated[int, typer.Option(help="Same seed, same changes.")] = 1,
     workers: Annotated[int, typer.Option(min=1, max=16, help="Worker processes.")] = 2,
-    keep: Annotated[bool, typer.Option(help="Leave everything running and say how to look around.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave everything running and say how to look around.")] = False,
     broker: Annotated[str, typer.Option(help="auto, kafka or noida.")] = "auto",
     aws: Annotated[str, typer.Option(help="ministack or dynamodb-local.")] = "ministack",
     fault: Annotated[

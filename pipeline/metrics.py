@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter as Tally
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics
 
 from pipeline.transport import Participant, Slice
 
@@ -13,6 +13,7 @@ class Metrics(Participant):
     """The metrics of one worker. Labels are agents, sinks and stages: never keys, never IDs."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second line a metric that nobody reads
         self.registry = CollectorRegistry()
         self.changes = Counter(
             "headwater_changes", "Changes that an agent has processed and committed.", ["agent"], registry=self.registry

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
+from dotenv import dotenv_values
 from pydantic import (
     AliasChoices,
     BaseModel,
@@ -17,7 +19,14 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
 
 from pipeline.errors import UsageError
 
@@ -45,6 +54,12 @@ class Kafka(Section):
         description="Any librdkafka property, for every client: security.protocol, sasl.username, ...",
     )
 
+    @field_validator("properties", mode="before")
+    @classmethod
+    def _flat(cls, properties: Any) -> Any:
+        """Take `security.protocol = "SASL_SSL"` as it is written in a properties file: in TOML it is a nested table."""
+        return _flatten(properties) if isinstance(properties, Mapping) else properties
+
     @field_validator("properties")
     @classmethod
     def _ours(cls, properties: dict[str, Any]) -> dict[str, Any]:
@@ -56,10 +71,17 @@ class Kafka(Section):
         return properties
 
 
+def _flatten(nested: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        flat |= _flatten(value, f"{before}{name}.") if isinstance(value, Mapping) else {f"{before}{name}": value}
+    return flat
+
+
 class DynamoDBStream(Section):
     """Changes of DynamoDB tables, read from their streams."""
 
-    kind: Literal["dynamodb-stream"] = "dynamodb-stream"
+    kind: Literal["dynamodb-stream"] = Field("dynamodb-stream", description="The kind of the source.")
     tables: tuple[Name, ...] = Field(min_length=1, description="Names of the tables.")
     region: str | None = Field(None, description="AWS Region; without it, boto3's default.")
     discovery_interval: float = Field(60.0, ge=0.1, description="Seconds between two looks for new shards and streams.")
@@ -89,7 +111,7 @@ class Route(Section):
 class Flow(Section):
     """A named path from raw to sink topics: filter, enrich, route."""
 
-    name: Name
+    name: Name = Field(description="Its name, of its own.")
     tables: tuple[Name, ...] = Field(
         (), validation_alias=AliasChoices("from", "tables"), description="Tables; empty: all."
     )
@@ -111,9 +133,9 @@ class Lake(Section):
 class Web(Section):
     """The worker's HTTP endpoint: /livez, /readyz, /metrics and Faust's own pages."""
 
-    enabled: bool = True
+    enabled: bool = Field(True, description="Whether a worker listens.")
     host: str = Field("127.0.0.1", description="Address to listen on.")
-    port: int = Field(6066, ge=0, le=65535)
+    port: int = Field(6066, ge=0, le=65535, description="Port to listen on; each worker of a machine needs its own.")
 
 
 class Settings(BaseSettings):
@@ -170,7 +192,19 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Order of precedence: arguments, environment, .env, the file named by HEADWATER_CONFIG or ./headwater.toml."""
         file = TomlConfigSettingsSource(settings_cls, toml_file=config_file(os.environ))
-        return init_settings, env_settings, dotenv_settings, file
+        return (
+            init_settings,
+            env_settings,
+            _Ours(settings_cls, cast("DotEnvSettingsSource", dotenv_settings).env_file),
+            file,
+        )
+
+
+class _Ours(DotEnvSettingsSource):
+    """The settings of .env; the variables of other programs there are none of our business."""
+
+    def __call__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__call__().items() if name in self.settings_cls.model_fields}
 
 
 NOT_SETTINGS = {"HEADWATER_CONFIG", "HEADWATER_REQUIRE_KAFKA"}
@@ -187,17 +221,20 @@ def load(**overrides: Any) -> Settings:
     file = config_file(os.environ)
     if "HEADWATER_CONFIG" in os.environ and not file.is_file():
         raise UsageError(f"HEADWATER_CONFIG: there is no file {file}", hint="ls headwater.toml")
-    unknown = [name for name in os.environ if name.startswith(ENV_PREFIX) and not _is_setting(name)]
-    if unknown:
-        raise UsageError(
-            "; ".join(f"environment: {name} is no setting{_guess(name)}" for name in sorted(unknown)), hint=_HINT
-        )
+    for where, names in (("environment", os.environ), (".env", dotenv_values(".env"))):
+        unknown = sorted(name for name in names if name.startswith(ENV_PREFIX) and not _is_setting(name))
+        if unknown:
+            raise UsageError("; ".join(f"{where}: {name} is no setting{_guess(name)}" for name in unknown), hint=_HINT)
     try:
         return Settings(**overrides)
     except ValidationError as error:
         lines = "; ".join(_explain(dict(problem)) for problem in error.errors(include_url=False, include_input=False))
         raise UsageError(f"{file} or environment: {lines}", hint=_HINT) from error
-    except (OSError, ValueError) as error:  # unreadable file, TOML or JSON that does not parse
+    except SettingsError as error:
+        wrong = re.search(r'field "(\w+)"', str(error))
+        name = ENV_PREFIX + wrong[1].upper() if wrong else "a variable"
+        raise UsageError(f"environment: {name} is not the JSON that was expected", hint=_HINT) from error
+    except (OSError, ValueError) as error:  # a file that cannot be read, or is no TOML
         raise UsageError(f"{file}: {error}", hint=_HINT) from error
 
 

@@ -229,7 +229,11 @@ class Demo:
 
     def how_to_look_around(self) -> str:
         """Return the commands with which to explore what was left running."""
-        variables = {**self.endpoints.environment(), "HEADWATER_CONFIG": str(CONFIG)}
+        variables = {
+            **self.endpoints.environment(),
+            "HEADWATER_CONFIG": str(CONFIG),
+            "HEADWATER_LAKE__URL": self.settings.lake.url or "",
+        }
         workers = [worker.process for worker in self.workers.all if worker.process is not None]
         return "\n".join(
             [

@@ -40,7 +40,7 @@ class Screen:
         stages = [
             ("DynamoDB: changes written", p.written, p.total),
             ("ingest: with duplicates", p.ingested, p.total + p.duplicates_injected),
-            ("deduplicate: dropped", p.duplicates_dropped, p.duplicates_injected),
+            ("deduplicate: dropped", min(p.duplicates_dropped, p.duplicates_injected), p.duplicates_injected),
             ("raw: every change once", p.raw, p.total),
             *((f"sink {sink}", count, 0) for sink, count in p.sinks.items()),
             ("lake: Parquet files", p.parquet_files, 0),

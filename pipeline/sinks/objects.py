@@ -23,7 +23,7 @@ class Objects:
         self.url = url
         try:
             self._store = _open(url)
-        except (BotoCoreError, BaseError, OSError) as error:
+        except (BotoCoreError, BaseError, OSError, ValueError) as error:  # ValueError: no credentials
             raise FatalError(f"the lake {url} cannot be opened: {error}", hint="headwater check") from error
 
     def create(self, path: str, content: bytes) -> bool:

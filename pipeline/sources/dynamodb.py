@@ -21,11 +21,12 @@ from faust.types import TP
 
 from pipeline.errors import HeadwaterError, TransientError
 from pipeline.settings import DynamoDBStream
-from pipeline.sources.aws import CredentialsError, ExpiredIteratorError, StreamsApi, TrimmedError, VanishedError
+from pipeline.sources.aws import ExpiredIteratorError, StreamsApi, TrimmedError, VanishedError
 from pipeline.sources.records import Cut, cut
 from pipeline.sources.shards import Lineage, Position, Shard
 from pipeline.topics import FENCE_PARTITIONS
 from pipeline.transport import Follower, Slice, Source, Transport
+from pipeline.transport.fatal import stop_process
 from pipeline.transport.producer import partition_of
 
 if TYPE_CHECKING:
@@ -71,6 +72,14 @@ class ShardOf:
 
 
 @dataclass(frozen=True, slots=True)
+class Gap:
+    """Changes of a shard that are lost: those after a sequence number (None: from its beginning), and why."""
+
+    cause: str
+    after: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Reading:
     """What one GetRecords answer brought; it enters a transaction whole."""
 
@@ -78,8 +87,8 @@ class Reading:
     cut: Cut
     after: str | None
     finished: bool
-    gap: str | None = None
-    """Why changes before this reading are lost, if they are."""
+    gap: Gap | None = None
+    """Changes that are lost before this reading, if there are any."""
 
 
 @dataclass(slots=True)
@@ -130,7 +139,7 @@ class DynamoDBStreams(Source):
         if self._discovery is None:
             self._loop = asyncio.get_running_loop()
             self._follower.start()
-            self._discovery = asyncio.create_task(self._discover())
+            self._discovery = self._keep(asyncio.create_task(self._discover()))
         claim = object()
         self._claims |= dict.fromkeys(claims, claim)
         # A new purse for each assignment: the credits of what was dropped at the last revocation went with the old one.
@@ -153,7 +162,9 @@ class DynamoDBStreams(Source):
             reading: Reading = message.value  # type: ignore[assignment]  # Faust types a value as bytes
             last[reading.shard] = reading
             if reading.gap is not None:
-                work.producer.produce(self.gaps, _gap(reading), reading.shard.table.encode())
+                work.producer.produce(
+                    self.gaps, _gap(shard=reading.shard, gap=reading.gap), reading.shard.table.encode()
+                )
         for shard, reading in last.items():
             place = Place(shard.table, reading.after, reading.finished)
             work.producer.produce(self.fence, msgspec.json.encode(place), shard.key, shard.partition)
@@ -195,19 +206,19 @@ class DynamoDBStreams(Source):
             self._start_readers()
 
     async def _discover(self) -> None:
-        failing: str | None = None
+        failing: dict[str, str] = {}
         while True:
             self._look_now.clear()
-            try:
-                for table in self._settings.tables:
+            for table in self._settings.tables:
+                try:
                     await self._list_table(table)
-            except HeadwaterError as error:
-                # Said once, not every time: the worker keeps going, the table may come, the credentials be renewed.
-                if str(error) != failing:
-                    log.error("Discovery: %s", error)
-                failing = str(error)
-            else:
-                failing = None
+                except HeadwaterError as error:
+                    # Said once, not every time: the others go on, the table may come, the credentials be renewed.
+                    if failing.get(table) != error.message:
+                        log.error("Discovery: %s", error)
+                    failing[table] = error.message
+                else:
+                    failing.pop(table, None)
             self._start_readers()
             try:
                 await asyncio.wait_for(self._look_now.wait(), self._settings.discovery_interval)
@@ -234,7 +245,9 @@ class DynamoDBStreams(Source):
                 shard = ShardOf(listing.table, arn, shard_id)
                 if shard.partition in self._ready and shard not in self._readers:
                     place = self._places.get(shard.key)
-                    self._readers[shard] = asyncio.create_task(self._read(shard, place.after if place else None))
+                    self._readers[shard] = self._keep(
+                        asyncio.create_task(self._read(shard, place.after if place else None))
+                    )
             # Children are late in the listing: look again, once a shard; then at the usual interval.
             if new := set(lineage.awaiting_children()) - self._asked:
                 self._asked |= new
@@ -269,14 +282,18 @@ class DynamoDBStreams(Source):
                 iterator, pause = None, 0.0
             except TrimmedError as error:
                 log.error("%s: a gap is written down", error)
-                iterator, after, gap, pause = None, None, f"trimmed after {after or 'the beginning'}", 0.0
+                iterator, gap, after, pause = None, Gap("trimmed", after), None, 0.0
             except VanishedError as error:
                 log.error("%s: a gap is written down", error)
-                offered = consumer.offer(tp, Reading(shard, Cut([], [], None, None), after, True, "vanished"))
+                offered = consumer.offer(
+                    tp, Reading(shard, Cut([], [], None, None), after, True, Gap("vanished", after))
+                )
                 return
-            except (TransientError, CredentialsError) as error:
+            except HeadwaterError as error:  # a throttle, expired credentials, anything: the shard must be read on
                 errors += 1
-                if errors == 3:  # a single throttle is daily bread
+                if errors == 3 or (
+                    not isinstance(error, TransientError) and errors == 1
+                ):  # one throttle is daily bread
                     log.warning("Still trying: %s", error)
                 pause = min(SLOWEST, 0.1 * 2**errors) * random.uniform(0.5, 1)  # noqa: S311 - jitter
             finally:
@@ -295,19 +312,19 @@ class DynamoDBStreams(Source):
     async def _call(self, function: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
 
-    def _keep(self, task: asyncio.Task[None]) -> None:
+    def _keep(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("Unexpected, in the source:", exc_info=error)
+            stop_process(f"the source {self.topic} failed: {error!r}")  # a shard would stand still in silence
 
 
-def _gap(reading: Reading) -> bytes:
-    shard = reading.shard
+def _gap(shard: ShardOf, gap: Gap) -> bytes:
     return msgspec.json.encode(
-        {
-            "table": shard.table,
-            "stream": shard.arn,
-            "shard": shard.shard_id,
-            "after": reading.after,
-            "cause": reading.gap,
-        }
+        {"table": shard.table, "stream": shard.arn, "shard": shard.shard_id, "after": gap.after, "cause": gap.cause}
     )

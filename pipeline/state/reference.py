@@ -17,6 +17,7 @@ from faust.types import TP
 
 from pipeline.state.store import Store
 from pipeline.transport import Follower, Participant, Slice, Transport
+from pipeline.transport.fatal import stop_process
 
 if TYPE_CHECKING:
     from pipeline.transport.consumer import Consumer
@@ -68,7 +69,12 @@ class ReferenceTable(Participant):
         consumer.hold(gated, self.topic)
         task = asyncio.ensure_future(self._catch_up(consumer, gated))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            stop_process(f"the reference table {self.topic} cannot be read: {error}", hint=getattr(error, "hint", ""))
 
     async def _catch_up(self, consumer: Consumer, gated: set[TP]) -> None:
         count = await consumer.questions.partitions(self.topic)

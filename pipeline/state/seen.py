@@ -175,6 +175,8 @@ class SeenTable(Participant):
                 part = await self._recover(consumer.questions, tp)
             except HeadwaterError as error:
                 stop_process(error.message, hint=error.hint)
+            except Exception as error:  # noqa: BLE001 - the partition would be held for ever
+                stop_process(f"recovery of {tp.topic}[{tp.partition}] failed: {error!r}")
             if self._claims.get(tp.partition) is claim:
                 self._partitions[tp.partition] = part
                 consumer.release({tp}, self.changelog)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 import urllib.error
@@ -149,14 +150,18 @@ def put(dynamodb: DynamoDBClient, table: str, numbers: range) -> None:
         dynamodb.put_item(TableName=table, Item={"id": {"S": f"k{number}"}, "n": {"N": str(number)}})
 
 
-def test_ingest_goes_on_where_it_was_after_a_restart(deployment: Deployment, dynamodb: DynamoDBClient) -> None:
+def make_table(dynamodb: DynamoDBClient, table: str) -> None:
     dynamodb.create_table(
-        TableName=deployment.table,
+        TableName=table,
         KeySchema=[{"AttributeName": "id", "KeyType": "HASH"}],
         AttributeDefinitions=[{"AttributeName": "id", "AttributeType": "S"}],
         BillingMode="PAY_PER_REQUEST",
         StreamSpecification={"StreamEnabled": True, "StreamViewType": "NEW_AND_OLD_IMAGES"},
     )
+
+
+def test_ingest_goes_on_where_it_was_after_a_restart(deployment: Deployment, dynamodb: DynamoDBClient) -> None:
+    make_table(dynamodb, deployment.table)
     with Recorder(deployment.conf, deployment.topics.ingest) as ingest:
         put(dynamodb, deployment.table, range(30))
         with deployment.workers("ingest"):
@@ -228,6 +233,26 @@ def test_a_worker_tells_how_it_is(deployment: Deployment, headwater: Headwater) 
     files = sorted((deployment.directory / "lake").rglob("*.parquet"))
     assert files
     assert all(file.parent.name == "sink=all" for file in files)
+
+
+def test_the_procfile_runs_one_worker_an_agent(deployment: Deployment, dynamodb: DynamoDBClient) -> None:
+    make_table(dynamodb, deployment.table)
+    put(dynamodb, deployment.table, range(10))
+    root = Path(__file__).parents[2]
+    log = deployment.directory / "honcho.log"
+    honcho = processes.start(
+        "honcho",
+        [sys.executable, "-m", "honcho", "-f", str(root / "Procfile"), "-d", str(deployment.directory), "start"],
+        log=log,
+        address="",
+        environment={**deployment.environment, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        detached=False,
+    )
+    with Recorder(deployment.conf, deployment.topics.sink("all")) as sink:
+        until(lambda: len(sink) == 10, "10 changes through three workers")
+        until(lambda: len(list((deployment.directory / "lake").rglob("*.parquet"))) > 0, "files by the fourth")
+    processes.stop([honcho])
+    assert "Traceback" not in log.read_text()
 
 
 def test_an_ordinary_faust_agent_runs_beside_them_and_its_failure_commits_nothing(

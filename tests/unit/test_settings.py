@@ -42,7 +42,7 @@ def test_dot_env_is_read() -> None:
 
 
 def test_client_properties_of_confluent_cloud_paste_in() -> None:
-    write('[kafka.properties]\n"security.protocol" = "SASL_SSL"\n"sasl.username" = "key"\n')
+    write('[kafka.properties]\nsecurity.protocol = "SASL_SSL"\n"sasl.username" = "key"\n')
     assert load().kafka.properties == {"security.protocol": "SASL_SSL", "sasl.username": "key"}
 
 
@@ -82,5 +82,16 @@ def test_a_named_file_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_unknown_variable_in_dot_env_is_an_error() -> None:
     Path(".env").write_text("HEADWATER_NONSENSE=1\n")
-    with pytest.raises(UsageError, match=r"(?i)nonsense"):
+    with pytest.raises(UsageError, match=r"\.env: HEADWATER_NONSENSE is no setting"):
+        load()
+
+
+def test_variables_of_other_programs_may_stand_in_dot_env() -> None:
+    Path(".env").write_text("OTHER=1\nHEADWATER_PREFIX=dotted\n")
+    assert load().prefix == "dotted"
+
+
+def test_json_that_does_not_parse_is_named_by_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADWATER_SOURCES", "[{")
+    with pytest.raises(UsageError, match="environment: HEADWATER_SOURCES is not the JSON"):
         load()

@@ -1,0 +1,291 @@
+"""Write the pages of docs/reference from the code: python docs/reference/generate.py.
+
+With --check it writes nothing and exits 1 when a page is stale, naming it.
+"""  # noqa: INP001 - a script
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+import typer
+from prometheus_client import Counter, Gauge
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from pipeline.cli import app
+from pipeline.metrics import Metrics
+from pipeline.settings import ENV_PREFIX, DynamoDBStream, Flow, Join, Kafka, Lake, Route, Settings, Web
+from pipeline.topics import Topics
+
+HERE = Path(__file__).parent
+NOTE = "<!-- Made by docs/reference/generate.py from the code: do not edit. -->\n\n"
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "".join("| " + " | ".join(map(_cell, line)) + " |\n" for line in lines) + "\n"
+
+
+def _cell(words: str) -> str:
+    words = words.replace("|", "\\|")
+    return words if "`" in words else re.sub(r"<(?=\w)", "&lt;", words)
+
+
+def code(words: str) -> str:
+    """Return words as code; nothing for nothing."""
+    return f"`{words}`" if words else ""
+
+
+# -- settings ---------------------------------------------------------------------------------------------------------
+
+SECTIONS: Sequence[tuple[str, str, type[BaseModel]]] = [
+    ("Top level", "", Settings),
+    ("[kafka]", "kafka", Kafka),
+    ("[[sources]]", "sources", DynamoDBStream),
+    ("[[flows]]", "flows", Flow),
+    ("flows: join", "flows.join", Join),
+    ("flows: to", "flows.to", Route),
+    ("[lake]", "lake", Lake),
+    ("[web]", "web", Web),
+]
+LISTS = ("sources", "flows")
+"""Lists have one variable for the whole of them, as JSON."""
+TYPES: Mapping[Any, str] = {
+    str: "text",
+    int: "whole number",
+    float: "number",
+    bool: "true or false",
+    Path: "path",
+    type(None): "",
+    Any: "any",
+}
+INTRODUCTION = f"""# Settings
+
+Read once, when a command starts. What comes first wins: environment, `.env`, the file that `HEADWATER_CONFIG` names or
+else `headwater.toml` in the working directory. An unknown key is an error.
+
+In the environment a name is `{ENV_PREFIX}` and the key in capitals, with `__` where the file has a dot. Lists and tables
+are JSON there: `HEADWATER_SOURCES='[{{"tables": ["orders"]}}]'`. A table in the environment is laid over the one in the
+file, key by key; a list replaces it.
+
+"""
+
+
+def settings_page() -> str:
+    """Return every setting: key, variable, type, default, bounds, meaning."""
+    page = [NOTE, INTRODUCTION]
+    for title, path, model in SECTIONS:
+        page.append(f"## {title}\n\n{model.__doc__}\n\n")
+        rows = []
+        for name, field in model.model_fields.items():
+            key = _key(name, field)
+            variable = (
+                "" if path.startswith(LISTS) else ENV_PREFIX + f"{path}.{key}".strip(".").upper().replace(".", "__")
+            )
+            rows.append(
+                [code(key), code(variable), _type(field.annotation), _default(field), _bounds(field), _meaning(field)]
+            )
+        page.append(table(["key", "variable", "type", "default", "bounds", "meaning"], rows))
+    return "".join(page)
+
+
+def _key(name: str, field: FieldInfo) -> str:
+    choices = getattr(field.validation_alias, "choices", None)
+    return str(choices[0]) if choices else name
+
+
+def _type(annotation: Any) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in {Union, UnionType}:
+        return " or ".join(dict.fromkeys(part for part in map(_type, arguments) if part))
+    if origin is Literal:
+        return " or ".join(code(str(argument)) for argument in arguments)
+    if origin is tuple:
+        return f"list of {_type(arguments[0])}"
+    if origin is dict:
+        return "table"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "table"
+    if origin is not None:  # Annotated
+        return _type(arguments[0])
+    return TYPES[annotation]
+
+
+def _default(field: FieldInfo) -> str:
+    default = field.get_default(call_default_factory=True, validated_data={})
+    if field.is_required():
+        return "must be given"
+    if default is None or default in ((), {}) or isinstance(default, BaseModel):
+        return ""
+    return code(str(default).lower() if isinstance(default, bool) else str(default))
+
+
+def _bounds(field: FieldInfo) -> str:
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    found = [
+        f"{sign} {limit:g}" if limit < 100_000 else f"{sign} {limit}"
+        for rule in field.metadata
+        for name, sign in signs.items()
+        if (limit := getattr(rule, name, None)) is not None
+    ]
+    if any(getattr(rule, "min_length", None) for rule in field.metadata):
+        found.append("not empty")
+    return ", ".join(found)
+
+
+def _meaning(field: FieldInfo) -> str:
+    if field.description:
+        return field.description
+    models = [part for part in (field.annotation, *get_args(field.annotation)) if hasattr(part, "model_fields")]
+    return (models[0].__doc__ or "").strip() if models else ""
+
+
+# -- command line -----------------------------------------------------------------------------------------------------
+
+
+def commands(command: Any = None, path: str = "headwater") -> Iterator[tuple[str, Any]]:
+    """Walk through the commands: the words that are typed, and Typer's command."""
+    command = typer.main.get_command(app) if command is None else command
+    yield path, command
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from commands(inner, f"{path} {name}")
+
+
+def cli_page() -> str:
+    """Return every command with its arguments and options."""
+    page = [
+        NOTE,
+        "# Command line\n\nData go to stdout, progress and errors to stderr. Every command has `--help`.\n\n",
+        "Exit code 0: fine; 1: problems found; 2: wrong usage or settings.\n\n",
+    ]
+    for path, command in commands():
+        arguments = [p for p in command.params if p.param_type_name == "argument"]
+        usage = " ".join([path, *(f"[{p.name.upper()}]..." for p in arguments)])
+        page.append(f"## {path}\n\n```\n{usage}{' [OPTIONS]' if len(command.params) > len(arguments) else ''}\n```\n\n")
+        page.append(f"{command.help}\n\n")
+        rows = [[_option(p), _option_default(p), p.help or ""] for p in command.params if not p.hidden]
+        page.append(table(["option", "default", "meaning"], rows) if rows else "")
+        inner = [f"[{path} {name}](#{path.replace(' ', '-')}-{name})" for name in getattr(command, "commands", {})]
+        page.append(f"Commands: {', '.join(inner)}.\n\n" if inner else "")
+    return "".join(page)
+
+
+def _option(parameter: Any) -> str:
+    if parameter.param_type_name == "argument":
+        return code(parameter.name.upper())
+    names = ", ".join(code(name) for name in [*parameter.opts, *parameter.secondary_opts])
+    return names if parameter.is_flag else f"{names} {_value(parameter.default)}"
+
+
+def _value(default: Any) -> str:
+    return {int: "number", str: "text"}.get(type(default), "path")
+
+
+def _option_default(parameter: Any) -> str:
+    default = parameter.default
+    if default is None or default is False:
+        return ""
+    if default is True:
+        return code(parameter.opts[0])
+    return code(str(default.value if isinstance(default, Enum) else default))
+
+
+# -- metrics and topics -----------------------------------------------------------------------------------------------
+
+
+def metrics_page() -> str:
+    """Return every metric of a worker."""
+    rows = []
+    for metric in vars(Metrics()).values():
+        if isinstance(metric, Counter | Gauge):
+            kind = metric._type  # noqa: SLF001 - prometheus_client has no public name for it
+            labels = ", ".join(code(label) for label in metric._labelnames)  # noqa: SLF001
+            name = metric._name + ("_total" if kind == "counter" else "")  # noqa: SLF001
+            rows.append([code(name), kind, labels, metric._documentation])  # noqa: SLF001
+    return (
+        f"{NOTE}# Metrics\n\nAt `/metrics` of each worker, in Prometheus form. Counters count committed work: a slice that "
+        "was aborted counts nothing. They begin at 0 with the process. Labels are agents, sinks and stages, never keys.\n\n"
+        + table(["metric", "type", "labels", "meaning"], rows)
+    )
+
+
+@contextmanager
+def _no_environment() -> Iterator[None]:
+    """Hide what is set here: the pages must come out the same everywhere."""
+    before = dict(os.environ)
+    for name in [name for name in os.environ if name.startswith(ENV_PREFIX)]:
+        del os.environ[name]
+    os.environ["HEADWATER_CONFIG"] = str(HERE / "there-is-no-such-file.toml")
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def topics_page() -> str:
+    """Return every topic, as the default settings make it."""
+    flow = {
+        "name": "flow",
+        "from": ["TABLE"],
+        "join": [{"table": "TABLE", "on": "a", "into": "b"}],
+        "to": [{"sink": "NAME"}],
+    }
+    with _no_environment():
+        example = Settings(_env_file=None, flows=(flow,))
+    rows = [
+        [
+            code(topic.name.replace("TABLE", "<table>").replace("NAME", "<name>")),
+            topic.purpose.replace("TABLE", "<table>").replace("NAME", "<name>"),
+            str(topic.partitions),
+            ", ".join(code(f"{key}={value}") for key, value in topic.config.items()),
+        ]
+        for topic in Topics(example).all()
+    ]
+    return (
+        f"{NOTE}# Topics\n\nAs the default settings make them: `headwater` is the setting `prefix`, the partitions of ingest, "
+        "raw, seen, reference and sink topics are the setting `partitions`, the retention of seen is `dedup_window`. The "
+        "first worker makes what is missing, with `kafka.replication_factor` replicas; nothing ever changes a topic that is "
+        "there.\n\n" + table(["topic", "what for", "partitions", "configuration"], rows)
+    )
+
+
+PAGES: Mapping[str, Callable[[], str]] = {
+    "settings.md": settings_page,
+    "cli.md": cli_page,
+    "metrics.md": metrics_page,
+    "topics.md": topics_page,
+}
+
+
+def stale() -> list[str]:
+    """Return the pages that are not what the code says."""
+    return [
+        name
+        for name, page in PAGES.items()
+        if not (HERE / name).is_file() or (HERE / name).read_text(encoding="utf-8") != page().rstrip("\n") + "\n"
+    ]
+
+
+def main() -> int:
+    """Write the pages, or with --check say which are stale."""
+    if "--check" in sys.argv[1:]:
+        for name in (found := stale()):
+            sys.stderr.write(f"docs/reference/{name} is stale (try: python docs/reference/generate.py)\n")
+        return 1 if found else 0
+    for name, page in PAGES.items():
+        (HERE / name).write_text(page().rstrip("\n") + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,357 @@
+"""What the pages say is true: commands, settings, links, policies, the map of the flow, the pages made from the code."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import os
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import typer
+
+import agents
+from pipeline.app import AGENTS, App, create_app
+from pipeline.cli import app as cli
+from pipeline.flows import compile_flow
+from pipeline.settings import ENV_PREFIX, NOT_SETTINGS, Settings, load
+from pipeline.topics import Topics
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+TEXT = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in PAGES}
+AGENT_NAMES = {point.name for point in entry_points(group=AGENTS)}
+AWS = {"AWS_DEFAULT_REGION": "eu-west-1", "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
+"""So that building the app asks nobody."""
+FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(*languages: str) -> list[tuple[str, str]]:
+    """The code blocks of all pages in these languages, each with the page and the line where it begins."""
+    found = []
+    for page, text in TEXT.items():
+        for match in FENCE.finditer(text):
+            if match[2] in languages:
+                lines = [line.removeprefix(match[1]) for line in match[3].splitlines()]
+                found.append((f"{page}:{text.count(chr(10), 0, match.start()) + 2}", "\n".join(lines)))
+    return found
+
+
+def prose(text: str) -> str:
+    """A page without its code blocks."""
+    return FENCE.sub("", text)
+
+
+def typed(*programs: str) -> list[tuple[str, list[str]]]:
+    """What the pages say to type: page, and the words from the program on."""
+    lines = [
+        (page, line) for page, block in blocks("", "bash", "sh") for line in block.replace("\\\n", " ").splitlines()
+    ]
+    lines += [(page, code) for page, text in TEXT.items() for code in re.findall(r"`([^`\n]+)`", prose(text))]
+    lines += [("Procfile", line.partition(": ")[2]) for line in (ROOT / "Procfile").read_text().splitlines()]
+    found = []
+    for page, line in lines:
+        if page.startswith("docs/reference/"):  # made from the code; `[OPTIONS]` stands there
+            continue
+        try:
+            words = shlex.split(line, comments=True)
+        except ValueError:  # an apostrophe: no command
+            continue
+        while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+            words.pop(0)
+        if len(words) > 1 and Path(words[0]).name in programs:
+            found.append((page, [Path(words[0]).name, *words[1:]]))
+    return found
+
+
+def load_script(path: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No settings but those of the test, and boto3 has all that it needs."""
+    for name in [name for name in os.environ if name.startswith(ENV_PREFIX)]:
+        monkeypatch.delenv(name)
+    for name, value in AWS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+
+
+# -- commands ---------------------------------------------------------------------------------------------------------
+
+
+def wrong(words: list[str]) -> str:
+    """What is wrong with a command line, or ''."""
+    command: Any = typer.main.get_command(cli)
+    options = {name: p for p in command.params for name in [*p.opts, *p.secondary_opts]}
+    rest = iter(words[1:])
+    for word in rest:
+        if word in {"|", ">", "&&", ";"}:
+            return ""
+        if word == "...":
+            continue
+        name = word.partition("=")[0]
+        if name.startswith("-"):
+            if name not in {*options, "--help"}:
+                return f"no option {name}"
+            if name in options and not options[name].is_flag and "=" not in word and next(rest, None) is None:
+                return f"{name} needs a value"
+        elif hasattr(command, "commands"):
+            if name not in command.commands:
+                return f"no command {name}"
+            command = command.commands[name]
+            options = {name: p for p in command.params for name in [*p.opts, *p.secondary_opts]}
+        elif not any(p.param_type_name == "argument" for p in command.params):
+            return f"{name} is one word too many"
+        elif name not in AGENT_NAMES and not name.isupper():
+            return f"no agent {name}"
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("page", "words"), typed("headwater"), ids=lambda value: value if isinstance(value, str) else " ".join(value)
+)
+def test_commands_on_the_pages_exist_with_their_options(page: str, words: list[str]) -> None:
+    assert wrong(words) == "", f"{page}: {' '.join(words)}"
+
+
+def test_a_command_that_does_not_exist_would_be_noticed() -> None:
+    assert wrong(["headwater", "local", "up", "--brokers", "kafka"]) == "no option --brokers"
+    assert wrong(["headwater", "replay"]) == "no command replay"
+    assert wrong(["headwater", "status", "orders"]) == "orders is one word too many"
+    assert wrong(["headwater", "run", "ingets"]) == "no agent ingets"
+    assert wrong(["headwater", "demo", "--seed"]) == "--seed needs a value"
+
+
+def test_what_the_pages_make_is_in_the_makefile() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {word for _, words in typed("make") for word in words[1:2] if re.fullmatch(r"[a-z]+", word)}
+    assert {"demo", "test", "setup", "check"} <= named <= targets
+
+
+def test_variables_on_the_pages_are_settings() -> None:
+    known = set(re.findall(r"`(HEADWATER_\w+)`", load_script("docs/reference/generate.py").settings_page()))
+    for page, text in TEXT.items():
+        named = set(re.findall(r"\bHEADWATER_[A-Z_]+[A-Z]\b", text))
+        assert named - known - NOT_SETTINGS - {"HEADWATER_PREFX"} == set(), page
+
+
+# -- settings, policies, data -----------------------------------------------------------------------------------------
+
+SETTINGS = [(page, block) for page, block in blocks("toml") if "project" not in tomllib.loads(block)]
+
+
+@pytest.mark.parametrize(("page", "block"), SETTINGS, ids=[page for page, _ in SETTINGS])
+def test_settings_files_on_the_pages_load(
+    page: str, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "page.toml"
+    file.write_text(block)
+    monkeypatch.setenv("HEADWATER_CONFIG", str(file))
+    settings = load()
+    for flow in settings.flows:
+        compile_flow(flow, {join.table: lambda _: None for join in flow.join})
+    captured = {table for source in settings.sources for table in source.tables}
+    assert captured >= {join.table for flow in settings.flows for join in flow.join}, page
+
+
+PATTERNS = re.findall(r"^\| `(\{.+?\})` \|", TEXT["docs/how-to/write-a-flow.md"], re.MULTILINE)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_patterns_on_the_pages_can_be_compiled(pattern: str) -> None:
+    where = tomllib.loads(f"where = {pattern}")["where"]
+    flow = Settings(flows=({"name": "f", "where": where, "to": [{"sink": "s"}]},)).flows[0]
+    assert compile_flow(flow, {}).where is not None
+
+
+def test_properties_in_the_environment_are_laid_over_those_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (file,) = [block for page, block in SETTINGS if page.startswith("README.md") and "[kafka.properties]" in block]
+    export = re.search(r"^export (HEADWATER_KAFKA__PROPERTIES)='(.*)'$", TEXT["README.md"], re.MULTILINE)
+    assert export is not None
+    (tmp_path / "headwater.toml").write_text(file)
+    monkeypatch.setenv(export[1], export[2])
+    properties = load().kafka.properties
+    assert properties["sasl.password"] == "THE-SECRET"
+    assert properties["sasl.username"] == "THE-KEY"
+
+
+@pytest.mark.parametrize(("page", "block"), blocks("json"), ids=lambda value: value[:40])
+def test_json_on_the_pages_is_json(page: str, block: str) -> None:
+    assert json.loads(block), page
+
+
+@pytest.mark.parametrize(("page", "block"), blocks("python"), ids=lambda value: value[:40])
+def test_python_on_the_pages_is_python(page: str, block: str) -> None:
+    assert ast.parse(block).body, page
+
+
+def test_the_iam_policy_allows_what_the_code_calls_and_no_more() -> None:
+    (policy,) = [json.loads(block) for page, block in blocks("json") if page.startswith("README.md")]
+    allowed: set[str] = set()
+    for statement in policy["Statement"]:
+        assert statement["Effect"] == "Allow"
+        action = statement["Action"]
+        allowed |= {action} if isinstance(action, str) else set(action)
+    calls = re.findall(r"self\._(?:tables|streams)\.([a-z_]+)\(", (ROOT / "pipeline/sources/aws.py").read_text())
+    reads = {f"dynamodb:{call.title().replace('_', '')}" for call in calls}
+    assert reads == {
+        f"dynamodb:{name}" for name in ("DescribeTable", "DescribeStream", "GetShardIterator", "GetRecords")
+    }
+    assert allowed == reads | {
+        f"s3:{name}" for name in ("PutObject", "AbortMultipartUpload", "GetObject", "ListBucket")
+    }
+
+
+# -- links, pages made from the code ----------------------------------------------------------------------------------
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    heads = re.findall(r"^#+ (.+)$", prose(text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+def links() -> Iterator[tuple[str, str]]:
+    for page, text in TEXT.items():
+        for target in re.findall(r"\]\(([^)\s]+)\)", prose(text)):
+            if not re.match(r"[a-z]+:", target):
+                yield page, target
+
+
+@pytest.mark.parametrize(("page", "target"), list(links()))
+def test_links_lead_somewhere(page: str, target: str) -> None:
+    path, _, anchor = target.partition("#")
+    there = (ROOT / page).parent / path if path else ROOT / page
+    assert there.exists()
+    if anchor:
+        assert anchor in anchors(there.read_text(encoding="utf-8"))
+
+
+def test_every_page_can_be_reached_from_the_readme() -> None:
+    listed = {str((ROOT / page).parent.joinpath(target).resolve()) for page, target in links() if page == "README.md"}
+    for page in PAGES:
+        assert page.name == "README.md" or {str(page), str(page.parent)} & listed, page
+
+
+def test_the_reference_is_what_the_code_says() -> None:
+    stale = load_script("docs/reference/generate.py").stale()
+    assert stale == [], "try: python docs/reference/generate.py"
+
+
+def test_the_reference_does_not_depend_on_what_is_set_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HEADWATER_PREFIX", "other")
+    (tmp_path / "headwater.toml").write_text("partitions = 3\n")
+    (tmp_path / ".env").write_text("HEADWATER_DEDUP_WINDOW=60\n")
+    assert load_script("docs/reference/generate.py").stale() == []
+    assert os.environ["HEADWATER_PREFIX"] == "other"
+
+
+def test_the_picture_is_what_its_script_draws() -> None:
+    picture = load_script("docs/images/flow.py")
+    assert picture.TARGET.read_text(encoding="utf-8") == picture.draw()
+
+
+# -- the map of the flow ----------------------------------------------------------------------------------------------
+
+Mapped = tuple[str, tuple[str, ...], str]
+"""What the map says of an agent: its input, its outputs, its file."""
+
+
+def the_map() -> dict[str, Mapped]:
+    """Read the docstring of agents/__init__.py: `name  input  -> output, output  file`."""
+    found: dict[str, Mapped] = {}
+    for line in (agents.__doc__ or "").splitlines():
+        if match := re.fullmatch(r" +(\w+) +(\S+) +-> (.+?) +(agents/\w+\.py)", line):
+            found[match[1]] = match[2], tuple(match[3].split(", ")), match[4]
+    return found
+
+
+MAP = the_map()
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> App:
+    """The app with the settings of the demo and all agents; nothing connects."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith(ENV_PREFIX)]:
+            patch.delenv(name)
+        for variable, value in AWS.items():
+            patch.setenv(variable, value)
+        patch.setenv("HEADWATER_CONFIG", str(ROOT / "pipeline/lab/demo.toml"))
+        return create_app(load(state_dir=tmp_path_factory.mktemp("state"), agents=tuple(sorted(AGENT_NAMES))))
+
+
+def matches(name: str, topic: str, prefix: str) -> bool:
+    """Whether a topic, or a source's name, is meant by a name of the map: `<p>.sink.*`, `@dynamodb-stream`."""
+    if name.startswith("@"):
+        return re.fullmatch(re.escape(name) + r"-\d+", topic) is not None
+    return re.fullmatch(re.escape(name.replace("<p>", prefix)).replace(r"\*", ".+"), topic) is not None
+
+
+def used_by(file: str) -> set[str]:
+    """The topics that an agent's module names: the attributes of `topics` in it."""
+    found = set()
+    for node in ast.walk(ast.parse((ROOT / file).read_text())):
+        if isinstance(node, ast.Attribute):
+            of = node.value
+            if (of.id if isinstance(of, ast.Name) else getattr(of, "attr", "")) == "topics":
+                found.add(node.attr)
+    return found
+
+
+def test_the_map_has_every_agent_and_no_other() -> None:
+    assert set(MAP) == AGENT_NAMES
+
+
+@pytest.mark.parametrize("name", sorted(AGENT_NAMES))
+def test_an_agent_is_in_the_file_that_the_map_names(name: str) -> None:
+    (point,) = entry_points(group=AGENTS, name=name)
+    assert point.value == f"{MAP[name][2].removesuffix('.py').replace('/', '.')}:attach"
+    assert (ROOT / MAP[name][2]).is_file()
+
+
+@pytest.mark.parametrize("name", sorted(AGENT_NAMES))
+def test_an_agent_reads_what_the_map_says(name: str, built: App) -> None:
+    (agent,) = [agent for agent in built.agents.values() if name in agent.name.split(".")[-1:] or agent.name == name]
+    topics: Any = agent.channel
+    assert topics.topics
+    assert all(matches(MAP[name][0], topic, built.worker.settings.prefix) for topic in topics.topics)
+
+
+@pytest.mark.parametrize("name", sorted(AGENT_NAMES))
+def test_an_agent_writes_where_the_map_says(name: str) -> None:
+    _, outputs, file = MAP[name]
+    attributes = {"<p>.sink.*": {"sink", "sinks"}, "<p>.reference.*": {"references"}}
+    said = [attributes.get(topic, {topic.removeprefix("<p>.").replace("-", "_")}) for topic in (MAP[name][0], *outputs)]
+    used = used_by(file) - {"gaps", "dead_letter"}  # named below the map
+    assert used <= set().union(*said)
+    topics = [names for names in said if not any(" " in n or n.startswith("@") for n in names)]
+    assert all(names & used for names in topics)
+
+
+def test_every_topic_is_on_the_map(built: App) -> None:
+    prefix = built.worker.settings.prefix
+    named = [topic for read, written, _ in MAP.values() for topic in (read, *written)]
+    named += re.findall(r"<p>\.[\w-]+", (agents.__doc__ or "").rpartition("agents/lake.py")[2])
+    for topic in Topics(built.worker.settings).all():
+        assert any(matches(name, topic.name, prefix) for name in named), topic.name
+    for name in named:
+        if name.startswith("<p>"):
+            assert any(matches(name, topic.name, prefix) for topic in Topics(built.worker.settings).all()), name
