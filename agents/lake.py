@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 from faust import Stream
 from faust.types import TP
 
-from models.change import MalformedChangeError, decode
+from models.change import decode
 from pipeline.app import Worker
 from pipeline.errors import UsageError
 from pipeline.sinks.objects import Objects
 from pipeline.sinks.parquet import Lake, row
 from pipeline.transport import Batch, batches
+from pipeline.transport.consumer import Consumer
+
+UPLOADS = 2
+"""Files made and uploaded at once in a worker."""
 
 
 def attach(worker: Worker) -> None:
@@ -18,7 +24,21 @@ def attach(worker: Worker) -> None:
     settings, sinks = worker.settings.lake, worker.topics.sinks
     if settings.url is None or not sinks:
         raise UsageError("the agent lake needs lake.url and a flow", hint="headwater check")
-    lake = Lake(Objects(settings.url), sinks, worker.metrics, max_rows=settings.max_rows, max_age=settings.max_age)
+
+    def hold(tp: TP, held: bool) -> None:
+        consumer: Consumer = worker.app.consumer  # type: ignore[assignment]  # Faust types it by its interface
+        change = consumer.hold if held else consumer.release
+        worker.app.loop.call_soon_threadsafe(change, {tp}, "lake")
+
+    lake = Lake(
+        Objects(settings.url),
+        sinks,
+        worker.metrics,
+        max_rows=settings.max_rows,
+        max_age=settings.max_age,
+        submit=ThreadPoolExecutor(UPLOADS, "lake").submit,
+        hold=hold,
+    )
     worker.transport.join(lake)
 
     @worker.agent("lake", *sinks.values())
@@ -33,7 +53,7 @@ def gather(worker: Worker, lake: Lake, batch: Batch) -> None:
     for index, (key, value) in enumerate(zip(batch.keys(), batch.values(), strict=True)):
         try:
             rows.append(row(decode(value), key or b"", batch.partition, batch.records[index].offset() or 0))
-        except (MalformedChangeError, UnicodeDecodeError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others go on
             worker.reject(batch, index, "lake", error)
     lake.add(TP(batch.topic, batch.partition), rows, batch.last_offset + 1)
     worker.metrics.count(worker.metrics.changes, len(batch), "lake")

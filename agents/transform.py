@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from faust import Stream
 
-from models.change import MalformedChangeError, decode
+from models.change import decode
 from pipeline.app import Worker
 from pipeline.errors import UsageError
 from pipeline.flows import compile_flow
@@ -42,7 +42,7 @@ def write(worker: Worker, flows: Sequence[FlowSteps], references: Mapping[str, R
             if change.table in references:
                 references[change.table].put(reference_key(change), change.after, batch.partition)
             routed = [message for flow in flows for message in run_flow(flow, value, change)]
-        except (MalformedChangeError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others go on
             worker.reject(batch, index, "transform", error)
             continue
         for message in routed:

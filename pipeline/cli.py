@@ -247,6 +247,31 @@ def demo(
         raise typer.Exit(1)
 
 
+@app.command(rich_help_panel="Lab")
+def chaos(
+    faults: Annotated[int, typer.Option(min=1, help="How many faults.")] = 10,
+    seed: Annotated[int, typer.Option(help="Same seed, same schedule.")] = 1,
+    rate: Annotated[int, typer.Option(min=1, help="Changes a second.")] = 5_000,
+    directory: Directory = Path(".headwater/chaos"),
+    as_json: Json = False,
+) -> None:
+    """Hurt workers and broker under load, and prove that nothing was lost, doubled or reordered."""
+    from pipeline.lab import chaos as chaoses
+
+    shutil.rmtree(directory, ignore_errors=True)
+    report = chaoses.run(chaoses.Options(directory=directory.absolute(), faults=faults, seed=seed, rate=rate), say=_say)
+    verdict = "[bold green]PROVED[/]" if report.ok else "[bold red]FAILED[/]"
+    err.print(
+        f"{verdict} {sum(report.faults.values())} faults, {report.input:,} changes; lost {report.lost}, "
+        f"duplicated {report.duplicated}, out of order {report.out_of_order}; {report.aborted} slices aborted",
+        highlight=False,
+    )
+    if as_json:
+        _print_json(report.json())
+    if not report.ok:
+        raise typer.Exit(1)
+
+
 def _say(message: str) -> None:
     err.print(message, highlight=False, soft_wrap=True)
 

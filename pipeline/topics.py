@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
@@ -12,6 +12,7 @@ from confluent_kafka.cimpl import NewTopic
 
 from pipeline.errors import FatalError, HeadwaterError
 from pipeline.settings import Settings
+from pipeline.transport.transaction import MESSAGE_MAX
 
 FENCE_PARTITIONS = 16
 """Partitions of the shards topic: more than there will be workers, so that shards spread."""
@@ -66,9 +67,11 @@ class Topics:
         """Return every topic that the settings have use for."""
         count = self._settings.partitions
         kept = {"cleanup.policy": "delete", "retention.ms": "-1"}
-        compacted = {"cleanup.policy": "compact"}
+        large = {"max.message.bytes": str(MESSAGE_MAX)}
+        # A worker that was away must still hear of deletions when it comes back.
+        compacted = {"cleanup.policy": "compact", "delete.retention.ms": str(30 * DAY_MS)}
         window_ms = int(self._settings.dedup_window * 1500)  # the longest that a bucket of IDs is kept
-        return [
+        topics = [
             Topic(self.ingest, count, "changes as delivered", {"retention.ms": str(3 * DAY_MS)}),
             Topic(self.raw, count, "every change once", kept),
             Topic(self.seen, count, "changelog of the seen table", {"retention.ms": str(window_ms)}),
@@ -78,6 +81,7 @@ class Topics:
             *(Topic(name, count, f"items of {table}", compacted) for table, name in self.references.items()),
             *(Topic(name, count, f"sink {sink}", kept) for sink, name in self.sinks.items()),
         ]
+        return [replace(topic, config={**topic.config, **large}) for topic in topics]
 
 
 @dataclass(frozen=True, slots=True)

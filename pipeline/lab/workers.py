@@ -16,6 +16,7 @@ from pipeline.lab import processes
 from pipeline.lab.processes import LOOPBACK, Process
 
 MOST_STARTS = 10
+"""How often a worker may end before that is taken for a fault of its own; the chaos allows itself more."""
 STOP_SECONDS = 20.0
 
 
@@ -27,8 +28,10 @@ class Worker:
     directory: Path
     environment: Mapping[str, str]
     detached: bool
+    module: str = "pipeline.worker"
     process: Process | None = None
     starts: int = 0
+    most_starts: int = MOST_STARTS
 
     @property
     def log(self) -> Path:
@@ -37,7 +40,7 @@ class Worker:
 
     def start(self) -> None:
         """Start `faust -A pipeline.worker worker`; raise FatalError when it has ended too often."""
-        if self.starts >= MOST_STARTS:
+        if self.starts >= self.most_starts:
             last = self.log.read_text(errors="replace").strip().splitlines()[-1:]
             raise FatalError(f"the worker {self.name} keeps ending: {' '.join(last)}", hint=f"less {self.log}")
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -45,7 +48,7 @@ class Worker:
         port = processes.free_port()
         self.process = processes.start(
             self.name,
-            [sys.executable, "-m", "faust", "-A", "pipeline.worker", "worker", "-l", "info"],
+            [sys.executable, "-m", "faust", "-A", self.module, "worker", "-l", "info"],
             log=self.log,
             address=f"http://{LOOPBACK}:{port}",
             environment={
@@ -77,9 +80,13 @@ class Workers:
         environment: Mapping[str, str],
         *,
         detached: bool = False,
+        module: str = "pipeline.worker",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.all = [Worker(f"worker-{n + 1}", directory, environment, detached) for n in range(count)]
+        self._directory, self._environment = directory, environment
+        self._detached, self._module = detached, module
+        self._made = 0
+        self.all = [self._make() for _ in range(count)]
         self._frozen_until: dict[str, float] = {}
         self._clock = clock
 
@@ -96,6 +103,15 @@ class Workers:
             if self._frozen_until.get(worker.name, float("inf")) <= self._clock():
                 del self._frozen_until[worker.name]
                 worker.signal(signal.SIGCONT)
+
+    def add(self) -> None:
+        """Start one more."""
+        self.all.append(self._make())
+        self.all[-1].start()
+
+    def _make(self) -> Worker:
+        self._made += 1
+        return Worker(f"worker-{self._made}", self._directory, self._environment, self._detached, self._module)
 
     @property
     def frozen(self) -> bool:

@@ -158,16 +158,15 @@ class DynamoDBStreams(Source):
     def finish(self, work: Slice) -> None:
         """Write the new positions, and the gaps; add the fence."""
         last: dict[ShardOf, Reading] = {}
+        produce = self._transport.transaction.produce
         for message in work.of(self.topic):
             reading: Reading = message.value  # type: ignore[assignment]  # Faust types a value as bytes
             last[reading.shard] = reading
             if reading.gap is not None:
-                work.producer.produce(
-                    self.gaps, _gap(shard=reading.shard, gap=reading.gap), reading.shard.table.encode()
-                )
+                produce(self.gaps, reading.shard.table.encode(), _gap(reading.shard, reading.gap))
         for shard, reading in last.items():
             place = Place(shard.table, reading.after, reading.finished)
-            work.producer.produce(self.fence, msgspec.json.encode(place), shard.key, shard.partition)
+            produce(self.fence, shard.key, msgspec.json.encode(place), shard.partition)
         for partition in {shard.partition for shard in last}:
             work.offsets[TP(self.fence, partition)] = self._follower.reached.get(partition, 0)
 
@@ -201,9 +200,9 @@ class DynamoDBStreams(Source):
                 strict=True,
             )
         )
-        if await asyncio.to_thread(self._follower.wait_until, ends):
-            self._ready |= {partition for partition in partitions if self._claims.get(partition) is claim}
-            self._start_readers()
+        await self._follower.wait_until(ends)
+        self._ready |= {partition for partition in partitions if self._claims.get(partition) is claim}
+        self._start_readers()
 
     async def _discover(self) -> None:
         failing: dict[str, str] = {}
@@ -282,7 +281,7 @@ class DynamoDBStreams(Source):
                 iterator, pause = None, 0.0
             except TrimmedError as error:
                 log.error("%s: a gap is written down", error)
-                iterator, gap, after, pause = None, Gap("trimmed", after), None, 0.0
+                iterator, gap, after, pause = None, Gap("trimmed", after), None, self._settings.poll_interval
             except VanishedError as error:
                 log.error("%s: a gap is written down", error)
                 offered = consumer.offer(

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from confluent_kafka import Message
+from confluent_kafka import KafkaError, Message
 from faust.types import TP
 
 from pipeline.state.store import Store
@@ -25,6 +26,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+@dataclass(slots=True)
+class _Written:
+    item: bytes | None
+    partition: int
+    offset: int | None = None
+    """Where it stands in the topic; None until it was delivered."""
+
+
 class ReferenceTable(Participant):
     """Items by reference key. Partitions of `gate` wait until the table has been read to its end once."""
 
@@ -33,28 +42,38 @@ class ReferenceTable(Participant):
         self._transport, self._path = transport, directory / f"{topic}.db"
         self._store: Store | None = None
         self._follower: Follower | None = None
-        self._written: dict[bytes, bytes | None] = {}
+        self._written: dict[bytes, _Written] = {}
         """Items of the slice under way."""
-        self._ahead: dict[bytes, bytes | None] = {}
+        self._ahead: dict[bytes, _Written] = {}
         """Items that were committed here and have not come back by the topic yet."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     def get(self, key: bytes) -> bytes | None:
         """Return the item of a reference key, what this slice has written included. In the transaction's thread."""
-        for recent in (self._written, self._ahead):
-            if key in recent:
-                return recent[key]
+        if key in self._written:
+            return self._written[key].item
+        if (ahead := self._ahead.get(key)) is not None and not self._is_back(ahead):
+            return ahead.item
         return None if self._store is None else self._store.get(key)
 
     def put(self, key: bytes, item: bytes | None, partition: int) -> None:
         """Set or remove (None) an item, in the slice under way. In the transaction's thread."""
-        self._transport.transaction.produce(self.topic, key, item, partition)
-        self._written[key] = item
+        written = self._written[key] = _Written(item, partition)
+
+        def delivered(_error: KafkaError | None, message: Message) -> None:
+            written.offset = message.offset()
+
+        self._transport.transaction.produce(self.topic, key, item, partition, on_delivery=delivered)
 
     def committed(self, work: Slice) -> None:
         """Keep what was written until it comes back by the topic."""
         self._ahead |= self._written
         self._written.clear()
+        self._ahead = {key: ahead for key, ahead in self._ahead.items() if not self._is_back(ahead)}
+
+    def _is_back(self, written: _Written) -> bool:
+        reached = {} if self._follower is None else self._follower.reached
+        return written.offset is not None and reached.get(written.partition, 0) > written.offset
 
     def aborted(self, work: Slice) -> None:
         """Forget what the slice wrote."""
@@ -84,8 +103,8 @@ class ReferenceTable(Participant):
             at = {p: offset for p in range(count) if (offset := self._store.meta(f"offset-{p}")) is not None}
             self._follower = Follower(self._transport.client_conf(), self.topic, self._apply, start_at=at)
             self._follower.start()
-        if await asyncio.to_thread(self._follower.wait_until, ends):
-            consumer.release(gated, self.topic)
+        await self._follower.wait_until(ends)
+        consumer.release(gated, self.topic)
 
     def _apply(self, records: Sequence[Message]) -> None:
         latest: dict[bytes, bytes | None] = {}
@@ -97,6 +116,3 @@ class ReferenceTable(Participant):
             return
         puts = [(key, item) for key, item in latest.items() if item is not None]
         self._store.write(puts, [key for key, item in latest.items() if item is None], **offsets)
-        for key, item in latest.items():
-            if key in self._ahead and self._ahead[key] == item:
-                del self._ahead[key]

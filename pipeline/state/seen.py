@@ -117,10 +117,10 @@ class SeenTable(Participant):
             def delivered(_error: KafkaError | None, message: Message, part: _Partition = part) -> None:
                 part.sent = message
 
-            work.producer.produce(
+            self._transport.transaction.produce(
                 self.changelog,
-                pack(part.by_bucket()),
                 offset.to_bytes(8, "big"),
+                pack(part.by_bucket()),
                 tp.partition,
                 on_delivery=delivered,
             )
@@ -241,14 +241,13 @@ class SeenTable(Participant):
         try:
             consumer.assign([TopicPartition(self.changelog, partition, part.changelog + 1)])
             at, heard = part.changelog + 1, time.monotonic()
-            # Not `<`: at least once, a slice that was given up has left its message there, with an offset too high.
-            while part.upto != target and at < end:
+            while part.upto < target and at < end:
                 messages = consumer.consume(500, 0.05)
                 records = [message for message in messages if message.error() is None]
                 if messages:
                     heard, at = time.monotonic(), max(at, _position(messages[-1]))
-                if records:
-                    self._apply(part, _until(records, target))
+                if records := _until(records, target):
+                    self._apply(part, records)
                 if time.monotonic() - heard > STUCK:
                     raise FatalError(
                         f"recovery of {self.changelog}[{partition}] stands at offset {at} of {end} for {STUCK:.0f} s: "
@@ -277,11 +276,11 @@ def _or(value: int | None, default: int) -> int:
 
 
 def _until(records: list[Message], target: int) -> list[Message]:
-    """Return the changelog messages up to the one that stands for this source offset; all, if it is not among them."""
-    for index, record in enumerate(records):
-        if _upto(record) == target:
-            return records[: index + 1]
-    return records
+    """Return the changelog messages that stand for source offsets up to this one.
+
+    One beyond it is no part of the state: at least once, a slice that was given up has left it there.
+    """
+    return [record for record in records if _upto(record) <= target]
 
 
 def _upto(record: Message) -> int:

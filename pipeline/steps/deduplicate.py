@@ -26,7 +26,7 @@ def deduplicate(values: Sequence[bytes], add_new: Callable[[Sequence[bytes]], Se
     for index, value in enumerate(values):
         try:
             ids.append(event_id(value))
-        except MalformedChangeError as error:
+        except (MalformedChangeError, RecursionError) as error:
             result.rejected.append((index, error))
         else:
             indices.append(index)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from confluent_kafka import Message, TopicPartition
@@ -37,6 +38,8 @@ AHEAD = 6
 """Batches delivered and not acked at most: Faust's queues do not push back, and a slice would take the whole backlog."""
 SLICE_RECORDS = 20_000
 """Records in a slice at most."""
+MOST_REFUSED = 100
+"""Slices aborted in a row after which something is wrong for good: the worker stops and says what."""
 REFUSED_PAUSE = 0.2
 """Seconds to wait after a slice that the broker refused: a worker that was put out hears of it a moment later."""
 STOP_DEADLINE = 8.0
@@ -58,7 +61,7 @@ class Consumer(faust_consumer.Consumer):
         self._acked_until = 0
         self._generation = 0
         self._offered = 0
-        self._lost_before = 0
+        self._lost_before = self._refused = 0
         self._rebalancing = self._stopping = self._closing = False
         self._stop_by = self._next_commit = 0.0
         self._between_slices, self._news = asyncio.Lock(), asyncio.Event()
@@ -146,7 +149,7 @@ class Consumer(faust_consumer.Consumer):
                     participant.revoked(frozenset(gone))
                 if gone:
                     await self.on_partitions_revoked(gone)
-                if new:
+                if new or not gone:  # an assignment, an empty one too: a spare worker is ready as well
                     for participant in self.transport.participants:
                         participant.assigned(frozenset(new))
                     await self.on_partitions_assigned(set(self._assigned), self._generation)
@@ -244,7 +247,12 @@ class Consumer(faust_consumer.Consumer):
             await asyncio.sleep(0.05)
             return
         await self._deliver()
-        if not await self._end(membership) and not self._stopping:
+        if await self._end(membership):
+            self._refused = 0
+        elif not self._stopping:
+            self._refused += 1
+            if self._refused >= MOST_REFUSED:
+                stop_process(f"{self._refused} slices in a row were aborted: {self.transaction.last_abort}")
             await asyncio.sleep(REFUSED_PAUSE)
 
     async def _deliver(self) -> None:
@@ -380,7 +388,9 @@ class Consumer(faust_consumer.Consumer):
         self._stop_by = time.monotonic() + STOP_DEADLINE
         self._stopping = self._closing = True
         self._news.set()
-        await self._drainer  # it ends its slice; nobody else may
+        await asyncio.wait([self._drainer], timeout=STOP_DEADLINE + 2)  # it ends its slice; nobody else may
+        if not self._drainer.done():
+            stop_process("the broker does not answer: the slice under way was neither committed nor aborted")
         if self.transaction.open:
             await self.transaction.run(
                 self.transaction.abort, Slice(self.transaction.producer), "the worker is stopping"
@@ -466,8 +476,9 @@ class Consumer(faust_consumer.Consumer):
         self._news.set()
 
     async def _drain_messages(self, fetcher: Any) -> None:
-        while not (self.should_stop or fetcher.should_stop):
-            await asyncio.sleep(0.1)
+        with suppress(asyncio.CancelledError):  # Faust stops its idle fetcher so, in a rebalance
+            while not (self.should_stop or fetcher.should_stop):
+                await asyncio.sleep(0.1)
 
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
         return False

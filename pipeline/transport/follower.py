@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
@@ -57,12 +58,10 @@ class Follower:
         if self._thread.is_alive():
             self._thread.join(10)
 
-    def wait_until(self, ends: Mapping[int, int], *, poll: float = 0.01) -> bool:
-        """Wait, in a thread, until every partition has been applied up to its end; False if stopped before."""
+    async def wait_until(self, ends: Mapping[int, int]) -> None:
+        """Wait until every partition has been applied up to its end."""
         while any(self.reached.get(partition, 0) < end for partition, end in ends.items()):
-            if self._stopping.wait(poll):
-                return False
-        return True
+            await asyncio.sleep(0.02)
 
     def _run(self) -> None:
         try:

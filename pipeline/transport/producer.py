@@ -60,7 +60,6 @@ class Producer(FaustProducer):
         transactional_id: str | None = None,
     ) -> Awaitable[RecordMetadata]:
         """Put a record into the open transaction; the future is done when the broker has it."""
-        await self.transaction.idle.wait()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[RecordMetadata] = loop.create_future()
 
@@ -70,8 +69,9 @@ class Producer(FaustProducer):
         extra: dict[str, Any] = {"timestamp": int(timestamp * 1000)} if timestamp else {}
         if headers:
             extra["headers"] = list(headers.items()) if isinstance(headers, Mapping) else list(headers)
-        producer = self.transaction.begin()
         while True:
+            await self.transaction.idle.wait()
+            producer = self.transaction.begin()
             try:
                 producer.produce(topic, value, key, -1 if partition is None else partition, on_delivery=report, **extra)
             except BufferError:

@@ -130,7 +130,7 @@ class Reader:
 
     _membership_read_at = 0.0
 
-    def _serve(self, consumer: RdConsumer) -> None:
+    def _serve_commands(self, consumer: RdConsumer) -> None:
         while self._commands:
             function, future = self._commands.popleft()
             try:
@@ -139,6 +139,9 @@ class Reader:
                 self._loop.call_soon_threadsafe(_settle, future, None, error)
             else:
                 self._loop.call_soon_threadsafe(_settle, future, result, None)
+
+    def _serve(self, consumer: RdConsumer) -> None:
+        self._serve_commands(consumer)
         now = time.monotonic()
         if now > self._membership_read_at + MEMBERSHIP_AGE:
             self._membership_read_at = now
@@ -195,7 +198,7 @@ class Reader:
         tps = {TP(p.topic, p.partition) for p in partitions}
         self._fences |= {tp for tp in tps if self._never_read(tp.topic)}
         self._membership_read_at = 0.0
-        self._wait_for(self._rebalance(tps, set(), False))
+        self._wait_for(consumer, self._rebalance(tps, set(), False))
 
     def _revoked(self, consumer: RdConsumer, partitions: list[TopicPartition], lost: bool = False) -> None:
         if lost:
@@ -204,7 +207,7 @@ class Reader:
         tps = {TP(p.topic, p.partition) for p in partitions}
         self._fences -= tps
         self._paused -= tps
-        self._wait_for(self._rebalance(set(), tps, lost))
+        self._wait_for(consumer, self._rebalance(set(), tps, lost))
         if self._incremental:
             consumer.incremental_unassign(partitions)
         else:
@@ -213,12 +216,20 @@ class Reader:
     def _lost(self, consumer: RdConsumer, partitions: list[TopicPartition]) -> None:
         self._revoked(consumer, partitions, lost=True)
 
-    def _wait_for(self, rebalance: Awaitable[None]) -> None:
+    def _wait_for(self, consumer: RdConsumer, rebalance: Awaitable[None]) -> None:
         async def run() -> None:
             await rebalance
 
         try:
-            asyncio.run_coroutine_threadsafe(run(), self._loop).result(REBALANCE_TIMEOUT)
+            done = asyncio.run_coroutine_threadsafe(run(), self._loop)
+            deadline = time.monotonic() + REBALANCE_TIMEOUT
+            while not done.done() and time.monotonic() < deadline:
+                # The slice that must end first may itself need this thread, to commit offsets.
+                self._serve_commands(consumer)
+                concurrent.futures.wait([done], 0.01)
+            done.result(0)
+        except concurrent.futures.TimeoutError:
+            stop_process(f"a rebalance waited {REBALANCE_TIMEOUT:.0f} s for the slice under way to end")
         except Exception as error:  # noqa: BLE001 - a half-done rebalance cannot be mended from here
             stop_process(f"a rebalance failed: {error!r}")
 

@@ -7,6 +7,7 @@ its predecessor left open.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import fcntl
 import logging
 import threading
@@ -17,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka import Producer as RdProducer
 from faust.types import TP
 
@@ -33,6 +34,8 @@ TIMEOUT_MS = 15_000
 TIMEOUT = 30.0
 """Seconds that one call to the broker may take."""
 ATTEMPTS, PAUSE = 20, 0.1
+MESSAGE_MAX = 16 << 20
+"""Bytes of a record at most: a change with both images can be many times its 400 kB in DynamoDB, as JSON."""
 
 
 class Transaction:
@@ -48,6 +51,7 @@ class Transaction:
         """Clear while a commit or an abort is under way: nothing may be produced from elsewhere."""
         self.idle.set()
         self.commits = self.aborts = 0
+        self.last_abort = ""
         self.commit_offsets: Callable[[Mapping[TP, int]], None] | None = None
         """Commits offsets through the consumer, when there are no transactions: raises KafkaException when refused."""
         self._conf, self._directory, self._group = dict(conf), directory, group
@@ -80,6 +84,10 @@ class Transaction:
                 "linger.ms": 2,
                 "batch.size": 1_000_000,
                 "compression.type": "lz4",
+                "message.max.bytes": MESSAGE_MAX,
+                # Reported for failures alone: a transaction fails with them, plain producing must be told.
+                "delivery.report.only.error": not self._exactly_once,
+                **({} if self._exactly_once else {"on_delivery": self._undelivered}),
                 "queue.buffering.max.messages": 1_000_000,
             },
             logger=log,
@@ -122,20 +130,40 @@ class Transaction:
         value: bytes | None,
         partition: int = -1,
         headers: list[tuple[str, bytes]] | None = None,
+        on_delivery: Callable[[KafkaError | None, Message], None] | None = None,
     ) -> None:
-        """Write one record into the transaction; in a thread, it waits while librdkafka's queue is full."""
+        """Write one record into the transaction; in a thread, it waits while librdkafka's queue is full.
+
+        Where the transaction can only be aborted any more, the slice is spoilt and the record dropped: it comes again.
+        """
         producer = self.begin()
+        # The binding takes no headers=None.
+        extra: dict[str, Any] = {"headers": headers} if headers else {}
+        if on_delivery is not None:
+            extra["on_delivery"] = on_delivery
         while True:
             try:
-                # The binding takes no headers=None.
-                if headers:
-                    producer.produce(topic, value, key, partition, headers=cast("Any", headers))
-                else:
-                    producer.produce(topic, value, key, partition)
+                producer.produce(topic, value, key, partition, **extra)
             except BufferError:
                 producer.poll(0.05)
+            except KafkaException as error:
+                self._spoil_or_raise(error)
+                return
             else:
                 return
+
+    def _spoil_or_raise(self, error: KafkaException) -> None:
+        failure = error.args[0]
+        if failure.code() != KafkaError._STATE and not failure.txn_requires_abort():  # noqa: SLF001 - its name
+            raise error
+        self.spoil(f"the transaction must be aborted: {failure}")
+
+    def _spoiled(self) -> str | None:
+        return self.spoiled
+
+    def _undelivered(self, error: KafkaError | None, message: Message) -> None:
+        if error is not None:
+            self.spoil(f"a record for {message.topic()} was not delivered: {error}")
 
     def produce_batch(self, topic: str, records: Sequence[tuple[bytes | None, bytes]], partition: int) -> None:
         """Write records without headers to one partition; in a thread, it waits while librdkafka's queue is full."""
@@ -149,7 +177,8 @@ class Transaction:
                 return
             error = cast("KafkaError", left[refused]["_error"])
             if error.code() != KafkaError._QUEUE_FULL:  # noqa: SLF001 - the documented name of the code
-                raise KafkaException(error)
+                self._spoil_or_raise(KafkaException(error))
+                return
             left = [{"key": record["key"], "value": record["value"]} for record in left[refused:] if "_error" in record]
             producer.poll(0.05)
 
@@ -176,6 +205,9 @@ class Transaction:
             if left := self.producer.flush(TIMEOUT):
                 self.abort(work, f"{left} records could not be delivered in {TIMEOUT:.0f} s")
                 return False
+            if (undelivered := self._spoiled()) is not None:
+                self.abort(work, undelivered)
+                return False
             step = "offsets"
             if not self._exactly_once:
                 self._commit_without_transaction(work)
@@ -185,8 +217,8 @@ class Transaction:
                     self._retry(self.producer.send_offsets_to_transaction, at, membership, TIMEOUT)
                 step = "commit"
                 self._retry(self.producer.commit_transaction, TIMEOUT)
-        except TransientError as error:
-            self.abort(work, error.message)
+        except (TransientError, concurrent.futures.TimeoutError) as error:
+            self.abort(work, str(error) or f"no answer at its {step}")
             return False
         except KafkaException as error:
             failure = error.args[0]
@@ -208,6 +240,7 @@ class Transaction:
     def abort(self, work: Slice, reason: str) -> None:
         """Give the slice up. Never purge first: that breaks the producer's sequence numbers."""
         log.warning("slice aborted, its records will be done again: %s", reason)
+        self.last_abort = reason
         if self.open and self._exactly_once:
             try:
                 self.producer.flush(TIMEOUT)

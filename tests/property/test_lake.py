@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from concurrent.futures import Future
 
 import pyarrow.parquet as pq
 from confluent_kafka import Producer
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import TransientError
 from pipeline.metrics import Metrics
-from pipeline.sinks.parquet import Lake, Row, encode, end_of
+from pipeline.sinks.parquet import Lake, Row, Written, encode, end_of
 from pipeline.transport import Slice
 
 PARTITION = TP("p.sink.s", 0)
@@ -53,9 +55,33 @@ class Owner:
 
     def __init__(self, bucket: Bucket, topic: list[int], start: int) -> None:
         self.now = 0.0
-        self.lake = Lake(bucket, {"s": PARTITION.topic}, Metrics(), max_rows=6, max_age=5, clock=lambda: self.now)  # type: ignore[arg-type]
+        self.lake = Lake(
+            bucket,  # type: ignore[arg-type]
+            {"s": PARTITION.topic},
+            Metrics(),
+            max_rows=6,
+            max_age=5,
+            submit=self.submit,
+            hold=lambda _tp, _held: None,
+            clock=lambda: self.now,
+        )
+        self.slow: list[tuple[Future[Written], Callable[..., Written], tuple[object, ...]]] = []
         self.topic, self.at = topic, start
         self.again: list[int] = []
+
+    def submit(self, write: Callable[..., Written], *arguments: object) -> Future[Written]:
+        """Take an upload on; it happens when `upload` is called."""
+        future: Future[Written] = Future()
+        self.slow.append((future, write, arguments))
+        return future
+
+    def upload(self) -> None:
+        for future, write, arguments in self.slow:
+            try:
+                future.set_result(write(*arguments))
+            except TransientError as error:
+                future.set_exception(error)
+        self.slow.clear()
 
     def slice(self, records: int, *, refused: bool) -> int | None:
         """Run one slice; return the offset it commits, None when it commits none or is refused."""
@@ -65,10 +91,7 @@ class Owner:
         if delivered:
             self.lake.add(PARTITION, [row(offset) for offset in delivered], delivered[-1] + 1)
             self.at = delivered[-1] + 1
-        try:
-            self.lake.finish(work)
-        except TransientError:
-            refused = True
+        self.lake.finish(work)
         if refused:
             self.lake.aborted(work)
             self.again = delivered
@@ -79,7 +102,8 @@ class Owner:
 
 
 step = st.tuples(
-    st.sampled_from(["slice", "refused", "fail", "restart", "zombie", "wait"]), st.integers(min_value=0, max_value=5)
+    st.sampled_from(["slice", "refused", "upload", "fail", "restart", "zombie", "wait"]),
+    st.integers(min_value=0, max_value=5),
 )
 
 
@@ -90,11 +114,15 @@ def test_every_record_is_in_one_file_whatever_fails(steps: list[tuple[str, int]]
     owner = zombie = Owner(bucket, topic, 0)
     for action, records in steps:
         bucket.fail = action == "fail"
-        if action == "restart":
+        if action in {"upload", "fail"}:
+            owner.upload()
+        elif action == "restart":
             zombie, owner = owner, Owner(bucket, topic, committed)
         elif action == "zombie":
             zombie.now += 10  # what it does is never committed: the broker refuses it
-            zombie.slice(records, refused=zombie is not owner) if zombie is not owner else None
+            if zombie is not owner:
+                zombie.slice(records, refused=True)
+                zombie.upload()
         else:
             owner.now += 10 if action == "wait" else 1
             offset = owner.slice(records, refused=action == "refused")
@@ -102,9 +130,10 @@ def test_every_record_is_in_one_file_whatever_fails(steps: list[tuple[str, int]]
             committed = committed if offset is None else offset
     bucket.fail = False
     owner = Owner(bucket, topic, committed)
-    for _ in range(40):
-        owner.now += 10
+    for _ in range(80):
+        owner.now += 100
         owner.slice(5, refused=False)
+        owner.upload()
     assert sorted(bucket.offsets()) == topic
 
 
