@@ -18,8 +18,8 @@ from typing import Any, cast
 from confluent_kafka import Producer
 
 from pipeline.errors import FatalError
-from pipeline.lab.chaos_worker import POINTS
 from pipeline.lab.demo import Recorder, lag
+from pipeline.lab.killer import POINTS
 from pipeline.lab.stack import Stack
 from pipeline.lab.workers import Worker, Workers
 from pipeline.settings import Settings
