@@ -85,8 +85,7 @@ class Transaction:
                 "batch.size": 1_000_000,
                 "compression.type": "lz4",
                 "message.max.bytes": MESSAGE_MAX,
-                # Reported for failures alone: a transaction fails with them, plain producing must be told.
-                "delivery.report.only.error": not self._exactly_once,
+                # A transaction fails with a record that cannot be delivered; plain producing must be told.
                 **({} if self._exactly_once else {"on_delivery": self._undelivered}),
                 "queue.buffering.max.messages": 1_000_000,
             },
@@ -94,6 +93,12 @@ class Transaction:
         )
         if self._exactly_once:
             self._retry(self._producer.init_transactions, TIMEOUT)
+
+    def close(self) -> None:
+        """Give the state directory back. A worker's end does the same."""
+        self.executor.shutdown()
+        if self._lock_file is not None:
+            self._lock_file.close()
 
     def _claim_id(self) -> str:
         self._directory.mkdir(parents=True, exist_ok=True)

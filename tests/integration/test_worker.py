@@ -73,9 +73,9 @@ class Deployment:
         return Topics(Settings.model_validate({"prefix": self.prefix, "partitions": 2, "flows": [flow]}))
 
     @contextmanager
-    def workers(self, *agents: str) -> Iterator[Workers]:
-        """Run one worker with these agents."""
-        running = Workers(1, self.directory, {**self.environment, "HEADWATER_AGENTS": json.dumps(agents)})
+    def workers(self, *agents: str, count: int = 1) -> Iterator[Workers]:
+        """Run workers with these agents."""
+        running = Workers(count, self.directory, {**self.environment, "HEADWATER_AGENTS": json.dumps(agents)})
         running.start()
         try:
             yield running
@@ -233,6 +233,29 @@ def test_a_worker_tells_how_it_is(deployment: Deployment, headwater: Headwater) 
     files = sorted((deployment.directory / "lake").rglob("*.parquet"))
     assert files
     assert all(file.parent.name == "sink=all" for file in files)
+
+
+def test_a_spare_worker_is_ready_and_stops_in_peace(deployment: Deployment) -> None:
+    """Three workers for two partitions: one has nothing to do, and is no less well for that."""
+    with deployment.workers("deduplicate", count=3) as workers:
+        urls = [worker.process.address for worker in workers.all if worker.process is not None]
+        until(lambda: all(get(f"{url}/readyz")[0] == 200 for url in urls), "three workers that are ready")
+        until(lambda: "headwater_partitions 0.0" in "".join(get(f"{url}/metrics")[1] for url in urls), "a spare one")
+    for worker in workers.all:
+        assert "Traceback" not in worker.log.read_text()
+        assert worker.starts == 1
+
+
+def test_a_change_that_nests_too_deep_is_a_dead_letter_and_no_crash(deployment: Deployment) -> None:
+    deep = b'{"eventID":"e1","x":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    with (
+        Recorder(deployment.conf, deployment.topics.raw) as raw,
+        Recorder(deployment.conf, deployment.topics.dead_letter) as dead,
+        deployment.workers("deduplicate") as workers,
+    ):
+        produce(deployment, deep, change(2))
+        until(lambda: len(dead) == 1 and len(raw) == 1, "a dead letter and a change")
+        assert workers.all[0].starts == 1
 
 
 def test_the_procfile_runs_one_worker_an_agent(deployment: Deployment, dynamodb: DynamoDBClient) -> None:

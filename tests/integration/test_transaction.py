@@ -1,0 +1,102 @@
+"""The transaction alone, on Apache Kafka: what cannot be delivered is never taken for delivered."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import Consumer
+from faust.types import TP
+
+from pipeline.lab.stack import Endpoints
+from pipeline.topics import Topic, admin, ensure
+from pipeline.transport import Participant, Slice
+from pipeline.transport.transaction import MESSAGE_MAX, Transaction
+
+pytestmark = pytest.mark.kafka
+
+
+class Notes(Participant):
+    """Writes down how slices end."""
+
+    def __init__(self) -> None:
+        self.ends: list[str] = []
+
+    def committed(self, work: Slice) -> None:
+        self.ends.append("committed")
+
+    def aborted(self, work: Slice) -> None:
+        self.ends.append("aborted")
+
+
+@pytest.fixture
+def conf(stack: Endpoints) -> dict[str, Any]:
+    return {"bootstrap.servers": stack.bootstrap_servers}
+
+
+@contextmanager
+def started(conf: dict[str, Any], directory: Path, *, exactly_once: bool) -> Iterator[tuple[Transaction, Notes]]:
+    transaction, notes = Transaction(conf, directory, "group", exactly_once=exactly_once), Notes()
+    transaction.participants.append(notes)
+    transaction.start()
+    yield transaction, notes
+    transaction.close()
+
+
+def member(conf: dict[str, Any], topic: str) -> bytes:
+    """Return a membership of a group of its own."""
+    consumer = Consumer({**conf, "group.id": uuid.uuid4().hex, "auto.offset.reset": "earliest"})
+    consumer.subscribe([topic])
+    while not consumer.assignment():
+        consumer.poll(0.1)
+    metadata: bytes = consumer.consumer_group_metadata()
+    consumer.close()
+    return metadata
+
+
+@pytest.mark.parametrize("exactly_once", [True, False])
+@pytest.mark.parametrize("batch", [True, False])
+def test_a_record_that_the_broker_refuses_aborts_the_slice(
+    conf: dict[str, Any], tmp_path: Path, exactly_once: bool, batch: bool
+) -> None:
+    topic = f"t{uuid.uuid4().hex[:8]}"
+    ensure(admin(conf), [Topic(topic, 1, "small", {"max.message.bytes": "2000"})], 1)
+    with started(conf, tmp_path, exactly_once=exactly_once) as (transaction, notes):
+        committed: list[Any] = []
+        transaction.commit_offsets = committed.append
+        random = uuid.uuid4().bytes * 4_000  # lz4 would make a small record of zeros
+        value = bytes(byte ^ (index & 0xFF) ^ (index >> 8 & 0xFF) for index, byte in enumerate(random))
+        if batch:
+            transaction.produce_batch(topic, [(b"k", value)], 0)
+        else:
+            transaction.produce(topic, b"k", value, 0)
+        assert not transaction.commit(Slice(transaction.producer, (), {TP(topic, 0): 1}), b"not asked for")
+        assert notes.ends == ["aborted"]
+        assert committed == []
+
+
+def test_a_change_of_many_times_its_size_in_dynamodb_fits(conf: dict[str, Any], tmp_path: Path) -> None:
+    topic = f"t{uuid.uuid4().hex[:8]}"
+    ensure(admin(conf), [Topic(topic, 1, "large", {"max.message.bytes": str(MESSAGE_MAX)})], 1)
+    with started(conf, tmp_path, exactly_once=True) as (transaction, notes):
+        transaction.produce(topic, b"k", b'{"NewImage":"' + b"x" * 8_000_000 + b'"}', 0)
+        assert transaction.commit(Slice(transaction.producer), b"not asked for")
+        assert notes.ends == ["committed"]
+
+
+def test_a_worker_that_was_put_out_of_the_group_cannot_commit(conf: dict[str, Any], tmp_path: Path) -> None:
+    topic = f"t{uuid.uuid4().hex[:8]}"
+    ensure(admin(conf), [Topic(topic, 1, "any")], 1)
+    gone = member(conf, topic)
+    with started(conf, tmp_path, exactly_once=True) as (transaction, notes):
+        transaction.produce(topic, b"k", b"v", 0)
+        assert not transaction.commit(Slice(transaction.producer, (), {TP(topic, 0): 1}), gone)
+        transaction.produce(topic, b"k", b"v", 0)
+        assert not transaction.commit(Slice(transaction.producer, (), {TP(topic, 0): 1}), None)
+        transaction.produce(topic, b"k", b"v", 0)
+        assert transaction.commit(Slice(transaction.producer), b"not asked for"), "the producer goes on after an abort"
+        assert notes.ends == ["aborted", "aborted", "committed"]
