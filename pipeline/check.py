@@ -16,7 +16,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from pipeline.app import known_agents, wanted_agents
 from pipeline.errors import HeadwaterError
 from pipeline.flows import compile_flow
-from pipeline.settings import DynamoDBStream, Settings
+from pipeline.settings import DynamoDBStream, Flow, Settings
 from pipeline.sources.aws import StreamsApi, explain
 from pipeline.topics import Topics, admin, look
 
@@ -42,7 +42,7 @@ def check(settings: Settings) -> Iterator[Finding]:
     yield Finding("settings", True, "every key is known, every value fits")
     yield from _try("agents", lambda: _agents(settings))
     for flow in settings.flows:
-        yield from _try(f"flow {flow.name}", lambda flow=flow: _flow(flow))  # type: ignore[misc]
+        yield from _try(f"flow {flow.name}", lambda flow=flow: _flow(settings, flow))  # type: ignore[misc]
     yield from _try("state directory", lambda: _state(settings))
     yield from _kafka(settings)
     if settings.sources or (settings.lake.url or "").startswith("s3://"):
@@ -71,7 +71,14 @@ def _agents(settings: Settings) -> str:
     return f"{', '.join(wanted)} have work"
 
 
-def _flow(flow: Any) -> str:
+def _flow(settings: Settings, flow: Flow) -> str:
+    captured = {table for source in settings.sources for table in source.tables}
+    for join in flow.join:
+        if captured and join.table not in captured:
+            raise HeadwaterError(
+                f"joins the table {join.table}, which no source captures: it would always give null",
+                hint=f"add {join.table!r} to the tables of [[sources]]",
+            )
     compile_flow(flow, {join.table: lambda _: None for join in flow.join})
     return f"{', '.join(flow.tables) or 'all tables'} -> {', '.join(route.sink for route in flow.to)}"
 
