@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
+import boto3
 import pytest
+from mypy_boto3_dynamodb import DynamoDBClient
 
 from pipeline.lab import kafka
 from pipeline.lab.stack import Endpoints, Stack
@@ -46,6 +48,18 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoints]:
 def kafka_stack(stack: Endpoints) -> Endpoints:
     """The same, by the name that says why a test wants it."""
     return stack
+
+
+@pytest.fixture
+def dynamodb(stack: Endpoints) -> DynamoDBClient:
+    """A client of the shared stand-in."""
+    return boto3.client(
+        "dynamodb",
+        endpoint_url=stack.aws_endpoint_url,
+        region_name="eu-west-1",
+        aws_access_key_id="headwater",
+        aws_secret_access_key="headwater",
+    )
 
 
 class Headwater(Protocol):

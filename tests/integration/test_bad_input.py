@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import boto3
 import pytest
 from conftest import Headwater
 from mypy_boto3_dynamodb import DynamoDBClient
@@ -46,17 +45,6 @@ def settings(directory: Path, *, table: str = "orders", servers: str = "127.0.0.
         *(f"{name} = {value}" for name, value in more.items()),
     ]
     (directory / "headwater.toml").write_text("\n".join(lines))
-
-
-@pytest.fixture
-def dynamodb(stack: Endpoints) -> DynamoDBClient:
-    return boto3.client(
-        "dynamodb",
-        endpoint_url=stack.aws_endpoint_url,
-        region_name="eu-west-1",
-        aws_access_key_id="test",
-        aws_secret_access_key="test",
-    )
 
 
 def make_table(dynamodb: DynamoDBClient, name: str, view: str | None) -> None:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 from confluent_kafka import Producer
 from conftest import Headwater
@@ -92,17 +91,6 @@ def deployment(stack: Endpoints, tmp_path: Path) -> Iterator[Deployment]:
     found = Deployment(stack, tmp_path, name, name)
     ensure(admin(found.conf), found.topics.all(), 1)
     yield found
-
-
-@pytest.fixture
-def dynamodb(stack: Endpoints) -> DynamoDBClient:
-    return boto3.client(
-        "dynamodb",
-        endpoint_url=stack.aws_endpoint_url,
-        region_name="eu-west-1",
-        aws_access_key_id="headwater",
-        aws_secret_access_key="headwater",
-    )
 
 
 def change(number: int, table: str = "t") -> bytes:
