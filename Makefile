@@ -6,7 +6,7 @@ UV_VERSION := 0.13.9
 DEMO_ARGS ?=
 TEST_ARGS ?=
 
-.PHONY: help setup demo test check docs format lock clean
+.PHONY: help setup demo test bench check docs format lock clean
 
 help: ## show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ demo: setup ## carry changes from DynamoDB to Parquet on this machine, and prove
 
 test: setup ## run all tests (TEST_ARGS="-k name" for some)
 	@$(BIN)/pytest $(TEST_ARGS)
+
+bench: setup ## measure deduplication against the loop by hand and against peers (15 to 20 minutes)
+	@$(BIN)/headwater bench dedup --peers
 
 check: setup ## format, lint, types, import rules, dependencies
 	@$(BIN)/ruff format --check .

@@ -30,6 +30,8 @@ app = typer.Typer(
 )
 local = typer.Typer(help="A Kafka broker and AWS stand-ins on this machine.", no_args_is_help=True)
 app.add_typer(local, name="local", rich_help_panel="Lab")
+bench = typer.Typer(help="Measure Headwater against peers, on this machine.", no_args_is_help=True)
+app.add_typer(bench, name="bench", rich_help_panel="Lab")
 out, err = Console(), Console(stderr=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
@@ -270,6 +272,29 @@ def chaos(
         _print_json(report.json())
     if not report.ok:
         raise typer.Exit(1)
+
+
+@bench.command(name="dedup")
+def bench_dedup(
+    messages: Annotated[int, typer.Option(min=1_000, help="Records a run.")] = 600_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of all systems by turns; medians are shown.")] = 3,
+    peers: Annotated[bool, typer.Option("--peers", help="Quix Streams and Kafka Streams too.")] = False,
+    growth: Annotated[bool, typer.Option("--growth", help="Throughput with ten million IDs in the table too.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw a picture into this directory.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Deduplication, exactly once: against a loop by hand, the textbook Faust agent, and peers."""
+    from pipeline.lab.bench import dedup, report
+
+    options = dedup.Options(messages=messages, rounds=rounds, peers=peers, growth=growth)
+    results = dedup.measure(options, _say)
+    report.show(results, err)
+    if plot is not None:
+        _say(f"wrote {report.plot(results, plot)}")
+    if as_json:
+        _print_json(results.as_json())
+    if results.failures:
+        raise HeadwaterError("; ".join(results.failures), hint="run it again; keep the directory it names")
 
 
 def _say(message: str) -> None:

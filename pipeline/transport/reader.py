@@ -162,17 +162,19 @@ class Reader:
 
     def _hand_over(self, messages: list[Message]) -> None:
         groups: list[tuple[TP, list[Message]]] = []
+        current: list[Message] = []
+        topic: str | None = None
+        partition: int | None = None
         for message in messages:
             error = message.error()
             if error is not None:
                 self._report(message, error)
                 continue
-            where = _partition(message)
-            if self._never_read(where.topic):
-                continue  # fetched before the pause
-            if not groups or groups[-1][0] != where:
-                groups.append((where, []))
-            groups[-1][1].append(message)
+            if message.partition() != partition or message.topic() != topic:
+                topic, partition = message.topic(), message.partition()
+                groups.append((_partition(message), current := []))
+            current.append(message)
+        groups = [group for group in groups if not self._never_read(group[0].topic)]  # fetched before the pause
         if groups:
             self._loop.call_soon_threadsafe(self._on_records, groups)
 
