@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -265,10 +265,6 @@ class SeenTable(Participant):
         part.upto = _upto(records[-1])
         part.changelog = records[-1].offset()
         part.store.add(ids, upto=part.upto, changelog=part.changelog)
-
-    def positions(self) -> Mapping[int, int]:
-        """Return the source offset up to which each open partition knows its IDs."""
-        return {partition: part.upto for partition, part in self._partitions.items()}
 
 
 def _or(value: int | None, default: int) -> int:

@@ -6,7 +6,7 @@ it holds, so that what survives a kill is always a prefix of the changelog.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -62,10 +62,6 @@ class Store:
         """Return one value."""
         return cast("bytes | None", self._db.get(key))
 
-    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Return the values of many keys in one call."""
-        return cast("list[bytes | None]", self._db.get(list(keys)))
-
     def meta(self, name: str) -> int | None:
         """Return a number that the store keeps about itself, such as a position."""
         value = self.get(META + name.encode())
@@ -89,11 +85,6 @@ class Store:
             raise FatalError(
                 f"the state in {self.path} cannot be written: {error}", hint=f"df -h {self.path.parent}"
             ) from error
-
-    def items(self) -> Mapping[bytes, bytes]:
-        """Return everything but the store's own entries; for tests and small stores."""
-        entries = cast("Iterable[tuple[bytes, bytes]]", self._db.items())
-        return {key: value for key, value in entries if not key.startswith(META)}
 
     def close(self) -> None:
         """Write what is in memory, give the lock back."""

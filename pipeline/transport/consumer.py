@@ -121,10 +121,6 @@ class Consumer(faust_consumer.Consumer):
     def _offering(self, tp: TP, number: int, value: Any) -> ConsumerMessage:
         return ConsumerMessage(tp.topic, tp.partition, number, time.time(), 0, [], None, value, None, tp=tp)
 
-    def wake(self) -> None:
-        """Look again whether a slice is due."""
-        self._news.set()
-
     # -- rebalance: called by the reader's thread, which waits --------------------------------------------------------
 
     async def _rebalance(self, new: set[TP], gone: set[TP], lost: bool) -> None:

@@ -50,7 +50,6 @@ class Transaction:
         self.idle = asyncio.Event()
         """Clear while a commit or an abort is under way: nothing may be produced from elsewhere."""
         self.idle.set()
-        self.commits = self.aborts = 0
         self.last_abort = ""
         self.commit_offsets: Callable[[Mapping[TP, int]], None] | None = None
         """Commits offsets through the consumer, when there are no transactions: raises KafkaException when refused."""
@@ -232,7 +231,6 @@ class Transaction:
             self.abort(work, f"refused at its {step}: {failure}")
             return False
         self.open = False
-        self.commits += 1
         for participant in self.participants:
             participant.committed(work)
         return True
@@ -254,7 +252,6 @@ class Transaction:
                 stop_process(f"the transaction could not be aborted: {error.args[0]}")
         self.open = False
         self.spoiled = None
-        self.aborts += 1
         for participant in self.participants:
             participant.aborted(work)
 
