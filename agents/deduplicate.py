@@ -9,7 +9,7 @@ from faust import Stream
 from pipeline.app import Worker
 from pipeline.state.seen import SeenTable
 from pipeline.steps.deduplicate import deduplicate as deduplicate_step
-from pipeline.transport import Batch, batches
+from pipeline.transport import Batch
 
 
 def attach(worker: Worker) -> None:
@@ -22,8 +22,7 @@ def attach(worker: Worker) -> None:
 
     @worker.agent("deduplicate", topics.ingest)
     async def deduplicate(stream: Stream[Batch]) -> None:
-        async for batch in batches(stream):
-            await worker.run(write, worker, seen, batch)
+        await worker.process(stream, "deduplicate", partial(write, worker, seen))
 
 
 def write(worker: Worker, seen: SeenTable, batch: Batch) -> None:

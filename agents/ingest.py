@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from faust import Stream
 
 from models.dead_letter import DeadLetter
 from pipeline.app import Worker
 from pipeline.errors import UsageError
 from pipeline.sources.dynamodb import DynamoDBStreams, Reading
-from pipeline.transport import batches
 
 
 def attach(worker: Worker) -> None:
@@ -23,8 +24,7 @@ def attach(worker: Worker) -> None:
 
     @worker.agent("ingest", *names)
     async def ingest(stream: Stream[Reading]) -> None:
-        async for reading in batches(stream):
-            await worker.run(write, worker, reading)
+        await worker.process(stream, "ingest", partial(write, worker))
 
 
 def write(worker: Worker, reading: Reading) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from faust import Stream
 from faust.types import TP
@@ -12,7 +13,7 @@ from pipeline.app import Worker
 from pipeline.errors import UsageError
 from pipeline.sinks.objects import Objects
 from pipeline.sinks.parquet import Lake, row
-from pipeline.transport import Batch, batches
+from pipeline.transport import Batch
 from pipeline.transport.consumer import Consumer
 
 UPLOADS = 2
@@ -43,8 +44,7 @@ def attach(worker: Worker) -> None:
 
     @worker.agent("lake", *sinks.values())
     async def write_files(stream: Stream[Batch]) -> None:
-        async for batch in batches(stream):
-            await worker.run(gather, worker, lake, batch)
+        await worker.process(stream, "lake", partial(gather, worker, lake))
 
 
 def gather(worker: Worker, lake: Lake, batch: Batch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from faust import Stream
 
@@ -13,7 +14,7 @@ from pipeline.flows import compile_flow
 from pipeline.state.reference import ReferenceTable
 from pipeline.steps.enrich import reference_key
 from pipeline.steps.route import FlowSteps, headers, run_flow
-from pipeline.transport import Batch, batches
+from pipeline.transport import Batch
 
 
 def attach(worker: Worker) -> None:
@@ -29,8 +30,7 @@ def attach(worker: Worker) -> None:
 
     @worker.agent("transform", topics.raw)
     async def transform(stream: Stream[Batch]) -> None:
-        async for batch in batches(stream):
-            await worker.run(write, worker, flows, references, batch)
+        await worker.process(stream, "transform", partial(write, worker, flows, references))
 
 
 def write(worker: Worker, flows: Sequence[FlowSteps], references: Mapping[str, ReferenceTable], batch: Batch) -> None:

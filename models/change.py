@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Literal
 
@@ -113,12 +114,17 @@ def decode(value: bytes) -> Change:
     return change
 
 
-def event_id(value: bytes) -> bytes:
-    """Return the event ID of a change, and nothing else of it; raise MalformedChangeError when it has none."""
+def event_ids(values: Iterable[bytes]) -> list[str]:
+    """Return the event IDs of changes; raise MalformedChangeError when one has none."""
     try:
-        found = _decode_id(value).event_id
+        found = [_decode_id(value).event_id for value in values]
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise MalformedChangeError(f"not a change: {error}") from error
-    if not found:
+    if "" in found:
         raise MalformedChangeError("eventID is empty")
-    return found.encode()
+    return found
+
+
+def event_id(value: bytes) -> str:
+    """Return the event ID of a change, and nothing else of it; raise MalformedChangeError when it has none."""
+    return event_ids([value])[0]

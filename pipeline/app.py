@@ -11,6 +11,8 @@ from typing import Any, TypeVar, cast
 
 import faust
 import mode
+from confluent_kafka import KafkaException
+from faust import Stream
 from mode import ServiceT
 
 from models.dead_letter import DeadLetter
@@ -18,7 +20,8 @@ from pipeline.errors import FatalError, HeadwaterError, UsageError
 from pipeline.metrics import Metrics
 from pipeline.settings import Settings
 from pipeline.topics import Topics, admin, ensure
-from pipeline.transport import Batch, BatchSchema, Transport
+from pipeline.transport import Batch, BatchSchema, Transport, batches
+from pipeline.transport.consumer import Consumer
 from pipeline.transport.fatal import stop_process
 from pipeline.web import add_pages
 
@@ -110,6 +113,22 @@ class Worker:
     async def run(self, function: Callable[..., T], *args: Any) -> T:
         """Run a step and its writing in the transaction's thread, off the event loop."""
         return await self.transport.transaction.run(function, *args)
+
+    async def process(self, stream: Stream[Any], stage: str, function: Callable[[Any], None]) -> None:
+        """Run a step on each batch of a stream. What to do when it raises is a setting: see `on_error`."""
+        async for batch in batches(stream):
+            if isinstance(batch, Batch) and batch.error is not None:
+                await self.run(self.reject, batch, 0, stage, batch.error)
+                continue
+            try:
+                await self.run(function, batch)
+            except (HeadwaterError, KafkaException):
+                raise
+            except Exception as error:
+                consumer = cast("Consumer", self.app.consumer)
+                redo = self.settings.on_error == "dead_letter" and isinstance(batch, Batch)
+                if not (redo and consumer.blame(batch, error)):
+                    raise
 
     @property
     def produce(self) -> Callable[..., None]:

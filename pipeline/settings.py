@@ -167,6 +167,10 @@ class Settings(BaseSettings):
     processing_guarantee: Literal["exactly_once", "at_least_once"] = Field(
         "exactly_once", description="at_least_once: without transactions; a crash can double what it had in hand."
     )
+    on_error: Literal["stop", "dead_letter"] = Field(
+        "stop",
+        description="When an agent fails at a batch: stop the worker, or find the record at fault and dead-letter it.",
+    )
     dedup_window: float = Field(172_800, ge=60, description="Seconds for which an event ID is remembered.")
     kafka: Kafka = Kafka()
     sources: tuple[DynamoDBStream, ...] = ()

@@ -1,6 +1,6 @@
 """The `seen` table: which event IDs have passed. One RocksDB a partition, one changelog message a partition and slice.
 
-The changelog message's key is the source offset after the slice, its value the new IDs, packed. RocksDB is written after
+The changelog message's key is the source offset after the slice, its value the new IDs, packed. The store takes them after
 the commit, so it is never ahead of Kafka; recovery reads the changelog until it has reached exactly the committed offset.
 """
 
@@ -9,8 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from binascii import unhexlify
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -35,16 +38,33 @@ STUCK = 60.0
 """Seconds without a record after which a recovery that has not arrived gives up."""
 
 
-def compact(event_id: bytes) -> bytes:
-    """Return a shorter form of an event ID: AWS's 32 hex digits as 16 bytes; any other ID stays as it is, after a NUL."""
+RECENT = 400_000
+"""IDs in memory, in all partitions of a worker, above which the largest is written to files (about 110 bytes each)."""
+TAIL = 10_000
+"""Changelog messages that a restart reads again at most for a partition whose memory has not been written."""
+RECOVERY_RUN = 200_000
+"""IDs of a partition in memory above which its recovery writes them to a file."""
+
+
+def compact(event_ids: Sequence[str]) -> list[bytes]:
+    """Return event IDs in a short form: AWS's 32 hex digits as 16 bytes, of any other the BLAKE2b digest in 17."""
+    try:
+        short = [unhexlify(event_id) for event_id in event_ids]
+    except ValueError:
+        return [_compact(event_id) for event_id in event_ids]
+    # As strings they must be told apart, so "AB" is not "ab": what comes back must be what went in.
+    if set(map(len, short)) <= {16} and b"".join(short).hex() == "".join(event_ids):
+        return short
+    return [_compact(event_id) for event_id in event_ids]
+
+
+def _compact(event_id: str) -> bytes:
     if len(event_id) == 32:
-        try:
-            raw = bytes.fromhex(event_id.decode("ascii"))
-        except ValueError:
-            return b"\x00" + event_id
-        if raw.hex().encode() == event_id:
-            return raw
-    return b"\x00" + event_id
+        with suppress(ValueError):
+            raw = unhexlify(event_id)
+            if raw.hex() == event_id:
+                return raw
+    return blake2b(event_id.encode(errors="surrogatepass"), digest_size=17).digest()
 
 
 @dataclass(slots=True)
@@ -58,8 +78,15 @@ class _Partition:
     """New IDs of the slice under way, with their buckets."""
     sent: Message | None = None
 
+    def remember(self) -> None:
+        """Take the pending IDs into the store, with the positions."""
+        self.store.add(self.pending, upto=self.upto, changelog=self.changelog)
+        self.pending.clear()
+
     def by_bucket(self) -> dict[int, list[bytes]]:
         """Return the pending IDs by bucket."""
+        if len(set(self.pending.values())) == 1:
+            return {next(iter(self.pending.values())): list(self.pending)}
         buckets: dict[int, list[bytes]] = {}
         for event_id, bucket in self.pending.items():
             buckets.setdefault(bucket, []).append(event_id)
@@ -87,14 +114,14 @@ class SeenTable(Participant):
         self._locks: dict[int, asyncio.Lock] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def add_new(self, partition: int, event_ids: Sequence[bytes], at: float) -> list[bool]:
+    def add_new(self, partition: int, event_ids: Sequence[str], at: float) -> list[bool]:
         """Remember the IDs of a batch; return for each whether it is new. In the transaction's thread.
 
         `at` is the time of the batch's last record, in seconds: its IDs are remembered for a window after that. An ID
         that stands twice among them is new once.
         """
         part = self._partitions[partition]
-        ids = [compact(event_id) for event_id in event_ids]
+        ids = compact(event_ids)
         # A record from the future must not push out what is remembered.
         bucket = bucket_of(min(at, self._clock()), self._window)
         pending, news = part.pending, []
@@ -126,7 +153,7 @@ class SeenTable(Participant):
             )
 
     def committed(self, work: Slice) -> None:
-        """Write the new IDs to RocksDB, with the positions, in one batch a partition."""
+        """Take the new IDs into the store, with the positions; write a partition to files when memory asks for it."""
         for tp, offset in work.offsets.items():
             if tp.topic != self.topic:
                 continue
@@ -135,8 +162,17 @@ class SeenTable(Participant):
             if changelog is None:
                 raise FatalError(f"the changelog message of {tp.topic}[{tp.partition}] was committed without an offset")
             part.upto, part.changelog, part.sent = offset, changelog, None
-            part.store.add(part.by_bucket(), upto=part.upto, changelog=part.changelog)
-            part.pending.clear()
+            part.remember()
+        self._bound_memory()
+
+    def _bound_memory(self) -> None:
+        """Write one partition at most: the next slice waits meanwhile."""
+        stores = [part.store for part in self._partitions.values()]
+        largest = max(stores, key=len, default=None)
+        if largest is not None and sum(map(len, stores)) > RECENT:
+            largest.flush()
+        elif (behind := next((store for store in stores if store.adds > TAIL), None)) is not None:
+            behind.flush()
 
     def aborted(self, work: Slice) -> None:
         """Forget the IDs of the slice."""
@@ -258,13 +294,14 @@ class SeenTable(Participant):
             consumer.close()
 
     def _apply(self, part: _Partition, records: Sequence[Any]) -> None:
-        ids: dict[int, list[bytes]] = {}
         for record in records:
             for bucket, members in unpack(record.value()).items():
-                ids.setdefault(bucket, []).extend(members)
+                part.pending.update(dict.fromkeys(members, bucket))
         part.upto = _upto(records[-1])
         part.changelog = records[-1].offset()
-        part.store.add(ids, upto=part.upto, changelog=part.changelog)
+        part.remember()
+        if len(part.store) > RECOVERY_RUN or part.store.adds > TAIL:
+            part.store.flush()
 
 
 def _or(value: int | None, default: int) -> int:

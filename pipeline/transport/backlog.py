@@ -3,56 +3,80 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from faust.types import TP
 
 from pipeline.transport.participant import is_virtual
 
-FULL = 12_000
-"""Records in all queues above which the reader takes one record at a time."""
-PARTITION_FULL = 60_000
-"""Records in one queue above which its partition is paused (which throws away what librdkafka has prefetched)."""
+FULL, FULL_BYTES = 16_000, 32 << 20
+"""Records, and bytes of their values, in all queues above which the reader takes one record at a time."""
+PARTITION_FULL, PARTITION_BYTES = 60_000, 64 << 20
+"""The same in one queue above which its partition is paused (which throws away what librdkafka has prefetched)."""
+
+
+Run = tuple[list[Any], int]
+"""Records in order, and the bytes of their values."""
 
 
 class Backlog:
-    """Queues of records by partition. Lives on the event loop; no locks.
+    """Queues of records by partition, in runs as they were fetched. Lives on the event loop; no locks.
 
     Held partitions (their state is being recovered) keep their records until they are released.
     """
 
     def __init__(self) -> None:
-        self.queues: dict[TP, deque[Any]] = {}
+        self.queues: dict[TP, deque[Run]] = {}
         self.held: dict[TP, set[str]] = {}
         """Partitions that do not run, and for whom: each holder releases for itself."""
         self.standing: frozenset[TP] = frozenset()
         """Partitions that stand still with a long queue: the reader pauses them."""
         self.full = False
+        self._sizes: dict[TP, list[int]] = {}
+        """Records and bytes in each queue."""
         self._turn = 0
 
-    def add(self, tp: TP, records: Iterable[Any]) -> None:
-        """Append records of a partition."""
-        self.queues.setdefault(tp, deque()).extend(records)
+    def add(self, tp: TP, records: list[Any]) -> None:
+        """Append a run of records of a partition; the list is the backlog's from here on."""
+        self.queues.setdefault(tp, deque()).append(self._counted(tp, records))
 
     def give_back(self, tp: TP, records: list[Any]) -> None:
         """Put records that were delivered in vain to the front again, in their order."""
-        self.queues.setdefault(tp, deque()).extendleft(reversed(records))
+        self.queues.setdefault(tp, deque()).appendleft(self._counted(tp, records))
+
+    def _counted(self, tp: TP, records: list[Any]) -> Run:
+        # What sources offer is no message of Kafka, and bounded by themselves.
+        size = 0 if is_virtual(tp.topic) else sum(map(len, records))
+        self._count(tp, len(records), size)
+        return records, size
+
+    def _count(self, tp: TP, records: int, size: int) -> None:
+        counts = self._sizes.setdefault(tp, [0, 0])
+        counts[0] += records
+        counts[1] += size
 
     def drop(self, tp: TP) -> None:
         """Forget a partition."""
         self.queues.pop(tp, None)
         self.held.pop(tp, None)
+        self._sizes.pop(tp, None)
 
-    def take(self, tp: TP, most: int) -> list[Any]:
-        """Take up to `most` records from the front of a partition."""
+    def take(self, tp: TP, most: int, most_bytes: int) -> Run:
+        """Take records from the front of a partition: at least one, up to `most` and `most_bytes` of values."""
         queue = self.queues[tp]
-        if len(queue) <= most:
-            records = list(queue)
-            queue.clear()
-        else:
-            records = [queue.popleft() for _ in range(most)]
-        return records
+        records, size = queue.popleft()
+        while queue and len(records) + len(queue[0][0]) <= most:
+            more, weight = queue.popleft()
+            records += more
+            size += weight
+        if len(records) > most or (size > most_bytes and len(records) > 1):
+            keep = _fitting(records, most, most_bytes)
+            kept = sum(map(len, records[:keep])) if size else 0
+            queue.appendleft((records[keep:], size - kept))
+            records, size = records[:keep], kept
+        self._count(tp, -len(records), -size)
+        return records, size
 
     def next(self, allowed: Callable[[TP], bool]) -> TP | None:
         """Return the partition whose turn it is among those with records, in rotation, or None."""
@@ -71,9 +95,25 @@ class Backlog:
 
     def measure(self) -> None:
         """Decide anew whether the reader must slow down and which partitions to pause."""
-        sizes = {tp: len(queue) for tp, queue in self.queues.items() if not is_virtual(tp.topic)}
-        self.standing = frozenset(
-            tp for tp, size in sizes.items() if size > (PARTITION_FULL // 2 if tp in self.standing else PARTITION_FULL)
-        )
-        running = sum(size for tp, size in sizes.items() if tp not in self.standing and tp not in self.held)
-        self.full = running > FULL
+        records = size = 0
+        standing = set()
+        for tp, (count, weight) in self._sizes.items():
+            if is_virtual(tp.topic):
+                continue
+            share = 2 if tp in self.standing else 1  # paused until half of it has gone
+            if count * share > PARTITION_FULL or weight * share > PARTITION_BYTES:
+                standing.add(tp)
+            elif tp not in self.held:
+                records += count
+                size += weight
+        if standing != self.standing:
+            self.standing = frozenset(standing)
+        self.full = records > FULL or size > FULL_BYTES
+
+
+def _fitting(records: list[Any], most: int, most_bytes: int) -> int:
+    """Return how many records, one at least, hold at most so many bytes."""
+    keep, left = 1, most_bytes
+    while keep < min(most, len(records)) and (left := left - len(records[keep - 1])) >= len(records[keep]):
+        keep += 1
+    return keep

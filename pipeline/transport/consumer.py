@@ -25,6 +25,7 @@ from pipeline.transport.backlog import Backlog
 from pipeline.transport.batch import Batch, BatchSchema
 from pipeline.transport.fatal import stop_process
 from pipeline.transport.participant import Slice, is_virtual
+from pipeline.transport.poison import Poison
 from pipeline.transport.reader import Reader
 from pipeline.transport.recovery import end_recovery_at, seek
 from pipeline.transport.transaction import next_offsets
@@ -32,12 +33,12 @@ from pipeline.transport.transaction import next_offsets
 if TYPE_CHECKING:
     from pipeline.transport.driver import Transport
 
-BATCH = 500
-"""Records in a batch at most."""
-AHEAD = 6
+BATCH, BATCH_BYTES = 2_000, 4 << 20
+"""Records, and bytes of their values, in a batch at most."""
+AHEAD = 3
 """Batches delivered and not acked at most: Faust's queues do not push back, and a slice would take the whole backlog."""
-SLICE_RECORDS = 20_000
-"""Records in a slice at most."""
+SLICE_RECORDS, SLICE_BYTES = 20_000, 32 << 20
+"""Records, and bytes of their values, in a slice at most."""
 MOST_REFUSED = 100
 """Slices aborted in a row after which something is wrong for good: the worker stops and says what."""
 REFUSED_PAUSE = 0.2
@@ -67,6 +68,7 @@ class Consumer(faust_consumer.Consumer):
         self._between_slices, self._news = asyncio.Lock(), asyncio.Event()
         self._drainer: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
+        self.poison = Poison()
 
     async def on_start(self) -> None:
         """Start the reader's thread and the slices."""
@@ -137,6 +139,7 @@ class Consumer(faust_consumer.Consumer):
                 self._assigned = (self._assigned | new) - gone
                 for tp in gone:
                     self.backlog.drop(tp)
+                    self.poison.drop(tp)
                 self.backlog.measure()
                 self._generation += 1
                 app.consumer_generation_id = self._generation
@@ -208,6 +211,15 @@ class Consumer(faust_consumer.Consumer):
         except Exception as error:  # noqa: BLE001 - without its slices a worker would stand still in silence
             await self._give_up("the slices", error)
 
+    def blame(self, batch: Batch, error: Exception) -> bool:
+        """Redo the slice without the record at which an agent has raised; False: it must be the agent, stop.
+
+        The agent acks the batch as usual. It is delivered again record by record, then the guilty one alone, `error` set.
+        """
+        self.log.error("An agent failed at %r; its records are done again one by one:", batch, exc_info=error)
+        self.transaction.spoil(f"an agent failed at {batch!r}")
+        return self.poison.blame(batch, error)
+
     async def on_task_error(self, exc: BaseException) -> None:
         """End the worker when an agent has raised: its slice must not commit, and Faust would ack the message."""
         await self._give_up("an agent", exc)
@@ -252,14 +264,21 @@ class Consumer(faust_consumer.Consumer):
             await asyncio.sleep(REFUSED_PAUSE)
 
     async def _deliver(self) -> None:
-        end, room = time.monotonic() + self.transport.slice_seconds, SLICE_RECORDS
-        while not self._rebalancing and not self._stopping and room > 0 and (now := time.monotonic()) < end:
+        end, room, bytes_left = time.monotonic() + self.transport.slice_seconds, SLICE_RECORDS, SLICE_BYTES
+        while (
+            not self._rebalancing
+            and not self._stopping
+            and room > 0
+            and bytes_left > 0
+            and (now := time.monotonic()) < end
+        ):
             if len(self._flown) - self._acked_until >= AHEAD and self._unfinished():
                 await self._wait_for_ack_of_one()
             elif (tp := self.backlog.next(self._may_run)) is not None:
                 message = self._take(tp)
                 self._flown.append(message)
                 room -= len(batch) if isinstance(batch := cast("Any", message.value), Batch) else 1
+                bytes_left -= message.serialized_value_size
                 await self.callback(message)
             elif self._unfinished():
                 await self._wait_for_ack_of_one()
@@ -310,6 +329,7 @@ class Consumer(faust_consumer.Consumer):
         # The first records after a pause commit at once; under load there is one transaction an interval.
         self._next_commit = time.monotonic() + self.transport.slice_seconds
         if committed:
+            self.poison.committed(work)
             self._committed_offset.update(work.offsets)
             self.app.monitor.on_tp_commit(work.offsets)
         else:
@@ -334,22 +354,28 @@ class Consumer(faust_consumer.Consumer):
                 records = [cast("Any", message).origin]
             self.backlog.give_back(message.tp, records)
 
-    def _is_batch_native(self, topic: str) -> bool:
+    def _batch_schema(self, topic: str) -> BatchSchema | None:
+        """Return the schema of a batch-native topic, None for one of single events."""
         channels = cast("Any", self.app.topics)._topic_name_index.get(topic, ())  # noqa: SLF001
-        return any(isinstance(channel.schema, BatchSchema) for channel in channels)
+        return next((channel.schema for channel in channels if isinstance(channel.schema, BatchSchema)), None)
 
     def _take(self, tp: TP) -> ConsumerMessage:
         if is_virtual(tp.topic):
-            (message,) = self.backlog.take(tp, 1)
+            (message,), _ = self.backlog.take(tp, 1, 0)
             message.generation_id = self._generation
             return cast("ConsumerMessage", message)
-        if self._is_batch_native(tp.topic):
-            batch = Batch(tp.topic, tp.partition, self.backlog.take(tp, BATCH))
-            message = self._to_message(tp, batch.records[-1])
-            message.key, message.value, message.headers = None, cast("Any", batch), []
-        else:
-            (record,) = self.backlog.take(tp, 1)
+        schema = self._batch_schema(tp.topic)
+        if schema is None:
+            (record,), _ = self.backlog.take(tp, 1, 0)
             message = self._to_message(tp, record)
+        else:
+            most = 1 if tp in self.poison.suspects else BATCH
+            records, size = self.backlog.take(tp, most, BATCH_BYTES)
+            batch = Batch(tp.topic, tp.partition, records, schema.decoder)
+            self.poison.mark(batch)
+            message = self._to_message(tp, records[-1])
+            message.key, message.value, message.headers = None, cast("Any", batch), []
+            message.serialized_value_size = size
         if self.backlog.full:
             self.backlog.measure()
         return message

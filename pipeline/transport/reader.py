@@ -26,8 +26,9 @@ from pipeline.transport.fatal import stop_process
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-FETCH = 1_000
-"""Records taken from librdkafka in one call."""
+FETCH, GATHER = 2_000, 0.005
+"""Records taken from librdkafka in one call at most, and the seconds that it waits for so many: each hand-over to the event
+loop has its price, whatever it holds."""
 MEMBERSHIP_AGE = 0.05
 """Seconds after which the group membership is read again. An old one is safe: the broker refuses it."""
 REBALANCE_TIMEOUT = 120.0
@@ -122,8 +123,8 @@ class Reader:
                     time.sleep(0.002)
                 message = consumer.poll(0 if full else 0.05)
                 if message is not None:
-                    # consume(n, t) would wait for n records or t: poll waits for one, consume takes what is there.
-                    self._hand_over([message] if full else [message, *consumer.consume(FETCH, 0)])
+                    # consume(n, t) waits for n records or t: poll waits for the first, consume for more of them.
+                    self._hand_over([message] if full else [message, *consumer.consume(FETCH, GATHER)])
             consumer.close()
         except Exception as error:  # noqa: BLE001 - the thread is the worker's life line: whatever it is, say it and stop
             stop_process(f"the consumer thread failed: {error!r}")

@@ -26,9 +26,9 @@ class Memory:
     """A seen table without Kafka."""
 
     def __init__(self) -> None:
-        self.ids: set[bytes] = set()
+        self.ids: set[str] = set()
 
-    def add_new(self, ids: Sequence[bytes]) -> list[bool]:
+    def add_new(self, ids: Sequence[str]) -> list[bool]:
         news = []
         for event_id in ids:
             news.append(event_id not in self.ids)
