@@ -15,8 +15,14 @@ from pipeline.transport import Batch
 def attach(worker: Worker) -> None:
     """Attach the agent, with its seen table."""
     topics = worker.topics
+    settings = worker.settings
     seen = SeenTable(
-        worker.transport, topics.ingest, topics.seen, worker.settings.state_dir, worker.settings.dedup_window
+        worker.transport,
+        topics.ingest,
+        topics.seen,
+        settings.state_dir,
+        settings.dedup_window,
+        standby_replicas=settings.standby_replicas,
     )
     worker.transport.join(seen)
 

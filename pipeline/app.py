@@ -6,19 +6,21 @@ import asyncio
 import gc
 import socket
 from collections.abc import Callable, Iterable, Mapping
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar, cast
 
 import faust
 import mode
 from confluent_kafka import KafkaException
 from faust import Stream
+from faust.tables.manager import TableManager
 from mode import ServiceT
 
 from models.dead_letter import DeadLetter
 from pipeline.errors import FatalError, HeadwaterError, UsageError
 from pipeline.metrics import Metrics
 from pipeline.settings import Settings
+from pipeline.state.table import Table
 from pipeline.topics import Topics, admin, ensure
 from pipeline.transport import Batch, BatchSchema, Transport, batches
 from pipeline.transport.consumer import Consumer
@@ -32,6 +34,15 @@ AGENTS = "headwater.agents"
 """Entry-point group: the name of an agent, and the function that attaches it to a worker."""
 
 
+class Tables(TableManager):
+    """Faust's table manager without the second that it waits at the start: our tables are declared before."""
+
+    async def on_start(self) -> None:
+        """Register the tables."""
+        await self._update_channels()
+        await self.recovery.start()
+
+
 class App(faust.App):
     """A Faust app that makes its topics and looks at its sources before it starts."""
 
@@ -39,7 +50,8 @@ class App(faust.App):
 
     def on_init_dependencies(self) -> Iterable[ServiceT]:
         """Leave the web server out when the settings say so: Faust's command line sets it on by default."""
-        self.conf.web_enabled = self.conf.web_enabled and self.worker.settings.web.enabled
+        if not self.worker.settings.web.enabled:
+            self.conf.web_enabled = False
         return super().on_init_dependencies()
 
     async def on_first_start(self) -> None:
@@ -75,6 +87,10 @@ class Worker:
             web_host=settings.web.host,
             web_port=settings.web.port,
             stream_wait_empty=True,
+            store="headwater://",
+            Table=Table,
+            TableManager=Tables,
+            table_standby_replicas=settings.standby_replicas,
         )
         self.app.worker = self
         self.transport = cast("Transport", self.app.transport)
@@ -172,9 +188,9 @@ def _is_free(host: str, port: int) -> bool:
     return True
 
 
-def known_agents() -> Mapping[str, Attach]:
-    """Return the agents that are installed, by name."""
-    return {entry.name: cast("Attach", entry.load()) for entry in entry_points(group=AGENTS)}
+def known_agents() -> Mapping[str, EntryPoint]:
+    """Return the agents that are installed, by name. Not loaded: boto3 and pyarrow take a while."""
+    return {entry.name: entry for entry in entry_points(group=AGENTS)}
 
 
 def wanted_agents(settings: Settings) -> tuple[str, ...]:
@@ -192,5 +208,6 @@ def create_app(settings: Settings) -> App:
     for name in wanted_agents(settings):
         if name not in known:
             raise UsageError(f"there is no agent {name!r}", hint=f"headwater run {' '.join(known)}")
-        known[name](worker)
+        attach: Attach = known[name].load()
+        attach(worker)
     return worker.app

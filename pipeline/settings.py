@@ -172,6 +172,12 @@ class Settings(BaseSettings):
         description="When an agent fails at a batch: stop the worker, or find the record at fault and dead-letter it.",
     )
     dedup_window: float = Field(172_800, ge=60, description="Seconds for which an event ID is remembered.")
+    standby_replicas: int = Field(
+        0,
+        ge=0,
+        le=2,
+        description="Workers that may be lost at once while others have a warm copy of their seen table; exactly_once only.",
+    )
     kafka: Kafka = Kafka()
     sources: tuple[DynamoDBStream, ...] = ()
     flows: tuple[Flow, ...] = ()
@@ -183,6 +189,12 @@ class Settings(BaseSettings):
         names = [flow.name for flow in self.flows]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"flows: more than one is named {', '.join(twice)}")
+        return self
+
+    @model_validator(mode="after")
+    def _standbys_read_committed_records(self) -> Settings:
+        if self.standby_replicas > 0 and self.processing_guarantee != "exactly_once":
+            raise ValueError("standby_replicas: needs processing_guarantee exactly_once")
         return self
 
     @classmethod

@@ -1,9 +1,10 @@
 """IDs by buckets of time: new ones in memory, older ones in sorted files; the oldest leave as a whole bucket.
 
 What a store of this kind does all day is to look up IDs that it does not have and to add them, in random order. A set in
-memory does that ten times cheaper than RocksDB's memtable, and a sorted file that RocksDB takes in as it is costs a third
-of what its own way from memtable to file does (docs/decisions/0007). Without a write-ahead log both memories are
-equally lost in a kill: what they held is read again from the changelog.
+memory does that ten times cheaper than RocksDB's memtable, which is a skip list; and what is written from there, many IDs at
+once, needs no memtable that can be searched: a plain vector, sorted when it becomes a file, in RocksDB's own thread
+(docs/decisions/0007). Without a write-ahead log both memories are equally lost in a kill: what they held is read again
+from the changelog.
 """
 
 from __future__ import annotations
@@ -22,6 +23,17 @@ KEPT = 3
 age, and for one and a half at most. More buckets would part the window finer and cost a look-up each (0.3 to 0.5 us an ID)."""
 
 
+def bucket_options() -> rocksdict.Options:
+    """Return how a bucket is kept: what is written is flushed at once, nothing is looked up before."""
+    kept = options()
+    kept.set_memtable_factory(rocksdict.MemtableFactory.vector())
+    kept.set_memtable_prefix_bloom_ratio(0.0)
+    kept.set_allow_concurrent_memtable_write(False)  # a vector knows none
+    kept.set_write_buffer_size(16 << 20)
+    kept.set_max_background_jobs(8)  # a quarter of them sort and write: two
+    return kept
+
+
 def bucket_of(seconds: float, window: float) -> int:
     """Return the bucket of a time, for a window in seconds."""
     return int(seconds // (window / (KEPT - 1)))
@@ -34,13 +46,9 @@ class Buckets(Store):
     """
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path)
+        super().__init__(path, bucket_options)
         names = rocksdict.Rdict.list_cf(str(path))
         self._families = {int(name): self._db.get_column_family(name) for name in names if name.isdecimal()}
-        self._incoming = path.with_name(f"{path.name}.incoming")
-        self._incoming.unlink(missing_ok=True)  # a kill in mid-way may have left one
-        self._take_in = rocksdict.IngestExternalFileOptions()
-        self._take_in.set_move_files(True)
         self._recent: dict[bytes, int] = {}
         self._positions: dict[str, int] = {}
         self.adds = 0
@@ -68,36 +76,45 @@ class Buckets(Store):
         self._positions.update(positions)
         self.adds += 1
 
+    def load(self, ids: Mapping[int, Sequence[bytes]], **positions: int) -> None:
+        """Add many IDs by bucket past the memory: in a recovery. They are not known before the next `flush`."""
+        newest = max([*ids, *self._families], default=0)
+        batch = rocksdict.WriteBatch(raw_mode=True)
+        for bucket, members in {newest: (), **ids}.items():
+            if bucket not in self._families:
+                self._families[bucket] = self._db.create_column_family(str(bucket), bucket_options())
+            family = self._db.get_column_family_handle(str(bucket))
+            for one in members:
+                batch.put(one, b"", family)
+        family = self._db.get_column_family_handle(str(newest))
+        for name, number in positions.items():
+            batch.put(META + name.encode(), str(number).encode(), family)
+        self._write(batch, {})
+        self._positions.update(positions)
+        self.adds += 1
+
     def flush(self) -> None:
         """Write what is in memory to files, then drop the buckets that are too old.
 
         A kill in the middle leaves IDs without their positions, which is harmless, never positions without their IDs.
         """
+        if not self.adds:
+            return
         by_bucket: dict[int, list[bytes]] = {}
         for one, bucket in self._recent.items():
             by_bucket.setdefault(bucket, []).append(one)
-        newest = max([*by_bucket, *self._families], default=0)
-        by_bucket.setdefault(newest, [])
-        for bucket in sorted(by_bucket):
-            if bucket > newest - KEPT:
-                self._write_file(bucket, by_bucket[bucket], self._positions if bucket == newest else {})
+        self.load(by_bucket, **self._positions)
+        for bucket in self.buckets:  # the positions last
+            self._flush_family(bucket)
         self._recent.clear()
         self.adds = 0
-        for bucket in [old for old in self._families if old <= newest - KEPT]:
+        for bucket in [old for old in self._families if old <= max(self._families) - KEPT]:
             del self._families[bucket]
             self._db.drop_column_family(str(bucket))
 
-    def _write_file(self, bucket: int, ids: Sequence[bytes], positions: Mapping[str, int]) -> None:
-        entries = {META + name.encode(): str(number).encode() for name, number in positions.items()}
+    def _flush_family(self, bucket: int) -> None:
         try:
-            file = rocksdict.SstFileWriter(options())
-            file.open(str(self._incoming))
-            for key in sorted([*ids, *entries]):
-                file[key] = entries.get(key, b"")
-            file.finish()
-            if bucket not in self._families:
-                self._families[bucket] = self._db.create_column_family(str(bucket), options())
-            self._families[bucket].ingest_external_file([str(self._incoming)], self._take_in)
+            self._families[bucket].flush(True)
         except Exception as error:
             raise FatalError(
                 f"the state in {self.path} cannot be written: {error}", hint=f"df -h {self.path.parent}"
@@ -112,7 +129,7 @@ class Buckets(Store):
 
     @property
     def buckets(self) -> list[int]:
-        """The buckets that hold files, the oldest first."""
+        """The buckets that are not only in memory, the oldest first."""
         return sorted(self._families)
 
     def close(self) -> None:

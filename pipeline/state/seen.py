@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
-from confluent_kafka import Consumer as RdConsumer
-from confluent_kafka import KafkaError, Message, TopicPartition
+from confluent_kafka import KafkaError, Message
 from faust.types import TP
 
 from pipeline.errors import FatalError, HeadwaterError
 from pipeline.state.buckets import Buckets, bucket_of
+from pipeline.state.changelog import read as read_changelog
+from pipeline.state.standby import Keeping, Standbys
 from pipeline.transport import Participant, Slice, Transport
 from pipeline.transport.fatal import stop_process
 from pipeline.transport.questions import Questions
@@ -34,16 +35,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 pack = msgspec.msgpack.Encoder().encode
 unpack = msgspec.msgpack.Decoder(dict[int, list[bytes]]).decode
-STUCK = 60.0
-"""Seconds without a record after which a recovery that has not arrived gives up."""
 
 
 RECENT = 400_000
 """IDs in memory, in all partitions of a worker, above which the largest is written to files (about 110 bytes each)."""
 TAIL = 10_000
 """Changelog messages that a restart reads again at most for a partition whose memory has not been written."""
-RECOVERY_RUN = 200_000
-"""IDs of a partition in memory above which its recovery writes them to a file."""
 
 
 def compact(event_ids: Sequence[str]) -> list[bytes]:
@@ -104,6 +101,7 @@ class SeenTable(Participant):
         directory: Path,
         window: float,
         clock: Callable[[], float] = time.time,
+        standby_replicas: int = 0,
     ) -> None:
         self.topic, self.changelog = topic, changelog
         self._window, self._clock = window, clock
@@ -113,6 +111,12 @@ class SeenTable(Participant):
         """One object an assignment: a recovery that began under an earlier one must not be taken for this one's."""
         self._locks: dict[int, asyncio.Lock] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        keeping = Keeping(
+            self._open_store, lambda part: part.changelog + 1, self._apply, lambda part: part.store.close()
+        )
+        self._standbys = (
+            Standbys(transport, topic, changelog, standby_replicas, keeping) if standby_replicas > 0 else None
+        )
 
     def add_new(self, partition: int, event_ids: Sequence[str], at: float) -> list[bool]:
         """Remember the IDs of a batch; return for each whether it is new. In the transaction's thread.
@@ -192,6 +196,8 @@ class SeenTable(Participant):
             task = asyncio.ensure_future(self._open(consumer, tp, claim))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+        if self._standbys is not None:
+            self._standbys.rebalanced(consumer, self._claims.keys)
 
     def revoked(self, partitions: frozenset[TP]) -> None:
         """Close what belongs to another worker now."""
@@ -199,7 +205,9 @@ class SeenTable(Participant):
             if tp.topic == self.topic:
                 self._claims.pop(tp.partition, None)
                 part = self._partitions.pop(tp.partition, None)
-                if part is not None:
+                if part is not None and self._standbys is not None:
+                    self._standbys.keep(tp.partition, part)
+                elif part is not None:
                     part.store.close()
 
     async def _open(self, consumer: Consumer, tp: TP, claim: object) -> None:
@@ -208,7 +216,8 @@ class SeenTable(Participant):
             if self._claims.get(tp.partition) is not claim:
                 return
             try:
-                part = await self._recover(consumer.questions, tp)
+                part = await self._take_up(tp.partition)
+                await self._recover(consumer.questions, tp, part)
             except HeadwaterError as error:
                 stop_process(error.message, hint=error.hint)
             except Exception as error:  # noqa: BLE001 - the partition would be held for ever
@@ -219,11 +228,16 @@ class SeenTable(Participant):
             else:
                 await asyncio.to_thread(part.store.close)
 
-    async def _recover(self, questions: Questions, tp: TP) -> _Partition:
-        path = self._directory / f"{self.topic}-{tp.partition}.db"
-        store = await asyncio.to_thread(Buckets, path)
-        part = _Partition(store, _or(store.meta("upto"), -1), _or(store.meta("changelog"), -1))
-        started, first = time.monotonic(), part.upto
+    async def _take_up(self, partition: int) -> _Partition:
+        warm = None if self._standbys is None else await self._standbys.release(partition)
+        return await asyncio.to_thread(self._open_store, partition) if warm is None else warm
+
+    def _open_store(self, partition: int) -> _Partition:
+        store = Buckets(self._directory / f"{self.topic}-{partition}.db")
+        return _Partition(store, _or(store.meta("upto"), -1), _or(store.meta("changelog"), -1))
+
+    async def _recover(self, questions: Questions, tp: TP, part: _Partition) -> None:
+        path, started, first = part.store.path, time.monotonic(), part.upto
         while True:
             # Stable: offsets that a former owner has sent and not yet committed are waited for.
             target = await questions.committed(tp)
@@ -234,7 +248,7 @@ class SeenTable(Participant):
                         f"has never committed there: it belongs to other topics or another group",
                         hint=f"rm -r {path} (only if the topics were made anew), then start again",
                     )
-                return part
+                return
             if part.upto < target:
                 end = await questions.end(TP(self.changelog, tp.partition))
                 low, _ = (await questions.watermarks([TP(self.changelog, tp.partition)]))[
@@ -244,10 +258,11 @@ class SeenTable(Participant):
                 if part.upto < target and low >= end:
                     part.upto = target  # retention has emptied the changelog: nothing in the window is left
             if part.upto == target:
+                await asyncio.to_thread(part.store.flush)  # what was loaded is known from here on
                 log.info(
                     "Seen table of %s[%d]: offset %d -> %d in %.2f s", *tp, first, target, time.monotonic() - started
                 )
-                return part
+                return
             if part.upto > target and (await questions.committed(tp)) == target:
                 raise FatalError(
                     f"the state in {path} is ahead of the group: it knows offset {part.upto} of {tp.topic}[{tp.partition}], "
@@ -263,45 +278,24 @@ class SeenTable(Participant):
 
     def _read_changelog(self, part: _Partition, partition: int, target: int, end: int) -> None:
         """Apply changelog messages until the source offset `target` or the changelog's end is reached."""
-        consumer = RdConsumer(
-            {
-                **self._transport.client_conf(),
-                "group.id": f"{self.changelog}.recovery",  # never joined and never committed
-                "enable.auto.commit": False,
-                "auto.offset.reset": "earliest",
-                "isolation.level": "read_committed",
-                "enable.partition.eof": True,
-                "fetch.wait.max.ms": 20,
-            }
-        )
-        try:
-            consumer.assign([TopicPartition(self.changelog, partition, part.changelog + 1)])
-            at, heard = part.changelog + 1, time.monotonic()
-            while part.upto < target and at < end:
-                messages = consumer.consume(500, 0.05)
-                records = [message for message in messages if message.error() is None]
-                if messages:
-                    heard, at = time.monotonic(), max(at, _position(messages[-1]))
-                if records := _until(records, target):
-                    self._apply(part, records)
-                if time.monotonic() - heard > STUCK:
-                    raise FatalError(
-                        f"recovery of {self.changelog}[{partition}] stands at offset {at} of {end} for {STUCK:.0f} s: "
-                        f"a transaction there is not decided, or the broker does not answer",
-                        hint="headwater check",
-                    )
-        finally:
-            consumer.close()
+
+        def apply(records: list[Message]) -> bool:
+            if wanted := _until(records, target):
+                self._apply(part, wanted)
+            return part.upto < target
+
+        tp = TP(self.changelog, partition)
+        read_changelog(self._transport.client_conf(), tp, part.changelog + 1, end, apply, most=500)
 
     def _apply(self, part: _Partition, records: Sequence[Any]) -> None:
+        ids: dict[int, list[bytes]] = {}
         for record in records:
             for bucket, members in unpack(record.value()).items():
-                part.pending.update(dict.fromkeys(members, bucket))
-        part.upto = _upto(records[-1])
-        part.changelog = records[-1].offset()
-        part.remember()
-        if len(part.store) > RECOVERY_RUN or part.store.adds > TAIL:
+                ids.setdefault(bucket, []).extend(members)
+        if len(part.store):  # kept from when it was owned here: its positions must not go ahead of what is in memory
             part.store.flush()
+        part.upto, part.changelog = _upto(records[-1]), records[-1].offset()
+        part.store.load(ids, upto=part.upto, changelog=part.changelog)
 
 
 def _or(value: int | None, default: int) -> int:
@@ -318,11 +312,3 @@ def _until(records: list[Message], target: int) -> list[Message]:
 
 def _upto(record: Message) -> int:
     return int.from_bytes(cast("bytes", record.key()), "big")
-
-
-def _position(message: Message) -> int:
-    """Return the next offset to read after this message or end-of-partition event."""
-    error, offset = message.error(), message.offset()
-    if offset is None:
-        return -1
-    return offset if error is not None else offset + 1

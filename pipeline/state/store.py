@@ -6,7 +6,7 @@ it holds, so that what survives a kill is always a prefix of the changelog.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -43,7 +43,7 @@ _cache = rocksdict.Cache(64 << 20)
 class Store:
     """A RocksDB directory of one partition. Raises FatalError with the path when the disk or the lock refuses."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, options: Callable[[], rocksdict.Options] = options) -> None:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,6 +61,16 @@ class Store:
     def get(self, key: bytes) -> bytes | None:
         """Return one value."""
         return cast("bytes | None", self._db.get(key))
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return the values of many keys, by one look-up."""
+        return cast("list[bytes | None]", self._db.get(list(keys)))
+
+    def items(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yield keys and values as they are now, in order, without the store's own entries."""
+        for key, value in cast("Iterator[tuple[bytes, bytes]]", self._db.items()):
+            if not key.startswith(META):
+                yield key, value
 
     def meta(self, name: str) -> int | None:
         """Return a number that the store keeps about itself, such as a position."""

@@ -10,14 +10,20 @@ from faust.types import TP
 
 from pipeline.transport.participant import is_virtual
 
-FULL, FULL_BYTES = 16_000, 32 << 20
+FULL, FULL_BYTES = 4_000, 32 << 20
 """Records, and bytes of their values, in all queues above which the reader takes one record at a time."""
 PARTITION_FULL, PARTITION_BYTES = 60_000, 64 << 20
 """The same in one queue above which its partition is paused (which throws away what librdkafka has prefetched)."""
 
 
 Run = tuple[list[Any], int]
-"""Records in order, and the bytes of their values."""
+"""Records in order, and the bytes of their values. What sources offer is no message of Kafka and counts as nothing: it is
+bounded by themselves."""
+
+
+def size_of(records: list[Any]) -> int:
+    """Return the bytes of the values."""
+    return sum(map(len, records))
 
 
 class Backlog:
@@ -37,19 +43,16 @@ class Backlog:
         """Records and bytes in each queue."""
         self._turn = 0
 
-    def add(self, tp: TP, records: list[Any]) -> None:
-        """Append a run of records of a partition; the list is the backlog's from here on."""
-        self.queues.setdefault(tp, deque()).append(self._counted(tp, records))
+    def add(self, tp: TP, records: list[Any], size: int) -> None:
+        """Append a run of records of a partition, of so many bytes; the list is the backlog's from here on."""
+        self._count(tp, len(records), size)
+        self.queues.setdefault(tp, deque()).append((records, size))
 
     def give_back(self, tp: TP, records: list[Any]) -> None:
         """Put records that were delivered in vain to the front again, in their order."""
-        self.queues.setdefault(tp, deque()).appendleft(self._counted(tp, records))
-
-    def _counted(self, tp: TP, records: list[Any]) -> Run:
-        # What sources offer is no message of Kafka, and bounded by themselves.
-        size = 0 if is_virtual(tp.topic) else sum(map(len, records))
+        size = 0 if is_virtual(tp.topic) else size_of(records)
         self._count(tp, len(records), size)
-        return records, size
+        self.queues.setdefault(tp, deque()).appendleft((records, size))
 
     def _count(self, tp: TP, records: int, size: int) -> None:
         counts = self._sizes.setdefault(tp, [0, 0])
@@ -72,7 +75,7 @@ class Backlog:
             size += weight
         if len(records) > most or (size > most_bytes and len(records) > 1):
             keep = _fitting(records, most, most_bytes)
-            kept = sum(map(len, records[:keep])) if size else 0
+            kept = size_of(records[:keep]) if size else 0
             queue.appendleft((records[keep:], size - kept))
             records, size = records[:keep], kept
         self._count(tp, -len(records), -size)

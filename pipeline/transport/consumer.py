@@ -37,12 +37,14 @@ BATCH, BATCH_BYTES = 2_000, 4 << 20
 """Records, and bytes of their values, in a batch at most."""
 AHEAD = 3
 """Batches delivered and not acked at most: Faust's queues do not push back, and a slice would take the whole backlog."""
-SLICE_RECORDS, SLICE_BYTES = 20_000, 32 << 20
+SLICE_RECORDS, SLICE_BYTES = 30_000, 32 << 20
 """Records, and bytes of their values, in a slice at most."""
 MOST_REFUSED = 100
 """Slices aborted in a row after which something is wrong for good: the worker stops and says what."""
 REFUSED_PAUSE = 0.2
 """Seconds to wait after a slice that the broker refused: a worker that was put out hears of it a moment later."""
+TOPICS_DEADLINE = 10.0
+"""Seconds that a worker waits for a topic which does not exist."""
 STOP_DEADLINE = 8.0
 """Seconds that a stopping worker waits for what the agents have in hand."""
 
@@ -73,13 +75,12 @@ class Consumer(faust_consumer.Consumer):
     async def on_start(self) -> None:
         """Start the reader's thread and the slices."""
         conf = self.transport.consumer_conf()
-        fences = {source.fence for source in self.transport.sources}
         self.reader = Reader(
             conf,
             self.backlog,
             incremental=conf.get("partition.assignment.strategy") != "range",
             from_beginning=lambda topic: topic in self.app.tables.changelog_topics,
-            never_read=fences.__contains__,
+            never_read=self._is_fence,
             on_records=self._arrive,
             on_end=self._on_end,
             rebalance=self._rebalance,
@@ -93,7 +94,21 @@ class Consumer(faust_consumer.Consumer):
         real = {topic for topic in topics if not is_virtual(topic)} | {
             source.fence for source in self.transport.sources
         }
+        await self._require(real)
         await self.reader.subscribe(sorted(real))
+
+    async def _require(self, topics: set[str]) -> None:
+        deadline = time.monotonic() + TOPICS_DEADLINE
+        while missing := await self.questions.missing(topics):  # one made a moment ago is not known everywhere at once
+            if time.monotonic() > deadline:
+                stop_process(
+                    f"topics that agents or tables read do not exist: {', '.join(missing)}",
+                    hint="make them, with as many partitions as the topics they are worked on with",
+                )
+            await asyncio.sleep(0.2)
+
+    def _is_fence(self, topic: str) -> bool:
+        return any(topic == participant.fence for participant in self.transport.participants)
 
     # -- state and sources ---------------------------------------------------------------------------------------
 
@@ -116,7 +131,7 @@ class Consumer(faust_consumer.Consumer):
         if tp not in self._assigned:
             return False
         self._offered += 1
-        self.backlog.add(tp, [self._offering(tp, self._offered, value)])
+        self.backlog.add(tp, [self._offering(tp, self._offered, value)], 0)
         self._news.set()
         return True
 
@@ -171,7 +186,7 @@ class Consumer(faust_consumer.Consumer):
         """Say what Faust's assignor would have said; table recovery reads it."""
         actives: dict[str, list[int]] = {}
         for tp in self._assigned:
-            if not is_virtual(tp.topic):
+            if not (is_virtual(tp.topic) or self._is_fence(tp.topic)):  # what a participant recovers, Faust does not
                 actives.setdefault(tp.topic, []).append(tp.partition)
         assignor = cast("Any", self.app.assignor)
         assignor._assignment = ClientAssignment(actives=actives, standbys={})  # noqa: SLF001
@@ -179,10 +194,10 @@ class Consumer(faust_consumer.Consumer):
 
     # -- slices -------------------------------------------------------------------------------------------------------
 
-    def _arrive(self, groups: list[tuple[TP, list[Message]]]) -> None:
-        for tp, messages in groups:
+    def _arrive(self, runs: list[tuple[TP, list[Message], int]]) -> None:
+        for tp, messages, size in runs:
             if tp in self._assigned:
-                self.backlog.add(tp, messages)
+                self.backlog.add(tp, messages, size)
         self.backlog.measure()
         self._news.set()
 
@@ -433,7 +448,7 @@ class Consumer(faust_consumer.Consumer):
     # -- recovery of app.Table ----------------------------------------------------------------------------------------
 
     def _on_end(self, tp: TP, offset: int) -> None:
-        if self._is_changelog_tp(tp):
+        if self._is_changelog_tp(tp) and not self._is_fence(tp.topic):
             task = asyncio.ensure_future(end_recovery_at(self, tp, offset))
             self._background.add(task)
             task.add_done_callback(self._background.discard)

@@ -14,6 +14,7 @@ from faust.transport import base
 from mode.utils.times import want_seconds
 
 from pipeline.transport.consumer import Consumer
+from pipeline.transport.fatal import stop_process
 from pipeline.transport.participant import Participant, Source, is_virtual
 from pipeline.transport.producer import Producer
 from pipeline.transport.questions import Questions
@@ -126,6 +127,6 @@ class Transport(base.Transport):
                 admin.create_topics([new])[topic].result(float(want_seconds(timeout)))
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS or ensure_created:
-                    raise
+                    stop_process(f"the topic {topic} cannot be made: {error.args[0].str()}", hint="headwater check")
 
         await asyncio.to_thread(create)

@@ -31,6 +31,10 @@ class Participant:
     while an agent has a batch of the slice; the others run on the event loop, between slices.
     """
 
+    fence: str = ""
+    """A topic whose partitions are shared out with the others and never read by the group: who owns one owns what it
+    stands for. An offset of it in `work.offsets` keeps a worker from committing that has lost the partition. '' for none."""
+
     def assigned(self, partitions: frozenset[TP]) -> None:
         """Partitions that this worker did not have and now has."""
 

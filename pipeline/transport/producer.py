@@ -31,6 +31,7 @@ class Producer(FaustProducer):
     def __post_init__(self) -> None:
         """Take the transport's transaction."""
         self.transaction = self.transport.transaction
+        self._waiting = 0
 
     async def on_start(self) -> None:
         """Claim the transactional ID, then serve delivery reports."""
@@ -75,8 +76,15 @@ class Producer(FaustProducer):
             try:
                 producer.produce(topic, value, key, -1 if partition is None else partition, on_delivery=report, **extra)
             except BufferError:
+                self._waiting += 1  # the slice ends after it
                 producer.poll(0)
                 await asyncio.sleep(0.01)
+                self._waiting -= 1
+            except KafkaException as error:
+                self.transaction.spoil_or_raise(error)
+                future.set_exception(error)
+                future.exception()  # nobody has to ask: the slice is done again
+                return future
             else:
                 return future
 
@@ -96,7 +104,7 @@ class Producer(FaustProducer):
 
     async def flush(self) -> None:
         """Hand all that Faust has buffered to librdkafka (Faust's own flush gives up after 0.1 s)."""
-        while self.buffer.size:
+        while self.buffer.size or self._waiting:
             await asyncio.sleep(0.001)
         await asyncio.sleep(0)
 

@@ -48,6 +48,11 @@ class Questions:
         metadata = await self._ask(lambda rd: rd.list_topics(topic, TIMEOUT).topics[topic])
         return 0 if metadata.error is not None else len(metadata.partitions)
 
+    async def missing(self, topics: Iterable[str]) -> list[str]:
+        """Return those of the topics that do not exist."""
+        there = await self._ask(lambda rd: rd.list_topics(timeout=TIMEOUT).topics)
+        return sorted(topic for topic in topics if topic not in there)
+
     async def _ask(self, question: Callable[[RdConsumer], T], *, isolation: str = "read_committed") -> T:
         def ask() -> T:
             consumer = RdConsumer({**self._conf, "isolation.level": isolation})

@@ -20,7 +20,7 @@ from confluent_kafka import OFFSET_BEGINNING, OFFSET_INVALID, KafkaError, KafkaE
 from confluent_kafka import Consumer as RdConsumer
 from faust.types import TP
 
-from pipeline.transport.backlog import Backlog
+from pipeline.transport.backlog import Backlog, size_of
 from pipeline.transport.fatal import stop_process
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,11 @@ def is_member(metadata: bytes) -> bool:
     return metadata[:7] == b"CGMDv2:" and generation >= 0 and member != b""
 
 
+def member_id(metadata: bytes) -> str:
+    """Return the member's name in group metadata that `is_member` has approved."""
+    return metadata[11:].split(b"\0")[1].decode()
+
+
 class Reader:
     """Owns the consumer. The callbacks run on the event loop; `rebalance` is waited for by the thread."""
 
@@ -57,7 +62,7 @@ class Reader:
         incremental: bool,
         from_beginning: Callable[[str], bool],
         never_read: Callable[[str], bool],
-        on_records: Callable[[list[tuple[TP, list[Message]]]], None],
+        on_records: Callable[[list[tuple[TP, list[Message], int]]], None],
         on_end: Callable[[TP, int], None],
         rebalance: Callable[[set[TP], set[TP], bool], Awaitable[None]],
     ) -> None:
@@ -175,9 +180,10 @@ class Reader:
                 topic, partition = message.topic(), message.partition()
                 groups.append((_partition(message), current := []))
             current.append(message)
-        groups = [group for group in groups if not self._never_read(group[0].topic)]  # fetched before the pause
-        if groups:
-            self._loop.call_soon_threadsafe(self._on_records, groups)
+        # Measured here, while they are in this core's cache. Those of fences were fetched before the pause.
+        runs = [(tp, records, size_of(records)) for tp, records in groups if not self._never_read(tp.topic)]
+        if runs:
+            self._loop.call_soon_threadsafe(self._on_records, runs)
 
     def _report(self, message: Message, error: KafkaError) -> None:
         if error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - the documented name of the code

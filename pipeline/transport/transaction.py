@@ -1,7 +1,8 @@
 """The producer of a worker: one Kafka transaction a slice, or, at least once, one flush and then the offsets.
 
 The transactional ID belongs to the state directory, whose lock keeps a second worker out: a restart at once aborts what
-its predecessor left open.
+its predecessor left open. For the same reason a producer that the broker has fenced off is made anew: with the lock held
+it was the coordinator itself that ended a transaction which had been open for too long.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ T = TypeVar("T")
 
 TIMEOUT_MS = 15_000
 """transaction.timeout.ms: how long readers wait for a dead worker's open transaction."""
+RENEWALS, RENEWALS_WITHIN = 3, 60.0
+"""Producers that are made anew within so many seconds at most: more often, somebody else has our transactional ID."""
 TIMEOUT = 30.0
 """Seconds that one call to the broker may take."""
 ATTEMPTS, PAUSE = 20, 0.1
@@ -57,7 +60,9 @@ class Transaction:
         self._exactly_once = exactly_once
         self._lock = threading.Lock()
         self._lock_file: IO[str] | None = None
+        self._name = ""
         self._producer: RdProducer | None = None
+        self._renewed_at: list[float] = []
 
     @property
     def producer(self) -> RdProducer:
@@ -69,29 +74,45 @@ class Transaction:
     def start(self) -> None:
         """Lock the state directory and fence off whoever used its transactional ID before."""
         try:
-            name = self._claim_id()
+            self._name = self._claim_id()
         except OSError as error:
             raise FatalError(
                 f"the state directory {self._directory}: {error.strerror}", hint=f"df -h {self._directory}"
             ) from error
-        transactions = {"transactional.id": name, "transaction.timeout.ms": TIMEOUT_MS}
-        self._producer = RdProducer(
-            {
-                **self._conf,
-                **(transactions if self._exactly_once else {"enable.idempotence": True}),
-                "partitioner": "murmur2_random",  # as Java clients do
-                "linger.ms": 2,
-                "batch.size": 1_000_000,
-                "compression.type": "lz4",
-                "message.max.bytes": MESSAGE_MAX,
-                # A transaction fails with a record that cannot be delivered; plain producing must be told.
-                **({} if self._exactly_once else {"on_delivery": self._undelivered}),
-                "queue.buffering.max.messages": 1_000_000,
-            },
-            logger=log,
-        )
+        self._producer = self._make()
+
+    def _make(self) -> RdProducer:
+        tuned = {
+            "linger.ms": 2,
+            "batch.size": 1_000_000,
+            "compression.type": "lz4",
+            "message.max.bytes": MESSAGE_MAX,
+            "queue.buffering.max.messages": 1_000_000,
+            **({"transaction.timeout.ms": TIMEOUT_MS} if self._exactly_once else {}),
+        }
+        # A transaction fails with a record that cannot be delivered; plain producing must be told.
+        plain = {"enable.idempotence": True, "on_delivery": self._undelivered}
+        owned = {"transactional.id": self._name} if self._exactly_once else plain
+        # As Java clients do: equal keys of all writers must meet.
+        producer = RdProducer({**tuned, **self._conf, **owned, "partitioner": "murmur2_random"}, logger=log)
         if self._exactly_once:
-            self._retry(self._producer.init_transactions, TIMEOUT)
+            self._retry(producer.init_transactions, TIMEOUT)
+        return producer
+
+    def _renew(self, failure: KafkaError) -> None:
+        """Replace the producer that is of no use any more. What it had open is aborted by that, if it was not before."""
+        now = time.monotonic()
+        self._renewed_at = [at for at in self._renewed_at if now - at < RENEWALS_WITHIN] + [now]
+        if len(self._renewed_at) > RENEWALS:
+            stop_process(
+                f"the producer was fenced off {len(self._renewed_at)} times in a minute, although {self._directory} is "
+                f"locked: somebody else uses its transactional ID {self._name} ({failure})",
+                hint=f"was the directory copied? Remove {self._directory / 'transactional-id'} from the copy",
+            )
+        log.warning("the producer is made anew: %s", failure)
+        self.producer.purge()  # it is past saving; who waits for a report gets one
+        self.producer.poll(0)
+        self._producer = self._make()
 
     def close(self) -> None:
         """Give the state directory back. A worker's end does the same."""
@@ -123,9 +144,15 @@ class Transaction:
         with self._lock:
             if not self.open:
                 if self._exactly_once:
-                    self.producer.begin_transaction()
+                    self._begin()
                 self.open = True
         return self.producer
+
+    def _begin(self) -> None:
+        try:
+            self.producer.begin_transaction()
+        except KafkaException as error:
+            self.spoil_or_raise(error)
 
     def produce(
         self,
@@ -151,14 +178,16 @@ class Transaction:
             except BufferError:
                 producer.poll(0.05)
             except KafkaException as error:
-                self._spoil_or_raise(error)
+                self.spoil_or_raise(error)
                 return
             else:
                 return
 
-    def _spoil_or_raise(self, error: KafkaException) -> None:
+    def spoil_or_raise(self, error: KafkaException) -> None:
+        """Spoil the slice where the transaction, or the whole producer, is of no use any more; else raise the error."""
         failure = error.args[0]
-        if failure.code() != KafkaError._STATE and not failure.txn_requires_abort():  # noqa: SLF001 - its name
+        lost = failure.code() == KafkaError._STATE or failure.txn_requires_abort() or failure.fatal()  # noqa: SLF001
+        if not (lost and self._exactly_once):
             raise error
         self.spoil(f"the transaction must be aborted: {failure}")
 
@@ -181,7 +210,7 @@ class Transaction:
                 return
             error = cast("KafkaError", left[refused]["_error"])
             if error.code() != KafkaError._QUEUE_FULL:  # noqa: SLF001 - the documented name of the code
-                self._spoil_or_raise(KafkaException(error))
+                self.spoil_or_raise(KafkaException(error))
                 return
             left = [{"key": record["key"], "value": record["value"]} for record in left[refused:] if "_error" in record]
             producer.poll(0.05)
@@ -226,8 +255,10 @@ class Transaction:
             return False
         except KafkaException as error:
             failure = error.args[0]
-            if failure.fatal() or (step == "commit" and not failure.txn_requires_abort()):
-                stop_process(f"the transaction failed at its {step}, for good or with unknown outcome: {failure}")
+            if step == "commit" and not failure.txn_requires_abort():
+                stop_process(f"the transaction failed at its commit, with unknown outcome: {failure}")
+            if failure.fatal() and not self._exactly_once:
+                stop_process(f"the producer failed for good: {failure}")
             self.abort(work, f"refused at its {step}: {failure}")
             return False
         self.open = False
@@ -246,14 +277,23 @@ class Transaction:
         self.last_abort = reason
         if self.open and self._exactly_once:
             try:
-                self.producer.flush(TIMEOUT)
-                self._retry(self.producer.abort_transaction, TIMEOUT)
+                self._abort()
             except KafkaException as error:
                 stop_process(f"the transaction could not be aborted: {error.args[0]}")
         self.open = False
         self.spoiled = None
         for participant in self.participants:
             participant.aborted(work)
+
+    def _abort(self) -> None:
+        try:
+            self.producer.flush(TIMEOUT)
+            self._retry(self.producer.abort_transaction, TIMEOUT)
+        except KafkaException as error:
+            if not error.args[0].fatal():
+                raise
+            # No commit was sent: one whose outcome is unknown has ended the process.
+            self._renew(error.args[0])
 
     def _retry(self, call: Callable[..., Any], *args: Any) -> None:
         for attempt in range(ATTEMPTS):

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from pipeline.transport import backlog as backlogs
-from pipeline.transport.backlog import Backlog
+from pipeline.transport.backlog import Backlog, size_of
 from pipeline.transport.batch import Batch
 from pipeline.transport.participant import Slice
 from pipeline.transport.poison import MOST, Poison
@@ -33,14 +33,18 @@ def records(*values: bytes | None, first: int = 0) -> list[Message]:
     ]
 
 
+def add(backlog: Backlog, tp: TP, run: list[Message]) -> None:
+    backlog.add(tp, run, size_of(run))
+
+
 def values(taken: tuple[list[Any], int]) -> list[bytes]:
     return [record.value() for record in taken[0]]
 
 
 def test_partitions_take_turns() -> None:
     backlog = Backlog()
-    backlog.add(A, records(b"1", b"2", b"3"))
-    backlog.add(B, records(b"1", b"2", b"3"))
+    add(backlog, A, records(b"1", b"2", b"3"))
+    add(backlog, B, records(b"1", b"2", b"3"))
     order = []
     while (tp := backlog.next(everything)) is not None:
         order.append(tp)
@@ -50,8 +54,8 @@ def test_partitions_take_turns() -> None:
 
 def test_to_ask_whether_there_is_work_takes_nobodys_turn() -> None:
     backlog = Backlog()
-    backlog.add(A, records(b"1"))
-    backlog.add(B, records(b"1"))
+    add(backlog, A, records(b"1"))
+    add(backlog, B, records(b"1"))
     assert backlog.next(everything) == A
     assert backlog.any(everything)
     assert backlog.next(everything) == B
@@ -59,7 +63,7 @@ def test_to_ask_whether_there_is_work_takes_nobodys_turn() -> None:
 
 def test_what_is_given_back_comes_first_and_in_order() -> None:
     backlog = Backlog()
-    backlog.add(A, records(b"1", b"2", b"3", b"4"))
+    add(backlog, A, records(b"1", b"2", b"3", b"4"))
     taken, _ = backlog.take(A, 2, MUCH)
     backlog.give_back(A, taken)
     assert values(backlog.take(A, 10, MUCH)) == [b"1", b"2", b"3", b"4"]
@@ -73,7 +77,7 @@ def test_a_backlog_gives_what_it_was_given_in_order_within_its_bounds(
 ) -> None:
     backlog, found = Backlog(), []
     for run in runs:
-        backlog.add(A, records(*run))
+        add(backlog, A, records(*run))
     while backlog.any(everything):
         taken, size = backlog.take(A, most, most_bytes)
         assert 1 <= len(taken) <= most
@@ -87,8 +91,8 @@ def test_a_backlog_gives_what_it_was_given_in_order_within_its_bounds(
 
 def test_a_held_partition_waits_for_all_its_holders_and_the_others_run() -> None:
     backlog = Backlog()
-    backlog.add(A, records(b"1"))
-    backlog.add(B, records(b"1"))
+    add(backlog, A, records(b"1"))
+    add(backlog, B, records(b"1"))
     backlog.held[A] = {"seen"}
     assert [backlog.next(everything) for _ in range(2)] == [B, B]
 
@@ -105,10 +109,10 @@ def test_the_reader_slows_down_above_the_bound_and_a_long_queue_is_paused(
     full: Sequence[bytes], standing: Sequence[bytes]
 ) -> None:
     backlog = Backlog()
-    backlog.add(A, records(*full))
+    add(backlog, A, records(*full))
     backlog.measure()
     assert backlog.full
-    backlog.add(A, records(*standing))
+    add(backlog, A, records(*standing))
     backlog.measure()
     assert backlog.standing == {A}
     is_full: bool = backlog.full

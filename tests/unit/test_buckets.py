@@ -47,6 +47,20 @@ def test_a_store_opens_with_its_buckets_and_positions(tmp_path: Path) -> None:
     again.close()
 
 
+def test_what_is_loaded_is_known_after_the_flush_and_lives_with_its_positions(tmp_path: Path) -> None:
+    store = Buckets(tmp_path / "ids")
+    store.add({b"before": 1}, upto=1)
+    store.load({1: [b"a"], 2: [b"b"]}, upto=2)
+    store.load({}, upto=3)
+    store.flush()
+    assert store.known([b"before", b"a", b"b", b"c"]) == [True, True, True, False]
+    store.close()
+    again = Buckets(tmp_path / "ids")
+    assert again.known([b"before", b"a", b"b", b"c"]) == [True, True, True, False]
+    assert again.meta("upto") == 3
+    again.close()
+
+
 def test_an_id_that_a_file_has_may_come_again(tmp_path: Path) -> None:
     store = Buckets(tmp_path / "ids")
     for upto in (1, 2):
@@ -84,8 +98,8 @@ def test_a_kill_in_the_middle_of_a_flush_leaves_no_position_without_its_ids(tmp_
         "store.add({b'a': 1}, upto=1)\n"
         "store.flush()\n"
         "store.add({b'b': 1, b'c': 2}, upto=2)\n"
-        "write = store._write_file\n"
-        "store._write_file = lambda bucket, *rest: os.kill(os.getpid(), 9) if bucket == 2 else write(bucket, *rest)\n"
+        "write = store._flush_family\n"
+        "store._flush_family = lambda bucket: os.kill(os.getpid(), 9) if bucket == 2 else write(bucket)\n"
         "store.flush()\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "ids")], check=False, env=os.environ)

@@ -83,7 +83,7 @@ class Progress:
         """Tell whether the group is stable and its members have all partitions of the topic."""
         try:
             group = self._admin.describe_consumer_groups([self._group])[self._group].result(10)
-        except KafkaException:
+        except (KafkaException, TimeoutError):
             return False
         shared = [tp for member in group.members for tp in member.assignment.topic_partitions]
         return bool(

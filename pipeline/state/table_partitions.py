@@ -1,0 +1,261 @@
+"""The partitions of a table on this worker: one RocksDB each, written after the commit, whole slices at a time.
+
+What a slice writes waits in memory, where reads find it at once. When its transaction is committed, it goes to RocksDB in
+one batch, with the changelog's position; when it is aborted, it is dropped. So RocksDB is never ahead of Kafka.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from confluent_kafka import KafkaError, Message
+from faust.types import TP
+
+from pipeline.errors import FatalError, HeadwaterError
+from pipeline.state import changelog
+from pipeline.state.store import Store
+from pipeline.transport import Participant, Slice, Transport
+from pipeline.transport.fatal import stop_process
+
+if TYPE_CHECKING:
+    from pipeline.transport.consumer import Consumer
+
+log = logging.getLogger(__name__)
+Writes = dict[bytes, bytes | None]
+"""New values by key; None for a key that is deleted."""
+
+
+class TablePartition:
+    """A partition of a table: its RocksDB, and in memory what is not committed.
+
+    Reads and writes may come from any thread at any time; `freeze`, `committed` and `aborted` come from one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._store = Store(path)
+        self._lock = threading.Lock()
+        self._open: Writes = {}
+        """Written, and not in a transaction yet."""
+        self._frozen: Writes | None = None
+        """In the transaction that is being committed."""
+        self.reached = self._store.meta("changelog") or 0
+        """The changelog's offset up to which the store holds it."""
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return the values, None where there is none; one look into RocksDB for all."""
+        written = self._written()
+        sought = [key for key in keys if key not in written]
+        if not sought:
+            return [written[key] for key in keys]
+        found = dict(zip(sought, self._store.get_many(sought), strict=True))
+        return [written[key] if key in written else found[key] for key in keys]
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return the value of a key, None where there is none."""
+        written = self._written()
+        return written[key] if key in written else self._store.get(key)
+
+    def items(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yield all keys and values, what is not committed included."""
+        written = dict(self._written())
+        yield from ((key, value) for key, value in written.items() if value is not None)
+        yield from ((key, value) for key, value in self._store.items() if key not in written)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (key for key, _ in self.items())
+
+    def _written(self) -> Writes:
+        # What is open becomes frozen and what is frozen goes to RocksDB: looked at in this order, nothing is missed.
+        opened, frozen = self._open, self._frozen
+        return {**frozen, **opened} if frozen else opened
+
+    def write(self, writes: Writes) -> None:
+        """Write into the slice under way."""
+        with self._lock:
+            self._open.update(writes)
+
+    @property
+    def dirty(self) -> bool:
+        """Whether something waits for a transaction."""
+        return bool(self._open)
+
+    def freeze(self) -> Writes:
+        """Return what the transaction holds; what is written from now on belongs to the next one."""
+        with self._lock:
+            self._frozen, self._open = self._open, {}
+        return self._frozen
+
+    def committed(self, reached: int) -> None:
+        """Take over what was frozen, with the changelog's position after it."""
+        if self._frozen:
+            self.apply(self._frozen, reached)
+        self._frozen = None
+
+    def aborted(self) -> None:
+        """Forget what the slice wrote."""
+        with self._lock:
+            if self._frozen is None:
+                self._open = {}
+            self._frozen = None
+
+    def apply(self, writes: Writes, reached: int) -> None:
+        """Write to RocksDB, in one batch, with the changelog's position."""
+        self.reached = max(self.reached, reached)
+        self._store.write(
+            ((key, value) for key, value in writes.items() if value is not None),
+            (key for key, value in writes.items() if value is None),
+            changelog=self.reached,
+        )
+
+    def close(self) -> None:
+        """Close RocksDB. What is not committed is forgotten."""
+        self._store.close()
+
+
+class Partitions(Participant):
+    """The partitions of a table on this worker: recovered when they come, written when slices are committed.
+
+    The changelog is the fence: its partitions are shared out with the topics that the table is worked on with, and the
+    group never reads it. A slice that writes to a partition carries an offset of its changelog, so a worker that has
+    lost the partition cannot commit, and a recovery knows of transactions that are not decided.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        changelog_topic: str,
+        directory: Path,
+        name: str,
+        *,
+        sends: bool,
+        on_recovered: Callable[[int, TablePartition], None],
+    ) -> None:
+        self.fence = changelog_topic
+        self.all: dict[int, TablePartition] = {}
+        self._transport, self._directory, self._name = transport, directory, name
+        self._on_recovered = on_recovered
+        self._sends = sends
+        """Whether the changelog is written here, a record a key and slice; else Faust does, a record a write."""
+        self._sent: dict[int, int] = {}
+        """The changelog's offset after what this worker has sent."""
+        self._claims: dict[int, object] = {}
+        """One object an assignment: a recovery that began under an earlier one must not be taken for this one's."""
+        self._locks: dict[int, asyncio.Lock] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def path(self, partition: int) -> Path:
+        """Return where a partition is."""
+        return self._directory / f"{self._name}-{partition}.db"
+
+    def sent(self, partition: int, offset: int) -> None:
+        """Take note of a changelog record that the broker has."""
+        self._sent[partition] = max(self._sent.get(partition, 0), offset + 1)
+
+    async def recovered(self) -> None:
+        """Wait until no recovery is under way."""
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
+
+    # -- following the slices -----------------------------------------------------------------------------------------
+
+    def due(self) -> bool:
+        """Say whether something was written outside of a slice."""
+        return any(partition.dirty for partition in self.all.values())
+
+    def finish(self, work: Slice) -> None:
+        """Write the changelog: the last value of each key that the slice has written."""
+        for number, partition in self.all.items():
+            writes = partition.freeze()
+            if not writes:
+                continue
+            work.offsets[TP(self.fence, number)] = partition.reached
+            if self._sends:
+                *most, (key, value) = writes.items()
+                transaction = self._transport.transaction
+                transaction.produce_batch(self.fence, cast("list[tuple[bytes | None, bytes]]", most), number)
+                transaction.produce(self.fence, key, value, number, on_delivery=self._delivered)
+
+    def _delivered(self, error: KafkaError | None, message: Message) -> None:
+        if error is None:
+            self.sent(cast("int", message.partition()), cast("int", message.offset()))
+
+    def committed(self, work: Slice) -> None:
+        """Write what the slice wrote to RocksDB."""
+        for number, partition in self.all.items():
+            partition.committed(self._sent.get(number, 0))
+
+    def aborted(self, work: Slice) -> None:
+        """Forget what the slice wrote."""
+        for partition in self.all.values():
+            partition.aborted()
+
+    # -- partitions come and go ---------------------------------------------------------------------------------------
+
+    def assigned(self, partitions: frozenset[TP]) -> None:
+        """Hold what works on the new partitions back and recover them; the others run meanwhile."""
+        consumer = cast("Consumer", self._transport.app.consumer)
+        for tp in partitions:
+            if tp.topic == self.fence:
+                held = {other for other in consumer.assignment() if other.partition == tp.partition}
+                consumer.hold(held, self.fence)
+                claim = self._claims[tp.partition] = object()
+                task = asyncio.ensure_future(self._open(consumer, tp, claim, held))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    def revoked(self, partitions: frozenset[TP]) -> None:
+        """Close what belongs to another worker now."""
+        for tp in partitions:
+            if tp.topic == self.fence:
+                self._claims.pop(tp.partition, None)
+                self._sent.pop(tp.partition, None)
+                partition = self.all.get(tp.partition)
+                self.all = {number: other for number, other in self.all.items() if number != tp.partition}
+                if partition is not None:
+                    partition.close()
+
+    async def _open(self, consumer: Consumer, tp: TP, claim: object, held: set[TP]) -> None:
+        # One recovery of a partition at a time: RocksDB has one owner, and a partition may come back while it runs.
+        async with self._locks.setdefault(tp.partition, asyncio.Lock()):
+            if self._claims.get(tp.partition) is not claim:
+                return
+            try:
+                partition = await self._recover(consumer, tp, claim)
+            except HeadwaterError as error:
+                stop_process(error.message, hint=error.hint)
+            except Exception as error:  # noqa: BLE001 - the partition would be held for ever
+                stop_process(f"recovery of {tp.topic}[{tp.partition}] failed: {error!r}")
+            if self._claims.get(tp.partition) is claim:
+                self.all = {**self.all, tp.partition: partition}  # others walk through it
+                self._on_recovered(tp.partition, partition)
+                consumer.release(held, self.fence)
+            else:
+                await asyncio.to_thread(partition.close)
+
+    async def _recover(self, consumer: Consumer, tp: TP, claim: object) -> TablePartition:
+        path, started = self.path(tp.partition), time.monotonic()
+        partition = await asyncio.to_thread(TablePartition, path)
+        # Every transaction with writes sends an offset of the changelog: this waits until the last one is decided.
+        await consumer.questions.committed(tp)
+        first, end = partition.reached, await consumer.questions.end(tp)
+        if first > end:
+            raise FatalError(
+                f"the state in {path} is ahead of its changelog: it holds {tp.topic}[{tp.partition}] up to offset {first}, "
+                f"which ends at {end}; someone has made the topic anew",
+                hint=f"rm -r {path} to recover from the changelog",
+            )
+
+        def apply(records: list[Message]) -> bool:
+            writes = {cast("bytes", record.key()): record.value() for record in records}
+            partition.apply(writes, cast("int", records[-1].offset()) + 1)
+            return self._claims.get(tp.partition) is claim
+
+        await asyncio.to_thread(changelog.read, self._transport.client_conf(), tp, first, end, apply)
+        log.info("Table %s[%d]: offset %d -> %d in %.2f s", *tp, first, end, time.monotonic() - started)
+        return partition
