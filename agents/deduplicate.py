@@ -33,11 +33,10 @@ def attach(worker: Worker) -> None:
 
 def write(worker: Worker, seen: SeenTable, batch: Batch) -> None:
     """Write the changes of a batch that were not seen. Ingest and raw have equal partitions: an item stays in its own."""
-    keys, values = batch.keys(), batch.values()
     remember = partial(seen.add_new, batch.partition, at=batch.last_timestamp)
-    fresh, duplicates, rejected = deduplicate_step(values, remember)
-    worker.produce_batch(worker.topics.raw, [(keys[i], values[i]) for i in fresh], batch.partition)
+    fresh, duplicates, rejected = deduplicate_step(batch.values(), remember)
+    worker.produce_batch(worker.topics.raw, batch.where(fresh).copies(), batch.partition)
     for index, error in rejected:
         worker.reject(batch, index, "deduplicate", error)
     worker.metrics.count(worker.metrics.changes, len(batch), "deduplicate")
-    worker.metrics.count(worker.metrics.duplicates, len(duplicates))
+    worker.metrics.count(worker.metrics.duplicates, duplicates)

@@ -9,7 +9,8 @@ from the changelog.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
+from itertools import compress
 from pathlib import Path
 from typing import Any, cast
 
@@ -49,34 +50,33 @@ class Buckets(Store):
         super().__init__(path, bucket_options)
         names = rocksdict.Rdict.list_cf(str(path))
         self._families = {int(name): self._db.get_column_family(name) for name in names if name.isdecimal()}
-        self._recent: dict[bytes, int] = {}
+        self._recent: dict[int, set[bytes]] = {}
         self._positions: dict[str, int] = {}
         self.adds = 0
         """How often `add` was called since the last flush."""
 
     def __len__(self) -> int:
         """Return the number of IDs in memory."""
-        return len(self._recent)
+        return sum(map(len, self._recent.values()))
 
-    def known(self, ids: Sequence[bytes]) -> list[bool]:
-        """Say for each ID whether it is in any bucket."""
-        recent = self._recent
-        if not self._families:
-            return [one in recent for one in ids]
-        sought: list[Any] = [one for one in ids if one not in recent]
-        old: set[bytes] = set()
-        for family in self._families.values():
-            values = cast("list[bytes | None]", family.get(sought))
-            old.update(one for one, value in zip(sought, values, strict=True) if value is not None)
-        return [one in recent or one in old for one in ids]
+    def unknown(self, ids: Iterable[bytes]) -> set[bytes]:
+        """Return those of the IDs that are in no bucket."""
+        unknown = set(ids).difference(*self._recent.values())
+        if unknown and self._families:
+            sought: list[Any] = list(unknown)
+            for family in self._families.values():
+                values = cast("list[bytes | None]", family.get(sought))
+                unknown.difference_update(compress(sought, [value is not None for value in values]))
+        return unknown
 
-    def add(self, ids: Mapping[bytes, int], **positions: int) -> None:
-        """Add IDs, each with its bucket, and the store's positions after them, in memory."""
-        self._recent.update(ids)
+    def add(self, ids: Mapping[int, Collection[bytes]], **positions: int) -> None:
+        """Add IDs by bucket, and the store's positions after them, in memory."""
+        for bucket, members in ids.items():
+            self._recent.setdefault(bucket, set()).update(members)
         self._positions.update(positions)
         self.adds += 1
 
-    def load(self, ids: Mapping[int, Sequence[bytes]], **positions: int) -> None:
+    def load(self, ids: Mapping[int, Collection[bytes]], **positions: int) -> None:
         """Add many IDs by bucket past the memory: in a recovery. They are not known before the next `flush`."""
         newest = max([*ids, *self._families], default=0)
         batch = rocksdict.WriteBatch(raw_mode=True)
@@ -100,10 +100,7 @@ class Buckets(Store):
         """
         if not self.adds:
             return
-        by_bucket: dict[int, list[bytes]] = {}
-        for one, bucket in self._recent.items():
-            by_bucket.setdefault(bucket, []).append(one)
-        self.load(by_bucket, **self._positions)
+        self.load(self._recent, **self._positions)
         for bucket in self.buckets:  # the positions last
             self._flush_family(bucket)
         self._recent.clear()

@@ -71,23 +71,14 @@ class _Partition:
     """The source offset up to which the store knows the IDs; -1 for none."""
     changelog: int
     """Offset of the last changelog message in the store; -1 for none."""
-    pending: dict[bytes, int] = field(default_factory=dict)
-    """New IDs of the slice under way, with their buckets."""
+    pending: dict[int, set[bytes]] = field(default_factory=dict)
+    """New IDs of the slice under way, by bucket."""
     sent: Message | None = None
 
     def remember(self) -> None:
         """Take the pending IDs into the store, with the positions."""
         self.store.add(self.pending, upto=self.upto, changelog=self.changelog)
         self.pending.clear()
-
-    def by_bucket(self) -> dict[int, list[bytes]]:
-        """Return the pending IDs by bucket."""
-        if len(set(self.pending.values())) == 1:
-            return {next(iter(self.pending.values())): list(self.pending)}
-        buckets: dict[int, list[bytes]] = {}
-        for event_id, bucket in self.pending.items():
-            buckets.setdefault(bucket, []).append(event_id)
-        return buckets
 
 
 class SeenTable(Participant):
@@ -126,14 +117,13 @@ class SeenTable(Participant):
         """
         part = self._partitions[partition]
         ids = compact(event_ids)
+        first = dict(zip(reversed(ids), range(len(ids) - 1, -1, -1), strict=True))
+        unknown = part.store.unknown(first).difference(*part.pending.values())
         # A record from the future must not push out what is remembered.
-        bucket = bucket_of(min(at, self._clock()), self._window)
-        pending, news = part.pending, []
-        for key, known in zip(ids, part.store.known(ids), strict=True):
-            new = not known and key not in pending
-            if new:
-                pending[key] = bucket
-            news.append(new)
+        part.pending.setdefault(bucket_of(min(at, self._clock()), self._window), set()).update(unknown)
+        news = [False] * len(ids)
+        for one in unknown:
+            news[first[one]] = True
         return news
 
     # -- following the slices -----------------------------------------------------------------------------------------
@@ -151,7 +141,7 @@ class SeenTable(Participant):
             self._transport.transaction.produce(
                 self.changelog,
                 offset.to_bytes(8, "big"),
-                pack(part.by_bucket()),
+                pack(part.pending),
                 tp.partition,
                 on_delivery=delivered,
             )

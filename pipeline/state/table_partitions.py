@@ -176,10 +176,10 @@ class Partitions(Participant):
                 continue
             work.offsets[TP(self.fence, number)] = partition.reached
             if self._sends:
-                *most, (key, value) = writes.items()
+                *most, (last, value) = writes.items()
                 transaction = self._transport.transaction
-                transaction.produce_batch(self.fence, cast("list[tuple[bytes | None, bytes]]", most), number)
-                transaction.produce(self.fence, key, value, number, on_delivery=self._delivered)
+                transaction.produce_batch(self.fence, [{"key": key, "value": value} for key, value in most], number)
+                transaction.produce(self.fence, last, value, number, on_delivery=self._delivered)
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
         if error is None:

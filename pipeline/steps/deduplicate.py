@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import compress
 from typing import NamedTuple
 
 from models.change import MalformedChangeError, event_id, event_ids
 
 
 class Deduplicated(NamedTuple):
-    """Indices into the batch, in order; every index is in one of the three, or is a rejected one with its reason."""
+    """What became of the changes of a batch."""
 
-    fresh: list[int]
-    duplicates: list[int]
+    fresh: Sequence[bool]
+    """For each change whether it is new."""
+    duplicates: int
+    """How many were seen before."""
     rejected: list[tuple[int, Exception]]
+    """Indices of those without an event ID, with the reason."""
 
 
 def deduplicate(values: Sequence[bytes], add_new: Callable[[Sequence[str]], Sequence[bool]]) -> Deduplicated:
@@ -22,19 +24,22 @@ def deduplicate(values: Sequence[bytes], add_new: Callable[[Sequence[str]], Sequ
 
     `add_new` remembers event IDs and says for each whether it is new.
     """
-    rejected: list[tuple[int, Exception]] = []
-    indices: Sequence[int] = range(len(values))
     try:
         ids = event_ids(values)
     except (MalformedChangeError, RecursionError):
-        indices, ids = [], []
-        for index, value in enumerate(values):
-            try:
-                ids.append(event_id(value))
-            except (MalformedChangeError, RecursionError) as error:
-                rejected.append((index, error))
-            else:
-                indices.append(index)
-    new = add_new(ids)
-    duplicates = [index for index, is_new in zip(indices, new, strict=True) if not is_new]
-    return Deduplicated(list(compress(indices, new)), duplicates, rejected)
+        return _one_by_one(values, add_new)
+    fresh = add_new(ids)
+    return Deduplicated(fresh, len(fresh) - sum(fresh), [])
+
+
+def _one_by_one(values: Sequence[bytes], add_new: Callable[[Sequence[str]], Sequence[bool]]) -> Deduplicated:
+    ids: dict[int, str] = {}
+    rejected: list[tuple[int, Exception]] = []
+    for index, value in enumerate(values):
+        try:
+            ids[index] = event_id(value)
+        except (MalformedChangeError, RecursionError) as error:
+            rejected.append((index, error))
+    new = dict(zip(ids, add_new(list(ids.values())), strict=True))
+    fresh = [new.get(index, False) for index in range(len(values))]
+    return Deduplicated(fresh, len(ids) - sum(fresh), rejected)

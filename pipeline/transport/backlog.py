@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,7 @@ from faust.types import TP
 
 from pipeline.transport.participant import is_virtual
 
-FULL, FULL_BYTES = 4_000, 32 << 20
+FULL, FULL_BYTES = 12_000, 32 << 20
 """Records, and bytes of their values, in all queues above which the reader takes one record at a time."""
 PARTITION_FULL, PARTITION_BYTES = 60_000, 64 << 20
 """The same in one queue above which its partition is paused (which throws away what librdkafka has prefetched)."""
@@ -38,7 +39,9 @@ class Backlog:
         """Partitions that do not run, and for whom: each holder releases for itself."""
         self.standing: frozenset[TP] = frozenset()
         """Partitions that stand still with a long queue: the reader pauses them."""
-        self.full = False
+        self.has_room = threading.Event()
+        """Clear while the queues hold so much that the reader must slow down. The one thing here that its thread looks at."""
+        self.has_room.set()
         self._sizes: dict[TP, list[int]] = {}
         """Records and bytes in each queue."""
         self._turn = 0
@@ -111,7 +114,10 @@ class Backlog:
                 size += weight
         if standing != self.standing:
             self.standing = frozenset(standing)
-        self.full = records > FULL or size > FULL_BYTES
+        if records > FULL or size > FULL_BYTES:
+            self.has_room.clear()
+        else:
+            self.has_room.set()
 
 
 def _fitting(records: list[Any], most: int, most_bytes: int) -> int:

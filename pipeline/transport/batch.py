@@ -13,6 +13,8 @@ from faust.types import AppT, StreamT
 from faust.types import Message as FaustMessage
 
 Headers = list[tuple[str, bytes]]
+Record = dict[str, Any]
+"""A record as librdkafka's binding takes many of them: `{"key": bytes | None, "value": bytes | None}`."""
 
 
 class Batch:
@@ -68,7 +70,11 @@ class Batch:
 
     def values(self) -> list[bytes]:
         """Values, in order; a tombstone is b''."""
-        return [cast("bytes", record.value()) or b"" for record in self.records]
+        return cast("list[bytes]", [record.value() or b"" for record in self.records])
+
+    def copies(self) -> list[Record]:
+        """Return keys and values as `produce_batch` takes them."""
+        return [{"key": record.key(), "value": record.value()} for record in self.records]
 
     def offsets(self) -> list[int]:
         """Offsets, in order."""
@@ -80,7 +86,7 @@ class Batch:
 
     def headers(self) -> list[Headers]:
         """Headers, in order."""
-        return [cast("Headers", record.headers() or []) for record in self.records]
+        return cast("list[Headers]", [record.headers() or [] for record in self.records])
 
     def changes(self) -> Iterator[Any]:
         """Yield the values one by one, decoded as the topic's schema says; what the decoder raises comes through."""

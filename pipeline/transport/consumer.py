@@ -33,7 +33,7 @@ from pipeline.transport.transaction import next_offsets
 if TYPE_CHECKING:
     from pipeline.transport.driver import Transport
 
-BATCH, BATCH_BYTES = 2_000, 4 << 20
+BATCH, BATCH_BYTES = 4_000, 4 << 20
 """Records, and bytes of their values, in a batch at most."""
 AHEAD = 3
 """Batches delivered and not acked at most: Faust's queues do not push back, and a slice would take the whole backlog."""
@@ -391,7 +391,7 @@ class Consumer(faust_consumer.Consumer):
             message = self._to_message(tp, records[-1])
             message.key, message.value, message.headers = None, cast("Any", batch), []
             message.serialized_value_size = size
-        if self.backlog.full:
+        if not self.backlog.has_room.is_set():
             self.backlog.measure()
         return message
 

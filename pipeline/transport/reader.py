@@ -29,6 +29,8 @@ T = TypeVar("T")
 FETCH, GATHER = 2_000, 0.005
 """Records taken from librdkafka in one call at most, and the seconds that it waits for so many: each hand-over to the event
 loop has its price, whatever it holds."""
+CROWDED = 0.01
+"""Seconds between two records while the backlog is full."""
 MEMBERSHIP_AGE = 0.05
 """Seconds after which the group membership is read again. An old one is safe: the broker refuses it."""
 REBALANCE_TIMEOUT = 120.0
@@ -122,10 +124,8 @@ class Reader:
             consumer = RdConsumer(self._conf, logger=log)
             while not self._closing:
                 self._serve(consumer)
-                # Above the bound one record a time: the poll serves the callbacks whatever the backlog.
-                full = self._backlog.full
-                if full:
-                    time.sleep(0.002)
+                # Above the bound one record at a time: the poll serves the callbacks whatever the backlog.
+                full = not self._backlog.has_room.wait(CROWDED)
                 message = consumer.poll(0 if full else 0.05)
                 if message is not None:
                     # consume(n, t) waits for n records or t: poll waits for the first, consume for more of them.

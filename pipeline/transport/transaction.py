@@ -24,6 +24,7 @@ from confluent_kafka import Producer as RdProducer
 from faust.types import TP
 
 from pipeline.errors import FatalError, TransientError
+from pipeline.transport.batch import Record
 from pipeline.transport.fatal import stop_process
 from pipeline.transport.participant import Participant, Slice
 
@@ -198,21 +199,20 @@ class Transaction:
         if error is not None:
             self.spoil(f"a record for {message.topic()} was not delivered: {error}")
 
-    def produce_batch(self, topic: str, records: Sequence[tuple[bytes | None, bytes]], partition: int) -> None:
-        """Write records without headers to one partition; in a thread, it waits while librdkafka's queue is full."""
+    def produce_batch(self, topic: str, records: list[Record], partition: int) -> None:
+        """Write records to one partition; in a thread, it waits while librdkafka's queue is full.
+
+        The binding knows `key` and `value` here, no headers. The records are its own from here on.
+        """
         producer = self.begin()
-        left = [{"key": key, "value": value} for key, value in records]
-        while left:
-            producer.produce_batch(topic, left, partition)
+        while producer.produce_batch(topic, records, partition) < len(records):
             # What did not fit carries `_error`; it comes without an exception, and order asks for the rest as well.
-            refused = next((index for index, record in enumerate(left) if "_error" in record), None)
-            if refused is None:
-                return
-            error = cast("KafkaError", left[refused]["_error"])
+            records = records[next(index for index, record in enumerate(records) if "_error" in record) :]
+            error = cast("KafkaError", records[0]["_error"])
             if error.code() != KafkaError._QUEUE_FULL:  # noqa: SLF001 - the documented name of the code
                 self.spoil_or_raise(KafkaException(error))
                 return
-            left = [{"key": record["key"], "value": record["value"]} for record in left[refused:] if "_error" in record]
+            records = [{"key": left["key"], "value": left["value"]} for left in records if "_error" in left]
             producer.poll(0.05)
 
     def spoil(self, reason: str) -> None:

@@ -71,7 +71,7 @@ def test_a_record_that_the_broker_refuses_aborts_the_slice(
         random = uuid.uuid4().bytes * 4_000  # lz4 would make a small record of zeros
         value = bytes(byte ^ (index & 0xFF) ^ (index >> 8 & 0xFF) for index, byte in enumerate(random))
         if batch:
-            transaction.produce_batch(topic, [(b"k", value)], 0)
+            transaction.produce_batch(topic, [{"key": b"k", "value": value}], 0)
         else:
             transaction.produce(topic, b"k", value, 0)
         assert not transaction.commit(Slice(transaction.producer, (), {TP(topic, 0): 1}), b"not asked for")

@@ -86,7 +86,7 @@ def test_a_backlog_gives_what_it_was_given_in_order_within_its_bounds(
         found += values((taken, size))
     assert found == [value for run in runs for value in run]
     backlog.measure()
-    assert not backlog.full
+    assert backlog.has_room.is_set()
 
 
 def test_a_held_partition_waits_for_all_its_holders_and_the_others_run() -> None:
@@ -111,11 +111,11 @@ def test_the_reader_slows_down_above_the_bound_and_a_long_queue_is_paused(
     backlog = Backlog()
     add(backlog, A, records(*full))
     backlog.measure()
-    assert backlog.full
+    assert not backlog.has_room.is_set()
     add(backlog, A, records(*standing))
     backlog.measure()
     assert backlog.standing == {A}
-    is_full: bool = backlog.full
+    is_full = not backlog.has_room.is_set()
     assert not is_full, "a paused partition does not slow the others down"
     backlog.take(A, len(standing), MUCH)
     backlog.take(A, len(standing), MUCH)
@@ -132,6 +132,7 @@ def test_a_batch_shows_its_records_and_its_parts_are_batches() -> None:
     assert batch.headers() == [[], [], []]
     part = batch.where([True, False, True])
     assert list(part.changes()) == [1, 3]
+    assert part.copies() == [{"key": b"k0", "value": b"1"}, {"key": b"k2", "value": b"3"}]
     assert list(batch[2:].changes()) == [3]
     with pytest.raises(ValueError, match="invalid literal"):
         list(batch.changes())

@@ -39,14 +39,14 @@ class Memory:
 def test_a_change_passes_once_within_a_batch_and_across_batches() -> None:
     memory = Memory()
     first = deduplicate([b'{"eventID":"a"}', b'{"eventID":"b"}', b'{"eventID":"a"}'], memory.add_new)
-    assert (first.fresh, first.duplicates) == ([0, 1], [2])
+    assert (first.fresh, first.duplicates) == ([True, True, False], 1)
     second = deduplicate([b'{"eventID":"b"}', b'{"eventID":"c"}'], memory.add_new)
-    assert (second.fresh, second.duplicates) == ([1], [0])
+    assert (second.fresh, second.duplicates) == ([False, True], 1)
 
 
 def test_what_has_no_event_id_is_rejected_and_the_rest_goes_on() -> None:
-    result = deduplicate([b"nonsense", b'{"eventID":"a"}'], Memory().add_new)
-    assert result.fresh == [1]
+    result = deduplicate([b"nonsense", b'{"eventID":"a"}', b'{"eventID":"a"}'], Memory().add_new)
+    assert (result.fresh, result.duplicates) == ([False, True, False], 1)
     assert [index for index, _ in result.rejected] == [0]
 
 

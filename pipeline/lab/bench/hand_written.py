@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, cast
 
@@ -52,13 +53,13 @@ def recover(servers: str, changelog: str, stores: dict[int, Buckets]) -> None:
                 left -= 1
                 continue
             ids, upto = unpack(cast("bytes", message.value())), cast("int", message.offset()) + 1
-            remember(stores[cast("int", message.partition())], dict.fromkeys(ids, 0), upto)
+            remember(stores[cast("int", message.partition())], ids, upto)
     consumer.close()
 
 
-def remember(store: Buckets, ids: dict[bytes, int], upto: int) -> None:
+def remember(store: Buckets, ids: Collection[bytes], upto: int) -> None:
     """Take IDs and the changelog's position into a store."""
-    store.add(ids, changelog=upto)
+    store.add({0: ids}, changelog=upto)
     if len(store) > RECENT:
         store.flush()
 
@@ -76,7 +77,7 @@ def main(servers: str, group: str, source: str, output: str, changelog: str, dir
         | {"auto.offset.reset": "earliest", "isolation.level": "read_committed"}
         | {"partition.assignment.strategy": "range", "queued.max.messages.kbytes": 16_384}
     )
-    pending: dict[int, dict[bytes, int]] = {}
+    pending: dict[int, set[bytes]] = {}
     offsets: dict[int, int] = {}
     began = 0.0
     membership: Any = None
@@ -98,7 +99,7 @@ def main(servers: str, group: str, source: str, output: str, changelog: str, dir
         for partition, ids in pending.items():
             producer.produce(
                 changelog,
-                pack(list(ids)),
+                pack(ids),
                 offsets[partition].to_bytes(8, "big"),
                 partition,
                 on_delivery=lambda error, message: sent.update({cast("int", message.partition()): message}),
@@ -114,11 +115,10 @@ def main(servers: str, group: str, source: str, output: str, changelog: str, dir
     def take(partition: int, messages: list[Message]) -> None:
         values = [cast("bytes", message.value()) for message in messages]
         ids = [bytes.fromhex(event_of(value).event_id) for value in values]
-        news, fresh = pending.setdefault(partition, {}), []
-        for key, value, message, known in zip(ids, values, messages, stores[partition].known(ids), strict=True):
-            if not known and key not in news:
-                news[key] = 0
-                fresh.append({"key": message.key(), "value": value})
+        first = dict(zip(reversed(ids), range(len(ids) - 1, -1, -1), strict=True))
+        news = stores[partition].unknown(first) - pending.setdefault(partition, set())
+        pending[partition] |= news
+        fresh = [{"key": messages[at].key(), "value": values[at]} for at in sorted(map(first.__getitem__, news))]
         if fresh:
             producer.produce_batch(output, fresh, partition)
         offsets[partition] = cast("int", messages[-1].offset()) + 1
