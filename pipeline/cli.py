@@ -49,6 +49,12 @@ def main() -> NoReturn:
             raise
         err.print(f"headwater: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in {"agents", "models", "pipeline"}:
+            raise
+        hint = "pip install 'headwater[bench]' has all extras, [lake] what writes Parquet files"
+        err.print(f"headwater: the package {error.name} is not here ({hint})", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
     sys.exit(0)
 
 
@@ -284,7 +290,7 @@ def bench_dedup(
     as_json: Json = False,
 ) -> None:
     """Deduplication, exactly once: against a loop by hand, the textbook Faust agent, and peers."""
-    from pipeline.lab.bench import dedup, report
+    from pipeline.lab.bench import dedup, report  # its picture is drawn by matplotlib, of the extra `bench`
 
     options = dedup.Options(messages=messages, rounds=rounds, peers=peers, growth=growth)
     results = dedup.measure(options, _say)

@@ -1,4 +1,4 @@
-"""How the results are shown: a table for the terminal and for Markdown, and a picture as SVG, drawn by hand."""
+"""How the results are shown: a table for the terminal and for Markdown, and a picture."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import importlib.metadata
 import os
 import platform
 import re
+import textwrap
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
@@ -24,7 +25,7 @@ EXTRAS = {
     "recovery_ids_per_s": "cold recovery, IDs/s",
     "ready_s": "start to ready, s",
 }
-BAR_HEIGHT, LEFT, WIDTH, RIGHT = 34, 250, 420, 190
+OWN, OTHER = "#0b6e99", "#9aa5b1"
 
 
 def rows(results: Results) -> list[tuple[str, ...]]:
@@ -106,49 +107,31 @@ def cpu_name(cpuinfo: str) -> str:
 def plot(results: Results, directory: Path) -> Path:
     """Draw the throughput of all systems into the directory; return the picture, named by its date."""
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / f"dedup-{results.began:%Y-%m-%d}.svg"
-    path.write_text(picture(results))
+    path = directory / f"dedup-{results.began:%Y-%m-%d}.png"
+    picture(results).savefig(path, dpi=130)
     return path
 
 
-def picture(results: Results) -> str:
-    """Return horizontal bars as SVG: the median, with a line from the lowest to the highest round."""
-    bars = [
-        (results.titles[key], results.median(key), [one.records_per_s for one in rounds], key.startswith("headwater"))
-        for key, rounds in results.rounds.items()
-    ]
-    longest = max((max(paces) for _, _, paces, _ in bars), default=1.0) or 1.0
-    height = 70 + BAR_HEIGHT * len(bars)
-    lines = [
-        (
-            f'<svg xmlns="http://www.w3.org/2000/svg" width="{LEFT + WIDTH + RIGHT}" height="{height}" '
-            'font-family="system-ui, sans-serif" font-size="13" role="img">'
-        ),
-        "<title>Deduplication: records a second</title>",
-        '<rect width="100%" height="100%" fill="#ffffff"/>',
-        (
-            '<text x="12" y="24" font-size="16" font-weight="600" fill="#1b1f24">Deduplication: records a second, '
-            "and CPU a record</text>"
-        ),
-    ]
-    for number, (title, median, paces, own) in enumerate(bars):
-        top = 40 + BAR_HEIGHT * number
-        middle = top + BAR_HEIGHT / 2 - 3
-        length, low, high = (WIDTH * pace / longest for pace in (median.records_per_s, min(paces), max(paces)))
-        color = "#0b6e99" if own else "#9aa5b1"
-        lines += [
-            f'<text x="{LEFT - 10}" y="{middle + 4:.0f}" text-anchor="end" fill="#1b1f24">{escape(title)}</text>',
-            f'<rect x="{LEFT}" y="{top}" width="{length:.0f}" height="{BAR_HEIGHT - 10}" rx="2" fill="{color}"/>',
-            f'<path d="M{LEFT + low:.0f} {middle:.0f} H{LEFT + high:.0f}" stroke="#1b1f24" stroke-width="1.5"/>',
-            (
-                f'<text x="{LEFT + high + 8:.0f}" y="{middle + 4:.0f}" fill="#1b1f24">{median.records_per_s:,.0f}/s, '
-                f"{median.cpu_s_per_million:.1f} us</text>"
-            ),
-        ]
-    lines.append(
-        f'<text x="12" y="{height - 10}" font-size="10" fill="#57606a">{escape(machine(results)[:150])}</text></svg>'
-    )
-    return "\n".join(lines) + "\n"
+def picture(results: Results) -> Figure:
+    """Return horizontal bars: the median, with a line from the lowest to the highest round."""
+    keys = list(reversed(results.rounds))
+    figure = Figure(figsize=(9, 1.4 + 0.42 * len(keys)), layout="constrained")
+    axes = figure.subplots()
+    for place, key in enumerate(keys):
+        median, paces = results.median(key), [one.records_per_s for one in results.rounds[key]]
+        spread = [[median.records_per_s - min(paces)], [max(paces) - median.records_per_s]]
+        color = OWN if key.startswith("headwater") else OTHER
+        axes.barh(place, median.records_per_s, xerr=spread, color=color, ecolor="#1b1f24", capsize=3)
+        said = f"  {median.records_per_s:,.0f}/s, {median.cpu_s_per_million:.1f} us of CPU"
+        axes.text(max(paces), place, said, va="center", fontsize=9)
+    axes.set_yticks(range(len(keys)), [results.titles[key] for key in keys])
+    axes.set_title("Deduplication: records a second, and CPU a record", loc="left", fontsize=12)
+    axes.set_xlabel(textwrap.fill(machine(results), 120), fontsize=7, color="#57606a")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.margins(x=0.35)
+    axes.set_xlim(left=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
 
 
 def _markdown_table(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
