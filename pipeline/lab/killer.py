@@ -1,6 +1,6 @@
-"""A participant that kills a process at a chosen point of a slice, when the chaos asks it to: its own, or the broker's.
+"""A participant that sends a signal at a chosen point of a slice, when it is asked to: to its own process, or the broker's.
 
-The chaos writes the point into `<state directory>.point`; the worker takes the file away and kills there.
+Who asks writes the point into `<state directory>.point`; the worker takes the file away and sends the signal there.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ UNDER_WAY = 0.004
 """Seconds from the last record of a slice until its commit is likely to be under way."""
 
 
-def ask(state: Path, point: str, victim: int = 0) -> None:
-    """Ask the worker with this state directory to kill a process at a point; 0: itself."""
-    _wish(state).write_text(f"{point} {victim}")
+def ask(state: Path, point: str, victim: int = 0, number: signal.Signals = signal.SIGKILL) -> None:
+    """Ask the worker with this state directory to send a signal to a process at a point; 0: to itself."""
+    _wish(state).write_text(f"{point} {victim} {number.value}\n")
 
 
 def _wish(state: Path) -> Path:
@@ -35,28 +35,31 @@ class Killer(Participant):
         self._wish = _wish(state)
 
     def finish(self, work: Slice) -> None:
-        """Kill before the commit, or a moment later."""
-        if victim := self._wished("finish"):
-            _kill(victim)
-        if victim := self._wished("commit"):
-            threading.Timer(UNDER_WAY, _kill, (victim,)).start()
+        """Send it before the commit, or a moment later."""
+        self._send("finish")
+        if wish := self._wished("commit"):
+            threading.Timer(UNDER_WAY, _kill, wish).start()
 
     def committed(self, work: Slice) -> None:
-        """Kill with the state behind Kafka."""
-        if victim := self._wished("committed"):
-            _kill(victim)
+        """Send it with the state behind Kafka."""
+        self._send("committed")
 
-    def _wished(self, point: str) -> int:
-        """Return the process to kill at this point, 0 for none."""
+    def _send(self, point: str) -> None:
+        if wish := self._wished(point):
+            _kill(*wish)
+
+    def _wished(self, point: str) -> tuple[int, int] | None:
+        """Return process and signal that are wished for at this point, and forget the wish."""
         if not self._wish.exists():
-            return 0
-        wished, _, victim = self._wish.read_text().partition(" ")
-        if wished != point or not victim:
-            return 0
+            return None
+        text = self._wish.read_text()
+        if not text.endswith("\n") or not text.startswith(f"{point} "):
+            return None
         self._wish.unlink()
-        return int(victim) or os.getpid()
+        _, victim, number = text.split()
+        return int(victim) or os.getpid(), int(number)
 
 
-def _kill(victim: int) -> None:
+def _kill(victim: int, number: int) -> None:
     with suppress(ProcessLookupError):
-        os.kill(victim, signal.SIGKILL)
+        os.kill(victim, number)

@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
@@ -104,7 +105,7 @@ class Transaction:
         producer = RdProducer(conf, logger=log)
         if self._exactly_once:
             self._retry(producer.init_transactions, TIMEOUT)
-        producer.poll(0)  # what went wrong until now is over
+        _serve(producer)  # what went wrong until now is over
         self._cut_off = None
         return producer
 
@@ -128,7 +129,7 @@ class Transaction:
         """Replace the producer that is of no use any more. What it had open is aborted by that, if it was not before."""
         log.warning("the producer is made anew: %s", failure.str())
         self.producer.purge()  # it is past saving; who waits for a report gets one
-        self.producer.poll(0)
+        _serve(self.producer)
         self._producer = self._make()
 
     def close(self) -> None:
@@ -193,7 +194,7 @@ class Transaction:
             try:
                 producer.produce(topic, value, key, partition, **extra)
             except BufferError:
-                producer.poll(0.05)
+                _serve(producer, 0.05)
             except KafkaException as error:
                 self.spoil_or_raise(error)
                 return
@@ -230,7 +231,11 @@ class Transaction:
                 self.spoil_or_raise(KafkaException(error))
                 return
             left = [{"key": record["key"], "value": record["value"]} for record in left[refused:] if "_error" in record]
-            producer.poll(0.05)
+            _serve(producer, 0.05)
+
+    def serve(self) -> None:
+        """Serve delivery reports."""
+        _serve(self.producer)
 
     def spoil(self, reason: str) -> None:
         """Say that the slice under way must not commit: its records will be delivered again."""
@@ -330,6 +335,12 @@ class Transaction:
                 time.sleep(PAUSE)
             else:
                 return
+
+
+def _serve(producer: RdProducer, seconds: float = 0) -> None:
+    """Serve delivery reports and errors. With an error callback a fatal one is raised here; the next call has it again."""
+    with suppress(KafkaException):
+        producer.poll(seconds)
 
 
 def next_offsets(messages: Sequence[Any]) -> dict[Any, int]:

@@ -168,3 +168,37 @@ def test_an_outage_longer_than_the_transaction_timeout_loses_and_doubles_nothing
         until(all_out, "1,500 changes")
         assert event_ids(raw) == sorted(f"e{n}" for n in range(1_500))
     assert "Traceback" not in place.log()
+
+
+def test_a_worker_goes_on_after_a_clean_restart_of_the_broker(place: Place) -> None:
+    """The broker is out of the metadata for a while, and with it the group's coordinator that librdkafka knows."""
+    place.workers.start()
+    with place.raw() as raw:
+        place.produce(range(500))
+        until(lambda: len(raw) == 500, "500 changes")
+        place.stack.stop_broker()
+        place.stack.start_broker()
+        place.produce(range(400, 1_000))
+        until(lambda: len(raw) >= 1_000, "1,000 changes", 40)
+        assert event_ids(raw) == sorted(f"e{n}" for n in range(1_000))
+    assert place.worker.alive()
+    assert place.worker.starts == 1
+    assert "the producer is made anew" in place.log()
+
+
+def test_a_worker_that_stood_still_for_longer_than_its_transaction_goes_on(place: Place) -> None:
+    """The coordinator has ended its transaction and fenced its producer off; another would be in its place."""
+    place.workers.start()
+    with place.raw() as raw:
+        place.produce(range(500))
+        until(lambda: len(raw) == 500, "500 changes")
+        ask(place.worker.state, "finish", 0, signal.SIGSTOP)
+        place.produce(range(400, 1_000))
+        over = monotonic() + TIMEOUT_MS / 1000 + 3
+        until(lambda: monotonic() > over, "a standstill that is longer than the transaction may last")
+        assert len(raw) == 500
+        place.worker.signal(signal.SIGCONT)
+        until(lambda: len(raw) >= 1_000, "1,000 changes", 40)
+        assert event_ids(raw) == sorted(f"e{n}" for n in range(1_000))
+    assert place.worker.alive()
+    assert place.worker.starts == 1
