@@ -68,7 +68,8 @@ class App(faust.App):
 
     async def on_stop(self) -> None:
         """Stop, but not for ever: calls to a broker that is down return after minutes."""
-        end_within(STOP_SECONDS, f"the worker could not stop within {STOP_SECONDS:g} s: does the broker answer?")
+        if self.in_worker:
+            end_within(STOP_SECONDS, f"the worker could not stop within {STOP_SECONDS:g} s: does the broker answer?")
         await super().on_stop()
 
 

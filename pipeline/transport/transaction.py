@@ -41,6 +41,8 @@ SEND_TIMEOUT = TIMEOUT_MS / 1000
 """The same for sending the offsets: after that the transaction is over anyway."""
 STUCK = SEND_TIMEOUT + 5
 """Seconds after which sending the offsets is taken for a call that never returns (see docs/decisions/0010)."""
+CUT_OFF_AFTER = 5.0
+"""Seconds that a producer is used at least: a broker that stays away must not abort every slice."""
 ATTEMPTS, PAUSE = 20, 0.1
 MESSAGE_MAX = 16 << 20
 """Bytes of a record at most: a change with both images can be many times its 400 kB in DynamoDB, as JSON."""
@@ -69,7 +71,8 @@ class Transaction:
         self._producer: RdProducer | None = None
         self._renewed_at: list[float] = []
         self._cut_off: KafkaError | None = None
-        """Why the producer in use has lost a connection, or None: it must not be used for another commit."""
+        """The last connection that the producer in use has lost, or None."""
+        self._made_at = 0.0
 
     @property
     def producer(self) -> RdProducer:
@@ -106,13 +109,17 @@ class Transaction:
         if self._exactly_once:
             self._retry(producer.init_transactions, TIMEOUT)
         _serve(producer)  # what went wrong until now is over
-        self._cut_off = None
+        self._cut_off, self._made_at = None, time.monotonic()
         return producer
 
     def _on_error(self, error: KafkaError) -> None:
         """Note that a connection was lost: librdkafka may know the group's coordinator no more, and wait for it for ever."""
         if self._exactly_once and error.code() in {KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN}:  # noqa: SLF001
             self._cut_off = error
+
+    def _lost_connection(self) -> KafkaError | None:
+        """Return why the producer must not be used for another commit, None if it may."""
+        return self._cut_off if time.monotonic() > self._made_at + CUT_OFF_AFTER else None
 
     def _renew_fenced(self, failure: KafkaError) -> None:
         now = time.monotonic()
@@ -263,7 +270,7 @@ class Transaction:
             if (undelivered := self._spoiled()) is not None:
                 self.abort(work, undelivered)
                 return False
-            if (lost := self._cut_off) is not None:
+            if (lost := self._lost_connection()) is not None:
                 self.abort(work, f"a connection was lost: {lost.str()}")
                 return False
             step = "offsets"
@@ -312,8 +319,8 @@ class Transaction:
             participant.aborted(work)
 
     def _abort(self) -> None:
-        if self._cut_off is not None:
-            self._renew(self._cut_off)
+        if (lost := self._lost_connection()) is not None:
+            self._renew(lost)
             return
         try:
             self.producer.flush(TIMEOUT)
