@@ -26,7 +26,7 @@ from pipeline.topics import Topics, admin, ensure
 KEYS = 500
 DUPLICATES = 0.2
 PARTITIONS = 4
-SETTLE = (2.0, 6.0)
+SETTLE = (1.5, 4.5)
 """Seconds between two faults."""
 IDLE_LIMIT = 120.0
 TICK = 0.1

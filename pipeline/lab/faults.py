@@ -144,8 +144,17 @@ class Faults:
     # -- their parts --------------------------------------------------------------------------------------------------
 
     def _choose(self) -> Worker:
-        awake = [worker for worker in self.workers.all if worker.alive() and not self.workers.stands_still(worker)]
-        return self._chance.choice(awake or self.workers.all)
+        awake: list[Worker] = []
+
+        def some_are_awake() -> bool:
+            self.workers.watch()
+            awake[:] = [
+                worker for worker in self.workers.all if not self.workers.stands_still(worker) and worker.alive()
+            ]
+            return bool(awake)
+
+        self._until(some_are_awake, "a worker that is awake")
+        return self._chance.choice(awake)
 
     def _end(self, worker: Worker, number: signal.Signals) -> None:
         worker.signal(number)
@@ -168,6 +177,7 @@ class Faults:
         while not condition():
             if time.monotonic() > deadline:
                 raise FatalError(f"not within {LIMIT:.0f} s: {what}", hint=f"ls {self.workers.all[0].directory}")
+            self.workers.thaw()
             time.sleep(LOOK)
 
 

@@ -107,6 +107,11 @@ class Workers:
         for worker in self.all:
             if not worker.alive():
                 worker.start()
+        self.thaw()
+
+    def thaw(self) -> None:
+        """Let go on what was frozen long enough."""
+        for worker in self.all:
             if self._frozen_until.get(worker.name, float("inf")) <= self._clock():
                 del self._frozen_until[worker.name]
                 worker.signal(signal.SIGCONT)
