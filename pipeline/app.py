@@ -24,12 +24,16 @@ from pipeline.state.table import Table
 from pipeline.topics import Topics, admin, ensure
 from pipeline.transport import Batch, BatchSchema, Transport, batches
 from pipeline.transport.consumer import Consumer
-from pipeline.transport.fatal import stop_process
+from pipeline.transport.fatal import end_within, stop_process
 from pipeline.web import add_pages
 
 T = TypeVar("T")
 Attach = Callable[["Worker"], None]
 Preflight = Callable[[], None]
+STOP_SECONDS = 9.5
+"""Seconds that a worker may take to stop; what it has not committed by then is done again by the next owner."""
+HEARTBEAT = 0.3
+"""Seconds between two heartbeats at most."""
 AGENTS = "headwater.agents"
 """Entry-point group: the name of an agent, and the function that attaches it to a worker."""
 
@@ -62,6 +66,12 @@ class App(faust.App):
             stop_process(error.message, hint=error.hint)
         await super().on_first_start()
 
+    async def on_stop(self) -> None:
+        """Stop, but not for ever: calls to a broker that is down return after minutes."""
+        if self.in_worker:
+            end_within(STOP_SECONDS, f"the worker could not stop within {STOP_SECONDS:g} s: does the broker answer?")
+        await super().on_stop()
+
 
 class Worker:
     """What an agent is attached to: the app, the settings, the names of the topics, and ways to write."""
@@ -80,7 +90,8 @@ class Worker:
             topic_partitions=settings.partitions,
             topic_disable_leader=True,
             broker_session_timeout=settings.kafka.session_timeout,
-            broker_heartbeat_interval=settings.kafka.session_timeout / 5,
+            # A worker hears of a rebalance in the answer to a heartbeat, and until then partitions stand still.
+            broker_heartbeat_interval=min(settings.kafka.session_timeout / 5, HEARTBEAT),
             agent_supervisor=mode.CrashingSupervisor,
             web_enabled=settings.web.enabled,
             web_bind=settings.web.host,

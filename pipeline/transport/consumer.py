@@ -244,7 +244,8 @@ class Consumer(faust_consumer.Consumer):
         if not isinstance(error, HeadwaterError):
             self.log.error("Unexpected, in %s:", who, exc_info=error)
         self.transaction.spoil(reason)
-        await self.transaction.run(self.transaction.abort, Slice(self.transaction.producer), reason)
+        if self.transaction.open:  # not when it failed after the commit
+            await self.transaction.run(self.transaction.abort, Slice(self.transaction.producer), reason)
         stop_process(
             reason, hint=getattr(error, "hint", "") or "start the worker again: it finds the truth in the broker"
         )
@@ -425,7 +426,7 @@ class Consumer(faust_consumer.Consumer):
         self._stop_by = time.monotonic() + STOP_DEADLINE
         self._stopping = self._closing = True
         self._news.set()
-        await asyncio.wait([self._drainer], timeout=STOP_DEADLINE + 2)  # it ends its slice; nobody else may
+        await asyncio.wait([self._drainer], timeout=STOP_DEADLINE + 1)  # it ends its slice; nobody else may
         if not self._drainer.done():
             stop_process("the broker does not answer: the slice under way was neither committed nor aborted")
         if self.transaction.open:

@@ -6,15 +6,17 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer
+from confluent_kafka import Consumer, Producer
 from faust.types import TP
 
 from pipeline.lab.stack import Endpoints
 from pipeline.topics import Topic, admin, ensure
 from pipeline.transport import Participant, Slice
+from pipeline.transport.follower import Follower
 from pipeline.transport.transaction import MESSAGE_MAX, Transaction
 
 pytestmark = pytest.mark.kafka
@@ -100,3 +102,26 @@ def test_a_worker_that_was_put_out_of_the_group_cannot_commit(conf: dict[str, An
         transaction.produce(topic, b"k", b"v", 0)
         assert transaction.commit(Slice(transaction.producer), b"not asked for"), "the producer goes on after an abort"
         assert notes.ends == ["aborted", "aborted", "committed"]
+
+
+def test_a_follower_whose_consumer_is_made_anew_misses_and_repeats_nothing(conf: dict[str, Any]) -> None:
+    topic = f"t{uuid.uuid4().hex[:8]}"
+    ensure(admin(conf), [Topic(topic, 2, "any")], 1)
+    found: list[bytes] = []
+    follower = Follower(
+        conf, topic, lambda records: found.extend(record.value() or b"" for record in records), quiet=0.3
+    )
+    follower.start()
+    producer = Producer(conf)
+    for number in range(1, 4):
+        producer.produce(topic, b"%d" % number)
+        assert producer.flush(20) == 0
+        deadline = monotonic() + 30
+        while len(found) < number:
+            assert monotonic() < deadline, f"record {number} did not come"
+            sleep(0.05)  # between two looks
+        quiet = monotonic() + 1
+        while monotonic() < quiet:  # longer than its consumer lives without a record
+            sleep(0.05)
+    follower.stop()
+    assert found == [b"1", b"2", b"3"]
