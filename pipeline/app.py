@@ -81,6 +81,7 @@ class Worker:
             topic_disable_leader=True,
             broker_session_timeout=settings.kafka.session_timeout,
             broker_heartbeat_interval=settings.kafka.session_timeout / 5,
+            consumer_group_instance_id=settings.kafka.instance_id,
             agent_supervisor=mode.CrashingSupervisor,
             web_enabled=settings.web.enabled,
             web_bind=settings.web.host,
@@ -95,6 +96,7 @@ class Worker:
         self.app.worker = self
         self.transport = cast("Transport", self.app.transport)
         self.transport.properties = settings.kafka.properties
+        self.transport.group_protocol = settings.kafka.group_protocol
         self.transport.slice_seconds = settings.commit_interval
         self.transport.exactly_once = settings.processing_guarantee == "exactly_once"
         self.transport.join(self.metrics)

@@ -78,7 +78,7 @@ class Consumer(faust_consumer.Consumer):
         self.reader = Reader(
             conf,
             self.backlog,
-            incremental=conf.get("partition.assignment.strategy") != "range",
+            incremental=self.transport.group_protocol == "consumer",
             from_beginning=lambda topic: topic in self.app.tables.changelog_topics,
             never_read=self._is_fence,
             on_records=self._arrive,

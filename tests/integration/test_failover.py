@@ -6,13 +6,13 @@ import json
 import re
 import signal
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from time import monotonic, sleep
 from typing import Any
 
 import pytest
 from confluent_kafka import Producer
+from waiting import until
 
 from pipeline.lab.demo import Recorder
 from pipeline.lab.stack import Endpoints
@@ -21,18 +21,9 @@ from pipeline.settings import Settings
 from pipeline.topics import Topics, admin, ensure
 
 pytestmark = pytest.mark.kafka
-DEADLINE = 60.0
 PARTITIONS = 4
 Fleet = tuple[Workers, Topics, dict[str, Any]]
 RECOVERED = re.compile(r"Seen table of \S+\[(\d)\]: offset (-?\d+) -> (\d+)")
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    """Wait for a condition; fail when it does not come true in time."""
-    deadline = monotonic() + DEADLINE
-    while not condition():
-        assert monotonic() < deadline, f"{what}: not within {DEADLINE:.0f} s"
-        sleep(0.05)  # between two looks; nothing depends on it
 
 
 @pytest.fixture

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import pytest
 from confluent_kafka import Producer
 from conftest import Headwater
 from mypy_boto3_dynamodb import DynamoDBClient
+from waiting import until
 
 from pipeline.lab import processes
 from pipeline.lab.demo import Recorder
@@ -28,16 +28,7 @@ from pipeline.settings import Settings
 from pipeline.topics import Topic, Topics, admin, ensure
 
 pytestmark = pytest.mark.kafka
-DEADLINE = 60.0
 ARN = "arn:aws:dynamodb:eu-west-1:000000000000:table/{table}/stream/2026-11-23T00:00:00.000"
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    """Wait for a condition; fail when it does not come true in time."""
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {DEADLINE:.0f} s"
-        time.sleep(0.05)  # between two looks; nothing depends on it
 
 
 @dataclass
