@@ -126,6 +126,7 @@ class Transaction:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
+            file.close()
             raise FatalError(
                 f"the state directory {self._directory} is in use by another worker",
                 hint="give each worker its own: HEADWATER_STATE_DIR=.headwater/state-2",

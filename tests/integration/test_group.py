@@ -11,7 +11,7 @@ from fleet import PROTOCOL, Fleet, log_of, ready
 from waiting import until
 
 from pipeline.lab.stack import Endpoints
-from pipeline.lab.workers import Worker
+from pipeline.lab.workers import Worker, Workers
 
 pytestmark = pytest.mark.kafka
 
@@ -20,6 +20,11 @@ def shares(worker: Worker) -> list[tuple[int, int, int]]:
     """Return the changes of a worker's share of the partitions: new, gone, in all."""
     found = re.findall(r"Partitions: (\d+) new, (\d+) gone.*?, (\d+) in all", log_of(worker))
     return [(int(new), int(gone), int(every)) for new, gone, every in found]
+
+
+def started_again(workers: Workers, worker: Worker) -> Worker:
+    workers.watch()
+    return worker
 
 
 def share(worker: Worker) -> int:
@@ -87,7 +92,7 @@ def test_of_two_workers_with_one_name_in_the_group_the_first_is_put_out(
         twin.environment = zombie.environment
         twin.start()
         # With KIP-848 the name is free when the session is over; so long the twin ends and is started again.
-        until(lambda: (workers.watch(), share(twin) == 4)[1], "its partitions at the other")
+        until(lambda: share(started_again(workers, twin)) == 4, "its partitions at the other")
         zombie.signal(signal.SIGCONT)
         until(lambda: not zombie.alive(), "its end")
         assert "kafka.instance_id" in log_of(zombie)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer
 from faust.types import TP
 
 from pipeline.lab.stack import Endpoints
@@ -47,17 +46,6 @@ def started(conf: dict[str, Any], directory: Path, *, exactly_once: bool) -> Ite
     transaction.close()
 
 
-def member(conf: dict[str, Any], topic: str) -> bytes:
-    """Return a membership of a group of its own."""
-    consumer = Consumer({**conf, "group.id": uuid.uuid4().hex, "auto.offset.reset": "earliest"})
-    consumer.subscribe([topic])
-    while not consumer.assignment():
-        consumer.poll(0.1)
-    metadata: bytes = consumer.consumer_group_metadata()
-    consumer.close()
-    return metadata
-
-
 @pytest.mark.parametrize("exactly_once", [True, False])
 @pytest.mark.parametrize("batch", [True, False])
 def test_a_record_that_the_broker_refuses_aborts_the_slice(
@@ -86,17 +74,3 @@ def test_a_change_of_many_times_its_size_in_dynamodb_fits(conf: dict[str, Any], 
         transaction.produce(topic, b"k", b'{"NewImage":"' + b"x" * 8_000_000 + b'"}', 0)
         assert transaction.commit(Slice(transaction.producer), b"not asked for")
         assert notes.ends == ["committed"]
-
-
-def test_a_worker_that_was_put_out_of_the_group_cannot_commit(conf: dict[str, Any], tmp_path: Path) -> None:
-    topic = f"t{uuid.uuid4().hex[:8]}"
-    ensure(admin(conf), [Topic(topic, 1, "any")], 1)
-    gone = member(conf, topic)
-    with started(conf, tmp_path, exactly_once=True) as (transaction, notes):
-        transaction.produce(topic, b"k", b"v", 0)
-        assert not transaction.commit(Slice(transaction.producer, (), {TP(topic, 0): 1}), gone)
-        transaction.produce(topic, b"k", b"v", 0)
-        assert not transaction.commit(Slice(transaction.producer, (), {TP(topic, 0): 1}), None)
-        transaction.produce(topic, b"k", b"v", 0)
-        assert transaction.commit(Slice(transaction.producer), b"not asked for"), "the producer goes on after an abort"
-        assert notes.ends == ["aborted", "aborted", "committed"]

@@ -171,7 +171,7 @@ def test_the_seen_table_comes_back_from_its_changelog_when_the_state_is_gone(
     assert sorted(ids) == sorted(f"e{n}" for n in range(150))
 
 
-def test_two_workers_cannot_share_a_state_directory(deployment: Deployment, headwater: Headwater) -> None:
+def test_invariant_6_two_workers_cannot_share_a_state_directory(deployment: Deployment, headwater: Headwater) -> None:
     with ExitStack() as stack:
         workers = stack.enter_context(deployment.workers("deduplicate"))
         until(lambda: "Ready" in deployment.log(), "a worker that is ready")
@@ -257,7 +257,7 @@ def test_the_procfile_runs_one_worker_an_agent(deployment: Deployment, dynamodb:
     assert "Traceback" not in log.read_text()
 
 
-def test_an_ordinary_faust_agent_runs_beside_them_and_its_failure_commits_nothing(
+def test_faust_bug_acks_in_finally_an_ordinary_agent_that_raises_commits_nothing(
     deployment: Deployment, tmp_path: Path
 ) -> None:
     """Faust acks a message also when its agent raises: the slice must not commit for all that."""
