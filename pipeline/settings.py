@@ -75,6 +75,7 @@ class Kafka(Section):
     properties: dict[str, str | int | float | bool] = Field(
         default_factory=dict,
         description="Any librdkafka property, for every client: security.protocol, sasl.username, ...",
+        repr=False,  # passwords are among them
     )
 
     @field_validator("properties", mode="before")

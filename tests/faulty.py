@@ -27,7 +27,8 @@ app = faust.App(
     NAME,
     broker=f"headwater://{os.environ['HEADWATER_KAFKA__BOOTSTRAP_SERVERS']}",
     datadir=os.environ["HEADWATER_STATE_DIR"],
-    web_enabled=False,
+    web_port=int(os.environ["HEADWATER_WEB__PORT"]),
+    web_host="127.0.0.1",
     topic_partitions=2,
     topic_replication_factor=1,
     topic_disable_leader=True,
@@ -51,8 +52,8 @@ def agent(function: Any) -> Any:
 async def copy(stream: Stream[bytes]) -> None:
     """Send on each word as it is, with its headers and its time."""
     async for event in stream.events():
-        message = event.message
-        await out.send(key=event.key, value=event.value, headers=dict(message.headers), timestamp=message.timestamp)
+        headers = dict(cast("list[tuple[str, bytes]]", event.message.headers or []))
+        await out.send(key=event.key, value=event.value, headers=headers, timestamp=event.message.timestamp)
 
 
 @agent
@@ -115,7 +116,6 @@ class Terminated(Participant):
 transport = cast("Transport", app.transport)
 if AGENT == "copy_slowly":
 
-    @app.task
     async def watch_the_loop() -> None:
         """Write down how long the event loop stood still at most."""
         worst = 0.0
@@ -125,10 +125,10 @@ if AGENT == "copy_slowly":
             worst = max(worst, time.monotonic() - before)
             (DIRECTORY / "worst").write_text(f"{worst}")
 
+    app.task(watch_the_loop)
     transport.join(SlowBroker())
 if AGENT == "copy_terminated":
     transport.join(Terminated())
 
-app.agent(words, name=AGENT, concurrency=3 if AGENT == "hold_one" else 1)(
-    AGENTS[AGENT.partition("_s")[0].removesuffix("_terminated")]
-)
+function = AGENTS[AGENT.removesuffix("_slowly").removesuffix("_terminated")]
+app.agent(words, name=AGENT, concurrency=3 if AGENT == "hold_one" else 1)(function)

@@ -311,3 +311,21 @@ def test_faust_bug_acks_in_finally_an_ordinary_agent_that_raises_commits_nothing
         processes.stop([second])
         assert [record.value() for record in out.records.get(0, []) + out.records.get(1, [])].count(b"GOOD") == 1
         assert sorted(str(record.value()) for record in out) == ["b'BETTER'", "b'GOOD'", "b'POISON'"]
+
+
+def test_a_group_whose_offsets_are_forgotten_stops_the_worker_with_what_to_type(
+    deployment: Deployment, headwater: Headwater
+) -> None:
+    with Recorder(deployment.conf, deployment.topics.sink("all")) as sink:
+        with deployment.workers("deduplicate", "transform"):
+            produce(deployment, *map(change, range(20)))
+            until(lambda: len(sink) == 20, "20 changes")
+        for future in admin(deployment.conf).delete_consumer_groups([deployment.prefix]).values():
+            future.result(20)  # as Kafka does after offsets.retention.minutes
+        for agent, topic in (("transform", deployment.topics.raw), ("deduplicate", deployment.topics.ingest)):
+            done = headwater("run", agent, "--without-web", **deployment.environment)
+            assert done.returncode == 1
+            assert f"the group {deployment.prefix} has no offsets in {topic}" in done.stderr
+            assert "--reset-offsets" in done.stderr
+            assert "Traceback" not in done.stderr
+        assert len(sink) == 20
