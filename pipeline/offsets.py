@@ -47,14 +47,21 @@ def require_remembered(conf: Mapping[str, Any], settings: Settings, agents: Sequ
                 raise FatalError(
                     f"the group {settings.prefix} has no offsets in {topic}, although {agent} has read it before: Kafka has "
                     "forgotten them (a group without members, offsets.retention.minutes), and all of it would be done again",
-                    hint=f"kafka-consumer-groups.sh --bootstrap-server {settings.kafka.bootstrap_servers} --group "
-                    f"{settings.prefix} --topic {topic} --reset-offsets --to-datetime <when the workers stopped, or earlier> "
-                    "--execute; docs/how-to/trouble.md",
+                    hint=_way_out(agent, settings, topic),
                 )
     except KafkaException as error:
         raise unreachable(error) from error
     finally:
         consumer.close()
+
+
+def _way_out(agent: str, settings: Settings, topic: str) -> str:
+    if agent == "deduplicate":  # its seen table takes no other offset than the one that is gone
+        return "a new deployment, HEADWATER_PREFIX=...; docs/how-to/trouble.md"
+    return (
+        f"kafka-consumer-groups.sh --bootstrap-server {settings.kafka.bootstrap_servers} --group {settings.prefix} "
+        f"--topic {topic} --reset-offsets --to-datetime <when the workers stopped> --execute; docs/how-to/trouble.md"
+    )
 
 
 def _is_forgotten(consumer: Consumer, topic: str, outputs: Sequence[str], partitions: int) -> bool:

@@ -112,10 +112,8 @@ class Admin(AdminClient):
     def __init__(self, conf: Mapping[str, Any]) -> None:
         self.refusal = ""
         """Why a broker has refused us, in its words: wrong credentials, no trust in its certificate."""
-        super().__init__(
-            {**conf, "socket.connection.setup.timeout.ms": 5_000, "log_level": 0, "error_cb": self._note},
-            logger=_silent,
-        )
+        ours: dict[str, Any] = {"socket.connection.setup.timeout.ms": 5_000, "error_cb": self._note}
+        super().__init__({**conf, **ours, "log_level": 0}, logger=_silent)
 
     def _note(self, error: KafkaError) -> None:
         if error.code() in {KafkaError._AUTHENTICATION, KafkaError._SSL}:  # noqa: SLF001 - documented names of the codes

@@ -26,8 +26,8 @@ Fleet = tuple[Workers, Topics, dict[str, Any]]
 RECOVERED = re.compile(r"Seen table of \S+\[(\d)\]: offset (-?\d+) -> (\d+)")
 
 
-@pytest.fixture
-def fleet(stack: Endpoints, tmp_path: Path) -> Iterator[Fleet]:
+@pytest.fixture(params=["classic", "consumer"])
+def fleet(stack: Endpoints, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Fleet]:
     prefix = f"t{uuid.uuid4().hex[:8]}"
     topics = Topics(Settings.model_validate({"prefix": prefix, "partitions": PARTITIONS}))
     conf: dict[str, Any] = {"bootstrap.servers": stack.bootstrap_servers}
@@ -38,8 +38,10 @@ def fleet(stack: Endpoints, tmp_path: Path) -> Iterator[Fleet]:
         "HEADWATER_PARTITIONS": str(PARTITIONS),
         "HEADWATER_AGENTS": '["deduplicate"]',
         "HEADWATER_STANDBY_REPLICAS": "1",
-        "HEADWATER_KAFKA__SESSION_TIMEOUT": "6",
+        "HEADWATER_KAFKA__GROUP_PROTOCOL": request.param,
     }
+    if request.param == "classic":
+        environment["HEADWATER_KAFKA__SESSION_TIMEOUT"] = "6"
     workers = Workers(2, tmp_path, environment)
     workers.start()
     try:

@@ -322,10 +322,14 @@ def test_a_group_whose_offsets_are_forgotten_stops_the_worker_with_what_to_type(
             until(lambda: len(sink) == 20, "20 changes")
         for future in admin(deployment.conf).delete_consumer_groups([deployment.prefix]).values():
             future.result(20)  # as Kafka does after offsets.retention.minutes
-        for agent, topic in (("transform", deployment.topics.raw), ("deduplicate", deployment.topics.ingest)):
+        topics = deployment.topics
+        for agent, topic, way in (
+            ("transform", topics.raw, "--reset-offsets"),
+            ("deduplicate", topics.ingest, "HEADWATER_PREFIX="),
+        ):
             done = headwater("run", agent, "--without-web", **deployment.environment)
             assert done.returncode == 1
             assert f"the group {deployment.prefix} has no offsets in {topic}" in done.stderr
-            assert "--reset-offsets" in done.stderr
+            assert way in done.stderr
             assert "Traceback" not in done.stderr
         assert len(sink) == 20
