@@ -85,7 +85,7 @@ class Transaction:
         tuned = {
             "linger.ms": 2,
             "batch.size": 1_000_000,
-            "compression.type": "lz4",
+            "compression.type": "zstd",
             "message.max.bytes": MESSAGE_MAX,
             "queue.buffering.max.messages": 1_000_000,
             **({"transaction.timeout.ms": TIMEOUT_MS} if self._exactly_once else {}),

@@ -56,7 +56,7 @@ def test_a_record_that_the_broker_refuses_aborts_the_slice(
     with started(conf, tmp_path, exactly_once=exactly_once) as (transaction, notes):
         committed: list[Any] = []
         transaction.commit_offsets = committed.append
-        random = uuid.uuid4().bytes * 4_000  # lz4 would make a small record of zeros
+        random = uuid.uuid4().bytes * 4_000  # compression would make a small record of zeros
         value = bytes(byte ^ (index & 0xFF) ^ (index >> 8 & 0xFF) for index, byte in enumerate(random))
         if batch:
             transaction.produce_batch(topic, [(b"k", value)], 0)
