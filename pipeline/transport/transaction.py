@@ -96,7 +96,7 @@ class Transaction:
         tuned = {
             "linger.ms": 2,
             "batch.size": 1_000_000,
-            "compression.type": "lz4",
+            "compression.type": "zstd",
             "message.max.bytes": MESSAGE_MAX,
             "queue.buffering.max.messages": 1_000_000,
             **({"transaction.timeout.ms": TIMEOUT_MS} if self._exactly_once else {}),
@@ -152,6 +152,7 @@ class Transaction:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
+            file.close()
             raise FatalError(
                 f"the state directory {self._directory} is in use by another worker",
                 hint="give each worker its own: HEADWATER_STATE_DIR=.headwater/state-2",

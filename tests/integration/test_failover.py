@@ -6,13 +6,13 @@ import json
 import re
 import signal
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from time import monotonic, sleep
 from typing import Any
 
 import pytest
 from confluent_kafka import Producer
+from waiting import until
 
 from pipeline.lab.demo import Recorder
 from pipeline.lab.stack import Endpoints
@@ -21,23 +21,15 @@ from pipeline.settings import Settings
 from pipeline.topics import Topics, admin, ensure
 
 pytestmark = pytest.mark.kafka
-DEADLINE = 60.0
 PARTITIONS = 4
 Fleet = tuple[Workers, Topics, dict[str, Any]]
 RECOVERED = re.compile(r"Seen table of \S+\[(\d)\]: offset (-?\d+) -> (\d+)")
 
 
-def until(condition: Callable[[], bool], what: str) -> None:
-    """Wait for a condition; fail when it does not come true in time."""
-    deadline = monotonic() + DEADLINE
-    while not condition():
-        assert monotonic() < deadline, f"{what}: not within {DEADLINE:.0f} s"
-        sleep(0.05)  # between two looks; nothing depends on it
-
-
-@pytest.fixture
+@pytest.fixture(params=[(1, "classic"), (1, "consumer")], ids=["classic", "consumer"])
 def fleet(stack: Endpoints, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Fleet]:
-    """Two workers; the parameter says how many standbys there are, one if there is none."""
+    """Two workers; the parameter says how many standbys there are, and the group's protocol."""
+    replicas, protocol = request.param
     prefix = f"t{uuid.uuid4().hex[:8]}"
     topics = Topics(Settings.model_validate({"prefix": prefix, "partitions": PARTITIONS}))
     conf: dict[str, Any] = {"bootstrap.servers": stack.bootstrap_servers}
@@ -47,9 +39,11 @@ def fleet(stack: Endpoints, tmp_path: Path, request: pytest.FixtureRequest) -> I
         "HEADWATER_PREFIX": prefix,
         "HEADWATER_PARTITIONS": str(PARTITIONS),
         "HEADWATER_AGENTS": '["deduplicate"]',
-        "HEADWATER_STANDBY_REPLICAS": str(getattr(request, "param", 1)),
-        "HEADWATER_KAFKA__SESSION_TIMEOUT": "6",
+        "HEADWATER_STANDBY_REPLICAS": str(replicas),
+        "HEADWATER_KAFKA__GROUP_PROTOCOL": protocol,
     }
+    if protocol == "classic":
+        environment["HEADWATER_KAFKA__SESSION_TIMEOUT"] = "6"
     workers = Workers(2, tmp_path, environment)
     workers.start()
     try:
@@ -114,7 +108,7 @@ def test_the_partitions_of_a_dead_worker_are_warm_at_another(fleet: Fleet) -> No
     assert sorted(ids) == sorted(f"e{n}" for n in range(6_000))
 
 
-@pytest.mark.parametrize("fleet", [0], indirect=True)
+@pytest.mark.parametrize("fleet", [(0, "classic")], indirect=True, ids=["classic"])
 def test_partitions_that_stay_in_a_rebalance_are_not_recovered_anew(fleet: Fleet) -> None:
     """Their newest IDs are in memory and in no file: closed, they would have to be read again."""
     workers, topics, conf = fleet
