@@ -171,13 +171,15 @@ def test_wrong_credentials_are_one_clear_error(
         **environment(secured, mechanism, "wrong-" + SECRET),
         "HEADWATER_WEB__ENABLED": "false",
     }
-    for command in (["run"], ["status"], ["topics"]):
+    for command in (["run"], ["status"], ["topics"]) if mechanism == "SCRAM" else (["run"],):
         done = headwater(*command, **wrong)
         assert done.returncode == 1
         (line,) = done.stderr.strip().splitlines()
         assert line.startswith("headwater: Kafka refuses this client: ")
         assert "uthentication" in line
         assert SECRET not in done.stdout + done.stderr
+    if mechanism != "SCRAM":  # once is enough
+        return
     findings = json.loads(headwater("check", "--json", **wrong).stdout)
     assert next(f["detail"] for f in findings if not f["ok"]).startswith("Kafka refuses this client: ")
 
