@@ -53,7 +53,9 @@ def main() -> NoReturn:
         if (error.name or "").partition(".")[0] in {"agents", "models", "pipeline"}:
             raise
         hint = "pip install 'headwater[bench]' has all extras, [lake] what writes Parquet files"
-        err.print(f"headwater: the package {error.name} is not here ({hint})", markup=False, highlight=False, soft_wrap=True)
+        err.print(
+            f"headwater: the package {error.name} is not here ({hint})", markup=False, highlight=False, soft_wrap=True
+        )
         sys.exit(1)
     sys.exit(0)
 

@@ -1,0 +1,98 @@
+"""The simulator over HTTP, on the loopback only: what boto3 takes for AWS through `endpoint_url`."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import msgspec
+from aiohttp import web
+
+from pipeline.lab.simulator.dynamodb import THROTTLED, DynamoDB
+from pipeline.lab.simulator.faults import ApiError, Faults, Rates, TimedOutError
+from pipeline.lab.simulator.world import Plan, World
+
+TICK = 0.01
+TRUTH = "/_headwater/truth"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What to simulate, how fast, and how roughly."""
+
+    plan: Plan = field(default_factory=Plan)
+    rates: Rates = field(default_factory=Rates)
+    rate: int = 1_000
+    """Changes a second."""
+    changes: int | None = None
+    """Changes after which nothing happens any more; None: it goes on."""
+    host: str = "127.0.0.1"
+    port: int = 0
+
+
+class Simulator:
+    """One world behind one port. Everything runs on one event loop, so a call sees the world between two changes."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.world = World(options.plan)
+        self.faults = Faults(options.rates, options.plan.seed)
+        self.calls: Counter[str] = Counter()
+        self._calls: dict[str, Callable[[dict[str, object]], bytes]] = {
+            **DynamoDB(self.world, self.faults).calls,
+        }
+
+    async def run(self, started: Callable[[str], None]) -> None:
+        """Serve until cancelled; `started` gets the address."""
+        app = web.Application(client_max_size=16 << 20)
+        app.router.add_post("/", self._answer)
+        app.router.add_get(TRUTH, self._truth)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        try:
+            site = web.TCPSite(runner, self.options.host, self.options.port)
+            await site.start()
+            host, port = runner.addresses[0][:2]
+            started(f"http://{host}:{port}")
+            await self._change()
+        finally:
+            await runner.cleanup()
+
+    async def _change(self) -> None:
+        loop, world = asyncio.get_running_loop(), self.world
+        began = loop.time()
+        while True:
+            wanted = int((loop.time() - began) * self.options.rate)
+            if self.options.changes is not None:
+                wanted = min(wanted, self.options.changes)
+            for _ in range(min(wanted - world.made, 1_000)):
+                world.step()
+            await asyncio.sleep(TICK)
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        target = request.headers.get("X-Amz-Target", "")
+        self.calls[target.rpartition(".")[2]] += 1
+        try:
+            self.faults.strike(THROTTLED)
+            call = self._calls.get(target, _unknown)
+            body, status = call(msgspec.json.decode(await request.read())), 200
+        except ApiError as error:
+            body = msgspec.json.encode({"__type": f"com.amazonaws#{error.code}", "message": error.message})
+            status = error.status
+        except TimedOutError:
+            if request.transport is not None:
+                request.transport.close()
+            return web.Response(status=503)
+        headers = {"x-amzn-RequestId": f"{sum(self.calls.values())}", "x-amz-crc32": str(zlib.crc32(body))}
+        return web.Response(body=body, status=status, content_type="application/x-amz-json-1.0", headers=headers)
+
+    async def _truth(self, request: web.Request) -> web.Response:
+        truth = self.world.truth() | {"calls": dict(self.calls), "faults": self.faults.counts}
+        return web.Response(body=msgspec.json.encode(truth), content_type="application/json")
+
+
+def _unknown(request: dict[str, object]) -> bytes:
+    raise ApiError("UnknownOperationException", "this call is not simulated")
