@@ -133,6 +133,11 @@ class Recorder:
             self.records.setdefault(cast("int", record.partition()), []).append(record)
 
     @property
+    def reached(self) -> dict[int, int]:
+        """The offset up to which each partition was read."""
+        return self._follower.reached
+
+    @property
     def ends(self) -> dict[int, int]:
         """The offset after the last record, by partition."""
         return {p: cast("int", records[-1].offset()) + 1 for p, records in list(self.records.items()) if records}

@@ -65,9 +65,8 @@ class Trimmed:
 
     arn: str
     shard_id: str
-    first: int
-    last: int
-    event_ids: tuple[str, ...]
+    records: tuple[tuple[int, str], ...]
+    """Sequence number and event ID of each."""
 
 
 class Stream:
@@ -127,13 +126,13 @@ class Stream:
         self._add(shard.low, other.high, (shard.shard_id, other.shard_id))
         return True
 
-    def trim(self, shard: Shard, records: int) -> None:
+    def trim(self, shard: Shard, count: int) -> None:
         """Drop the oldest records of a shard; a closed one of which nothing is left is known no more."""
-        gone, shard.records = shard.records[:records], shard.records[records:]
+        gone, shard.records = shard.records[:count], shard.records[count:]
         if gone:
             shard.gone += len(gone)
-            ids = tuple(record.event_id for record in gone)
-            self.trimmed.append(Trimmed(self.arn, shard.shard_id, gone[0].sequence, gone[-1].sequence, ids))
+            records = tuple((record.sequence, record.event_id) for record in gone)
+            self.trimmed.append(Trimmed(self.arn, shard.shard_id, records))
         if not shard.is_open and not shard.records:
             del self.shards[shard.shard_id]
 

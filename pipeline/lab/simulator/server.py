@@ -16,7 +16,7 @@ from pipeline.lab.simulator.faults import ApiError, Faults, Rates, TimedOutError
 from pipeline.lab.simulator.world import Plan, World
 
 TICK = 0.01
-TRUTH = "/_headwater/truth"
+TRUTH, REST = "/_headwater/truth", "/_headwater/rest"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,7 @@ class Simulator:
         self.world = World(options.plan)
         self.faults = Faults(options.rates, options.plan.seed)
         self.calls: Counter[str] = Counter()
+        self._resting = False
         self._calls: dict[str, Callable[[dict[str, object]], bytes]] = {
             **DynamoDB(self.world, self.faults).calls,
         }
@@ -50,6 +51,7 @@ class Simulator:
         app = web.Application(client_max_size=16 << 20)
         app.router.add_post("/", self._answer)
         app.router.add_get(TRUTH, self._truth)
+        app.router.add_post(REST, self._rest)
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
         try:
@@ -64,13 +66,14 @@ class Simulator:
     async def _change(self) -> None:
         loop, world = asyncio.get_running_loop(), self.world
         began = loop.time()
-        while True:
+        while not self._resting:
             wanted = int((loop.time() - began) * self.options.rate)
             if self.options.changes is not None:
                 wanted = min(wanted, self.options.changes)
             for _ in range(min(wanted - world.made, 1_000)):
                 world.step()
             await asyncio.sleep(TICK)
+        await asyncio.Event().wait()  # it goes on to answer
 
     async def _answer(self, request: web.Request) -> web.Response:
         target = request.headers.get("X-Amz-Target", "")
@@ -92,6 +95,12 @@ class Simulator:
     async def _truth(self, request: web.Request) -> web.Response:
         truth = self.world.truth() | {"calls": dict(self.calls), "faults": self.faults.counts}
         return web.Response(body=msgspec.json.encode(truth), content_type="application/json")
+
+    async def _rest(self, request: web.Request) -> web.Response:
+        """Make no more changes; what is late to be listed is listed."""
+        self._resting = True
+        self.world.settle()
+        return web.Response()
 
 
 def _unknown(request: dict[str, object]) -> bytes:

@@ -46,6 +46,20 @@ class Plan:
     large_every: int = 3_000
     """Changes between two large ones, 0 for none."""
 
+    @classmethod
+    def rough(cls, tables: tuple[str, ...], seed: int, rate: int) -> Plan:
+        """Return a plan in which everything happens every few seconds, at this rate of changes a second."""
+        return cls(
+            seed,
+            tables,
+            reshape_every=rate * 3 // 2,
+            late=rate // 2,
+            kept=20 * rate,
+            trim_every=5 * rate,
+            renew_every=23 * rate,
+            off=rate // 10,
+        )
+
 
 @dataclass(slots=True)
 class Table:
@@ -106,6 +120,16 @@ class World:
         if plan.renew_every and self.made % plan.renew_every == 0:
             self._switch_off(table)
 
+    def settle(self) -> None:
+        """List every shard, and switch the streams on that are off: nothing more will happen."""
+        for table in self.tables.values():
+            if table.off:
+                table.off = 0
+                self._switch_on(table)
+            for stream in table.streams:
+                for shard in stream.shards.values():
+                    shard.listed = True
+
     def _later(self, changes: int, what: Callable[[], None]) -> None:
         self._due.append((self.made + changes, what))
         self._due.sort(key=lambda due: due[0])
@@ -123,7 +147,7 @@ class World:
             table.unrecorded += 1
             table.off -= 1
             if not table.off:
-                table.streams.append(Stream(self._arn(table.name, len(table.streams)), self.plan.shards))
+                self._switch_on(table)
             return
         large = self.plan.large_every and self.made % self.plan.large_every == 0
         after = None if removed else table.versions[item]
@@ -174,6 +198,9 @@ class World:
             table.stream.close(shard)
             self._forget_late(table.stream, shard)
         table.off = self.plan.off
+
+    def _switch_on(self, table: Table) -> None:
+        table.streams.append(Stream(self._arn(table.name, len(table.streams)), self.plan.shards))
 
     # -- the truth ----------------------------------------------------------------------------------------------------
 
