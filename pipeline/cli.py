@@ -293,6 +293,7 @@ def simulate(
     rate: Annotated[int, typer.Option(min=1, help="Changes a second.")] = 1_000,
     changes: Annotated[int | None, typer.Option(min=1, help="Changes after which nothing more happens.")] = None,
     rough: Annotated[bool, typer.Option("--rough", help="With throttles, errors, trimming and all else.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Change nothing until the first GetRecords call.")] = False,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
 ) -> None:
     """Simulate DynamoDB tables and their streams for boto3, until Ctrl-C; print the AWS_ENDPOINT_URL to use."""
@@ -301,7 +302,7 @@ def simulate(
     tables = tuple(table or world.Plan().tables)
     plan = world.Plan.rough(tables, seed, rate) if rough else world.Plan(seed, tables, reshape_every=60 * rate)
     rates = faults.Rates.rough() if rough else faults.Rates()
-    options = server.Options(plan, rates, rate=rate, changes=changes, port=port)
+    options = server.Options(plan, rates, rate, changes, wait, port=port)
     with suppress(KeyboardInterrupt):
         asyncio.run(server.Simulator(options).run(lambda address: out.print(f"AWS_ENDPOINT_URL={address}")))
 

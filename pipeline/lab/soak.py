@@ -129,12 +129,15 @@ class _Soak:
                 processes.stop([simulator])
             report.seconds = round(time.monotonic() - began, 1)
             written = [msgspec.json.decode(cast("bytes", gap.value()), type=Gap) for gap in gaps]
-            return compare(report, truth, map(_change, raw), written)
+            came = list(map(_change, raw))
+            for name, what in (("truth", truth), ("raw", came), ("gaps", written)):  # to look into when it fails
+                (self._options.directory / f"{name}.json").write_bytes(msgspec.json.encode(what))
+            return compare(report, truth, came, written)
 
     def _simulate(self) -> processes.Process:
         log = self._options.directory / "simulator.log"
         port = self._address.rpartition(":")[2]
-        command = [sys.executable, "-m", "pipeline.cli", "simulate", "--rough", "--port", port]
+        command = [sys.executable, "-m", "pipeline.cli", "simulate", "--rough", "--wait", "--port", port]
         command += ["--seed", str(self._options.seed), "--rate", str(self._options.rate)]
         command += [word for table in TABLES for word in ("--table", table)]
         started = processes.start(

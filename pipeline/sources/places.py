@@ -34,6 +34,8 @@ class Beginning(msgspec.Struct, frozen=True):
     table: str
     since: float | None = None
     """Changes before this time (seconds since the epoch) are not wanted; None: all that the stream holds."""
+    follows: bool = False
+    """It came after another stream of the table: then all of it is wanted, from the first record on."""
     roots: tuple[str, ...] = ()
     """The shards that were there: that their parents are unknown loses nothing that was wanted."""
 

@@ -45,6 +45,8 @@ FULL = 100
 """Records in an answer from which on the next call comes at once: there is more."""
 IDLE = 1.0
 """Seconds of the longest pause of a shard that gives nothing, as long as the budget of calls does not ask for more."""
+DRAINED = 2
+"""Listings in a row in which all shards of a switched-off stream are read: then the table's next stream is begun."""
 SILENT = 60.0
 """Seconds without an answer of AWS to anything after which a worker that reads shards is not ready."""
 NOTHING = Cut([], [], None, None)
@@ -163,6 +165,8 @@ class StreamSource(Source):
         self._discovery: asyncio.Task[None] | None = None
         self._look_now = asyncio.Event()
         self._asked: set[str] = set()
+        self._drained: dict[str, int] = {}
+        """Streams of which all is read, and how many listings in a row have said so: a last shard may be listed late."""
         self._purses: dict[int, asyncio.Semaphore] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._heard = time.monotonic()
@@ -304,6 +308,20 @@ class StreamSource(Source):
             if all(place.finished for place in self._known.of(arn).values()):
                 self._forget([ShardOf(table, arn, shard_id) for shard_id in ("", *self._known.of(arn))])
                 del self._listings[arn]
+                return
+        places = self._known.of(arn)
+        unread = {shard.shard_id for shard in self._listings[arn].shards} - {s for s, p in places.items() if p.finished}
+        left = unread or not all(place.finished for place in places.values())
+        self._drained[arn] = 0 if left else self._drained.get(arn, 0) + 1
+        if self._drained[arn] == 1:
+            self._look_now.set()
+
+    def _waits(self, arn: str, table: str) -> bool:
+        """Say whether an older stream of the table is not read to its end: its changes come first."""
+        older = (
+            one for one, listing in self._listings.items() if listing.table == table and one < arn
+        )  # by their dates
+        return any(self._drained.get(one, 0) < DRAINED for one in older)
 
     def _start_readers(self) -> None:
         for arn, listing in self._listings.items():
@@ -312,6 +330,7 @@ class StreamSource(Source):
             beginning = self._known.beginnings.get(arn)
             if beginning is None:
                 self._begin(arn, listing)
+            if beginning is None or self._waits(arn, listing.table):
                 continue
             for shard_id in lineage.readable():
                 shard = ShardOf(listing.table, arn, shard_id)
@@ -335,7 +354,8 @@ class StreamSource(Source):
         former = self._known.streams_of(listing.table) - {arn}
         # After another stream of the same table nothing may be left out.
         since = None if former else self._since()
-        beginning = Beginning(listing.table, since, tuple(shard.shard_id for shard in listing.shards))
+        roots = tuple(shard.shard_id for shard in listing.shards)
+        beginning = Beginning(listing.table, since, follows=bool(former), roots=roots)
         gaps = (self._gap(stream, "new stream"),) if former else ()
         consumer: Consumer = self._transport.app.consumer  # type: ignore[assignment]  # Faust types it by its interface
         offered = Reading(stream, NOTHING, None, finished=False, gaps=gaps, beginning=beginning)
@@ -430,7 +450,8 @@ def _start(shard_id: str, lineage: Lineage, beginning: Beginning, place: Place |
         return Start(after=place.after)
     if beginning.since is not None:  # older than what the stream holds is the same as all of it
         return Start(since=beginning.since)
-    return Start(first=lineage.first_of(shard_id)) if lineage.is_followed(shard_id) else Start()
+    wanted = beginning.follows or lineage.is_followed(shard_id)
+    return Start(first=lineage.first_of(shard_id)) if wanted else Start()
 
 
 def _say_once(failing: dict[str, str], what: str, error: HeadwaterError) -> None:

@@ -29,6 +29,8 @@ class Options:
     """Changes a second."""
     changes: int | None = None
     """Changes after which nothing happens any more; None: it goes on."""
+    wait_for_reader: bool = False
+    """Make the first change when the first GetRecords call comes."""
     host: str = "127.0.0.1"
     port: int = 0
 
@@ -65,6 +67,8 @@ class Simulator:
 
     async def _change(self) -> None:
         loop, world = asyncio.get_running_loop(), self.world
+        while self.options.wait_for_reader and not self.calls["GetRecords"]:
+            await asyncio.sleep(TICK)
         began = loop.time()
         while not self._resting:
             wanted = int((loop.time() - began) * self.options.rate)
