@@ -26,6 +26,8 @@ class Place(msgspec.Struct, frozen=True):
     after: str | None
     """Sequence number of the last record; None: nothing yet."""
     finished: bool = False
+    at: float = 0.0
+    """When that was written, in seconds since the epoch."""
 
 
 class Beginning(msgspec.Struct, frozen=True):

@@ -49,6 +49,8 @@ DRAINED = 2
 """Listings in a row in which all shards of a switched-off stream are read: then the table's next stream is begun."""
 SILENT = 60.0
 """Seconds without an answer of AWS to anything after which a worker that reads shards is not ready."""
+TRIMMED = 2 * 86_400.0
+"""Seconds after which a finished shard that is not listed was trimmed for certain, and is not merely listed late."""
 NOTHING = Cut([], [], None, None)
 
 
@@ -228,7 +230,7 @@ class StreamSource(Source):
             else:
                 last[reading.shard] = reading
         for shard, reading in last.items():
-            place = Place(shard.table, reading.after, reading.finished)
+            place = Place(shard.table, reading.after, reading.finished, round(time.time(), 3))
             produce(self.fence, shard.key, msgspec.json.encode(place), shard.partition)
         forgotten, self._forgotten = self._forgotten, set()
         for shard in forgotten:
@@ -343,7 +345,9 @@ class StreamSource(Source):
             if new := {f"{arn}/{shard_id}" for shard_id in lineage.awaiting_children()} - self._asked:
                 self._asked |= new
                 self._look_now.set()
-            self._forget([ShardOf(listing.table, arn, shard_id) for shard_id in lineage.forgettable()])
+            listed, now = {shard.shard_id for shard in listing.shards}, time.time()
+            old = [s for s, p in places.items() if p.finished and s not in listed and now - p.at > TRIMMED]
+            self._forget([ShardOf(listing.table, arn, one) for one in {*lineage.forgettable(), *old}])
 
     def _begin(self, arn: str, listing: _Listing) -> None:
         """Write down how a stream begins; its shards are read when that is committed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import msgspec
@@ -13,8 +14,8 @@ from pipeline.lab.simulator.history import Shard, Stream
 from pipeline.lab.simulator.world import World
 
 THROTTLED = "LimitExceededException"
-READERS = 2
-"""GetRecords calls under way at once on a shard."""
+READERS, WHILE = 2, 1.0
+"""Readers that a shard takes, and the seconds for which one counts after its last call."""
 MOST_RECORDS, MOST_BYTES = 1_000, 1_000_000
 """In a GetRecords answer."""
 Request = dict[str, Any]
@@ -29,6 +30,8 @@ class Iterator(msgspec.Struct, array_like=True):
     at: int
     """The number of the shard's next record."""
     issued: float
+    reader: int
+    """Which GetShardIterator call it descends from."""
 
 
 class DynamoDB:
@@ -36,7 +39,9 @@ class DynamoDB:
 
     def __init__(self, world: World, faults: Faults, *, page: int = 10, iterator_seconds: float = 900.0) -> None:
         self._world, self._faults, self._page, self._iterator_seconds = world, faults, page, iterator_seconds
-        self._reading: dict[tuple[str, str], int] = {}
+        self._readers: dict[tuple[str, str], dict[int, float]] = {}
+        """When each reader of a shard called last."""
+        self._numbers = count()
         streams, tables = "DynamoDBStreams_20120810.", "DynamoDB_20120810."
         self.calls: dict[str, Callable[[Request], bytes]] = {
             f"{streams}DescribeStream": self._describe_stream,
@@ -116,7 +121,7 @@ class DynamoDB:
         arn, shard_id = request["StreamArn"], request["ShardId"]
         shard = self._shard(arn, shard_id)
         at = _start(shard, request["ShardIteratorType"], request)
-        iterator = Iterator(arn, shard_id, at, self._world.clock())
+        iterator = Iterator(arn, shard_id, at, self._world.clock(), next(self._numbers))
         return encode({"ShardIterator": _text(iterator)})
 
     def _get_records(self, request: Request) -> bytes:
@@ -128,14 +133,22 @@ class DynamoDB:
         if iterator.at < shard.gone:
             message = "The operation attempted to read past the oldest stream record in a shard."
             raise ApiError("TrimmedDataAccessException", message)
+        self._count_readers(place, iterator.reader)
         records = self._some(shard, iterator.at, request.get("Limit", MOST_RECORDS))
         at = iterator.at + len(records)
         # A closed shard that is read to its end says so at once, together with its last records.
         ended = not shard.is_open and at == shard.end
-        following = (
-            b"" if ended else b',"NextShardIterator":%s' % encode(_text(Iterator(*place, at, self._world.clock())))
-        )
-        return b'{"Records":[%s]%s}' % (b",".join(records), following)
+        following = Iterator(*place, at, self._world.clock(), iterator.reader)
+        more = b"" if ended else b',"NextShardIterator":%s' % encode(_text(following))
+        return b'{"Records":[%s]%s}' % (b",".join(records), more)
+
+    def _count_readers(self, place: tuple[str, str], reader: int) -> None:
+        now, readers = self._world.clock(), self._readers.setdefault(place, {})
+        for gone in [one for one, at in readers.items() if now - at > WHILE]:
+            del readers[gone]
+        if reader not in readers and len(readers) >= READERS:
+            raise ApiError(THROTTLED, "Too many readers of the shard at once")
+        readers[reader] = now
 
     def _some(self, shard: Shard, at: int, limit: int) -> list[bytes]:
         first = at - shard.gone

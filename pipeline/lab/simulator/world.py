@@ -120,6 +120,10 @@ class World:
         if plan.renew_every and self.made % plan.renew_every == 0:
             self._switch_off(table)
 
+    def drop(self, table: str) -> None:
+        """Delete a table, its streams with it."""
+        del self.tables[table]
+
     def settle(self) -> None:
         """List every shard, and switch the streams on that are off: nothing more will happen."""
         for table in self.tables.values():
