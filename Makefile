@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 DEMO_ARGS ?=
 TEST_ARGS ?=
+SEED ?= $(shell date +%s)
 
-.PHONY: help setup demo test bench check docs format lock clean
+.PHONY: help setup demo test bench chaos check docs format lock clean
 
 help: ## show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +31,9 @@ test: setup ## run all tests (TEST_ARGS="-k name" for some)
 
 bench: setup ## measure deduplication against the loop by hand and against peers (15 to 20 minutes)
 	@$(BIN)/headwater bench dedup --peers
+
+chaos: setup ## hurt workers and broker 100 times under load, and prove that nothing is lost (20 minutes; SEED=1 for the same again)
+	@$(BIN)/headwater chaos --faults 100 --seed $(SEED) --page docs/reliability.md --json
 
 check: setup ## format, lint, types, import rules, dependencies
 	@$(BIN)/ruff format --check .

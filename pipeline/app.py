@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import socket
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
@@ -19,17 +20,22 @@ from mode import ServiceT
 from models.dead_letter import DeadLetter
 from pipeline.errors import FatalError, HeadwaterError, UsageError
 from pipeline.metrics import Metrics
+from pipeline.offsets import require_remembered
 from pipeline.settings import Settings
 from pipeline.state.table import Table
 from pipeline.topics import Topics, admin, ensure
 from pipeline.transport import Batch, BatchSchema, Transport, batches
 from pipeline.transport.consumer import Consumer
-from pipeline.transport.fatal import stop_process
+from pipeline.transport.fatal import end_within, stop_process
 from pipeline.web import add_pages
 
 T = TypeVar("T")
 Attach = Callable[["Worker"], None]
 Preflight = Callable[[], None]
+STOP_SECONDS = 9.5
+"""Seconds that a worker may take to stop; what it has not committed by then is done again by the next owner."""
+HEARTBEAT = 0.3
+"""Seconds between two heartbeats at most."""
 AGENTS = "headwater.agents"
 """Entry-point group: the name of an agent, and the function that attaches it to a worker."""
 
@@ -41,6 +47,13 @@ class Tables(TableManager):
         """Register the tables."""
         await self._update_channels()
         await self.recovery.start()
+
+
+class QuietWorker(faust.Worker):
+    """Faust's worker without its spinner: for that, `-l warn` sets the root logger to DEBUG and every debug record is made."""
+
+    def _setup_spinner_handler(self, logger: logging.Logger, level: int) -> None:
+        pass
 
 
 class App(faust.App):
@@ -62,6 +75,12 @@ class App(faust.App):
             stop_process(error.message, hint=error.hint)
         await super().on_first_start()
 
+    async def on_stop(self) -> None:
+        """Stop, but not for ever: calls to a broker that is down return after minutes."""
+        if self.in_worker:
+            end_within(STOP_SECONDS, f"the worker could not stop within {STOP_SECONDS:g} s: does the broker answer?")
+        await super().on_stop()
+
 
 class Worker:
     """What an agent is attached to: the app, the settings, the names of the topics, and ways to write."""
@@ -80,7 +99,9 @@ class Worker:
             topic_partitions=settings.partitions,
             topic_disable_leader=True,
             broker_session_timeout=settings.kafka.session_timeout,
-            broker_heartbeat_interval=settings.kafka.session_timeout / 5,
+            # A worker hears of a rebalance in the answer to a heartbeat, and until then partitions stand still.
+            broker_heartbeat_interval=min(settings.kafka.session_timeout / 5, HEARTBEAT),
+            consumer_group_instance_id=settings.kafka.instance_id,
             agent_supervisor=mode.CrashingSupervisor,
             web_enabled=settings.web.enabled,
             web_bind=settings.web.host,
@@ -90,11 +111,13 @@ class Worker:
             store="headwater://",
             Table=Table,
             TableManager=Tables,
+            Worker=QuietWorker,
             table_standby_replicas=settings.standby_replicas,
         )
         self.app.worker = self
         self.transport = cast("Transport", self.app.transport)
         self.transport.properties = settings.kafka.properties
+        self.transport.group_protocol = settings.kafka.group_protocol
         self.transport.slice_seconds = settings.commit_interval
         self.transport.exactly_once = settings.processing_guarantee == "exactly_once"
         self.transport.join(self.metrics)
@@ -114,6 +137,7 @@ class Worker:
                 hint="HEADWATER_WEB__PORT=6067 headwater run, or --without-web",
             )
         ensure(admin(self.transport.client_conf()), self.topics.all(), self.settings.kafka.replication_factor)
+        require_remembered(self.transport.client_conf(), self.settings, wanted_agents(self.settings))
         for preflight in self.preflights:
             preflight()
         # What is loaded now stays: the collector need not walk it again for every batch.

@@ -263,17 +263,23 @@ def demo(
 
 @app.command(rich_help_panel="Lab")
 def chaos(
-    faults: Annotated[int, typer.Option(min=1, help="How many faults.")] = 10,
+    faults: Annotated[int, typer.Option(min=1, help="How many faults.")] = 12,
     seed: Annotated[int, typer.Option(help="Same seed, same schedule.")] = 1,
     rate: Annotated[int, typer.Option(min=1, help="Changes a second.")] = 5_000,
+    page: Annotated[Path | None, typer.Option(help="Write the outcome into this file, as Markdown.")] = None,
     directory: Directory = Path(".headwater/chaos"),
     as_json: Json = False,
 ) -> None:
     """Hurt workers and broker under load, and prove that nothing was lost, doubled or reordered."""
     from pipeline.lab import chaos as chaoses
+    from pipeline.lab.chaos_report import Options
 
     shutil.rmtree(directory, ignore_errors=True)
-    report = chaoses.run(chaoses.Options(directory=directory.absolute(), faults=faults, seed=seed, rate=rate), say=_say)
+    options = Options(directory=directory.absolute(), faults=faults, seed=seed, rate=rate, page=page)
+    _say(f"seed {seed}")
+    report = chaoses.run(options, say=_say)
+    for name, why in report.left_out.items():
+        _say(f"left out: {name}: {why}")
     verdict = "[bold green]PROVED[/]" if report.ok else "[bold red]FAILED[/]"
     err.print(
         f"{verdict} {sum(report.faults.values())} faults, {report.input:,} changes; lost {report.lost}, "

@@ -37,6 +37,20 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$", max_length=120)]
 TableName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._*?-]+$", max_length=255)]
 
 
+SESSION_TIMEOUT = 10.0
+OWNED = {
+    "group.id",
+    "transactional.id",
+    "enable.auto.commit",
+    "isolation.level",
+    "auto.offset.reset",
+    "partition.assignment.strategy",
+    "group.remote.assignor",
+}
+"""Properties of librdkafka that are not the user's to set."""
+SETTINGS_OF_THEIR_OWN = {"group.protocol": "group_protocol", "group.instance.id": "instance_id"}
+
+
 class Section(BaseModel):
     """A group of settings: unknown keys are errors, values do not change."""
 
@@ -49,11 +63,21 @@ class Kafka(Section):
     bootstrap_servers: str = Field("127.0.0.1:9092", min_length=1, description="Brokers, host:port, comma-separated.")
     replication_factor: int = Field(3, ge=1, le=32, description="Replicas of the topics that Headwater creates.")
     session_timeout: float = Field(
-        10.0, ge=1, le=300, description="Seconds without a heartbeat until a worker is taken for dead."
+        SESSION_TIMEOUT, ge=1, le=300, description="Seconds without a heartbeat until a worker is taken for dead."
+    )
+    group_protocol: Literal["classic", "consumer"] = Field(
+        "classic",
+        description="consumer: KIP-848, where the broker shares partitions out and sets the time-outs; Kafka 4.0 or newer.",
+    )
+    instance_id: Name | None = Field(
+        None,
+        description="The worker's own name in the group (static membership): a restart within the session time-out gets its "
+        "partitions back, and nobody else's move.",
     )
     properties: dict[str, str | int | float | bool] = Field(
         default_factory=dict,
         description="Any librdkafka property, for every client: security.protocol, sasl.username, ...",
+        repr=False,  # passwords are among them
     )
 
     @field_validator("properties", mode="before")
@@ -65,12 +89,20 @@ class Kafka(Section):
     @field_validator("properties")
     @classmethod
     def _ours(cls, properties: dict[str, Any]) -> dict[str, Any]:
-        owned = {"group.id", "transactional.id", "enable.auto.commit", "isolation.level", "auto.offset.reset"} & set(
-            properties
-        )
-        if owned:
-            raise ValueError(f"{', '.join(sorted(owned))}: Headwater sets this itself, exactly-once depends on it")
+        if owned := sorted(OWNED & set(properties)):
+            raise ValueError(f"{', '.join(owned)}: Headwater sets this itself, exactly-once depends on it")
+        for name, setting in SETTINGS_OF_THEIR_OWN.items():
+            if name in properties:
+                raise ValueError(f"{name}: set kafka.{setting} instead")
         return properties
+
+    @model_validator(mode="after")
+    def _the_broker_sets_the_time_out(self) -> Kafka:
+        if self.group_protocol == "consumer" and self.session_timeout != SESSION_TIMEOUT:
+            raise ValueError(
+                "session_timeout: with group_protocol consumer the broker sets it (group.consumer.session.timeout.ms)"
+            )
+        return self
 
 
 def _flatten(nested: Mapping[str, Any], before: str = "") -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,13 +12,15 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from pipeline.errors import FatalError, HeadwaterError
+from pipeline.errors import FatalError, HeadwaterError, UsageError
 from pipeline.settings import Settings
 from pipeline.transport.transaction import MESSAGE_MAX
 
 FENCE_PARTITIONS = 16
 """Partitions of the shards topic: more than there will be workers, so that shards spread."""
 TIMEOUT = 20.0
+ATTEMPT = 2.0
+"""Seconds of one attempt to reach the cluster."""
 DAY_MS = 86_400_000
 
 
@@ -102,29 +106,59 @@ class Found:
         )
 
 
-def admin(conf: Mapping[str, Any]) -> AdminClient:
-    """Return a client for topics and groups."""
-    return AdminClient({**conf, "socket.connection.setup.timeout.ms": 5_000, "log_level": 0})
+class Admin(AdminClient):
+    """A client for topics and groups that knows why its connections fail: the call itself only says that time is up."""
+
+    def __init__(self, conf: Mapping[str, Any]) -> None:
+        self.refusal = ""
+        """Why a broker has refused us, in its words: wrong credentials, no trust in its certificate."""
+        ours: dict[str, Any] = {"socket.connection.setup.timeout.ms": 5_000, "error_cb": self._note}
+        super().__init__({**conf, **ours, "log_level": 0}, logger=_silent)
+
+    def _note(self, error: KafkaError) -> None:
+        if error.code() in {KafkaError._AUTHENTICATION, KafkaError._SSL}:  # noqa: SLF001 - documented names of the codes
+            self.refusal = error.str()
 
 
-def look(client: AdminClient, topics: Iterable[Topic], *, timeout: float = TIMEOUT) -> list[Found]:
-    """Return what is there of the topics; raise FatalError when the broker cannot be reached."""
+_silent = logging.getLogger("headwater.librdkafka.silent")
+_silent.addHandler(logging.NullHandler())
+_silent.propagate = False
+
+
+def admin(conf: Mapping[str, Any]) -> Admin:
+    """Return a client for topics and groups; raise UsageError when librdkafka does not take the properties."""
     try:
-        there = client.list_topics(timeout=timeout).topics
-    except KafkaException as error:
-        raise unreachable(error) from error
-    return [Found(topic, len(there[topic.name].partitions) if topic.name in there else 0) for topic in topics]
+        return Admin(conf)
+    except (KafkaException, ValueError, TypeError) as error:
+        reason = error.args[0].str() if isinstance(error, KafkaException) else error
+        raise UsageError(f"kafka.properties: {reason}", hint="headwater check") from error
 
 
-def unreachable(error: KafkaException) -> HeadwaterError:
-    """Return the error for a cluster that does not answer."""
+def look(client: Admin, topics: Iterable[Topic], *, timeout: float = TIMEOUT) -> list[Found]:
+    """Return what is there of the topics; raise FatalError when the broker cannot be reached, at once when it refuses us."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            there = client.list_topics(timeout=min(ATTEMPT, timeout)).topics
+        except KafkaException as error:
+            client.poll(0)
+            if client.refusal or time.monotonic() > deadline:
+                raise unreachable(error, client.refusal) from error
+        else:
+            return [Found(topic, len(there[topic.name].partitions) if topic.name in there else 0) for topic in topics]
+
+
+def unreachable(error: KafkaException, refusal: str = "") -> HeadwaterError:
+    """Return the error for a cluster that does not answer, or refuses us."""
+    if refusal:
+        return FatalError(f"Kafka refuses this client: {refusal}", hint="headwater check ([kafka.properties])")
     return FatalError(
         f"Kafka cannot be reached: {error.args[0].str()}",
         hint="headwater check (kafka.bootstrap_servers, HEADWATER_KAFKA__BOOTSTRAP_SERVERS); headwater local up",
     )
 
 
-def ensure(client: AdminClient, topics: Iterable[Topic], replication: int) -> list[str]:
+def ensure(client: Admin, topics: Iterable[Topic], replication: int) -> list[str]:
     """Make the topics that are missing; return their names. Raise FatalError when one that is there differs."""
     found = look(client, topics)
     for problem in (topic.problem for topic in found):

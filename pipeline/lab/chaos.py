@@ -5,82 +5,31 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
-import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from datetime import UTC, datetime
 from typing import Any, cast
 
 from confluent_kafka import Producer
 
 from pipeline.errors import FatalError
+from pipeline.lab.chaos_report import Options, Report, page
 from pipeline.lab.demo import Recorder, lag
-from pipeline.lab.killer import POINTS
+from pipeline.lab.faults import SESSION, Faults
+from pipeline.lab.machine import describe
 from pipeline.lab.stack import Stack
-from pipeline.lab.workers import Worker, Workers
 from pipeline.settings import Settings
 from pipeline.topics import Topics, admin, ensure
 
-FAULTS = (
-    "kill",  # SIGKILL
-    "freeze",  # SIGSTOP beyond the session time-out, then SIGCONT: a zombie
-    "terminate",  # SIGTERM
-    "join",  # one more worker, or one that leaves for good
-    *(f"kill at {point}" for point in POINTS),
-    "kill in recovery",
-    "restart broker",  # SIGKILL of the broker, in the middle of transactions
-    "lose state",  # the state directory is gone after a kill
-)
 KEYS = 500
 DUPLICATES = 0.2
-SESSION = 6.0
 PARTITIONS = 4
-MOST_WORKERS = 3
-SETTLE = (3.0, 7.0)
+SETTLE = (1.5, 4.5)
 """Seconds between two faults."""
 IDLE_LIMIT = 120.0
 TICK = 0.1
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the chaos is asked to do."""
-
-    directory: Path
-    faults: int = 10
-    seed: int = 1
-    rate: int = 5_000
-    """Changes a second."""
-    guarantee: str = "exactly_once"
-
-
-@dataclass
-class Report:
-    """The outcome; printed by `--json`."""
-
-    faults: dict[str, int] = field(default_factory=dict)
-    input: int = 0
-    output: int = 0
-    lost: int = 0
-    duplicated: int = 0
-    out_of_order: int = 0
-    fenced: int = 0
-    aborted: int = 0
-    seconds: float = 0.0
-    seed: int = 0
-
-    @property
-    def ok(self) -> bool:
-        """Whether every change came out once, in order."""
-        return not (self.lost or self.duplicated or self.out_of_order)
-
-    def json(self) -> dict[str, Any]:
-        """Return it as plain data."""
-        return asdict(self)
 
 
 class Load:
@@ -166,7 +115,9 @@ class Chaos:
             "HEADWATER_KAFKA__SESSION_TIMEOUT": str(SESSION),
         }
         self.group = prefix
-        self.workers = Workers(2, options.directory / "workers", environment, module="pipeline.lab.chaos_worker")
+        self._logs = options.directory / "workers"
+        self.faults = Faults(stack, self._logs, environment, self._random)
+        self.workers = self.faults.workers
         self.load = Load(self.conf, self.topics.ingest, options.rate, options.seed)
         self.done: Counter[str] = Counter()
 
@@ -174,15 +125,15 @@ class Chaos:
         """Load, hurt, wait until everything has come through, compare."""
         began = time.monotonic()
         with Recorder(self.conf, self.topics.raw) as raw, Recorder(self.conf, self.topics.ingest) as ingest:
-            self.workers.start()
             try:
+                self.workers.start()
                 self._wait(lambda: len(raw) > 0 or self._started(), raw)
                 self.load.start()
                 self._hurt(raw)
                 self.load.stop()
                 self._wait(lambda: self._through(raw, ingest), raw)
             finally:
-                self.workers.stop()
+                self.faults.close()
             return self._compare(raw, time.monotonic() - began)
 
     def _started(self) -> bool:
@@ -191,56 +142,16 @@ class Chaos:
         )
 
     def _hurt(self, raw: Recorder) -> None:
-        schedule = [FAULTS[n % len(FAULTS)] for n in range(self._options.faults)]
+        names = self.faults.names
+        schedule = [names[n % len(names)] for n in range(self._options.faults)]
         self._random.shuffle(schedule)
         for fault in schedule:
             self._rest(self._random.uniform(*SETTLE))
             self._say(f"{fault} ({len(raw):,} of {self.load.written:,} changes are out)")
-            self._do(fault)
+            self.faults.do(fault)
             self.done[fault] += 1
         self._rest(SETTLE[1])
         self._wait(lambda: not self.workers.frozen, raw)
-
-    def _do(self, fault: str) -> None:
-        worker = self._random.choice([w for w in self.workers.all if w.alive()] or self.workers.all)
-        if fault == "kill":
-            worker.signal(signal.SIGKILL)
-        elif fault == "freeze":
-            self.workers.freeze(self.workers.all.index(worker), SESSION + self._random.uniform(2, 6))
-        elif fault == "terminate":
-            worker.signal(signal.SIGTERM)
-        elif fault == "join":
-            if len(self.workers.all) < MOST_WORKERS:
-                self.workers.add()
-            else:
-                self.workers.all.remove(worker)
-                worker.signal(signal.SIGTERM)
-        elif fault.startswith("kill at "):
-            _state(worker).with_name(f"{_state(worker).name}.point").write_text(fault.removeprefix("kill at "))
-        elif fault == "kill in recovery":
-            self._kill_in_recovery(worker)
-        elif fault == "restart broker":
-            self._stack.kill_broker()
-            self._stack.start_broker()
-        elif fault == "lose state":
-            self._lose_state(worker)
-
-    def _lose_state(self, worker: Worker) -> None:
-        worker.signal(signal.SIGKILL)
-        self._until(lambda: not worker.alive())
-        shutil.rmtree(_state(worker), ignore_errors=True)
-
-    def _kill_in_recovery(self, worker: Worker) -> None:
-        self._lose_state(worker)
-        worker.start()
-        # A recovery begins when the partitions have come; the store is opened first.
-        self._until(lambda: any(_state(worker).glob("*.db")) or not worker.alive())
-        worker.signal(signal.SIGKILL)
-
-    def _until(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + IDLE_LIMIT
-        while not condition() and time.monotonic() < deadline:
-            time.sleep(0.01)
 
     def _rest(self, seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -273,6 +184,7 @@ class Chaos:
 
     def _compare(self, raw: Recorder, seconds: float) -> Report:
         report = Report(faults=dict(self.done), input=self.load.written, output=len(raw), seed=self._options.seed)
+        report.left_out = self.faults.left_out
         last = [0] * KEYS
         seen: set[tuple[int, int]] = set()
         for record in raw:
@@ -285,7 +197,7 @@ class Chaos:
             seen.add((key, version))
             last[key] = max(last[key], version)
         report.lost = report.input - len(seen)
-        logs = [path.read_text(errors="replace") for path in (self._options.directory / "workers").glob("*.log")]
+        logs = [path.read_text(errors="replace") for path in self._logs.glob("*.log")]
         report.aborted = sum(log.count("slice aborted") for log in logs)
         words = ("ILLEGAL_GENERATION", "UNKNOWN_MEMBER_ID", "FENCED", "no member of the group", "partitions were lost")
         report.fenced = sum(any(word in line for word in words) for log in logs for line in log.splitlines())
@@ -293,11 +205,13 @@ class Chaos:
         return report
 
 
-def _state(worker: Worker) -> Path:
-    return worker.directory / f"{worker.name}.state"
-
-
 def run(options: Options, say: Callable[[str], None]) -> Report:
     """Run the chaos on an Apache Kafka of its own; raise HeadwaterError when it cannot be run."""
+    began = datetime.now(UTC)
     with Stack(options.directory / "stack", broker="kafka", progress=say) as stack:
-        return Chaos(options, stack, say).run()
+        report = Chaos(options, stack, say).run()
+        broker = stack.endpoints.broker if stack.endpoints else ""
+    if options.page is not None:
+        options.page.write_text(page(report, options, began, describe(broker)))
+        say(f"wrote {options.page}")
+    return report

@@ -134,8 +134,8 @@ class Recorder:
 
     @property
     def reached(self) -> dict[int, int]:
-        """The offset up to which each partition was read."""
-        return self._follower.reached
+        """The offset up to which each partition has been read; ends of transactions count."""
+        return dict(self._follower.reached)
 
     @property
     def ends(self) -> dict[int, int]:

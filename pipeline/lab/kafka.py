@@ -44,6 +44,11 @@ num.partitions=4
 group.initial.rebalance.delay.ms=0
 # Tests choose short session time-outs.
 group.min.session.timeout.ms=1000
+# With KIP-848 the broker chooses them (45 s by default).
+group.consumer.min.session.timeout.ms=1000
+group.consumer.session.timeout.ms=6000
+group.consumer.min.heartbeat.interval.ms=500
+group.consumer.heartbeat.interval.ms=1000
 # One broker: one replica of everything, and few partitions, so that it starts and stops quickly.
 offsets.topic.replication.factor=1
 offsets.topic.num.partitions=4

@@ -32,6 +32,7 @@ Progress = Callable[[str], None]
 EXTERNAL = "external"
 REGION = "eu-west-1"
 FILE = "stack.json"
+BROKER_STOP_SECONDS = 30.0
 DISK_NEEDED = 256 * 1024 * 1024
 BOOTSTRAP = "HEADWATER_KAFKA__BOOTSTRAP_SERVERS"
 AWS_URL = "AWS_ENDPOINT_URL"
@@ -154,9 +155,16 @@ class Stack:
 
     def kill_broker(self) -> None:
         """Kill the broker by SIGKILL and return when it is gone."""
+        self._end_broker(grace=0)
+
+    def stop_broker(self) -> None:
+        """Ask the broker to end, and return when it has; kill it when it takes too long."""
+        self._end_broker(grace=BROKER_STOP_SECONDS)
+
+    def _end_broker(self, grace: float) -> None:
         if self._broker_process is None:
             raise HeadwaterError("the broker was not started by this stack, or is dead already")
-        self._broker_process.kill()
+        processes.stop([self._broker_process], grace=grace)
         self._broker_process = None
         self._record()
 

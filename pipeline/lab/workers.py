@@ -38,6 +38,11 @@ class Worker:
         """The file with its output."""
         return self.directory / f"{self.name}.log"
 
+    @property
+    def state(self) -> Path:
+        """Its state directory."""
+        return self.directory / f"{self.name}.state"
+
     def start(self) -> None:
         """Start `faust -A pipeline.worker worker`; raise FatalError when it has ended too often."""
         if self.starts >= self.most_starts:
@@ -53,7 +58,7 @@ class Worker:
             address=f"http://{LOOPBACK}:{port}",
             environment={
                 **self.environment,
-                "HEADWATER_STATE_DIR": str(self.directory / f"{self.name}.state"),
+                "HEADWATER_STATE_DIR": str(self.state),
                 "HEADWATER_WEB__PORT": str(port),
             },
             detached=self.detached,
@@ -81,11 +86,13 @@ class Workers:
         *,
         detached: bool = False,
         module: str = "pipeline.worker",
+        made: Callable[[Worker], None] = lambda worker: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`made` is called with each worker before it is started for the first time."""
         self._directory, self._environment = directory, environment
         self._detached, self._module = detached, module
-        self._made = 0
+        self._count, self._made = 0, made
         self.all = [self._make() for _ in range(count)]
         self._frozen_until: dict[str, float] = {}
         self._clock = clock
@@ -100,6 +107,11 @@ class Workers:
         for worker in self.all:
             if not worker.alive():
                 worker.start()
+        self.thaw()
+
+    def thaw(self) -> None:
+        """Let go on what was frozen long enough."""
+        for worker in self.all:
             if self._frozen_until.get(worker.name, float("inf")) <= self._clock():
                 del self._frozen_until[worker.name]
                 worker.signal(signal.SIGCONT)
@@ -110,13 +122,19 @@ class Workers:
         self.all[-1].start()
 
     def _make(self) -> Worker:
-        self._made += 1
-        return Worker(f"worker-{self._made}", self._directory, self._environment, self._detached, self._module)
+        self._count += 1
+        worker = Worker(f"worker-{self._count}", self._directory, self._environment, self._detached, self._module)
+        self._made(worker)
+        return worker
 
     @property
     def frozen(self) -> bool:
         """Whether a worker stands still on purpose."""
         return bool(self._frozen_until)
+
+    def stands_still(self, worker: Worker) -> bool:
+        """Say whether this worker stands still on purpose."""
+        return worker.name in self._frozen_until
 
     def kill(self, number: int) -> None:
         """Kill a worker without warning; `watch` starts it again."""

@@ -54,6 +54,8 @@ class Buckets(Store):
         self._positions: dict[str, int] = {}
         self.adds = 0
         """How often `add` was called since the last flush."""
+        self.loaded = False
+        """Whether `load` has brought IDs that are not known before the next flush."""
 
     def __len__(self) -> int:
         """Return the number of IDs in memory."""
@@ -92,6 +94,7 @@ class Buckets(Store):
         self._write(batch, {})
         self._positions.update(positions)
         self.adds += 1
+        self.loaded = True
 
     def flush(self) -> None:
         """Write what is in memory to files, then drop the buckets that are too old.
@@ -104,7 +107,7 @@ class Buckets(Store):
         for bucket in self.buckets:  # the positions last
             self._flush_family(bucket)
         self._recent.clear()
-        self.adds = 0
+        self.adds, self.loaded = 0, False
         for bucket in [old for old in self._families if old <= max(self._families) - KEPT]:
             del self._families[bucket]
             self._db.drop_column_family(str(bucket))

@@ -93,11 +93,15 @@ class SeenTable(Participant):
         window: float,
         clock: Callable[[], float] = time.time,
         standby_replicas: int = 0,
+        recent: int = RECENT,
     ) -> None:
         self.topic, self.changelog = topic, changelog
+        self.recent = recent
         self._window, self._clock = window, clock
         self._transport, self._directory = transport, directory
         self._partitions: dict[int, _Partition] = {}
+        self._parked: dict[int, _Partition] = {}
+        """Revoked, and kept open until the assignment that follows: most partitions come back in it."""
         self._claims: dict[int, object] = {}
         """One object an assignment: a recovery that began under an earlier one must not be taken for this one's."""
         self._locks: dict[int, asyncio.Lock] = {}
@@ -163,7 +167,7 @@ class SeenTable(Participant):
         """Write one partition at most: the next slice waits meanwhile."""
         stores = [part.store for part in self._partitions.values()]
         largest = max(stores, key=len, default=None)
-        if largest is not None and sum(map(len, stores)) > RECENT:
+        if largest is not None and sum(map(len, stores)) > self.recent:
             largest.flush()
         elif (behind := next((store for store in stores if store.adds > TAIL), None)) is not None:
             behind.flush()
@@ -179,6 +183,8 @@ class SeenTable(Participant):
     def assigned(self, partitions: frozenset[TP]) -> None:
         """Hold the new partitions back and recover them; the others run meanwhile."""
         new = {tp for tp in partitions if tp.topic == self.topic}
+        for partition in self._parked.keys() - {tp.partition for tp in new}:
+            self._parked.pop(partition).store.close()
         consumer: Consumer = self._transport.app.consumer  # type: ignore[assignment]  # Faust types it by its interface
         consumer.hold(new, self.changelog)
         for tp in new:
@@ -190,15 +196,17 @@ class SeenTable(Participant):
             self._standbys.rebalanced(consumer, self._claims.keys)
 
     def revoked(self, partitions: frozenset[TP]) -> None:
-        """Close what belongs to another worker now."""
+        """Let go of what may belong to another worker now."""
         for tp in partitions:
             if tp.topic == self.topic:
                 self._claims.pop(tp.partition, None)
                 part = self._partitions.pop(tp.partition, None)
                 if part is not None and self._standbys is not None:
                     self._standbys.keep(tp.partition, part)
-                elif part is not None:
+                elif part is not None and self._transport.app.should_stop:
                     part.store.close()
+                elif part is not None:
+                    self._parked[tp.partition] = part
 
     async def _open(self, consumer: Consumer, tp: TP, claim: object) -> None:
         # One recovery of a partition at a time: RocksDB has one owner, and a partition may come back while it runs.
@@ -219,7 +227,9 @@ class SeenTable(Participant):
                 await asyncio.to_thread(part.store.close)
 
     async def _take_up(self, partition: int) -> _Partition:
-        warm = None if self._standbys is None else await self._standbys.release(partition)
+        warm = self._parked.pop(partition, None)
+        if warm is None and self._standbys is not None:
+            warm = await self._standbys.release(partition)
         return await asyncio.to_thread(self._open_store, partition) if warm is None else warm
 
     def _open_store(self, partition: int) -> _Partition:
@@ -240,15 +250,14 @@ class SeenTable(Participant):
                     )
                 return
             if part.upto < target:
-                end = await questions.end(TP(self.changelog, tp.partition))
-                low, _ = (await questions.watermarks([TP(self.changelog, tp.partition)]))[
-                    TP(self.changelog, tp.partition)
-                ]
+                changelog = TP(self.changelog, tp.partition)
+                low, end = (await questions.watermarks([changelog], isolation="read_uncommitted"))[changelog]
                 await asyncio.to_thread(self._read_changelog, part, tp.partition, target, end)
                 if part.upto < target and low >= end:
                     part.upto = target  # retention has emptied the changelog: nothing in the window is left
             if part.upto == target:
-                await asyncio.to_thread(part.store.flush)  # what was loaded is known from here on
+                if part.store.loaded:
+                    await asyncio.to_thread(part.store.flush)  # what was loaded is known from here on
                 log.info(
                     "Seen table of %s[%d]: offset %d -> %d in %.2f s", *tp, first, target, time.monotonic() - started
                 )

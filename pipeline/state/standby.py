@@ -122,7 +122,8 @@ class Standbys(Generic[S]):
             membership = consumer.reader.membership
             settled = owners is not None and membership is not None
             if owners is not None and membership is not None:
-                self._wanted = frozenset(chosen(member_id(membership), owners, self.replicas) - set(owned()))
+                me = self._transport.app.conf.consumer_group_instance_id or member_id(membership)
+                self._wanted = frozenset(chosen(me, owners, self.replicas) - set(owned()))
             try:
                 await asyncio.wait_for(self._news.wait(), LOOK if settled else UNSETTLED)
             except asyncio.TimeoutError:
@@ -138,7 +139,7 @@ class Standbys(Generic[S]):
         if found.state != ConsumerGroupState.STABLE:
             return None
         return {
-            tp.partition: cast("str", member.member_id)
+            tp.partition: cast("str", member.group_instance_id or member.member_id)
             for member in found.members
             for tp in member.assignment.topic_partitions
             if tp.topic == self.topic

@@ -45,6 +45,9 @@ REFUSED_PAUSE = 0.2
 """Seconds to wait after a slice that the broker refused: a worker that was put out hears of it a moment later."""
 TOPICS_DEADLINE = 10.0
 """Seconds that a worker waits for a topic which does not exist."""
+END_DEADLINE = 60.0
+"""Seconds after which the end of a slice is given up: a transaction is aborted by its coordinator long before, and librdkafka
+has been seen to wait for ever when the coordinator of the group had died."""
 STOP_DEADLINE = 8.0
 """Seconds that a stopping worker waits for what the agents have in hand."""
 
@@ -79,7 +82,7 @@ class Consumer(faust_consumer.Consumer):
         self.reader = Reader(
             conf,
             self.backlog,
-            incremental=conf.get("partition.assignment.strategy") != "range",
+            incremental=self.transport.group_protocol == "consumer",
             from_beginning=lambda topic: topic in self.app.tables.changelog_topics,
             never_read=self._is_fence,
             on_records=self._arrive,
@@ -250,7 +253,8 @@ class Consumer(faust_consumer.Consumer):
         if not isinstance(error, HeadwaterError):
             self.log.error("Unexpected, in %s:", who, exc_info=error)
         self.transaction.spoil(reason)
-        await self.transaction.run(self.transaction.abort, Slice(self.transaction.producer), reason)
+        if self.transaction.open:  # not when it failed after the commit
+            await self.transaction.run(self.transaction.abort, Slice(self.transaction.producer), reason)
         stop_process(
             reason, hint=getattr(error, "hint", "") or "start the worker again: it finds the truth in the broker"
         )
@@ -344,7 +348,11 @@ class Consumer(faust_consumer.Consumer):
             transaction.spoil("the partitions were lost")
         transaction.idle.clear()
         try:
-            committed = await transaction.run(transaction.commit, work, membership)
+            committed = await asyncio.wait_for(transaction.run(transaction.commit, work, membership), END_DEADLINE)
+        except asyncio.TimeoutError:
+            stop_process(
+                f"Kafka has not answered for {END_DEADLINE:.0f} s: the slice under way was not committed, or unknown"
+            )
         finally:
             transaction.idle.set()
         # The first records after a pause commit at once; under load there is one transaction an interval.
@@ -432,7 +440,7 @@ class Consumer(faust_consumer.Consumer):
         self._stop_by = time.monotonic() + STOP_DEADLINE
         self._stopping = self._closing = True
         self._news.set()
-        await asyncio.wait([self._drainer], timeout=STOP_DEADLINE + 2)  # it ends its slice; nobody else may
+        await asyncio.wait([self._drainer], timeout=STOP_DEADLINE + 1)  # it ends its slice; nobody else may
         if not self._drainer.done():
             stop_process("the broker does not answer: the slice under way was neither committed nor aborted")
         if self.transaction.open:

@@ -20,13 +20,16 @@ from pipeline.transport.producer import Producer
 from pipeline.transport.questions import Questions
 from pipeline.transport.transaction import Transaction
 
+TIME_OUTS = {"session.timeout.ms", "heartbeat.interval.ms"}
+"""Consumer properties that are settings of ours, or the broker's: those that come with a client.properties do not count."""
+
 
 class Transport(base.Transport):
     """Registered in the entry-point group `faust.transports`.
 
     Set before the worker starts: `properties` (any librdkafka property, for every client), `slice_seconds` (how much
-    work one transaction holds at most), `exactly_once` (false: at least once, without transactions); `join` state and
-    sources.
+    work one transaction holds at most), `exactly_once` (false: at least once, without transactions), `group_protocol`
+    (classic, or consumer: KIP-848); `join` state and sources.
     """
 
     Consumer = Consumer
@@ -39,6 +42,7 @@ class Transport(base.Transport):
         self.properties: Mapping[str, Any] = {}
         self.slice_seconds = 0.1
         self.exactly_once = True
+        self.group_protocol = "classic"
         self._transaction: Transaction | None = None
 
     @property
@@ -73,22 +77,30 @@ class Transport(base.Transport):
         """Return what the group's consumer gets."""
         conf = self.app.conf
         static = {"group.instance.id": conf.consumer_group_instance_id} if conf.consumer_group_instance_id else {}
+        properties = {name: value for name, value in self.client_conf().items() if name not in TIME_OUTS}
         return {
-            **self.client_conf(),
+            **properties,
             **static,
+            **self._group_conf(),
             "group.id": conf.id,
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
             "auto.offset.reset": "earliest",
             "isolation.level": "read_committed",
-            # Equal partition numbers of all topics meet on one worker: joins and state need it.
-            "partition.assignment.strategy": "range",
-            "session.timeout.ms": int(conf.broker_session_timeout * 1000),
-            "heartbeat.interval.ms": int(conf.broker_heartbeat_interval * 1000),
             "enable.partition.eof": bool(self.app.tables),
             "fetch.queue.backoff.ms": 20,  # a paused partition throws its prefetch away: come back soon
             "fetch.wait.max.ms": 100,
             "queued.max.messages.kbytes": 16_384,
+        }
+
+    def _group_conf(self) -> dict[str, Any]:
+        """Return how partitions are shared out: by `range`, so that equal numbers of all topics meet on one worker."""
+        if self.group_protocol == "consumer":
+            return {"group.protocol": "consumer", "group.remote.assignor": "range"}  # the broker sets the time-outs
+        return {
+            "partition.assignment.strategy": "range",
+            "session.timeout.ms": int(self.app.conf.broker_session_timeout * 1000),
+            "heartbeat.interval.ms": int(self.app.conf.broker_heartbeat_interval * 1000),
         }
 
     def questions(self) -> Questions:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 log = logging.getLogger(__name__)
@@ -19,3 +22,21 @@ def stop_process(reason: str, *, hint: str = "start the worker again: it finds t
     logging.shutdown()
     sys.stderr.flush()
     os._exit(1)
+
+
+def end_within(seconds: float, reason: str) -> threading.Timer:
+    """End this process with the reason if it still runs after so many seconds, whatever it waits for; may be cancelled."""
+    watchdog = threading.Timer(seconds, stop_process, (reason,))
+    watchdog.daemon = True  # an end that comes sooner does not wait for it
+    watchdog.start()
+    return watchdog
+
+
+@contextmanager
+def ends_process_after(seconds: float, reason: str) -> Iterator[None]:
+    """End this process with the reason if the block takes longer: for calls that no time-out of their own can be trusted in."""
+    watchdog = end_within(seconds, reason)
+    try:
+        yield
+    finally:
+        watchdog.cancel()

@@ -7,14 +7,19 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any, cast
 
-from confluent_kafka import OFFSET_BEGINNING, KafkaError, Message, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka import Consumer as RdConsumer
 
 from pipeline.transport.fatal import stop_process
 
 log = logging.getLogger(__name__)
+
+QUIET = 30.0
+"""Seconds without a record after which the consumer is made anew: one was seen that did not come back after a broker's
+restart, and from outside it cannot be told from a quiet topic."""
 
 
 class Follower:
@@ -31,11 +36,12 @@ class Follower:
         apply: Callable[[list[Message]], None],
         *,
         start_at: Mapping[int, int] | None = None,
+        quiet: float = QUIET,
     ) -> None:
         self.topic = topic
         self.reached: dict[int, int] = {}
         self._apply = apply
-        self._start_at = dict(start_at or {})
+        self._start_at, self._quiet = dict(start_at or {}), quiet
         self._conf = {
             **conf,
             "group.id": f"{topic}.follower",  # never joined and never committed: librdkafka wants a name
@@ -65,27 +71,36 @@ class Follower:
 
     def _run(self) -> None:
         try:
-            consumer = RdConsumer(self._conf)
-            partitions = self._wait_for_partitions(consumer)
-            consumer.assign(
-                [TopicPartition(self.topic, p, self._start_at.get(p, OFFSET_BEGINNING)) for p in partitions]
-            )
             while not self._stopping.is_set():
-                message = consumer.poll(0.1)
-                if message is not None:
-                    self._take([message, *consumer.consume(5_000, 0)])
-            consumer.close()
+                consumer = RdConsumer(self._conf)
+                self._follow(consumer)
+                consumer.close()
         except Exception as error:  # noqa: BLE001 - without its copy of the topic the worker would work on old data
             stop_process(f"reading the topic {self.topic} failed: {error!r}")
+
+    def _follow(self, consumer: RdConsumer) -> None:
+        """Read on from where the last consumer was, until there is nothing for long."""
+        at = {**self._start_at, **self.reached}
+        partitions = self._wait_for_partitions(consumer)
+        consumer.assign([TopicPartition(self.topic, p, at.get(p, OFFSET_BEGINNING)) for p in partitions])
+        heard = time.monotonic()
+        while not self._stopping.is_set() and time.monotonic() < heard + self._quiet:
+            message = consumer.poll(0.1)
+            if message is not None:
+                self._take([message, *consumer.consume(5_000, 0)])
+                heard = time.monotonic()
 
     def _wait_for_partitions(self, consumer: RdConsumer) -> Iterable[int]:
         deadline = time.monotonic() + 60
         while True:
-            topic = consumer.list_topics(self.topic, 30).topics[self.topic]
-            if topic.error is None and topic.partitions:
-                return sorted(topic.partitions)
+            with suppress(KafkaException):  # the broker is away; it may come back
+                topic = consumer.list_topics(self.topic, 5).topics[self.topic]
+                if topic.error is None and topic.partitions:
+                    return sorted(topic.partitions)
+            if self._stopping.is_set():
+                return []
             if time.monotonic() > deadline:
-                stop_process(f"the topic {self.topic} does not exist", hint="headwater topics --create")
+                stop_process(f"the topic {self.topic} is not there, or no broker is", hint="headwater topics --create")
             self._stopping.wait(0.2)
 
     def _take(self, messages: list[Message]) -> None:

@@ -46,7 +46,7 @@ class Producer(FaustProducer):
 
     async def _serve_reports(self) -> None:
         while not self.should_stop:
-            self.transaction.producer.poll(0)
+            self.transaction.serve()
             await asyncio.sleep(POLL)
 
     async def send(
@@ -77,7 +77,7 @@ class Producer(FaustProducer):
                 producer.produce(topic, value, key, -1 if partition is None else partition, on_delivery=report, **extra)
             except BufferError:
                 self._waiting += 1  # the slice ends after it
-                producer.poll(0)
+                self.transaction.serve()
                 await asyncio.sleep(0.01)
                 self._waiting -= 1
             except KafkaException as error:

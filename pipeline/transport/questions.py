@@ -7,15 +7,29 @@ for (16 s were seen), and must not keep another partition's question waiting.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from confluent_kafka import Consumer as RdConsumer
-from confluent_kafka import TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from faust.types import TP
 
 T = TypeVar("T")
 TIMEOUT = 60.0
+PAUSE = 0.1
+TRY_AGAIN = {
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.UNSTABLE_OFFSET_COMMIT,
+    KafkaError._TRANSPORT,  # noqa: SLF001 - the documented name of the code
+    KafkaError._ALL_BROKERS_DOWN,  # noqa: SLF001
+    KafkaError._WAIT_COORD,  # noqa: SLF001
+}
+"""What passes by itself: a coordinator or a leader that has moved, or a broker that is away."""
 
 
 class Questions:
@@ -61,4 +75,11 @@ class Questions:
             finally:
                 consumer.close()
 
-        return await asyncio.to_thread(ask)
+        deadline = time.monotonic() + TIMEOUT
+        while True:
+            try:
+                return await asyncio.to_thread(ask)
+            except KafkaException as error:  # a broker that has just started answers so for a moment
+                if error.args[0].code() not in TRY_AGAIN or time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(PAUSE)

@@ -40,12 +40,13 @@ COMMIT_TIMEOUT = 60.0
 def is_member(metadata: bytes) -> bool:
     """Say whether group metadata names a membership.
 
-    The bytes are opaque to the API: `CGMDv2:`, int32 generation in machine order, group, NUL, member, NUL. What a client
-    holds after it was put out of the group (generation -1, no member) the broker would ACCEPT, unfenced.
+    The bytes are opaque to the API: `CGMDv2:`, int32 generation in machine order (with KIP-848 the member's epoch), group,
+    NUL, member, NUL. What a client holds after it was put out of the group (generation -1, no member) the broker would
+    ACCEPT, unfenced. Both count from 1: a KIP-848 member that is about to join has a name and epoch 0.
     """
     _, member, *_ = metadata[11:].split(b"\0")
     generation = int.from_bytes(metadata[7:11], sys.byteorder, signed=True)
-    return metadata[:7] == b"CGMDv2:" and generation >= 0 and member != b""
+    return metadata[:7] == b"CGMDv2:" and generation > 0 and member != b""
 
 
 def member_id(metadata: bytes) -> str:
@@ -188,8 +189,15 @@ class Reader:
     def _report(self, message: Message, error: KafkaError) -> None:
         if error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - the documented name of the code
             self._loop.call_soon_threadsafe(self._on_end, _partition(message), cast("int", message.offset()))
-        elif error.fatal():
-            stop_process(f"the Kafka consumer failed for good: {error}")
+        elif error.fatal() or error.code() == KafkaError._FATAL:  # noqa: SLF001 - what wraps a fatal error is not flagged so
+            name = self._conf.get("group.instance.id")
+            stop_process(
+                f"the Kafka consumer failed for good: {error.str()}",
+                hint=f"kafka.instance_id {name!r} must be this worker's alone, and is taken until a worker that was killed has "
+                "timed out; start again"
+                if name
+                else "headwater check",
+            )
         else:
             log.warning("Kafka consumer: %s", error)
 

@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
@@ -25,7 +26,7 @@ from faust.types import TP
 
 from pipeline.errors import FatalError, TransientError
 from pipeline.transport.batch import Record
-from pipeline.transport.fatal import stop_process
+from pipeline.transport.fatal import ends_process_after, stop_process
 from pipeline.transport.participant import Participant, Slice
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,12 @@ RENEWALS, RENEWALS_WITHIN = 3, 60.0
 """Producers that are made anew within so many seconds at most: more often, somebody else has our transactional ID."""
 TIMEOUT = 30.0
 """Seconds that one call to the broker may take."""
+SEND_TIMEOUT = TIMEOUT_MS / 1000
+"""The same for sending the offsets: after that the transaction is over anyway."""
+STUCK = SEND_TIMEOUT + 5
+"""Seconds after which sending the offsets is taken for a call that never returns (see docs/decisions/0010)."""
+CUT_OFF_AFTER = 5.0
+"""Seconds that a producer is used at least: a broker that stays away must not abort every slice."""
 ATTEMPTS, PAUSE = 20, 0.1
 MESSAGE_MAX = 16 << 20
 """Bytes of a record at most: a change with both images can be many times its 400 kB in DynamoDB, as JSON."""
@@ -64,6 +71,9 @@ class Transaction:
         self._name = ""
         self._producer: RdProducer | None = None
         self._renewed_at: list[float] = []
+        self._cut_off: KafkaError | None = None
+        """The last connection that the producer in use has lost, or None."""
+        self._made_at = 0.0
 
     @property
     def producer(self) -> RdProducer:
@@ -86,7 +96,7 @@ class Transaction:
         tuned = {
             "linger.ms": 2,
             "batch.size": 1_000_000,
-            "compression.type": "lz4",
+            "compression.type": "zstd",
             "message.max.bytes": MESSAGE_MAX,
             "queue.buffering.max.messages": 1_000_000,
             **({"transaction.timeout.ms": TIMEOUT_MS} if self._exactly_once else {}),
@@ -95,13 +105,24 @@ class Transaction:
         plain = {"enable.idempotence": True, "on_delivery": self._undelivered}
         owned = {"transactional.id": self._name} if self._exactly_once else plain
         # As Java clients do: equal keys of all writers must meet.
-        producer = RdProducer({**tuned, **self._conf, **owned, "partitioner": "murmur2_random"}, logger=log)
+        conf = {**tuned, **self._conf, **owned, "partitioner": "murmur2_random", "error_cb": self._on_error}
+        producer = RdProducer(conf, logger=log)
         if self._exactly_once:
             self._retry(producer.init_transactions, TIMEOUT)
+        _serve(producer)  # what went wrong until now is over
+        self._cut_off, self._made_at = None, time.monotonic()
         return producer
 
-    def _renew(self, failure: KafkaError) -> None:
-        """Replace the producer that is of no use any more. What it had open is aborted by that, if it was not before."""
+    def _on_error(self, error: KafkaError) -> None:
+        """Note that a connection was lost: librdkafka may know the group's coordinator no more, and wait for it for ever."""
+        if self._exactly_once and error.code() in {KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN}:  # noqa: SLF001
+            self._cut_off = error
+
+    def _lost_connection(self) -> KafkaError | None:
+        """Return why the producer must not be used for another commit, None if it may."""
+        return self._cut_off if time.monotonic() > self._made_at + CUT_OFF_AFTER else None
+
+    def _renew_fenced(self, failure: KafkaError) -> None:
         now = time.monotonic()
         self._renewed_at = [at for at in self._renewed_at if now - at < RENEWALS_WITHIN] + [now]
         if len(self._renewed_at) > RENEWALS:
@@ -110,9 +131,13 @@ class Transaction:
                 f"locked: somebody else uses its transactional ID {self._name} ({failure})",
                 hint=f"was the directory copied? Remove {self._directory / 'transactional-id'} from the copy",
             )
-        log.warning("the producer is made anew: %s", failure)
+        self._renew(failure)
+
+    def _renew(self, failure: KafkaError) -> None:
+        """Replace the producer that is of no use any more. What it had open is aborted by that, if it was not before."""
+        log.warning("the producer is made anew: %s", failure.str())
         self.producer.purge()  # it is past saving; who waits for a report gets one
-        self.producer.poll(0)
+        _serve(self.producer)
         self._producer = self._make()
 
     def close(self) -> None:
@@ -127,6 +152,7 @@ class Transaction:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
+            file.close()
             raise FatalError(
                 f"the state directory {self._directory} is in use by another worker",
                 hint="give each worker its own: HEADWATER_STATE_DIR=.headwater/state-2",
@@ -177,7 +203,7 @@ class Transaction:
             try:
                 producer.produce(topic, value, key, partition, **extra)
             except BufferError:
-                producer.poll(0.05)
+                _serve(producer, 0.05)
             except KafkaException as error:
                 self.spoil_or_raise(error)
                 return
@@ -213,7 +239,11 @@ class Transaction:
                 self.spoil_or_raise(KafkaException(error))
                 return
             records = [{"key": left["key"], "value": left["value"]} for left in records if "_error" in left]
-            producer.poll(0.05)
+            _serve(producer, 0.05)
+
+    def serve(self) -> None:
+        """Serve delivery reports."""
+        _serve(self.producer)
 
     def spoil(self, reason: str) -> None:
         """Say that the slice under way must not commit: its records will be delivered again."""
@@ -241,13 +271,17 @@ class Transaction:
             if (undelivered := self._spoiled()) is not None:
                 self.abort(work, undelivered)
                 return False
+            if (lost := self._lost_connection()) is not None:
+                self.abort(work, f"a connection was lost: {lost.str()}")
+                return False
             step = "offsets"
             if not self._exactly_once:
                 self._commit_without_transaction(work)
             else:
                 if work.offsets:
                     at = [TopicPartition(tp.topic, tp.partition, offset) for tp, offset in work.offsets.items()]
-                    self._retry(self.producer.send_offsets_to_transaction, at, membership, TIMEOUT)
+                    with ends_process_after(STUCK, "the offsets could not be sent: the call never returned"):
+                        self.producer.send_offsets_to_transaction(at, membership, SEND_TIMEOUT)
                 step = "commit"
                 self._retry(self.producer.commit_transaction, TIMEOUT)
         except (TransientError, concurrent.futures.TimeoutError) as error:
@@ -286,6 +320,9 @@ class Transaction:
             participant.aborted(work)
 
     def _abort(self) -> None:
+        if (lost := self._lost_connection()) is not None:
+            self._renew(lost)
+            return
         try:
             self.producer.flush(TIMEOUT)
             self._retry(self.producer.abort_transaction, TIMEOUT)
@@ -293,7 +330,7 @@ class Transaction:
             if not error.args[0].fatal():
                 raise
             # No commit was sent: one whose outcome is unknown has ended the process.
-            self._renew(error.args[0])
+            self._renew_fenced(error.args[0])
 
     def _retry(self, call: Callable[..., Any], *args: Any) -> None:
         for attempt in range(ATTEMPTS):
@@ -306,6 +343,12 @@ class Transaction:
                 time.sleep(PAUSE)
             else:
                 return
+
+
+def _serve(producer: RdProducer, seconds: float = 0) -> None:
+    """Serve delivery reports and errors. With an error callback a fatal one is raised here; the next call has it again."""
+    with suppress(KafkaException):
+        producer.poll(seconds)
 
 
 def next_offsets(messages: Sequence[Any]) -> dict[Any, int]:

@@ -15,7 +15,10 @@ FIGURES = {"records_per_s", "cpu_s_per_million", "rss_mib"}
 def test_a_tiny_run_has_every_figure_and_a_right_output() -> None:
     said: list[str] = []
     results = dedup.measure(
-        dedup.Options(messages=4_000, rounds=1, recovery_ids=4_000, latency_seconds=2, latency_warm_up=1), said.append
+        dedup.Options(
+            messages=4_000, rounds=1, recovery_ids=4_000, latency_seconds=2, latency_warm_up=1, standstill_rounds=1
+        ),
+        said.append,
     )
     shown: dict[str, Any] = results.as_json()
     assert set(shown) == {
@@ -26,7 +29,14 @@ def test_a_tiny_run_has_every_figure_and_a_right_output() -> None:
         "broker",
     }
     assert set(shown["hand_written"]) == FIGURES
-    assert set(shown["headwater_exactly_once"]) == FIGURES | {"p50_ms", "p99_ms", "recovery_ids_per_s", "ready_s"}
+    assert set(shown["headwater_exactly_once"]) == FIGURES | {
+        "p50_ms",
+        "p99_ms",
+        "recovery_ids_per_s",
+        "ready_s",
+        "standstill_stay_s",
+        "standstill_move_s",
+    }
     assert results.failures == []
     assert [results.median(key).outcome for key in results.rounds] == [(0, 0)] * 4
     assert shown["broker"].startswith("Apache Kafka")

@@ -6,12 +6,12 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Headwater
+from waiting import until
 
 from pipeline.lab import aws
 from pipeline.lab.processes import stop
@@ -75,11 +75,8 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path: Path) -> None:
         text=True,
     )
     log = directory / "workers" / "worker-1.log"
-    deadline = time.monotonic() + 60
-    while not (log.exists() and "Ready" in log.read_text()):
-        assert demo.poll() is None, demo.communicate()
-        assert time.monotonic() < deadline, "no worker within 60 s"
-        time.sleep(0.05)  # between two looks; nothing depends on it
+    until(lambda: demo.poll() is not None or (log.exists() and "Ready" in log.read_text()), "a worker")
+    assert demo.poll() is None, demo.communicate()
     started = processes_of(directory)
     assert len(started) >= 4, "a broker, a stand-in, two workers"
     demo.send_signal(signal.SIGINT)

@@ -6,13 +6,13 @@ import json
 import re
 import signal
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from time import monotonic, sleep
 from typing import Any
 
 import pytest
 from confluent_kafka import Producer
+from waiting import until
 
 from pipeline.lab.demo import Recorder
 from pipeline.lab.stack import Endpoints
@@ -21,22 +21,15 @@ from pipeline.settings import Settings
 from pipeline.topics import Topics, admin, ensure
 
 pytestmark = pytest.mark.kafka
-DEADLINE = 60.0
 PARTITIONS = 4
 Fleet = tuple[Workers, Topics, dict[str, Any]]
 RECOVERED = re.compile(r"Seen table of \S+\[(\d)\]: offset (-?\d+) -> (\d+)")
 
 
-def until(condition: Callable[[], bool], what: str) -> None:
-    """Wait for a condition; fail when it does not come true in time."""
-    deadline = monotonic() + DEADLINE
-    while not condition():
-        assert monotonic() < deadline, f"{what}: not within {DEADLINE:.0f} s"
-        sleep(0.05)  # between two looks; nothing depends on it
-
-
-@pytest.fixture
-def fleet(stack: Endpoints, tmp_path: Path) -> Iterator[Fleet]:
+@pytest.fixture(params=[(1, "classic"), (1, "consumer")], ids=["classic", "consumer"])
+def fleet(stack: Endpoints, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Fleet]:
+    """Two workers; the parameter says how many standbys there are, and the group's protocol."""
+    replicas, protocol = request.param
     prefix = f"t{uuid.uuid4().hex[:8]}"
     topics = Topics(Settings.model_validate({"prefix": prefix, "partitions": PARTITIONS}))
     conf: dict[str, Any] = {"bootstrap.servers": stack.bootstrap_servers}
@@ -46,9 +39,11 @@ def fleet(stack: Endpoints, tmp_path: Path) -> Iterator[Fleet]:
         "HEADWATER_PREFIX": prefix,
         "HEADWATER_PARTITIONS": str(PARTITIONS),
         "HEADWATER_AGENTS": '["deduplicate"]',
-        "HEADWATER_STANDBY_REPLICAS": "1",
-        "HEADWATER_KAFKA__SESSION_TIMEOUT": "6",
+        "HEADWATER_STANDBY_REPLICAS": str(replicas),
+        "HEADWATER_KAFKA__GROUP_PROTOCOL": protocol,
     }
+    if protocol == "classic":
+        environment["HEADWATER_KAFKA__SESSION_TIMEOUT"] = "6"
     workers = Workers(2, tmp_path, environment)
     workers.start()
     try:
@@ -111,3 +106,30 @@ def test_the_partitions_of_a_dead_worker_are_warm_at_another(fleet: Fleet) -> No
         until(lambda: len(raw) >= 6_000, "1,000 more")
         ids = [json.loads(record.value() or b"")["eventID"] for record in raw]
     assert sorted(ids) == sorted(f"e{n}" for n in range(6_000))
+
+
+@pytest.mark.parametrize("fleet", [(0, "classic")], indirect=True, ids=["classic"])
+def test_partitions_that_stay_in_a_rebalance_are_not_recovered_anew(fleet: Fleet) -> None:
+    """Their newest IDs are in memory and in no file: closed, they would have to be read again."""
+    workers, topics, conf = fleet
+    one, other = workers.all
+    until(lambda: owned(one) == owned(other) == PARTITIONS // 2, "partitions at both")
+    with Recorder(conf, topics.raw) as raw:
+        produce(conf, topics.ingest, range(3_000))
+        until(lambda: len(raw) == 3_000, "3,000 changes")
+        before = len(one.log.read_text(errors="replace"))
+        other.signal(signal.SIGTERM)
+        until(lambda: len(recoveries(one, before)) >= PARTITIONS, "all partitions at one")
+        stayed = [(first, last) for _, first, last in recoveries(one, before) if first > 0]
+        assert len(stayed) == PARTITIONS // 2
+        assert all(first == last for first, last in stayed)
+        produce(conf, topics.ingest, range(4_000))
+        until(lambda: len(raw) >= 4_000, "1,000 more")
+        ids = [json.loads(record.value() or b"")["eventID"] for record in raw]
+    assert sorted(ids) == sorted(f"e{n}" for n in range(4_000))
+
+
+def owned(worker: Worker) -> int:
+    """Return how many partitions a worker has, as it says itself."""
+    log = worker.log.read_text(errors="replace") if worker.log.exists() else ""
+    return int((re.findall(r"Partitions: .* (\d+) in all", log) or ["0"])[-1])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from confluent_kafka import Producer
+from waiting import until
 
 from pipeline.lab.demo import Recorder
 from pipeline.lab.stack import Endpoints
@@ -18,7 +17,6 @@ from pipeline.settings import Settings
 from pipeline.topics import Topics, admin, ensure
 
 pytestmark = pytest.mark.kafka
-DEADLINE = 60.0
 RECORDS = 900
 POISON = (0, 411, 412, 899)
 APP = """
@@ -40,14 +38,6 @@ def write(batch):
 async def eat(stream):
     await worker.process(stream, "eat", write)
 """
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    """Wait for a condition; fail when it does not come true in time."""
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {DEADLINE:.0f} s"
-        time.sleep(0.05)  # between two looks; nothing depends on it
 
 
 @pytest.mark.parametrize("on_error", ["dead_letter", "stop"])

@@ -8,9 +8,8 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import pytest
 from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
+from waiting import until
 
 from pipeline.errors import HeadwaterError
 from pipeline.lab import cache, kafka, processes
@@ -198,7 +198,7 @@ def test_no_process_outlives_a_parent_that_was_killed(broker: BrokerChoice, tmp_
         running = [status.pid for status in local_status(tmp_path)]
         assert len(running) == 2
         parent.kill()
-    wait_until(lambda: all(processes.birth(pid) is None for pid in running))
+    until(lambda: all(processes.birth(pid) is None for pid in running), "their end")
 
 
 def test_processes_live_on_when_the_thread_that_started_them_ends(tmp_path: Path) -> None:
@@ -217,10 +217,10 @@ def test_a_program_that_ignores_sigterm_is_killed_with_its_children(tmp_path: Pa
     program = "trap '' TERM; sleep 600 & echo $!; wait; wait"
     log = tmp_path / "log"
     process = processes.start("deaf", ["sh", "-c", program], log=log, address="", environment={}, detached=True)
-    wait_until(lambda: log.read_text().strip() != "")
+    until(lambda: log.read_text().strip() != "", "its output")
     processes.stop([process], grace=0.1)
     assert_gone([process])
-    wait_until(lambda: processes.birth(int(log.read_text())) is None)
+    until(lambda: processes.birth(int(log.read_text())) is None, "the end of its child")
 
 
 def test_ctrl_c_while_it_starts_stops_what_was_started(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_local_up_outlives_the_process_that_called_it(tmp_path: Path) -> None:
     finally:
         stopped = local_down(tmp_path)
     assert [status.name for status in stopped] == ["Apache Kafka 4.2.0", "ministack 1.5.33"]
-    wait_until(lambda: all(processes.birth(status.pid) is None for status in stopped))
+    until(lambda: all(processes.birth(status.pid) is None for status in stopped), "their end")
     assert local_status(tmp_path) == []
     assert local_down(tmp_path) == []
 
@@ -503,7 +503,7 @@ def assert_gone(running: list[Process]) -> None:
     assert running
     for process in running:
         assert processes.birth(process.pid) is None, process
-        wait_until(lambda group=process.pid: living_members(group) == [])  # type: ignore[misc]
+        until(lambda group=process.pid: living_members(group) == [], "the end of the group")  # type: ignore[misc]
 
 
 def living_members(group: int) -> list[str]:
@@ -529,10 +529,3 @@ def listening(pid: int) -> set[tuple[str, str]]:
     ]
     found = [row[1].partition(":") for row in rows if row[3] == "0A" and row[9] in inodes]
     return {(host, port) for host, _, port in found}
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "time is up"
-        time.sleep(0.01)

@@ -8,15 +8,15 @@ import urllib.error
 import urllib.request
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic, sleep
 from typing import Any, cast
 
 import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import ConfigResource  # type: ignore[attr-defined]  # the package says so, not its types
+from waiting import until
 
 from pipeline.lab.demo import Recorder
 from pipeline.lab.stack import Endpoints
@@ -24,7 +24,6 @@ from pipeline.lab.workers import Worker, Workers
 from pipeline.topics import Topic, admin, ensure
 
 pytestmark = pytest.mark.kafka
-DEADLINE = 90.0
 PARTITIONS, SESSION = 4, 6.0
 APP = """
 import os
@@ -72,14 +71,6 @@ async def tick():
 async def show(web, request, word):
     return web.json({"count": counts.get(word, 0), "words": len(counts)})
 """
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    """Wait for a condition; fail when it does not come true in time."""
-    deadline = monotonic() + DEADLINE
-    while not condition():
-        assert monotonic() < deadline, f"{what}: not within {DEADLINE:.0f} s"
-        sleep(0.05)  # between two looks; nothing depends on it
 
 
 BULK = """

@@ -6,15 +6,18 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer
+from confluent_kafka import Producer
 from faust.types import TP
+from waiting import until
 
 from pipeline.lab.stack import Endpoints
 from pipeline.topics import Topic, admin, ensure
 from pipeline.transport import Participant, Slice
+from pipeline.transport.follower import Follower
 from pipeline.transport.transaction import MESSAGE_MAX, Transaction
 
 pytestmark = pytest.mark.kafka
@@ -47,17 +50,6 @@ def started(conf: dict[str, Any], directory: Path, *, exactly_once: bool) -> Ite
     transaction.close()
 
 
-def member(conf: dict[str, Any], topic: str) -> bytes:
-    """Return a membership of a group of its own."""
-    consumer = Consumer({**conf, "group.id": uuid.uuid4().hex, "auto.offset.reset": "earliest"})
-    consumer.subscribe([topic])
-    while not consumer.assignment():
-        consumer.poll(0.1)
-    metadata: bytes = consumer.consumer_group_metadata()
-    consumer.close()
-    return metadata
-
-
 @pytest.mark.parametrize("exactly_once", [True, False])
 @pytest.mark.parametrize("batch", [True, False])
 def test_a_record_that_the_broker_refuses_aborts_the_slice(
@@ -68,7 +60,7 @@ def test_a_record_that_the_broker_refuses_aborts_the_slice(
     with started(conf, tmp_path, exactly_once=exactly_once) as (transaction, notes):
         committed: list[Any] = []
         transaction.commit_offsets = committed.append
-        random = uuid.uuid4().bytes * 4_000  # lz4 would make a small record of zeros
+        random = uuid.uuid4().bytes * 4_000  # compression would make a small record of zeros
         value = bytes(byte ^ (index & 0xFF) ^ (index >> 8 & 0xFF) for index, byte in enumerate(random))
         if batch:
             transaction.produce_batch(topic, [{"key": b"k", "value": value}], 0)
@@ -88,15 +80,20 @@ def test_a_change_of_many_times_its_size_in_dynamodb_fits(conf: dict[str, Any], 
         assert notes.ends == ["committed"]
 
 
-def test_a_worker_that_was_put_out_of_the_group_cannot_commit(conf: dict[str, Any], tmp_path: Path) -> None:
+def test_a_follower_whose_consumer_is_made_anew_misses_and_repeats_nothing(conf: dict[str, Any]) -> None:
     topic = f"t{uuid.uuid4().hex[:8]}"
-    ensure(admin(conf), [Topic(topic, 1, "any")], 1)
-    gone = member(conf, topic)
-    with started(conf, tmp_path, exactly_once=True) as (transaction, notes):
-        transaction.produce(topic, b"k", b"v", 0)
-        assert not transaction.commit(Slice(transaction.producer, (), {TP(topic, 0): 1}), gone)
-        transaction.produce(topic, b"k", b"v", 0)
-        assert not transaction.commit(Slice(transaction.producer, (), {TP(topic, 0): 1}), None)
-        transaction.produce(topic, b"k", b"v", 0)
-        assert transaction.commit(Slice(transaction.producer), b"not asked for"), "the producer goes on after an abort"
-        assert notes.ends == ["aborted", "aborted", "committed"]
+    ensure(admin(conf), [Topic(topic, 2, "any")], 1)
+    found: list[bytes] = []
+    follower = Follower(
+        conf, topic, lambda records: found.extend(record.value() or b"" for record in records), quiet=0.3
+    )
+    follower.start()
+    producer = Producer(conf)
+    for number in range(1, 4):
+        producer.produce(topic, b"%d" % number)
+        assert producer.flush(20) == 0
+        until(lambda number=number: len(found) >= number, f"record {number}")  # type: ignore[misc]
+        quiet = monotonic() + 1  # longer than its consumer lives without a record
+        until(lambda quiet=quiet: monotonic() > quiet, "a while")  # type: ignore[misc]
+    follower.stop()
+    assert found == [b"1", b"2", b"3"]

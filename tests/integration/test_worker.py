@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import pytest
 from confluent_kafka import Producer
 from conftest import Headwater
 from mypy_boto3_dynamodb import DynamoDBClient
+from waiting import until
 
 from pipeline.lab import processes
 from pipeline.lab.demo import Recorder
@@ -28,16 +28,7 @@ from pipeline.settings import Settings
 from pipeline.topics import Topic, Topics, admin, ensure
 
 pytestmark = pytest.mark.kafka
-DEADLINE = 60.0
 ARN = "arn:aws:dynamodb:eu-west-1:000000000000:table/{table}/stream/2026-11-23T00:00:00.000"
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    """Wait for a condition; fail when it does not come true in time."""
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {DEADLINE:.0f} s"
-        time.sleep(0.05)  # between two looks; nothing depends on it
 
 
 @dataclass
@@ -180,7 +171,7 @@ def test_the_seen_table_comes_back_from_its_changelog_when_the_state_is_gone(
     assert sorted(ids) == sorted(f"e{n}" for n in range(150))
 
 
-def test_two_workers_cannot_share_a_state_directory(deployment: Deployment, headwater: Headwater) -> None:
+def test_invariant_6_two_workers_cannot_share_a_state_directory(deployment: Deployment, headwater: Headwater) -> None:
     with ExitStack() as stack:
         workers = stack.enter_context(deployment.workers("deduplicate"))
         until(lambda: "Ready" in deployment.log(), "a worker that is ready")
@@ -266,7 +257,7 @@ def test_the_procfile_runs_one_worker_an_agent(deployment: Deployment, dynamodb:
     assert "Traceback" not in log.read_text()
 
 
-def test_an_ordinary_faust_agent_runs_beside_them_and_its_failure_commits_nothing(
+def test_faust_bug_acks_in_finally_an_ordinary_agent_that_raises_commits_nothing(
     deployment: Deployment, tmp_path: Path
 ) -> None:
     """Faust acks a message also when its agent raises: the slice must not commit for all that."""
@@ -320,3 +311,25 @@ def test_an_ordinary_faust_agent_runs_beside_them_and_its_failure_commits_nothin
         processes.stop([second])
         assert [record.value() for record in out.records.get(0, []) + out.records.get(1, [])].count(b"GOOD") == 1
         assert sorted(str(record.value()) for record in out) == ["b'BETTER'", "b'GOOD'", "b'POISON'"]
+
+
+def test_a_group_whose_offsets_are_forgotten_stops_the_worker_with_what_to_type(
+    deployment: Deployment, headwater: Headwater
+) -> None:
+    with Recorder(deployment.conf, deployment.topics.sink("all")) as sink:
+        with deployment.workers("deduplicate", "transform"):
+            produce(deployment, *map(change, range(20)))
+            until(lambda: len(sink) == 20, "20 changes")
+        for future in admin(deployment.conf).delete_consumer_groups([deployment.prefix]).values():
+            future.result(20)  # as Kafka does after offsets.retention.minutes
+        topics = deployment.topics
+        for agent, topic, way in (
+            ("transform", topics.raw, "--reset-offsets"),
+            ("deduplicate", topics.ingest, "HEADWATER_PREFIX="),
+        ):
+            done = headwater("run", agent, "--without-web", **deployment.environment)
+            assert done.returncode == 1
+            assert f"the group {deployment.prefix} has no offsets in {topic}" in done.stderr
+            assert way in done.stderr
+            assert "Traceback" not in done.stderr
+        assert len(sink) == 20

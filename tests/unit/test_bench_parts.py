@@ -10,7 +10,8 @@ import orjson
 import pytest
 
 from pipeline.errors import HeadwaterError
-from pipeline.lab.bench import extras, load, measure, report, systems
+from pipeline.lab import machine
+from pipeline.lab.bench import extras, load, measure, report, standstill, systems
 from pipeline.lab.bench.dedup import Results, Round
 from pipeline.lab.bench.load import Outcome
 
@@ -85,6 +86,15 @@ def test_the_slowest_partition_is_the_recovery() -> None:
         extras.slowest_recovery(log.split("\n", 1)[1])
 
 
+def test_a_standstill_reaches_from_before_the_event_to_after_its_end() -> None:
+    times = [0.0, 1.0, 1.1, 1.2, 3.0, 3.1]
+    assert standstill.longest(times, 1.15, 3.05) == pytest.approx(1.8)
+    assert standstill.longest(times, 0.5, 1.15) == pytest.approx(1.0)
+    assert standstill.longest(times, 2.0, 2.5) == pytest.approx(1.8)
+    assert standstill.longest(times, 3.2, 9.2) == pytest.approx(6.1)
+    assert standstill.longest([], 1.0, 3.0) == pytest.approx(2.0)
+
+
 def test_the_object_has_medians_and_only_what_was_run(results: Results) -> None:
     assert results.as_json() == {
         "hand_written": {"records_per_s": 200, "cpu_s_per_million": 8.12, "rss_mib": 100},
@@ -124,5 +134,5 @@ def test_the_tables_as_markdown(results: Results) -> None:
 
 
 def test_the_processor_is_named() -> None:
-    assert report.cpu_name("processor: 0\nmodel name\t: Some CPU @ 2 GHz\n") == "Some CPU @ 2 GHz"
-    assert report.cpu_name("") == ""
+    assert machine.cpu_name("processor: 0\nmodel name\t: Some CPU @ 2 GHz\n") == "Some CPU @ 2 GHz"
+    assert machine.cpu_name("") == ""

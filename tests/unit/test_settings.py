@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
+from pipeline.app import Worker
 from pipeline.errors import UsageError
-from pipeline.settings import load
+from pipeline.settings import Kafka, Settings, load
 
 
 @pytest.fixture(autouse=True)
@@ -95,3 +97,25 @@ def test_json_that_does_not_parse_is_named_by_its_variable(monkeypatch: pytest.M
     monkeypatch.setenv("HEADWATER_SOURCES", "[{")
     with pytest.raises(UsageError, match="environment: HEADWATER_SOURCES is not the JSON"):
         load()
+
+
+def test_how_the_group_is_formed_is_said_in_one_place() -> None:
+    with pytest.raises(ValidationError, match=r"group.protocol: set kafka.group_protocol instead"):
+        Kafka.model_validate({"properties": {"group.protocol": "consumer"}})
+    with pytest.raises(ValidationError, match=r"group.instance.id: set kafka.instance_id instead"):
+        Kafka.model_validate({"properties": {"group.instance.id": "a"}})
+    with pytest.raises(ValidationError, match="the broker sets it"):
+        Kafka.model_validate({"group_protocol": "consumer", "session_timeout": 6})
+    assert "secret" not in repr(Kafka.model_validate({"properties": {"sasl.password": "secret"}}))
+
+
+def test_with_kip_848_no_time_outs_are_set_also_those_of_a_pasted_properties_file() -> None:
+    pasted = {"session.timeout.ms": 45_000}
+    kafka = {"group_protocol": "consumer", "instance_id": "a", "properties": pasted}
+    conf = Worker(Settings.model_validate({"kafka": kafka})).transport.consumer_conf()
+    assert (conf["group.protocol"], conf["group.remote.assignor"], conf["group.instance.id"]) == (
+        "consumer",
+        "range",
+        "a",
+    )
+    assert not {"session.timeout.ms", "heartbeat.interval.ms", "partition.assignment.strategy"} & set(conf)

@@ -22,6 +22,7 @@ from pipeline.lab.bench import extras as alone
 from pipeline.lab.bench import load, systems
 from pipeline.lab.bench.load import Input, Outcome
 from pipeline.lab.bench.measure import SETTLE, Progress, usage
+from pipeline.lab.bench.standstill import standstill
 from pipeline.lab.bench.systems import Place, System
 from pipeline.lab.stack import Stack
 
@@ -36,12 +37,13 @@ class Options:
     rounds: int = 3
     peers: bool = False
     extras: bool = True
-    """Latency, recovery and start-up of Headwater, exactly once."""
+    """Latency, recovery, start-up and standstill of Headwater, exactly once."""
     growth: bool = False
     """Throughput with ten million IDs in the table: takes some minutes."""
     recovery_ids: int = 2_000_000
     latency_seconds: float = 20.0
     latency_warm_up: float = 3.0
+    standstill_rounds: int = 3
     only: tuple[str, ...] = ()
     """Keys of systems; empty: all."""
 
@@ -157,6 +159,8 @@ class _Bench:
             )
             self._say(f"recovery of {self._options.recovery_ids:,} IDs, start-up")
             self._results.extras |= alone.recovery(self._place(), self._options.recovery_ids)
+            self._say("standstill while a worker joins and leaves, at 5,000/s")
+            self._results.extras |= standstill(self._place(), self._say, self._options.standstill_rounds)
         if self._options.growth:
             self._results.growth = alone.growth(self._place, self._say)
 

@@ -52,7 +52,7 @@ def latency(place: Place, seconds: float, warm_up: float) -> dict[str, float]:
         )
         reader.assign([TopicPartition(place.output, partition, OFFSET_END) for partition in range(PARTITIONS)])
         reader.poll(0.5)
-        pacer = threading.Thread(target=_pace, args=(place, until))
+        pacer = threading.Thread(target=pace, args=(place, until))
         pacer.start()
         warm, found = time.time() + warm_up, []
         while (now := time.time()) < until + 2:
@@ -71,12 +71,12 @@ def latency(place: Place, seconds: float, warm_up: float) -> dict[str, float]:
     return {"p50_ms": round(statistics.median(found), 1), "p99_ms": round(percentile(found, 0.99), 1)}
 
 
-def _pace(place: Place, until: float) -> None:
-    """Write RATE records a second, all new, each with the time of its writing."""
+def pace(place: Place, until: float, over: threading.Event | None = None) -> None:
+    """Write RATE records a second, all new, each with the time of its writing, until a time or until it is over."""
     producer = Producer({"bootstrap.servers": place.servers, "linger.ms": 0})
     ids = load.changes(round((until - time.time() + 1) * RATE), seed=11, duplicates=0).ids
     each, number, due = round(RATE * TICK), 0, time.monotonic()
-    while time.time() < until and number + each <= len(ids):
+    while time.time() < until and number + each <= len(ids) and not (over and over.is_set()):
         for event_id in ids[number : number + each]:
             value = b'{"eventID":"%s","at":"%d","rest":"' % (event_id.encode(), time.time_ns())
             producer.produce(place.source, value.ljust(VALUE_BYTES - 2, b"x") + b'"}', event_id, number % PARTITIONS)

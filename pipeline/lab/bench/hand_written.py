@@ -69,7 +69,7 @@ def main(servers: str, group: str, source: str, output: str, changelog: str, dir
     stores: dict[int, Buckets] = {}
     producer = Producer(
         {"bootstrap.servers": servers, "transactional.id": group, "linger.ms": 2, "batch.size": 1_000_000}
-        | {"compression.type": "lz4", "queue.buffering.max.messages": 1_000_000}
+        | {"compression.type": "zstd", "queue.buffering.max.messages": 1_000_000}
     )
     producer.init_transactions()
     consumer = Consumer(

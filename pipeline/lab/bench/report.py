@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
-import platform
-import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +10,8 @@ from typing import TYPE_CHECKING
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
+
+from pipeline.lab.machine import describe
 
 if TYPE_CHECKING:
     from pipeline.lab.bench.dedup import Results
@@ -24,6 +22,8 @@ EXTRAS = {
     "p99_ms": "latency p99 at 5,000/s, ms",
     "recovery_ids_per_s": "cold recovery, IDs/s",
     "ready_s": "start to ready, s",
+    "standstill_stay_s": "standstill when a worker joins or leaves, partitions that stay, s",
+    "standstill_move_s": "standstill when a worker joins or leaves, partitions that move, s",
 }
 OWN, OTHER = "#0b6e99", "#9aa5b1"
 
@@ -86,22 +86,7 @@ def markdown(results: Results) -> str:
 
 def machine(results: Results) -> str:
     """Describe the run and where it was made, in one line."""
-    name = cpu_name(_read(Path("/proc/cpuinfo"))) or platform.machine()
-    memory = re.search(r"MemTotal:\s+(\d+)", _read(Path("/proc/meminfo")))
-    gib = f"{int(memory[1]) / 2**20:.0f} GiB, " if memory else ""
-    versions = ", ".join(
-        f"{package} {importlib.metadata.version(package)}" for package in ("confluent-kafka", "rocksdict")
-    )
-    return (
-        f"{results.began:%Y-%m-%d %H:%M} UTC; {results.broker} on the same machine: {os.cpu_count()} x {name}, {gib}"
-        f"Linux {platform.release()}, Python {platform.python_version()}, {versions}; {results.messages:,} records a run"
-    )
-
-
-def cpu_name(cpuinfo: str) -> str:
-    """Return the processor's name from /proc/cpuinfo."""
-    found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
-    return found[1].strip() if found else ""
+    return f"{results.began:%Y-%m-%d %H:%M} UTC; {describe(results.broker)}; {results.messages:,} records a run"
 
 
 def plot(results: Results, directory: Path) -> Path:
@@ -137,7 +122,3 @@ def picture(results: Results) -> Figure:
 def _markdown_table(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
     rule = ["---"] + ["---:"] * (len(headings) - 1)
     return [f"| {' | '.join(row)} |" for row in (headings, rule, *cells)]
-
-
-def _read(path: Path) -> str:
-    return path.read_text(errors="replace") if path.exists() else ""

@@ -1,0 +1,106 @@
+"""What a chaos is asked to do and what came of it; the outcome as a page of the docs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+MEANING = {
+    "kill": "SIGKILL of a worker",
+    "freeze": "SIGSTOP of a worker until it has been put out of the group, then SIGCONT: a zombie",
+    "terminate": "SIGTERM of a worker",
+    "join": "one more worker, or one that leaves for good",
+    "kill at finish": "SIGKILL of a worker just before it commits",
+    "kill at commit": "SIGKILL of a worker while its commit is under way",
+    "kill at committed": "SIGKILL of a worker between the commit and the write of its state",
+    "kill in recovery": "the state directory is lost, and SIGKILL while it is being recovered",
+    "restart broker": "SIGTERM of the broker, and its start",
+    "kill broker": "SIGKILL of the broker with records in an open transaction, and its start",
+    "lose state": "SIGKILL of a worker, and its state directory is empty when it comes back",
+    "fill disk": "the disk of the state directory is full until the worker has ended with the reason, twice",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the chaos is asked to do."""
+
+    directory: Path
+    faults: int = 12
+    seed: int = 1
+    rate: int = 5_000
+    """Changes a second."""
+    guarantee: str = "exactly_once"
+    page: Path | None = None
+    """Where to write the outcome as Markdown."""
+
+
+@dataclass
+class Report:
+    """The outcome; printed by `--json`."""
+
+    faults: dict[str, int] = field(default_factory=dict)
+    input: int = 0
+    output: int = 0
+    lost: int = 0
+    duplicated: int = 0
+    out_of_order: int = 0
+    fenced: int = 0
+    aborted: int = 0
+    seconds: float = 0.0
+    seed: int = 0
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Faults that could not be done on this machine, and why."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether every change came out once, in order."""
+        return not (self.lost or self.duplicated or self.out_of_order)
+
+    def json(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return asdict(self)
+
+
+def page(report: Report, options: Options, began: datetime, machine: str) -> str:
+    """Return the page as Markdown."""
+    verdict = "Nothing was lost, doubled or reordered." if report.ok else "**The output was wrong.**"
+    figures = [
+        ("changes written, each with an event ID of its own", report.input),
+        ("changes in the raw topic", report.output),
+        ("lost", report.lost),
+        ("duplicated", report.duplicated),
+        ("out of order", report.out_of_order),
+        ("slices that were aborted and done again", report.aborted),
+        ("times that the broker or the worker itself refused a worker without its partitions", report.fenced),
+        ("seconds", report.seconds),
+    ]
+    lines = [
+        "# Reliability",
+        "",
+        "Made by `make chaos`. Two or three workers with `deduplicate` work on 4 partitions, at",
+        f"{options.rate:,} records a second, a fifth of them duplicates. Every few seconds one of the faults below happens,",
+        "in an order that the seed decides. In the end all that was written is compared with what a committed reader finds",
+        "in the raw topic.",
+        "",
+        f"{verdict} {began:%Y-%m-%d %H:%M} UTC; {machine}.",
+        "",
+        *_table(("", ""), [(name, f"{number:,}") for name, number in figures]),
+        "",
+        *_table(("fault", "times"), [(MEANING[name], str(report.faults[name])) for name in sorted(report.faults)]),
+        "",
+        *(f"Left out, {name}: {why}\n" for name, why in report.left_out.items()),
+        "The same schedule again, though not the same moments:",
+        "",
+        "```",
+        f"headwater chaos --faults {sum(report.faults.values())} --seed {report.seed} --rate {options.rate}",
+        "```",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (headings, ("---", "---:"), *rows)]

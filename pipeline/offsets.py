@@ -1,0 +1,81 @@
+"""Offsets that Kafka has forgotten: it drops those of a group without members (offsets.retention.minutes, 7 days).
+
+An agent would read its topic anew from the beginning, in silence. What it has written before is there to prove that it
+has read before: outputs and offsets are committed in one transaction, so there is never the one without the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+
+from pipeline.errors import FatalError
+from pipeline.settings import Settings
+from pipeline.status import read
+from pipeline.topics import Topics, unreachable
+
+TIMEOUT = 20.0
+
+
+def require_remembered(conf: Mapping[str, Any], settings: Settings, agents: Sequence[str]) -> None:
+    """Raise FatalError when an agent has read its topic before, has something to read there, and the group knows no offset.
+
+    Exactly once only: at least once, a crash can leave outputs without an offset.
+    """
+    if settings.processing_guarantee != "exactly_once":
+        return
+    topics = Topics(settings)
+    written = {
+        "deduplicate": (topics.ingest, [topics.raw]),
+        "transform": (topics.raw, [*topics.sinks.values(), *topics.references.values()]),
+    }
+    consumer = Consumer(
+        {
+            **conf,
+            "group.id": settings.prefix,
+            "enable.auto.commit": False,
+            "isolation.level": "read_committed",
+            "enable.partition.eof": True,
+        }
+    )
+    try:
+        for agent in agents:
+            topic, outputs = written.get(agent, ("", []))
+            if topic and _is_forgotten(consumer, topic, outputs, settings.partitions):
+                raise FatalError(
+                    f"the group {settings.prefix} has no offsets in {topic}, although {agent} has read it before: Kafka has "
+                    "forgotten them (a group without members, offsets.retention.minutes), and all of it would be done again",
+                    hint=_way_out(agent, settings, topic),
+                )
+    except KafkaException as error:
+        raise unreachable(error) from error
+    finally:
+        consumer.close()
+
+
+def _way_out(agent: str, settings: Settings, topic: str) -> str:
+    if agent == "deduplicate":  # its seen table takes no other offset than the one that is gone
+        return "a new deployment, HEADWATER_PREFIX=...; docs/how-to/trouble.md"
+    return (
+        f"kafka-consumer-groups.sh --bootstrap-server {settings.kafka.bootstrap_servers} --group {settings.prefix} "
+        f"--topic {topic} --reset-offsets --to-datetime <when the workers stopped> --execute; docs/how-to/trouble.md"
+    )
+
+
+def _is_forgotten(consumer: Consumer, topic: str, outputs: Sequence[str], partitions: int) -> bool:
+    committed = consumer.committed([TopicPartition(topic, p) for p in range(partitions)], TIMEOUT)
+    if any(tp.offset >= 0 for tp in committed):
+        return False
+    return _first(consumer, topic, partitions) and any(_first(consumer, output, partitions) for output in outputs)
+
+
+def _first(consumer: Consumer, topic: str, partitions: int) -> bool:
+    """Say whether a topic holds a committed record; the ends alone cannot tell: aborted ones count in them."""
+    starts = {}
+    for partition in range(partitions):
+        low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), TIMEOUT)
+        if high > low:
+            starts[partition] = low
+    return bool(read(consumer, topic, starts, 1))
