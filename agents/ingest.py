@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from datetime import datetime
 from functools import partial
 
 from faust import Stream
@@ -9,7 +11,8 @@ from faust import Stream
 from models.dead_letter import DeadLetter
 from pipeline.app import Worker
 from pipeline.errors import UsageError
-from pipeline.sources.dynamodb import DynamoDBStreams, Reading
+from pipeline.sources.dynamodb import DynamoDBStreams
+from pipeline.sources.streams import Reading, StreamApi, StreamSource
 
 
 def attach(worker: Worker) -> None:
@@ -18,13 +21,36 @@ def attach(worker: Worker) -> None:
         raise UsageError("the agent ingest needs [[sources]]", hint="headwater check")
     names = [f"@{settings.kind}-{number}" for number, settings in enumerate(worker.settings.sources)]
     for name, settings in zip(names, worker.settings.sources, strict=True):
-        source = DynamoDBStreams(worker.transport, settings, name, worker.topics.shards, worker.topics.gaps)
+        api = DynamoDBStreams(settings)
+        source = StreamSource(
+            worker.transport,
+            api,
+            settings,
+            worker.metrics,
+            name,
+            worker.topics.shards,
+            worker.topics.gaps,
+            since=partial(since, settings.start),
+        )
         worker.transport.join(source)
-        worker.preflights.append(source.preflight)
+        worker.preflights.append(partial(preflight, api))
 
     @worker.agent("ingest", *names)
     async def ingest(stream: Stream[Reading]) -> None:
         await worker.process(stream, "ingest", partial(write, worker))
+
+
+def since(start: str | datetime) -> float | None:
+    """Return the time from which on the changes of a stream that is found now are wanted; None: all it holds."""
+    if isinstance(start, datetime):
+        return start.timestamp()
+    return time.time() if start == "latest" else None
+
+
+def preflight(api: StreamApi) -> None:
+    """Look at every table; raise the error that says what is wrong with the first that cannot be captured."""
+    for table in api.tables(set()):
+        api.stream_of(table)
 
 
 def write(worker: Worker, reading: Reading) -> None:

@@ -17,7 +17,10 @@ from pipeline.app import known_agents, wanted_agents
 from pipeline.errors import HeadwaterError
 from pipeline.flows import compile_flow
 from pipeline.settings import DynamoDBStream, Flow, Settings
-from pipeline.sources.aws import StreamsApi, explain
+from pipeline.sources.aws import explain
+from pipeline.sources.dynamodb import DynamoDBStreams, captures
+from pipeline.sources.places import ShardOf
+from pipeline.sources.streams import Start, StreamApi
 from pipeline.topics import Topics, admin, look
 
 LEAST_DISK = 1 << 30
@@ -48,8 +51,7 @@ def check(settings: Settings) -> Iterator[Finding]:
     if settings.sources or (settings.lake.url or "").startswith("s3://"):
         yield from _try("AWS identity", _identity)
     for source in settings.sources:
-        for table in source.tables:
-            yield from _try(f"table {table}", lambda source=source, table=table: _table(source, table))  # type: ignore[misc]
+        yield from _source(source)
     if settings.lake.url:
         yield from _try(f"lake {settings.lake.url}", lambda: _lake(settings.lake.url or ""))
 
@@ -72,9 +74,8 @@ def _agents(settings: Settings) -> str:
 
 
 def _flow(settings: Settings, flow: Flow) -> str:
-    captured = {table for source in settings.sources for table in source.tables}
     for join in flow.join:
-        if captured and join.table not in captured:
+        if settings.sources and not any(captures(source, join.table) for source in settings.sources):
             raise HeadwaterError(
                 f"joins the table {join.table}, which no source captures: it would always give null",
                 hint=f"add {join.table!r} to the tables of [[sources]]",
@@ -120,13 +121,27 @@ def _identity() -> str:
     return str(client.get_caller_identity()["Arn"])
 
 
-def _table(source: DynamoDBStream, table: str) -> str:
-    api = StreamsApi(source.region, 1)
+def _source(settings: DynamoDBStream) -> Iterator[Finding]:
+    what = f"source {settings.kind}"
+    try:
+        api = DynamoDBStreams(settings)
+        tables = api.tables(set())
+    except HeadwaterError as error:
+        yield Finding(what, False, error.message, error.hint)
+        return
+    if not tables:
+        yield Finding(what, False, "there is no table of these names or tags yet", "aws dynamodb list-tables")
+    for table in tables:
+        yield from _try(f"table {table}", lambda table=table: _table(api, table))  # type: ignore[misc]
+
+
+def _table(api: StreamApi, table: str) -> str:
     stream = api.stream_of(table)
     shards = api.shards_of(stream.arn)
     if shards:  # the permissions that reading needs, used once
-        api.records(api.iterator(stream.arn, shards[-1].shard_id, None), f"the stream of {table}")
-    return f"stream {stream.view_type}, {len(shards)} shards listed"
+        last = shards[-1].shard_id
+        api.records(api.iterator(stream.arn, last, Start()), ShardOf(table, stream.arn, last))
+    return f"stream {stream.arn.rpartition('/')[2]}, {len(shards)} shards listed"
 
 
 def _lake(url: str) -> str:

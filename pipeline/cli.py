@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
 import sys
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -32,6 +34,8 @@ local = typer.Typer(help="A Kafka broker and AWS stand-ins on this machine.", no
 app.add_typer(local, name="local", rich_help_panel="Lab")
 bench = typer.Typer(help="Measure Headwater against peers, on this machine.", no_args_is_help=True)
 app.add_typer(bench, name="bench", rich_help_panel="Lab")
+soak = typer.Typer(help="Run for a while with everything that can happen, and prove the outcome.", no_args_is_help=True)
+app.add_typer(soak, name="soak", rich_help_panel="Lab")
 out, err = Console(), Console(stderr=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
@@ -280,6 +284,54 @@ def chaos(
     err.print(
         f"{verdict} {sum(report.faults.values())} faults, {report.input:,} changes; lost {report.lost}, "
         f"duplicated {report.duplicated}, out of order {report.out_of_order}; {report.aborted} slices aborted",
+        highlight=False,
+    )
+    if as_json:
+        _print_json(report.json())
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel="Lab")
+def simulate(
+    table: Annotated[list[str] | None, typer.Option(help="A table; more than one may be named.")] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same history.")] = 1,
+    rate: Annotated[int, typer.Option(min=1, help="Changes a second.")] = 1_000,
+    changes: Annotated[int | None, typer.Option(min=1, help="Changes after which nothing more happens.")] = None,
+    rough: Annotated[bool, typer.Option("--rough", help="With throttles, errors, trimming and all else.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Change nothing until the first GetRecords call.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
+) -> None:
+    """Simulate DynamoDB tables and their streams for boto3, until Ctrl-C; print the AWS_ENDPOINT_URL to use."""
+    from pipeline.lab.simulator import faults, server, world
+
+    tables = tuple(table or world.Plan().tables)
+    plan = world.Plan.rough(tables, seed, rate) if rough else world.Plan(seed, tables, reshape_every=60 * rate)
+    rates = faults.Rates.rough() if rough else faults.Rates()
+    options = server.Options(plan, rates, rate, changes, wait, port=port)
+    with suppress(KeyboardInterrupt):
+        asyncio.run(server.Simulator(options).run(lambda address: out.print(f"AWS_ENDPOINT_URL={address}")))
+
+
+@soak.command(name="sources")
+def soak_sources(
+    seconds: Annotated[float, typer.Option(min=10, help="How long changes are made.")] = 60,
+    seed: Annotated[int, typer.Option(help="Same seed, same history of the streams.")] = 1,
+    rate: Annotated[int, typer.Option(min=1, help="Changes a second.")] = 1_500,
+    directory: Directory = Path(".headwater/soak"),
+    as_json: Json = False,
+) -> None:
+    """Read simulated streams with three workers that are killed in turn, and hold raw against the truth."""
+    from pipeline.lab import soak as soaks
+
+    shutil.rmtree(directory, ignore_errors=True)
+    options = soaks.Options(directory.absolute(), seconds=seconds, seed=seed, rate=rate)
+    report = soaks.run(options, say=_say)
+    verdict = "[bold green]PROVED[/]" if report.ok else "[bold red]FAILED[/]"
+    err.print(
+        f"{verdict} {report.changes:,} changes, {report.reshards} reshardings, {report.kills} kills; lost {report.lost}, "
+        f"duplicated {report.duplicated}, out of order {report.out_of_order}; {report.trimmed_ranges} ranges trimmed "
+        f"unread, {report.gaps_recorded} gaps written",
         highlight=False,
     )
     if as_json:

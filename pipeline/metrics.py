@@ -32,6 +32,12 @@ class Metrics(Participant):
         self.slices = Counter(
             "headwater_slices", "Slices by outcome: committed, aborted.", ["outcome"], registry=self.registry
         )
+        self.gaps = Counter(
+            "headwater_gaps",
+            "Gaps written to the gaps topic: changes known to be lost.",
+            ["cause"],
+            registry=self.registry,
+        )
         self.partitions = Gauge("headwater_partitions", "Partitions that this worker owns.", registry=self.registry)
         self.open_shards = Gauge("headwater_open_shards", "Shards that this worker is reading.", registry=self.registry)
         self._pending: Tally[tuple[Counter, tuple[str, ...]]] = Tally()

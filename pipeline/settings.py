@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -33,6 +34,7 @@ from pipeline.errors import UsageError
 ENV_PREFIX = "HEADWATER_"
 DEFAULT_FILE = "headwater.toml"
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$", max_length=120)]
+TableName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._*?-]+$", max_length=255)]
 
 
 SESSION_TIMEOUT = 10.0
@@ -114,11 +116,31 @@ class DynamoDBStream(Section):
     """Changes of DynamoDB tables, read from their streams."""
 
     kind: Literal["dynamodb-stream"] = Field("dynamodb-stream", description="The kind of the source.")
-    tables: tuple[Name, ...] = Field(min_length=1, description="Names of the tables.")
+    tables: tuple[TableName, ...] = Field(
+        (), description="Names of the tables, or patterns: * for any characters, ? for one."
+    )
+    tags: dict[str, str] = Field(default_factory=dict, description="Tags: each table that carries all of them.")
+    start: Literal["trim_horizon", "latest"] | datetime = Field(
+        "trim_horizon",
+        description="Where a stream begins when it is first found: with all it holds (24 h), with what comes, or at a time.",
+    )
     region: str | None = Field(None, description="AWS Region; without it, boto3's default.")
     discovery_interval: float = Field(60.0, ge=0.1, description="Seconds between two looks for new shards and streams.")
-    poll_interval: float = Field(0.25, ge=0.01, description="Seconds until a shard that gave nothing is asked again.")
+    poll_interval: float = Field(
+        0.25,
+        ge=0.01,
+        description="Seconds until a shard that gave little is asked again; with nothing, longer and longer.",
+    )
+    idle_calls: float = Field(
+        20.0, gt=0, description="GetRecords calls a second that a worker's idle shards make at most together."
+    )
     threads: int = Field(8, ge=1, le=64, description="GetRecords calls under way at once in a worker.")
+
+    @model_validator(mode="after")
+    def _something_to_capture(self) -> DynamoDBStream:
+        if not self.tables and not self.tags:
+            raise ValueError("name tables, or tags that tables carry")
+        return self
 
 
 class Join(Section):

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import msgspec
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from pipeline.settings import Settings
-from pipeline.sources.dynamodb import Place
+from pipeline.sources.places import Known
 from pipeline.topics import Topics, admin, look, unreachable
 
 COUNTED = 10_000
@@ -94,14 +93,13 @@ def _members(client: AdminClient, group: str) -> int:
 
 
 def _shards(consumer: Consumer, topic: str, partitions: int) -> list[ShardStatus]:
-    places: dict[bytes, Place | None] = {}
+    known = Known({}, {})
     for record in read(consumer, topic, dict.fromkeys(range(partitions), OFFSET_BEGINNING), None):
-        value = record.value()
-        places[bytes(record.key() or b"")] = None if value is None else msgspec.json.decode(value, type=Place)
+        known.take(bytes(record.key() or b""), record.value())
     return [
-        ShardStatus(place.table, key.decode().rpartition("/")[2], place.after, place.finished)
-        for key, place in sorted(places.items())
-        if place is not None
+        ShardStatus(place.table, shard_id, place.after, place.finished)
+        for _, places in sorted(known.places.items())
+        for shard_id, place in sorted(places.items())
     ]
 
 

@@ -7,8 +7,14 @@ from typing import TYPE_CHECKING, Any
 from faust.web import Request, Response, View
 from prometheus_client import generate_latest
 
+from pipeline.sources.streams import StreamSource
+
 if TYPE_CHECKING:
     from pipeline.app import Worker
+
+
+STANDING = 60.0
+"""Seconds without a commit after which a worker with work to do is not ready."""
 
 
 def add_pages(worker: Worker) -> None:
@@ -40,6 +46,11 @@ def why_not_ready(worker: Worker) -> str:
         return "partitions are being shared out"
     if not getattr(consumer, "reader", None) or consumer.reader.membership is None:
         return "no member of the consumer group"
+    for source in worker.transport.sources:
+        if isinstance(source, StreamSource) and (reason := source.silent()):
+            return reason
+    if (seconds := consumer.standing()) > STANDING:
+        return f"there is work, and no slice was committed for {seconds:.0f} s"
     if consumer.backlog.held:
         return f"state is being recovered for {len(consumer.backlog.held)} partitions"
     return ""

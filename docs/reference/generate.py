@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from enum import Enum
 from pathlib import Path
 from types import UnionType
@@ -65,6 +66,7 @@ TYPES: Mapping[Any, str] = {
     float: "number",
     bool: "true or false",
     Path: "path",
+    datetime: "time with its zone",
     type(None): "",
     Any: "any",
 }

@@ -32,6 +32,8 @@ class Cut(NamedTuple):
     unreadable: list[Unreadable]
     last: str | None
     next_iterator: str | None
+    first: str | None = None
+    """The first sequence number."""
 
 
 class _Body(msgspec.Struct, gc=False):
@@ -60,7 +62,7 @@ def cut(body: bytes, stream_arn: str) -> Cut:
     """
     answer = _decode_body(body)
     result = Cut([], [], None, answer.next_iterator)
-    last = None
+    first = last = None
     head = b'{"eventSourceARN":' + msgspec.json.encode(stream_arn) + b","
     for raw in answer.records:
         try:
@@ -72,7 +74,8 @@ def cut(body: bytes, stream_arn: str) -> Cut:
         else:
             result.records.append(Record(key, head + _as_lambda_spells(bytes(raw))[1:]))
             last = position.sequence
-    return result._replace(last=last)
+        first = first or last
+    return result._replace(last=last, first=first)
 
 
 @lru_cache(maxsize=65_536)

@@ -25,6 +25,8 @@ class Shard:
 
     shard_id: str
     parents: tuple[str, ...] = ()
+    first: str | None = None
+    """Its starting sequence number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,22 @@ class Lineage:
         A closed shard always gets children, except when its stream was disabled or deleted; so ask with a pause.
         """
         return tuple(s for s in self._listed if self._is_finished(s) and not self._children.get(s))
+
+    def missed(self, shard_id: str) -> tuple[str, ...]:
+        """Return the parents of which nothing is known.
+
+        Those of a shard that came up later than the stream's first listing have come and gone while nobody read.
+        """
+        parents = self._listed.get(shard_id, Shard(shard_id)).parents
+        return tuple(parent for parent in parents if parent not in self._listed and parent not in self._positions)
+
+    def is_followed(self, shard_id: str) -> bool:
+        """Say whether a parent of it was read: then all of its records are wanted."""
+        return any(parent in self._positions for parent in self._listed.get(shard_id, Shard(shard_id)).parents)
+
+    def first_of(self, shard_id: str) -> str | None:
+        """Return the starting sequence number of a shard that is listed."""
+        return self._listed[shard_id].first if shard_id in self._listed else None
 
     def forgettable(self) -> tuple[str, ...]:
         """Return the finished shards whose positions can be dropped without their being read again.

@@ -70,6 +70,7 @@ class Consumer(faust_consumer.Consumer):
         self._lost_before = self._refused = 0
         self._rebalancing = self._stopping = self._closing = False
         self._stop_by = self._next_commit = 0.0
+        self._moved = time.monotonic()
         self._between_slices, self._news = asyncio.Lock(), asyncio.Event()
         self._drainer: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
@@ -224,10 +225,15 @@ class Consumer(faust_consumer.Consumer):
                     async with self._between_slices:
                         await self._slice()
                 else:
+                    self._moved = time.monotonic()
                     self._news.clear()
                     await self._wait_for_news(0.01 if self.app.rebalancing else 0.1)
         except Exception as error:  # noqa: BLE001 - without its slices a worker would stand still in silence
             await self._give_up("the slices", error)
+
+    def standing(self) -> float:
+        """Return the seconds since which there is work and nothing of it was committed."""
+        return time.monotonic() - self._moved
 
     def blame(self, batch: Batch, error: Exception) -> bool:
         """Redo the slice without the record at which an agent has raised; False: it must be the agent, stop.
@@ -352,6 +358,7 @@ class Consumer(faust_consumer.Consumer):
         # The first records after a pause commit at once; under load there is one transaction an interval.
         self._next_commit = time.monotonic() + self.transport.slice_seconds
         if committed:
+            self._moved = time.monotonic()
             self.poison.committed(work)
             self._committed_offset.update(work.offsets)
             self.app.monitor.on_tp_commit(work.offsets)

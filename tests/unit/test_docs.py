@@ -209,12 +209,15 @@ def test_the_iam_policy_allows_what_the_code_calls_and_no_more() -> None:
         assert statement["Effect"] == "Allow"
         action = statement["Action"]
         allowed |= {action} if isinstance(action, str) else set(action)
-    calls = re.findall(r"self\._(?:tables|streams)\.([a-z_]+)\(", (ROOT / "pipeline/sources/aws.py").read_text())
+    source = (ROOT / "pipeline/sources/dynamodb.py").read_text()
+    calls = re.findall(r"self\._(?:tables|streams)\.(?!get_paginator|meta)([a-z_]+)\(", source)
     reads = {f"dynamodb:{call.title().replace('_', '')}" for call in calls}
     assert reads == {
         f"dynamodb:{name}" for name in ("DescribeTable", "DescribeStream", "GetShardIterator", "GetRecords")
     }
-    assert allowed == reads | {
+    listing = {"dynamodb:ListTables", "tag:GetResources"}  # for patterns and tags
+    assert re.findall(r'get_paginator\("(\w+)"\)', source) == ["list_tables", "get_resources"]
+    assert allowed == reads | listing | {
         f"s3:{name}" for name in ("PutObject", "AbortMultipartUpload", "GetObject", "ListBucket")
     }
 

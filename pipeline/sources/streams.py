@@ -1,0 +1,464 @@
+"""Streams of shards as a source: finds the shards, reads those that are this worker's, writes its positions.
+
+Which worker reads which shard: the shards topic has partitions, the group spreads them, and a shard belongs to the
+partition that its key hashes to. Positions are records of that topic, written in the transaction of the changes they
+stand for, together with the topic's own offset under the group's membership: a zombie reader is fenced like any consumer.
+
+What AWS calls the streams and how it is asked is in `dynamodb` and `kinesis`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast
+
+import msgspec
+from confluent_kafka import Message
+from faust.types import TP
+
+from pipeline.errors import HeadwaterError, TransientError
+from pipeline.metrics import Metrics
+from pipeline.sources.aws import ExpiredIteratorError, TrimmedError, VanishedError
+from pipeline.sources.places import Beginning, Cause, Gap, Known, Place, ShardOf
+from pipeline.sources.records import Cut
+from pipeline.sources.shards import Lineage, Position, Shard
+from pipeline.transport import Follower, Slice, Source, Transport
+from pipeline.transport.fatal import stop_process
+
+if TYPE_CHECKING:
+    from pipeline.transport.consumer import Consumer
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+CREDITS = 8
+"""GetRecords answers (1 MB each at most) read and not committed, of one partition of the shards topic: bounds memory."""
+SLOWEST = 10.0
+"""Seconds of the longest pause after an error."""
+FULL = 100
+"""Records in an answer from which on the next call comes at once: there is more."""
+IDLE = 1.0
+"""Seconds of the longest pause of a shard that gives nothing, as long as the budget of calls does not ask for more."""
+DRAINED = 2
+"""Listings in a row in which all shards of a switched-off stream are read: then the table's next stream is begun."""
+SILENT = 60.0
+"""Seconds without an answer of AWS to anything after which a worker that reads shards is not ready."""
+TRIMMED = 2 * 86_400.0
+"""Seconds after which a finished shard that is not listed was trimmed for certain, and is not merely listed late."""
+NOTHING = Cut([], [], None, None)
+
+
+class Start(NamedTuple):
+    """Where in a shard to begin: after a sequence number, at the first one it ever had, at a time, or at what is there."""
+
+    after: str | None = None
+    first: str | None = None
+    since: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """The stream of a table, or a stream that is no table's: then the table is its name."""
+
+    table: str
+    arn: str
+
+
+class StreamApi(Protocol):
+    """What a source needs to know of AWS. Thread-safe, blocking; every error is a HeadwaterError that names the thing."""
+
+    def tables(self, known: set[str]) -> list[str]:
+        """Return the tables to capture now; `known` were captured before."""
+
+    def stream_of(self, table: str) -> Stream:
+        """Return the table's newest stream."""
+
+    def owns(self, arn: str) -> bool:
+        """Say whether a stream is of the kind, and of a table, that this source captures."""
+
+    def shards_of(self, arn: str) -> list[Shard]:
+        """Return the whole listing of a stream's shards."""
+
+    def iterator(self, arn: str, shard_id: str, start: Start) -> str:
+        """Return an iterator; raise TrimmedError when what it should begin at is gone."""
+
+    def records(self, iterator: str, shard: ShardOf) -> Cut:
+        """Return an answer, cut into changes."""
+
+
+class Pacing(Protocol):
+    """How often to ask: see the settings of the same names."""
+
+    @property
+    def discovery_interval(self) -> float:
+        """Seconds between two looks for new shards and streams."""
+
+    @property
+    def poll_interval(self) -> float:
+        """Seconds until a shard that gave little is asked again."""
+
+    @property
+    def idle_calls(self) -> float:
+        """Calls a second that idle shards make at most together."""
+
+    @property
+    def threads(self) -> int:
+        """Calls under way at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one GetRecords answer brought; it enters a transaction whole."""
+
+    shard: ShardOf
+    cut: Cut
+    after: str | None
+    finished: bool
+    gaps: tuple[Gap, ...] = ()
+    """Changes that are lost before this reading."""
+    beginning: Beginning | None = None
+    """Instead of records: the stream was found, and this is how it begins."""
+
+
+@dataclass(slots=True)
+class _Listing:
+    table: str
+    shards: Sequence[Shard] = field(default_factory=list)
+
+
+class StreamSource(Source):
+    """All streams of one entry of the settings. One table is the case of one."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        api: StreamApi,
+        pacing: Pacing,
+        metrics: Metrics,
+        topic: str,
+        fence: str,
+        gaps: str,
+        *,
+        since: Callable[[], float | None] = lambda: None,
+    ) -> None:
+        self.topic, self.fence, self.gaps = topic, fence, gaps
+        self._transport, self._api, self._pacing, self._metrics = transport, api, pacing, metrics
+        self._since = since
+        """The time from which on the changes of a stream that is found now are wanted."""
+        self._pool = ThreadPoolExecutor(pacing.threads, topic)
+        self._follower = Follower(transport.client_conf(), fence, self._apply)
+        self._known = Known({}, {})
+        self._listings: dict[str, _Listing] = {}
+        self._claims: dict[int, object] = {}
+        """One object an assignment: what was found out under an earlier one does not count for this one."""
+        self._ready: set[int] = set()
+        self._readers: dict[ShardOf, asyncio.Task[None]] = {}
+        self._begun: dict[ShardOf, object] = {}
+        """Streams whose beginning was offered, and under which claim."""
+        self._forgotten: set[ShardOf] = set()
+        """Shards whose places are to be dropped with the next slice."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._discovery: asyncio.Task[None] | None = None
+        self._look_now = asyncio.Event()
+        self._asked: set[str] = set()
+        self._drained: dict[str, int] = {}
+        """Streams of which all is read, and how many listings in a row have said so: a last shard may be listed late."""
+        self._purses: dict[int, asyncio.Semaphore] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._heard = time.monotonic()
+
+    @property
+    def reading(self) -> int:
+        """The number of shards that this worker reads now."""
+        return sum(1 for task in self._readers.values() if not task.done())
+
+    def silent(self) -> str:
+        """Return why nothing is heard of AWS though shards are read, or ''."""
+        seconds = time.monotonic() - self._heard
+        return f"AWS has not answered for {seconds:.0f} s" if self.reading and seconds > SILENT else ""
+
+    # -- following the slices -----------------------------------------------------------------------------------------
+
+    def assigned(self, partitions: frozenset[TP]) -> None:
+        """Take over the shards of these partitions, once the positions of their former reader are decided."""
+        claims = {tp.partition for tp in partitions if tp.topic == self.fence}
+        if not claims:
+            return
+        if self._discovery is None:
+            self._loop = asyncio.get_running_loop()
+            self._follower.start()
+            self._discovery = self._keep(asyncio.create_task(self._discover()))
+        claim = object()
+        self._claims |= dict.fromkeys(claims, claim)
+        # A new purse for each assignment: the credits of what was dropped at the last revocation went with the old one.
+        self._purses |= {partition: asyncio.Semaphore(CREDITS) for partition in claims}
+        self._keep(asyncio.create_task(self._claim(claims, claim)))
+
+    def revoked(self, partitions: frozenset[TP]) -> None:
+        """Stop to read; what was read and not committed is dropped."""
+        gone = {tp.partition for tp in partitions if tp.topic == self.fence}
+        self._ready -= gone
+        self._forgotten = {shard for shard in self._forgotten if shard.partition not in gone}
+        for partition in gone:
+            self._claims.pop(partition, None)
+        for shard in [shard for shard in self._readers if shard.partition in gone]:
+            self._readers.pop(shard).cancel()
+
+    def due(self) -> bool:
+        """Say whether there are places to drop."""
+        return bool(self._forgotten)
+
+    def finish(self, work: Slice) -> None:
+        """Write the new positions, and the gaps; add the fence."""
+        last: dict[ShardOf, Reading] = {}
+        touched: set[int] = set()
+        produce = self._transport.transaction.produce
+        for message in work.of(self.topic):
+            reading: Reading = message.value  # type: ignore[assignment]  # Faust types a value as bytes
+            touched.add(reading.shard.partition)
+            for gap in reading.gaps:
+                produce(self.gaps, gap.table.encode(), msgspec.json.encode(gap))
+                self._metrics.count(self._metrics.gaps, 1, gap.cause)
+            if reading.beginning is not None:
+                produce(self.fence, reading.shard.key, msgspec.json.encode(reading.beginning), reading.shard.partition)
+            else:
+                last[reading.shard] = reading
+        for shard, reading in last.items():
+            place = Place(shard.table, reading.after, reading.finished, round(time.time(), 3))
+            produce(self.fence, shard.key, msgspec.json.encode(place), shard.partition)
+        forgotten, self._forgotten = self._forgotten, set()
+        for shard in forgotten:
+            produce(self.fence, shard.key, None, shard.partition)
+            touched.add(shard.partition)
+        for partition in touched:
+            work.offsets[TP(self.fence, partition)] = self._follower.reached.get(partition, 0)
+
+    def committed(self, work: Slice) -> None:
+        """Give the credits back."""
+        for message in work.of(self.topic):
+            reading: Reading = message.value  # type: ignore[assignment]  # Faust types a value as bytes
+            if self._loop is not None and reading.beginning is None:
+                self._loop.call_soon_threadsafe(self._purses[message.partition].release)
+
+    # -- what is known ------------------------------------------------------------------------------------------------
+
+    def _apply(self, records: list[Message]) -> None:
+        news = False
+        for record in records:
+            key, value = cast("bytes", record.key()), record.value()
+            if self._api.owns(key.decode().rpartition("/")[0]):
+                self._known.take(key, value)
+                news |= value is not None and (key.endswith(b"/") or b'"finished":true' in value)
+        if news and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._start_readers)
+
+    async def _claim(self, partitions: set[int], claim: object) -> None:
+        consumer: Consumer = self._transport.app.consumer  # type: ignore[assignment]  # Faust types it by its interface
+        # Whoever read these shards before can commit what is in the log by now, and nothing after: so long we wait.
+        found = await asyncio.gather(*(consumer.questions.end(TP(self.fence, p)) for p in partitions))
+        await self._follower.wait_until(dict(zip(partitions, found, strict=True)))
+        self._ready |= {partition for partition in partitions if self._claims.get(partition) is claim}
+        self._start_readers()
+
+    async def _discover(self) -> None:
+        failing: dict[str, str] = {}
+        tables: Sequence[str] = ()
+        while True:
+            self._look_now.clear()
+            try:
+                tables = await self._call(self._api.tables, self._known.tables())
+            except HeadwaterError as error:
+                _say_once(failing, "", error)
+            else:
+                failing.pop("", None)
+            for table in tables:
+                try:
+                    await self._list_table(table)
+                except HeadwaterError as error:
+                    _say_once(failing, table, error)  # the others go on; it may come, the credentials be renewed
+                else:
+                    failing.pop(table, None)
+            self._start_readers()
+            try:
+                await asyncio.wait_for(self._look_now.wait(), self._pacing.discovery_interval)
+            except asyncio.TimeoutError:
+                continue
+            await asyncio.sleep(min(1.0, self._pacing.discovery_interval))  # children appear late: ask with a pause
+
+    async def _list_table(self, table: str) -> None:
+        older = self._known.streams_of(table) | {arn for arn, one in self._listings.items() if one.table == table}
+        try:
+            newest = (await self._call(self._api.stream_of, table)).arn
+        finally:  # also of a table that is gone or whose stream is off: what was written before can still be read
+            for arn in sorted(older):
+                await self._list(table, arn)
+        if newest not in older:
+            await self._list(table, newest)
+
+    async def _list(self, table: str, arn: str) -> None:
+        try:
+            self._listings[arn] = _Listing(table, await self._call(self._api.shards_of, arn))
+        except VanishedError:
+            # Switched off more than a day ago, or its table deleted. What was not read to its end there is a gap.
+            self._listings[arn] = _Listing(table)
+            if all(place.finished for place in self._known.of(arn).values()):
+                self._forget([ShardOf(table, arn, shard_id) for shard_id in ("", *self._known.of(arn))])
+                del self._listings[arn]
+                return
+        places = self._known.of(arn)
+        unread = {shard.shard_id for shard in self._listings[arn].shards} - {s for s, p in places.items() if p.finished}
+        left = unread or not all(place.finished for place in places.values())
+        self._drained[arn] = 0 if left else self._drained.get(arn, 0) + 1
+        if self._drained[arn] == 1:
+            self._look_now.set()
+
+    def _waits(self, arn: str, table: str) -> bool:
+        """Say whether an older stream of the table is not read to its end: its changes come first."""
+        older = (
+            one for one, listing in self._listings.items() if listing.table == table and one < arn
+        )  # by their dates
+        return any(self._drained.get(one, 0) < DRAINED for one in older)
+
+    def _start_readers(self) -> None:
+        for arn, listing in self._listings.items():
+            places = self._known.of(arn)
+            lineage = Lineage(listing.shards, {s: Position(p.after, p.finished) for s, p in places.items()})
+            beginning = self._known.beginnings.get(arn)
+            if beginning is None:
+                self._begin(arn, listing)
+            if beginning is None or self._waits(arn, listing.table):
+                continue
+            for shard_id in lineage.readable():
+                shard = ShardOf(listing.table, arn, shard_id)
+                if shard.partition in self._ready and shard not in self._readers:
+                    start = _start(shard_id, lineage, beginning, places.get(shard_id))
+                    missed = () if shard_id in beginning.roots or shard_id in places else lineage.missed(shard_id)
+                    gaps = tuple(self._gap(replace(shard, shard_id=parent), "missed") for parent in missed)
+                    self._readers[shard] = self._keep(asyncio.create_task(self._read(shard, start, gaps)))
+            # Children are late in the listing: look again, once a shard; then at the usual interval.
+            if new := {f"{arn}/{shard_id}" for shard_id in lineage.awaiting_children()} - self._asked:
+                self._asked |= new
+                self._look_now.set()
+            listed, now = {shard.shard_id for shard in listing.shards}, time.time()
+            old = [s for s, p in places.items() if p.finished and s not in listed and now - p.at > TRIMMED]
+            self._forget([ShardOf(listing.table, arn, one) for one in {*lineage.forgettable(), *old}])
+
+    def _begin(self, arn: str, listing: _Listing) -> None:
+        """Write down how a stream begins; its shards are read when that is committed."""
+        stream = ShardOf(listing.table, arn, "")
+        claim = self._claims.get(stream.partition)
+        if stream.partition not in self._ready or self._begun.get(stream) is claim:
+            return
+        former = self._known.streams_of(listing.table) - {arn}
+        # After another stream of the same table nothing may be left out.
+        since = None if former else self._since()
+        roots = tuple(shard.shard_id for shard in listing.shards)
+        beginning = Beginning(listing.table, since, follows=bool(former), roots=roots)
+        gaps = (self._gap(stream, "new stream"),) if former else ()
+        consumer: Consumer = self._transport.app.consumer  # type: ignore[assignment]  # Faust types it by its interface
+        offered = Reading(stream, NOTHING, None, finished=False, gaps=gaps, beginning=beginning)
+        if consumer.offer(TP(self.topic, stream.partition), offered):
+            self._begun[stream] = claim
+            for gap in gaps:
+                log.error("The table %s has a new stream: what changed while it was off is lost: %s", gap.table, arn)
+
+    def _forget(self, shards: Sequence[ShardOf]) -> None:
+        """Drop the places of shards that AWS has dropped, so that neither memory nor the topic grows with the years."""
+        for shard in shards:
+            if shard.partition in self._ready:
+                self._forgotten.add(shard)
+                self._readers.pop(shard, None)
+                self._asked.discard(shard.key.decode())
+
+    def _gap(self, shard: ShardOf, cause: Cause, after: str | None = None) -> Gap:
+        return Gap(shard.table, shard.arn, shard.shard_id, after, None, cause, round(time.time(), 3))
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    async def _read(self, shard: ShardOf, start: Start, gaps: tuple[Gap, ...]) -> None:
+        """Read a shard from a position to its end; stays registered until its partition is revoked."""
+        consumer: Consumer = self._transport.app.consumer  # type: ignore[assignment]  # Faust types it by its interface
+        tp, purse = TP(self.topic, shard.partition), self._purses[shard.partition]
+        iterator, errors, idle, after = None, 0, 0, start.after
+        while True:
+            await purse.acquire()
+            offered = False
+            try:
+                if iterator is None:
+                    iterator = await self._call(self._api.iterator, shard.arn, shard.shard_id, start)
+                found = await self._call(self._api.records, iterator, shard)
+                self._heard = time.monotonic()
+                iterator, errors = found.next_iterator, 0
+                gaps = tuple(msgspec.structs.replace(gap, before=found.first) for gap in gaps)
+                reading = Reading(shard, found, found.last or after, iterator is None, gaps)
+                if found.records or found.unreadable or reading.finished or gaps:
+                    offered, after, gaps = consumer.offer(tp, reading), reading.after, ()
+                    start = Start(after) if after is not None else start
+                if reading.finished:  # also when this last answer has records: an answer can carry both
+                    return
+                count = len(found.records) + len(found.unreadable)
+                idle = 0 if count else idle + 1
+                pause = 0.0 if count >= FULL else self._pause(idle)
+            except ExpiredIteratorError:
+                iterator, pause = None, 0.0
+            except TrimmedError as error:
+                log.error("%s: a gap is written down", error)
+                iterator, gaps, pause = None, (*gaps, self._gap(shard, "trimmed", after)), self._pacing.poll_interval
+                start, after = Start(), None
+            except VanishedError as error:
+                log.error("%s: a gap is written down", error)
+                lost = Reading(shard, NOTHING, after, True, (*gaps, self._gap(shard, "vanished", after)))
+                offered = consumer.offer(tp, lost)
+                return
+            except HeadwaterError as error:  # a throttle, expired credentials, anything: the shard must be read on
+                errors += 1
+                if errors == 3 or (
+                    not isinstance(error, TransientError) and errors == 1
+                ):  # one throttle is daily bread
+                    log.warning("Still trying: %s", error)
+                pause = min(SLOWEST, 0.1 * 2**errors) * random.uniform(0.5, 1)  # noqa: S311 - jitter
+            finally:
+                if not offered:
+                    purse.release()
+            if pause:
+                await asyncio.sleep(pause)
+
+    def _pause(self, idle: int) -> float:
+        """Return the seconds until the next call of a shard that gave nothing so many times in a row."""
+        interval = self._pacing.poll_interval
+        return min(interval * 2.0 ** min(idle, 16), max(IDLE, interval, self.reading / self._pacing.idle_calls))
+
+    async def _call(self, function: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
+
+    def _keep(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("Unexpected, in the source:", exc_info=error)
+            stop_process(f"the source {self.topic} failed: {error!r}")  # a shard would stand still in silence
+
+
+def _start(shard_id: str, lineage: Lineage, beginning: Beginning, place: Place | None) -> Start:
+    if place is not None and place.after is not None:
+        return Start(after=place.after)
+    if beginning.since is not None:  # older than what the stream holds is the same as all of it
+        return Start(since=beginning.since)
+    wanted = beginning.follows or lineage.is_followed(shard_id)
+    return Start(first=lineage.first_of(shard_id)) if wanted else Start()
+
+
+def _say_once(failing: dict[str, str], what: str, error: HeadwaterError) -> None:
+    if failing.get(what) != error.message:
+        log.error("Discovery: %s", error)
+    failing[what] = error.message

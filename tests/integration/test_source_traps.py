@@ -1,0 +1,307 @@
+"""What the readers of streams before us fell over, one test a trap: a simulator, Apache Kafka, a worker."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from waiting import until
+
+from pipeline.lab.demo import Recorder
+from pipeline.lab.simulator.faults import Rates
+from pipeline.lab.simulator.history import Stream
+from pipeline.lab.simulator.server import Options, Running
+from pipeline.lab.simulator.world import Plan, World
+from pipeline.lab.stack import AWS_URL, Endpoints
+from pipeline.lab.workers import Workers
+from pipeline.settings import Settings
+from pipeline.topics import Topics, admin, ensure
+
+pytestmark = pytest.mark.kafka
+TABLE = "orders"
+
+
+@dataclass
+class Deployment:
+    """A world that changes only on demand, and one worker that ingests it."""
+
+    endpoints: Endpoints
+    directory: Path
+    world: Running
+    prefix: str = field(default_factory=lambda: f"t{uuid.uuid4().hex[:8]}")
+    tables: tuple[str, ...] = (TABLE,)
+    more: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def topics(self) -> Topics:
+        return Topics(Settings.model_validate({"prefix": self.prefix, "partitions": 1}))
+
+    @property
+    def conf(self) -> dict[str, Any]:
+        return {"bootstrap.servers": self.endpoints.bootstrap_servers}
+
+    def environment(self) -> dict[str, str]:
+        source = {"tables": self.tables, "discovery_interval": 0.5, "poll_interval": 0.05, **self.more}
+        surroundings = self.endpoints.environment()
+        return {
+            **surroundings,
+            **{name: self.world.address for name in surroundings if name.startswith(AWS_URL)},
+            "HEADWATER_PREFIX": self.prefix,
+            "HEADWATER_PARTITIONS": "1",
+            "HEADWATER_AGENTS": '["ingest"]',
+            "HEADWATER_SOURCES": json.dumps([source]),
+            "HEADWATER_KAFKA__SESSION_TIMEOUT": "6",
+        }
+
+    @contextmanager
+    def worker(self) -> Iterator[Workers]:
+        workers = Workers(1, self.directory, self.environment())
+        workers.start()
+        try:
+            yield workers
+        finally:
+            workers.stop()
+
+    @property
+    def log(self) -> str:
+        return (self.directory / "worker-1.log").read_text(errors="replace")
+
+    @contextmanager
+    def ingested(self) -> Iterator[Callable[[], list[str]]]:
+        """Yield a function that returns the event IDs on the ingest topic, in their order."""
+        with Recorder(self.conf, self.topics.ingest) as records:
+            yield lambda: [json.loads(record.value() or b"")["eventID"] for record in records]
+
+    @contextmanager
+    def gaps(self) -> Iterator[Callable[[], list[dict[str, Any]]]]:
+        """Yield a function that returns the gaps."""
+        with Recorder(self.conf, self.topics.gaps) as records:
+            yield lambda: [json.loads(record.value() or b"") for record in records]
+
+    def change(self, count: int) -> None:
+        """Make changes."""
+
+        def make(world: World) -> None:
+            for _ in range(count):
+                world.step()
+
+        self.world.do(make)
+
+    def shape(self, what: Callable[[Stream], object]) -> None:
+        """Change the newest stream of the table."""
+        self.world.do(lambda world: what(world.tables[TABLE].stream))
+
+    @property
+    def truth(self) -> list[str]:
+        """The event IDs of all changes that the streams had, in the order of the items."""
+        return self.world.do(
+            lambda world: [one for table in world.tables.values() for ids in table.changes.values() for one in ids]
+        )
+
+    def calls(self, name: str) -> int:
+        return self.world.simulator.calls[name]
+
+
+QUIET = Plan(tables=(TABLE,), items=20, shards=1, reshape_every=0, large_every=0, late=0)
+
+
+@contextmanager
+def deployed(stack: Endpoints, directory: Path, plan: Plan = QUIET, **options: Any) -> Iterator[Deployment]:
+    with Running(Options(plan=plan, rate=0, **options)) as world:
+        found = Deployment(stack, directory, world)
+        ensure(admin(found.conf), found.topics.all(), 1)
+        yield found
+
+
+@pytest.fixture
+def deployment(stack: Endpoints, tmp_path: Path) -> Iterator[Deployment]:
+    with deployed(stack, tmp_path) as found:
+        yield found
+
+
+def roll(stream: Stream) -> None:
+    """Close every open shard; each gets a child, listed at once."""
+    for shard in list(stream.open):
+        stream.roll(shard)
+    for shard in stream.open:
+        shard.listed = True
+
+
+def test_trap_1_the_last_answer_of_a_shard_has_records_and_no_iterator(deployment: Deployment) -> None:
+    deployment.change(30)
+    deployment.shape(roll)
+    deployment.change(5)
+    with deployment.ingested() as found, deployment.worker():
+        until(lambda: len(found()) >= 35, "the changes of both shards")
+        assert sorted(found()) == sorted(deployment.truth)
+
+
+def test_trap_2_latest_counts_only_when_a_stream_is_first_found(stack: Endpoints, tmp_path: Path) -> None:
+    with deployed(stack, tmp_path) as deployment:
+        clock = [1_000_000.0]
+        deployment.world.do(lambda world: setattr(world, "clock", lambda: clock[0]))
+        deployment.change(30)  # long ago: not wanted
+        old = set(deployment.truth)
+        deployment.world.do(lambda world: setattr(world, "clock", lambda: 4_000_000_000.0))
+        deployment.more = {"start": "latest"}
+        with deployment.ingested() as found:
+            with deployment.worker():
+                until(lambda: deployment.calls("GetRecords") > 0, "a reader")
+                deployment.change(10)
+                deployment.shape(roll)
+                deployment.change(10)
+                until(lambda: len(found()) >= 20, "what came since, of both shards")
+            deployment.change(10)  # while nobody reads
+            deployment.shape(roll)
+            deployment.change(10)
+            with deployment.worker():
+                until(lambda: len(found()) >= 40, "what came meanwhile")
+            assert sorted(found()) == sorted(set(deployment.truth) - old)
+
+
+def test_trap_3_4_and_8_a_long_lineage_over_many_pages_is_read_parents_first(deployment: Deployment) -> None:
+    for _ in range(25):  # a page has 10 shards
+        deployment.change(4)
+        deployment.shape(roll)
+    deployment.change(1)
+    with deployment.ingested() as found, deployment.worker():
+        until(lambda: len(found()) >= 101, "the changes of 26 shards")
+        order = found()
+    assert sorted(order) == sorted(deployment.truth)
+    items = deployment.world.do(lambda world: list(world.tables[TABLE].changes.values()))
+    for ids in items:
+        assert [one for one in order if one in set(ids)] == ids
+
+
+def test_trap_5_an_iterator_that_expires_before_the_first_record_is_made_anew(stack: Endpoints, tmp_path: Path) -> None:
+    with deployed(stack, tmp_path, iterator_seconds=0.02) as deployment, deployment.ingested() as found:
+        with deployment.worker():
+            until(lambda: deployment.calls("GetShardIterator") > 3, "iterators that expire")
+            deployment.change(10)
+            until(lambda: len(found()) >= 10, "the changes")
+        assert sorted(found()) == sorted(deployment.truth)
+
+
+def test_trap_6_a_shard_that_vanishes_ends_and_is_a_gap(deployment: Deployment) -> None:
+    deployment.change(10)
+    with deployment.ingested() as found, deployment.gaps() as gaps:
+        with deployment.worker():
+            until(lambda: len(found()) >= 10, "the first changes")
+        deployment.change(10)
+
+        def lose(stream: Stream) -> None:
+            (shard,) = stream.open
+            roll(stream)
+            stream.trim(shard, len(shard.records))
+
+        deployment.shape(lose)
+        deployment.change(10)
+        with deployment.worker():
+            until(lambda: len(found()) >= 20, "the changes of its child")
+            until(lambda: len(gaps()) >= 1, "the gap")
+        assert [gap["cause"] for gap in gaps()] == ["vanished"]
+        assert gaps()[0]["after"] is not None
+
+
+def test_trap_7_and_10_one_bad_table_and_one_bad_record_stop_nothing(stack: Endpoints, tmp_path: Path) -> None:
+    plan = Plan(tables=(TABLE, "customers"), items=20, shards=1, reshape_every=0, large_every=0, late=0)
+    with deployed(stack, tmp_path, plan) as deployment:
+        deployment.tables = ("cust*", "ord*")
+        deployment.change(20)
+        broken = b'{"eventID":"x","dynamodb":{"SequenceNumber":"%d"}}'
+        deployment.shape(lambda stream: stream.put(0, "x", lambda sequence: broken % sequence))
+        with (
+            deployment.ingested() as found,
+            Recorder(deployment.conf, deployment.topics.dead_letter) as dead,
+            deployment.worker(),
+        ):
+            until(lambda: len(found()) >= 20 and len(dead) >= 1, "the changes, and the letter")
+            deployment.world.do(lambda world: world.drop("customers"))
+            deployment.change(15)
+            until(lambda: len(found()) >= 35, "the changes of the table that is left")
+            (letter,) = list(dead)
+            assert (letter.value() or b"").startswith(b'{"eventID":"x"')
+
+
+def test_trap_11_a_stream_that_was_off_is_a_gap_and_comes_after_the_former_one(deployment: Deployment) -> None:
+    deployment.change(20)
+
+    def renew(world: World) -> None:
+        table = world.tables[TABLE]
+        for shard in list(table.stream.open):
+            table.stream.close(shard)
+        table.off = 3
+
+    with deployment.ingested() as found, deployment.gaps() as gaps, deployment.worker():
+        until(lambda: len(found()) >= 20, "the first changes")
+        deployment.change(5)
+        deployment.world.do(renew)
+        deployment.change(3 + 20)
+        until(lambda: len(found()) >= 45 and len(gaps()) >= 1, "the changes of both streams, and the gap")
+        order = found()
+        assert [(gap["cause"], gap["shard"]) for gap in gaps()] == [("new stream", "")]
+    items = deployment.world.do(lambda world: list(world.tables[TABLE].changes.values()))
+    assert sorted(order) == sorted(one for ids in items for one in ids)
+    for ids in items:
+        assert [one for one in order if one in set(ids)] == ids
+
+
+@pytest.mark.parametrize("unread", ["begun", "never begun"])
+def test_trap_12_what_is_trimmed_before_it_was_read_is_a_gap(deployment: Deployment, unread: str) -> None:
+    deployment.change(10)
+    with deployment.ingested() as found, deployment.gaps() as gaps:
+        with deployment.worker():
+            until(lambda: len(found()) >= 10, "the first changes")
+        if unread == "never begun":
+            deployment.shape(roll)
+        deployment.change(10)
+        deployment.shape(lambda stream: stream.trim(stream.open[0], len(stream.open[0].records) - 4))
+        with deployment.worker():
+            until(lambda: len(found()) >= 14 and len(gaps()) >= 1, "what is left, and the gap")
+        (gap,) = gaps()
+    assert (gap["cause"], gap["table"]) == ("trimmed", TABLE)
+    assert (gap["after"] is None) == (unread == "never begun")
+    first = deployment.world.do(lambda world: world.tables[TABLE].stream.open[0].records[0].sequence)
+    assert gap["before"] == str(first)
+
+
+def test_trap_15_a_shard_has_one_reader_also_after_many_throttles(stack: Endpoints, tmp_path: Path) -> None:
+    rates = Rates(throttle=0.3, error=0.1, timeout=0.05, expire=0.1)
+    with deployed(stack, tmp_path, rates=rates) as deployment, deployment.ingested() as found:
+        with deployment.worker():
+            for number in range(10):
+                deployment.change(10)
+                deployment.shape(roll)
+                until(lambda number=number: len(found()) >= 10 * (number + 1), "the changes")  # type: ignore[misc]
+        assert sorted(found()) == sorted(deployment.truth)
+        assert "Too many readers" not in deployment.log
+
+
+def test_finished_lineages_leave_the_shards_topic(deployment: Deployment) -> None:
+    with (
+        deployment.ingested() as found,
+        Recorder(deployment.conf, deployment.topics.shards) as shards,
+        deployment.worker(),
+    ):
+        for number in range(6):
+            deployment.change(5)
+            deployment.shape(roll)
+            until(lambda number=number: len(found()) >= 5 * (number + 1), "the changes")  # type: ignore[misc]
+
+        for number in range(3):
+            deployment.shape(trim_oldest)
+            until(
+                lambda number=number: sum(one.value() is None for one in shards) > number,  # type: ignore[misc]
+                "the tombstone of a shard",
+            )
+
+
+def trim_oldest(stream: Stream) -> None:
+    oldest = next(iter(stream.shards.values()))
+    stream.trim(oldest, len(oldest.records))
