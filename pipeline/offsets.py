@@ -6,10 +6,11 @@ has read before: outputs and offsets are committed in one transaction, so there 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from pipeline.errors import FatalError
 from pipeline.settings import Settings
@@ -17,6 +18,7 @@ from pipeline.status import read
 from pipeline.topics import Topics, unreachable
 
 TIMEOUT = 20.0
+UNDECIDED = {KafkaError.NOT_COORDINATOR, KafkaError.COORDINATOR_NOT_AVAILABLE, KafkaError.COORDINATOR_LOAD_IN_PROGRESS}
 
 
 def require_remembered(conf: Mapping[str, Any], settings: Settings, agents: Sequence[str]) -> None:
@@ -65,10 +67,21 @@ def _way_out(agent: str, settings: Settings, topic: str) -> str:
 
 
 def _is_forgotten(consumer: Consumer, topic: str, outputs: Sequence[str], partitions: int) -> bool:
-    committed = consumer.committed([TopicPartition(topic, p) for p in range(partitions)], TIMEOUT)
-    if any(tp.offset >= 0 for tp in committed):
+    if any(tp.offset >= 0 for tp in _committed(consumer, [TopicPartition(topic, p) for p in range(partitions)])):
         return False
     return _first(consumer, topic, partitions) and any(_first(consumer, output, partitions) for output in outputs)
+
+
+def _committed(consumer: Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:
+    """Return the group's offsets; a cluster that is new or has lost a broker is still choosing who keeps them."""
+    deadline = time.monotonic() + TIMEOUT
+    while True:
+        try:
+            return consumer.committed(partitions, TIMEOUT)
+        except KafkaException as error:
+            if error.args[0].code() not in UNDECIDED or time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 def _first(consumer: Consumer, topic: str, partitions: int) -> bool:

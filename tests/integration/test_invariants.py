@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import re
 import signal
@@ -110,6 +111,7 @@ def dead(stack: Endpoints, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 def left_by(fleet: Fleet, worker: Worker, raw: Recorder, ingest: Recorder, seen: Recorder) -> Dead:
     state = fleet.directory / f"{worker.name}.state"
+    until(lambda: can_be_locked(state / "transactional-id"), "the end of its last thread")
     started(fleet.conf, state, fleet.prefix).close()  # ends what the worker left open, as its restart would
     consumer = Consumer({**fleet.conf, "group.id": fleet.prefix, "isolation.level": "read_committed"})
     tps = [TopicPartition(fleet.topics.ingest, p) for p in range(fleet.partitions)]
@@ -138,6 +140,15 @@ def left_by(fleet: Fleet, worker: Worker, raw: Recorder, ingest: Recorder, seen:
             if (record.offset() or 0) < committed[p]
         },
     )
+
+
+def can_be_locked(path: Path) -> bool:
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
 
 
 @pytest.mark.parametrize("point", POINTS)
