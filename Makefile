@@ -7,10 +7,10 @@ DEMO_ARGS ?=
 TEST_ARGS ?=
 SEED ?= $(shell date +%s)
 
-.PHONY: help setup demo test bench chaos check docs format lock clean
+.PHONY: help setup demo test bench soak-sources chaos check docs format lock clean
 
 help: ## show what there is to make
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.done ## make .venv with the headwater command in it (quick when nothing changed)
 
@@ -34,6 +34,9 @@ bench: setup ## measure deduplication against the loop by hand and against peers
 
 chaos: setup ## hurt workers and broker 100 times under load, and prove that nothing is lost (20 minutes; SEED=1 for the same again)
 	@$(BIN)/headwater chaos --faults 100 --seed $(SEED) --page docs/reliability.md --json
+
+soak-sources: setup ## ten minutes of simulated streams with all faults, workers killed on the way
+	@$(BIN)/headwater soak sources --seconds 600 --json
 
 check: setup ## format, lint, types, import rules, dependencies
 	@$(BIN)/ruff format --check .

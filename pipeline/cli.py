@@ -8,10 +8,12 @@ import os
 import shutil
 import sys
 from contextlib import suppress
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
+import msgspec
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -128,6 +130,8 @@ def status(as_json: Json = False) -> None:
         _print_json(found.json())
         return
     out.print(f"group {found.group}: {found.workers} workers, {found.dead_letters} dead letters, {found.gaps} gaps")
+    if found.gaps:
+        out.print("[red]incomplete[/]: changes are known to be lost; headwater gaps says which")
     shards = Table("table", "shard", "read up to", "finished")
     for shard in found.shards:
         shards.add_row(shard.table, shard.shard, shard.after or "nothing yet", "yes" if shard.finished else "")
@@ -135,6 +139,22 @@ def status(as_json: Json = False) -> None:
     for agent in found.lag:
         lag.add_row(agent.agent, agent.topic, f"{agent.records}" if agent.exact else f"about {agent.records}")
     out.print(shards, lag)
+
+
+@app.command(rich_help_panel="Look")
+def gaps(as_json: Json = False) -> None:
+    """List what is known to be lost: which changes, and why. Exit 1 when there is something."""
+    found = statuses.gaps(settings_module.load())
+    if as_json:
+        _print_json([msgspec.to_builtins(gap) for gap in found])
+    elif found:
+        table = Table("noticed", "table", "shard", "after", "before", "cause")
+        for gap in found:
+            noticed = f"{datetime.fromtimestamp(gap.at, UTC):%Y-%m-%d %H:%M:%S}Z"
+            table.add_row(noticed, gap.table, gap.shard or "all", gap.after or "", gap.before or "", gap.cause)
+        out.print(table)
+    if found:
+        raise typer.Exit(1)
 
 
 @app.command(rich_help_panel="Look")

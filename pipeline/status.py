@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import msgspec
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from pipeline.settings import Settings
-from pipeline.sources.places import Known
+from pipeline.sources.places import Gap, Known
 from pipeline.topics import Topics, admin, look, unreachable
 
 COUNTED = 10_000
@@ -57,21 +59,9 @@ class Status:
 
 def status(settings: Settings) -> Status:
     """Read the state; raise FatalError when the cluster cannot be reached."""
-    topics = Topics(settings)
-    conf = {"bootstrap.servers": settings.kafka.bootstrap_servers, **settings.kafka.properties}
-    client = admin(conf)
+    topics, client = Topics(settings), admin(_conf(settings))
     there = {found.wanted.name: found.partitions for found in look(client, topics.all()) if found.partitions}
-    consumer = Consumer(
-        {
-            **conf,
-            "group.id": settings.prefix,
-            "enable.auto.commit": False,
-            "auto.offset.reset": "earliest",
-            "isolation.level": "read_committed",
-            "enable.partition.eof": True,
-        }
-    )
-    try:
+    with _reading(settings) as consumer:
         reads = [("deduplicate", topics.ingest), ("transform", topics.raw)]
         reads += [("lake", topic) for topic in topics.sinks.values()] if settings.lake.url else []
         return Status(
@@ -82,6 +72,35 @@ def status(settings: Settings) -> Status:
             dead_letters=_count(consumer, topics.dead_letter, there.get(topics.dead_letter, 0)),
             gaps=_count(consumer, topics.gaps, there.get(topics.gaps, 0)),
         )
+
+
+def gaps(settings: Settings) -> list[Gap]:
+    """Return all gaps, in the order in which they were noticed; raise FatalError when the cluster cannot be reached."""
+    topic = Topics(settings).gaps
+    (found,) = [one for one in look(admin(_conf(settings)), Topics(settings).all()) if one.wanted.name == topic]
+    with _reading(settings) as consumer:
+        records = read(consumer, topic, dict.fromkeys(range(found.partitions), OFFSET_BEGINNING), None)
+    return [msgspec.json.decode(record.value() or b"", type=Gap) for record in records]
+
+
+def _conf(settings: Settings) -> dict[str, Any]:
+    return {"bootstrap.servers": settings.kafka.bootstrap_servers, **settings.kafka.properties}
+
+
+@contextmanager
+def _reading(settings: Settings) -> Iterator[Consumer]:
+    consumer = Consumer(
+        {
+            **_conf(settings),
+            "group.id": settings.prefix,
+            "enable.auto.commit": False,
+            "auto.offset.reset": "earliest",
+            "isolation.level": "read_committed",
+            "enable.partition.eof": True,
+        }
+    )
+    try:
+        yield consumer
     except KafkaException as error:
         raise unreachable(error) from error
     finally:

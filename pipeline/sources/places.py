@@ -51,10 +51,10 @@ class Gap(msgspec.Struct, frozen=True):
     """'' for the whole table, between its former stream and this one."""
     after: str | None
     """The last change before the gap; None: from the shard's beginning."""
-    before: str | None
-    """The first change after it; None: not known, or to the shard's end."""
     cause: Cause
-    at: float
+    before: str | None = None
+    """The first change after it; None: not known, or to the shard's end."""
+    at: float = 0.0
     """When it was noticed, in seconds since the epoch."""
 
 

@@ -377,7 +377,7 @@ class StreamSource(Source):
                 self._asked.discard(shard.key.decode())
 
     def _gap(self, shard: ShardOf, cause: Cause, after: str | None = None) -> Gap:
-        return Gap(shard.table, shard.arn, shard.shard_id, after, None, cause, round(time.time(), 3))
+        return Gap(shard.table, shard.arn, shard.shard_id, after, cause, at=round(time.time(), 3))
 
     # -- reading ------------------------------------------------------------------------------------------------------
 

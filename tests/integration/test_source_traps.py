@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Headwater
 from waiting import until
 
 from pipeline.lab.demo import Recorder
@@ -229,7 +230,9 @@ def test_trap_7_and_10_one_bad_table_and_one_bad_record_stop_nothing(stack: Endp
             assert (letter.value() or b"").startswith(b'{"eventID":"x"')
 
 
-def test_trap_11_a_stream_that_was_off_is_a_gap_and_comes_after_the_former_one(deployment: Deployment) -> None:
+def test_trap_11_a_stream_that_was_off_is_a_gap_and_comes_after_the_former_one(
+    deployment: Deployment, headwater: Headwater
+) -> None:
     deployment.change(20)
 
     def renew(world: World) -> None:
@@ -246,6 +249,9 @@ def test_trap_11_a_stream_that_was_off_is_a_gap_and_comes_after_the_former_one(d
         until(lambda: len(found()) >= 45 and len(gaps()) >= 1, "the changes of both streams, and the gap")
         order = found()
         assert [(gap["cause"], gap["shard"]) for gap in gaps()] == [("new stream", "")]
+        told = headwater("gaps", "--json", **deployment.environment())
+        assert (told.returncode, json.loads(told.stdout)) == (1, gaps())
+        assert "incomplete" in headwater("status", **deployment.environment()).stdout
     items = deployment.world.do(lambda world: list(world.tables[TABLE].changes.values()))
     assert sorted(order) == sorted(one for ids in items for one in ids)
     for ids in items:
