@@ -6,13 +6,13 @@ import difflib
 import os
 import re
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 from dotenv import dotenv_values
 from pydantic import (
     AliasChoices,
+    AwareDatetime,
     BaseModel,
     ConfigDict,
     Field,
@@ -120,7 +120,7 @@ class DynamoDBStream(Section):
         (), description="Names of the tables, or patterns: * for any characters, ? for one."
     )
     tags: dict[str, str] = Field(default_factory=dict, description="Tags: each table that carries all of them.")
-    start: Literal["trim_horizon", "latest"] | datetime = Field(
+    start: Literal["trim_horizon", "latest"] | AwareDatetime = Field(
         "trim_horizon",
         description="Where a stream begins when it is first found: with all it holds (24 h), with what comes, or at a time.",
     )

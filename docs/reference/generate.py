@@ -10,7 +10,6 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from enum import Enum
 from pathlib import Path
 from types import UnionType
@@ -18,7 +17,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import typer
 from prometheus_client import Counter, Gauge
-from pydantic import BaseModel
+from pydantic import AwareDatetime, BaseModel
 from pydantic.fields import FieldInfo
 
 from pipeline.cli import app
@@ -66,7 +65,7 @@ TYPES: Mapping[Any, str] = {
     float: "number",
     bool: "true or false",
     Path: "path",
-    datetime: "time with its zone",
+    AwareDatetime: "time with its zone",
     type(None): "",
     Any: "any",
 }
