@@ -418,9 +418,8 @@ class StreamSource(Source):
                 return
             except HeadwaterError as error:  # a throttle, expired credentials, anything: the shard must be read on
                 errors += 1
-                if errors == 3 or (
-                    not isinstance(error, TransientError) and errors == 1
-                ):  # one throttle is daily bread
+                # One throttle is daily bread; more, or anything else, is said once.
+                if errors == (3 if isinstance(error, TransientError) else 1):
                     log.warning("Still trying: %s", error)
                 pause = min(SLOWEST, 0.1 * 2**errors) * random.uniform(0.5, 1)  # noqa: S311 - jitter
             finally:

@@ -289,6 +289,23 @@ def test_trap_15_a_shard_has_one_reader_also_after_many_throttles(stack: Endpoin
         assert "Too many readers" not in deployment.log
 
 
+@pytest.mark.parametrize("rates", [Rates(throttle=1.0), Rates(token=1.0)], ids=["throttled", "credentials expired"])
+def test_a_bad_hour_at_aws_is_said_once_and_nothing_is_lost(deployment: Deployment, rates: Rates) -> None:
+    faults = deployment.world.simulator.faults
+    with deployment.ingested() as found, deployment.worker():
+        deployment.change(10)
+        until(lambda: len(found()) >= 10, "the first changes")
+        faults.rates = rates
+        deployment.change(10)
+        until(lambda: "Still trying" in deployment.log, "the word that it still tries")
+        calls = deployment.calls("GetRecords")
+        until(lambda: deployment.calls("GetRecords") > calls, "another refusal")
+        faults.rates = Rates()
+        until(lambda: len(found()) >= 20, "the changes made meanwhile")
+        assert deployment.log.count("Still trying") == 1
+    assert sorted(found()) == sorted(deployment.truth)
+
+
 def test_finished_lineages_leave_the_shards_topic(deployment: Deployment) -> None:
     with (
         deployment.ingested() as found,

@@ -31,6 +31,8 @@ class Rates:
     """GetRecords gives a few records only, though there are more."""
     empty: float = 0.0
     """GetRecords gives none, though there are some."""
+    token: float = 0.0
+    """The caller's credentials are not valid any more."""
 
     @classmethod
     def rough(cls) -> Rates:
@@ -59,6 +61,8 @@ class Faults:
 
     def strike(self, throttle_code: str) -> None:
         """Raise ApiError or TimedOutError where a call fails for no fault of its own."""
+        if self.happens("token"):
+            raise ApiError("ExpiredTokenException", "The security token included in the request is expired")
         if self.happens("throttle"):
             raise ApiError(throttle_code, "Rate exceeded for shard")
         if self.happens("error"):
