@@ -15,6 +15,7 @@ from waiting import until
 
 from pipeline.lab.chaos import Load
 from pipeline.lab.demo import Recorder, lag
+from pipeline.lab.killer import ask
 from pipeline.lab.stack import Endpoints
 from pipeline.lab.workers import Worker, Workers
 from pipeline.settings import Settings
@@ -142,4 +143,4 @@ def ready(worker: Worker) -> bool:
 
 def die_at(worker: Worker, point: str) -> None:
     """Let a worker of the module `KILLER` end itself at a point of one of its next slices."""
-    (worker.directory / f"{worker.name}.state.point").write_text(point)
+    ask(worker.directory / f"{worker.name}.state", point)
