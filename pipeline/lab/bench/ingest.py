@@ -243,11 +243,29 @@ class _Bench:
         return worker_process(Workers(1, place.directory, environment))
 
 
+class Positions:
+    """What the shards topic says: how many changes the positions stand for."""
+
+    def __init__(self) -> None:
+        self._done: dict[bytes, int] = {}
+
+    def take(self, key: bytes, value: bytes) -> None:
+        """Take over a record of the topic."""
+        after = None if key.endswith(b"/") else _position(value).after
+        if after is not None:
+            self._done[key] = canned.number_of(after) + 1
+
+    @property
+    def done(self) -> int:
+        """The number of changes."""
+        return sum(self._done.values())
+
+
 class Progress:
-    """Reads the committed positions: how many changes they stand for."""
+    """Reads the committed positions."""
 
     def __init__(self, servers: str, topic: str) -> None:
-        self._done: dict[bytes, int] = {}
+        self._positions = Positions()
         self._consumer = Consumer(
             {"bootstrap.servers": servers, "group.id": f"{topic}.progress", "enable.auto.commit": False}
             | {"isolation.level": "read_committed", "fetch.wait.max.ms": 100}
@@ -266,14 +284,8 @@ class Progress:
         """Wait a moment for news; return how many changes were committed."""
         for message in [self._consumer.poll(0.1), *self._consumer.consume(1_000, 0)]:
             if message is not None and message.error() is None:
-                self.take(cast("bytes", message.key()), cast("bytes", message.value()))
-        return sum(self._done.values())
-
-    def take(self, key: bytes, value: bytes) -> None:
-        """Take over a record of the shards topic."""
-        after = None if key.endswith(b"/") else _position(value).after
-        if after is not None:
-            self._done[key] = canned.number_of(after) + 1
+                self._positions.take(cast("bytes", message.key()), cast("bytes", message.value()))
+        return self._positions.done
 
     def follow(self, process: Process, server: Process, end: int) -> tuple[float, float, float]:
         """Return changes a second, and seconds of CPU a million of the process and of the server, up to `end` changes."""
