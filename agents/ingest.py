@@ -55,8 +55,7 @@ def preflight(api: StreamApi) -> None:
 
 def write(worker: Worker, reading: Reading) -> None:
     """Write what one GetRecords answer brought, in its order."""
-    for key, value in reading.cut.records:
-        worker.produce(worker.topics.ingest, key, value)
+    worker.produce_batch(worker.topics.ingest, reading.cut.records)
     for unreadable in reading.cut.unreadable:
         shard = reading.shard
         worker.reject_letter(

@@ -177,7 +177,7 @@ class Worker:
 
     @property
     def produce_batch(self) -> Callable[..., None]:
-        """Write records without headers to one partition of a topic."""
+        """Write records without headers into the slice: topic, records, partition or by their keys."""
         return self.transport.transaction.produce_batch
 
     def reject(self, batch: Batch, index: int, stage: str, error: Exception) -> None:

@@ -383,6 +383,23 @@ def bench_dedup(
         raise HeadwaterError("; ".join(results.failures), hint="run it again; keep the directory it names")
 
 
+@bench.command(name="ingest")
+def bench_ingest(
+    messages: Annotated[int, typer.Option(min=5_000, help="Changes a run.")] = 600_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of all systems by turns; medians are shown.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Ingest, exactly once: a worker that reads 1, 8 and 64 canned shards against a plain boto3 loop; and 64 idle shards."""
+    from pipeline.lab.bench import ingest, ingest_report
+
+    results = ingest.measure(ingest.Options(messages=messages, rounds=rounds), _say)
+    ingest_report.show(results, err)
+    if as_json:
+        _print_json(results.as_json())
+    if results.failures:
+        raise HeadwaterError("; ".join(results.failures), hint="run it again; keep the directory it names")
+
+
 def _say(message: str) -> None:
     err.print(message, highlight=False, soft_wrap=True)
 

@@ -7,6 +7,7 @@ without a shard, holds how the stream was begun.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import msgspec
@@ -74,10 +75,15 @@ class ShardOf:
     @property
     def partition(self) -> int:
         """The partition of the shards topic that decides who reads it."""
-        return partition_of(self.key, FENCE_PARTITIONS)
+        return _fence_partition(self.key)
 
     def __str__(self) -> str:
         return f"the shard {self.shard_id} of {self.table}"
+
+
+@lru_cache(maxsize=65_536)
+def _fence_partition(key: bytes) -> int:
+    return partition_of(key, FENCE_PARTITIONS)
 
 
 @dataclass(slots=True)

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from models.change import canonical
 
-
-class Record(NamedTuple):
-    """One change, ready for the ingest topic: its item key and its JSON as a Lambda trigger would get it."""
-
-    key: bytes
-    value: bytes
+if TYPE_CHECKING:
+    from pipeline.transport.batch import Record
 
 
 class Unreadable(NamedTuple):
@@ -29,6 +25,7 @@ class Cut(NamedTuple):
     """What a GetRecords answer holds. `last` is the last sequence number; `next_iterator` is None at a shard's end."""
 
     records: list[Record]
+    """Changes, ready for the ingest topic: the item key, and the record's JSON as a Lambda trigger would get it."""
     unreadable: list[Unreadable]
     last: str | None
     next_iterator: str | None
@@ -50,7 +47,12 @@ class _Record(msgspec.Struct, gc=False):
     dynamodb: _Position
 
 
+class _Positions(msgspec.Struct, gc=False):
+    records: list[_Record] = msgspec.field(name="Records", default_factory=list)
+
+
 _decode_body = msgspec.json.Decoder(_Body).decode
+_decode_positions = msgspec.json.Decoder(_Positions).decode
 _decode_record = msgspec.json.Decoder(_Record).decode
 _decode_keys = msgspec.json.Decoder(dict[str, dict[str, str]]).decode
 
@@ -61,9 +63,29 @@ def cut(body: bytes, stream_arn: str) -> Cut:
     Raises msgspec.DecodeError when the body itself is not what GetRecords answers.
     """
     answer = _decode_body(body)
+    if not answer.records:
+        return Cut([], [], None, answer.next_iterator)
+    head = b'{"eventSourceARN":' + msgspec.json.encode(stream_arn) + b","
+    try:
+        return _cut_whole(body, answer, head)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return _cut_one_by_one(answer, head)
+
+
+def _cut_whole(body: bytes, answer: _Body, head: bytes) -> Cut:
+    """Cut a body in which every record can be read. Whatever is done here for each record is what ingest costs."""
+    positions = [record.dynamodb for record in _decode_positions(body).records]
+    raws = map(_as_lambda_spells, answer.records) if b'"PrincipalId"' in body else answer.records
+    records = [
+        {"key": item_key(bytes(position.keys)), "value": head + memoryview(raw)[1:]}
+        for position, raw in zip(positions, raws, strict=True)
+    ]
+    return Cut(records, [], positions[-1].sequence, answer.next_iterator, positions[0].sequence)
+
+
+def _cut_one_by_one(answer: _Body, head: bytes) -> Cut:
     result = Cut([], [], None, answer.next_iterator)
     first = last = None
-    head = b'{"eventSourceARN":' + msgspec.json.encode(stream_arn) + b","
     for raw in answer.records:
         try:
             position = _decode_record(raw).dynamodb
@@ -72,7 +94,7 @@ def cut(body: bytes, stream_arn: str) -> Cut:
             result.unreadable.append(Unreadable(bytes(raw), error))
             last = _sequence(raw) or last
         else:
-            result.records.append(Record(key, head + _as_lambda_spells(bytes(raw))[1:]))
+            result.records.append({"key": key, "value": head + memoryview(_as_lambda_spells(raw))[1:]})
             last = position.sequence
         first = first or last
     return result._replace(last=last, first=first)
@@ -84,8 +106,9 @@ def item_key(keys: bytes) -> bytes:
     return canonical(_decode_keys(keys))
 
 
-def _as_lambda_spells(record: bytes) -> bytes:
+def _as_lambda_spells(raw: msgspec.Raw) -> bytes:
     """Spell `userIdentity` as a Lambda event does: the API writes PrincipalId and Type with capitals. Rare: TTL deletes."""
+    record = bytes(raw)
     if b'"PrincipalId"' not in record:
         return record
     decoded: dict[str, Any] = msgspec.json.decode(record)

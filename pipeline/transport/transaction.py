@@ -225,20 +225,19 @@ class Transaction:
         if error is not None:
             self.spoil(f"a record for {message.topic()} was not delivered: {error}")
 
-    def produce_batch(self, topic: str, records: list[Record], partition: int) -> None:
-        """Write records to one partition; in a thread, it waits while librdkafka's queue is full.
+    def produce_batch(self, topic: str, records: list[Record], partition: int = -1) -> None:
+        """Write records to one partition, or each to that of its key; in a thread, it waits while librdkafka's queue is full.
 
-        The binding knows `key` and `value` here, no headers. The records are its own from here on.
+        The binding knows `key` and `value` here, no headers. The records stay as they are: they can be written again.
         """
         producer = self.begin()
         while producer.produce_batch(topic, records, partition) < len(records):
             # What did not fit carries `_error`; it comes without an exception, and order asks for the rest as well.
-            records = records[next(index for index, record in enumerate(records) if "_error" in record) :]
-            error = cast("KafkaError", records[0]["_error"])
-            if error.code() != KafkaError._QUEUE_FULL:  # noqa: SLF001 - the documented name of the code
-                self.spoil_or_raise(KafkaException(error))
+            records = [record for record in records if "_error" in record]
+            errors = [cast("KafkaError", record.pop("_error")) for record in records]
+            if errors[0].code() != KafkaError._QUEUE_FULL:  # noqa: SLF001 - the documented name of the code
+                self.spoil_or_raise(KafkaException(errors[0]))
                 return
-            records = [{"key": left["key"], "value": left["value"]} for left in records if "_error" in left]
             _serve(producer, 0.05)
 
     def serve(self) -> None:

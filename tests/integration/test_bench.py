@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.lab.bench import dedup
+from pipeline.lab.bench import dedup, ingest
 
 FIGURES = {"records_per_s", "cpu_s_per_million", "rss_mib"}
 
@@ -41,3 +41,17 @@ def test_a_tiny_run_has_every_figure_and_a_right_output() -> None:
     assert [results.median(key).outcome for key in results.rounds] == [(0, 0)] * 4
     assert shown["broker"].startswith("Apache Kafka")
     assert shown["headwater_exactly_once"]["ready_s"] > 0
+
+
+@pytest.mark.kafka
+def test_a_tiny_run_of_ingest_has_every_figure_and_a_right_output() -> None:
+    said: list[str] = []
+    results = ingest.measure(
+        ingest.Options(messages=8_000, rounds=1, shards=(2,), idle_settle=0.1, idle_seconds=1), said.append
+    )
+    shown: dict[str, Any] = results.as_json()
+    assert set(shown) == {"plain_boto3", "headwater", "idle_calls_per_s", "idle_cpu_share", "broker"}
+    assert set(shown["headwater"]) == {"2"}
+    assert set(shown["headwater"]["2"]) == set(shown["plain_boto3"]) == {"changes_per_s", "cpu_s_per_million"}
+    assert results.failures == []
+    assert shown["idle_calls_per_s"] > 0

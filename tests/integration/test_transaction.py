@@ -18,6 +18,7 @@ from pipeline.lab.stack import Endpoints
 from pipeline.topics import Topic, admin, ensure
 from pipeline.transport import Participant, Slice
 from pipeline.transport.follower import Follower
+from pipeline.transport.producer import partition_of
 from pipeline.transport.transaction import MESSAGE_MAX, Transaction
 
 pytestmark = pytest.mark.kafka
@@ -78,6 +79,23 @@ def test_a_change_of_many_times_its_size_in_dynamodb_fits(conf: dict[str, Any], 
         transaction.produce(topic, b"k", b'{"NewImage":"' + b"x" * 8_000_000 + b'"}', 0)
         assert transaction.commit(Slice(transaction.producer), b"not asked for")
         assert notes.ends == ["committed"]
+
+
+def test_a_batch_without_a_partition_goes_where_java_clients_put_each_key(conf: dict[str, Any], tmp_path: Path) -> None:
+    topic, count = f"t{uuid.uuid4().hex[:8]}", 5
+    ensure(admin(conf), [Topic(topic, count, "any")], 1)
+    keys = [b'{"id":{"S":"%d"}}' % number for number in range(200)]
+    records = [{"key": key, "value": b"v"} for key in keys]
+    with started({**conf, "queue.buffering.max.messages": 64}, tmp_path, exactly_once=True) as (transaction, _):
+        transaction.produce_batch(topic, records)
+        assert transaction.commit(Slice(transaction.producer), b"not asked for")
+    assert records == [{"key": key, "value": b"v"} for key in keys], "they can be written again"
+    found: list[tuple[bytes | None, int | None]] = []
+    follower = Follower(conf, topic, lambda read: found.extend((one.key(), one.partition()) for one in read))
+    follower.start()
+    until(lambda: len(found) >= len(keys), "the records to arrive", seconds=20)
+    follower.stop()
+    assert sorted(found, key=str) == sorted(((key, partition_of(key, count)) for key in keys), key=str)
 
 
 def test_a_follower_whose_consumer_is_made_anew_misses_and_repeats_nothing(conf: dict[str, Any]) -> None:

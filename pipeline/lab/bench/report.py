@@ -15,6 +15,7 @@ from pipeline.lab.machine import describe
 
 if TYPE_CHECKING:
     from pipeline.lab.bench.dedup import Results
+    from pipeline.lab.bench.ingest import Results as Ingested
 
 HEADINGS = ("system", "records/s", "CPU us/record", "peak MiB", "missing", "doubled", "spread")
 EXTRAS = {
@@ -61,12 +62,7 @@ def facts(results: Results) -> list[tuple[str, str]]:
 def show(results: Results, console: Console) -> None:
     """Print the tables."""
     console.print(machine(results), style="dim", highlight=False)
-    table = Table(*HEADINGS)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for row in rows(results):
-        table.add_row(*row)
-    console.print(table)
+    console.print(console_table(HEADINGS, rows(results)))
     for name, text in facts(results):
         console.print(f"Headwater, exactly once: {name}: {text}", highlight=False)
     for title, why in results.left_out.items():
@@ -75,16 +71,26 @@ def show(results: Results, console: Console) -> None:
         console.print(f"[red]wrong output: {failure}[/red]")
 
 
+def console_table(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> Table:
+    """Return a table for the terminal."""
+    table = Table(*headings)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in cells:
+        table.add_row(*row)
+    return table
+
+
 def markdown(results: Results) -> str:
     """Return the tables as Markdown."""
-    lines = [machine(results), "", *_markdown_table(HEADINGS, rows(results))]
+    lines = [machine(results), "", *markdown_table(HEADINGS, rows(results))]
     if extra := facts(results):
-        lines += ["", *_markdown_table(("Headwater, exactly once", ""), extra)]
+        lines += ["", *markdown_table(("Headwater, exactly once", ""), extra)]
     lines += [f"\nLeft out: {title}: {why}" for title, why in results.left_out.items()]
     return "\n".join(lines) + "\n"
 
 
-def machine(results: Results) -> str:
+def machine(results: Results | Ingested) -> str:
     """Describe the run and where it was made, in one line."""
     return f"{results.began:%Y-%m-%d %H:%M} UTC; {describe(results.broker)}; {results.messages:,} records a run"
 
@@ -119,6 +125,7 @@ def picture(results: Results) -> Figure:
     return figure
 
 
-def _markdown_table(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
+    """Return a table in Markdown, line by line."""
     rule = ["---"] + ["---:"] * (len(headings) - 1)
     return [f"| {' | '.join(row)} |" for row in (headings, rule, *cells)]

@@ -6,10 +6,11 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 from pipeline.errors import HeadwaterError
 from pipeline.lab import cache, kafka, processes
@@ -98,7 +99,11 @@ def peers() -> list[System]:
 
 def headwater(place: Place, guarantee: str = "exactly_once") -> Process:
     """Start the real worker with the deduplicate agent."""
-    workers = workers_of(place, guarantee)
+    return worker_process(workers_of(place, guarantee))
+
+
+def worker_process(workers: Workers) -> Process:
+    """Start the workers; return the process of the first."""
     workers.start()
     process = workers.all[0].process
     if process is None:
@@ -122,14 +127,19 @@ def workers_of(place: Place, guarantee: str = "exactly_once") -> Workers:
     )
 
 
+def run_module(
+    place: Place, module: str, arguments: Sequence[str], environment: Mapping[str, str] = MappingProxyType({})
+) -> Process:
+    """Start a program of ours."""
+    return _start(place, [sys.executable, "-m", module, *arguments], environment)
+
+
 def _hand_written(place: Place) -> Process:
-    module = [sys.executable, "-m", "pipeline.lab.bench.hand_written"]
-    return _start(place, [*module, *_arguments(place, place.changelog)])
+    return run_module(place, "pipeline.lab.bench.hand_written", _arguments(place, place.changelog))
 
 
 def _faust_idiomatic(place: Place) -> Process:
-    module = [sys.executable, "-m", "pipeline.lab.bench.faust_idiomatic"]
-    return _start(place, [*module, *_arguments(place)])
+    return run_module(place, "pipeline.lab.bench.faust_idiomatic", _arguments(place))
 
 
 def _quix(place: Place, guarantee: str) -> Process:
@@ -148,10 +158,10 @@ def _arguments(place: Place, *more: str) -> list[str]:
     return [place.servers, place.prefix, place.source, place.output, *more, str(place.state)]
 
 
-def _start(place: Place, command: list[str]) -> Process:
+def _start(place: Place, command: Sequence[str], environment: Mapping[str, str] = MappingProxyType({})) -> Process:
     place.directory.mkdir(parents=True, exist_ok=True)
     log = place.directory / "program.log"
-    return processes.start(place.prefix, command, log=log, address="", environment={}, detached=False)
+    return processes.start(place.prefix, command, log=log, address="", environment=environment, detached=False)
 
 
 def _prepare_quix(say: Say) -> None:
