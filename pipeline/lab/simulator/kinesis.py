@@ -39,6 +39,8 @@ class Iterator(msgspec.Struct, array_like=True):
     at: int
     """The number of the shard's next record."""
     issued: float
+    created: int
+    """When its stream was made: an iterator does not outlive it."""
 
 
 class Page(msgspec.Struct, array_like=True):
@@ -86,7 +88,7 @@ class Kinesis:
             "StreamARN": stream.arn,
             "StreamStatus": "ACTIVE",
             "RetentionPeriodHours": 24,
-            "StreamCreationTimestamp": self.created.get(name, CREATED),
+            "StreamCreationTimestamp": self._created(name),
             "EnhancedMonitoring": [],
             "OpenShardCount": len(stream.open),
             "RecordDistributionStrategy": self.strategy,
@@ -126,11 +128,19 @@ class Kinesis:
     def _get_shard_iterator(self, request: Request) -> bytes:
         name, shard = self._shard(request, request["ShardId"])
         at = _start(shard, request["ShardIteratorType"], request)
-        return encode({"ShardIterator": _text(Iterator(name, shard.shard_id, at, self._world.clock()))})
+        return encode({"ShardIterator": self._iterator(name, shard, at)})
+
+    def _iterator(self, name: str, shard: Shard, at: int) -> str:
+        return _text(Iterator(name, shard.shard_id, at, self._world.clock(), self._created(name)))
+
+    def _created(self, name: str) -> int:
+        return self.created.get(name, CREATED)
 
     def _get_records(self, request: Request) -> bytes:
         iterator = _decode(request["ShardIterator"], Iterator)
         name, shard = self._shard({"StreamName": iterator.name}, iterator.shard_id)
+        if iterator.created != self._created(name):
+            raise ApiError("ResourceNotFoundException", f"Shard {shard.shard_id} in stream {name} does not exist")
         if self._world.clock() - iterator.issued > self._iterator_seconds or self._faults.happens("expire"):
             raise ApiError("ExpiredIteratorException", "Iterator expired")
         self._count_calls((name, shard.shard_id))
@@ -141,15 +151,11 @@ class Kinesis:
         behind = 0 if at == shard.end else 1_000
         # A closed shard that is read to its end says so at once, together with its last records.
         if not shard.is_open and at == shard.end:
-            children = [
-                _child(one)
-                for one in self._stream({"StreamName": name})[1].shards.values()
-                if shard.shard_id in one.parents
-            ]
+            every = self._world.tables[name].stream.shards.values()
+            children = [_child(one) for one in every if shard.shard_id in one.parents]
             more = b'"NextShardIterator":null,"ChildShards":%s' % encode(children)
         else:
-            following = Iterator(name, shard.shard_id, at, self._world.clock())
-            more = b'"NextShardIterator":%s' % encode(_text(following))
+            more = b'"NextShardIterator":%s' % encode(self._iterator(name, shard, at))
         return b'{"Records":[%s],"MillisBehindLatest":%d,%s}' % (b",".join(records), behind, more)
 
     def _count_calls(self, place: tuple[str, str]) -> None:
