@@ -104,9 +104,7 @@ class Writer:
             producer.commit_transaction(clock.left())
             done = True
         except KafkaException as error:
-            if error.args[0].code() == KafkaError._TIMED_OUT:  # noqa: SLF001 - the documented name of the code
-                clock.left()
-            raise TransientError(f"the batch was not written: {error.args[0].str()}", hint="headwater check") from error
+            raise _explain(error, "the batch was not written", "headwater topics --create") from error
         finally:
             if not done:
                 self._give_up(producer)
@@ -126,11 +124,8 @@ class Writer:
             producer = Producer({**tuned, **kafka.properties, **owned}, logger=log)
             producer.init_transactions(clock.left())
         except KafkaException as error:
-            clock.left()
-            raise TransientError(
-                f"no transactional producer: {error.args[0].str()}",
-                hint="HEADWATER_KAFKA__BOOTSTRAP_SERVERS, HEADWATER_KAFKA__PROPERTIES; can the Lambda's network reach it?",
-            ) from error
+            hint = "HEADWATER_KAFKA__BOOTSTRAP_SERVERS, HEADWATER_KAFKA__PROPERTIES; can the Lambda's network reach it?"
+            raise _explain(error, "no transactional producer", hint) from error
         return producer
 
     def _produce(self, producer: Producer, one: Item, clock: Clock) -> None:
@@ -166,6 +161,12 @@ class Writer:
             log.warning("the transaction is left to the next producer, or to its time-out: %s", error.args[0].str())
         producer.purge()
         producer.poll(0)
+
+
+def _explain(error: KafkaException, what: str, hint: str) -> TransientError:
+    failure = error.args[0]
+    late = failure.code() == KafkaError._TIMED_OUT  # noqa: SLF001 - the documented name of the code
+    return (OutOfTimeError if late else TransientError)(f"{what}: {failure.str()}", hint=hint)
 
 
 def item(record: dict[str, Any], settings: Settings) -> Item:

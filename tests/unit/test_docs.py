@@ -358,3 +358,13 @@ def test_every_topic_is_on_the_map(built: App) -> None:
     for name in named:
         if name.startswith("<p>"):
             assert any(matches(name, topic.name, prefix) for topic in Topics(built.worker.settings).all()), name
+
+
+def test_the_policy_for_kinesis_allows_what_the_code_calls_and_no_more() -> None:
+    (policy,) = [json.loads(block) for page, block in blocks("json") if "capture-a-kinesis-stream" in page]
+    reading, listing = policy["Statement"]
+    source = (ROOT / "pipeline/sources/kinesis.py").read_text()
+    calls = re.findall(r"self\._streams\.(?!get_paginator|meta)([a-z_]+)\(", source)
+    assert {f"kinesis:{call.title().replace('_', '')}" for call in calls} == set(reading["Action"])
+    assert re.findall(r'get_paginator\("(\w+)"\)', source) == ["list_streams"]
+    assert listing["Action"] == "kinesis:ListStreams"
