@@ -7,7 +7,7 @@ DEMO_ARGS ?=
 TEST_ARGS ?=
 SEED ?= $(shell date +%s)
 
-.PHONY: help setup demo test bench soak-sources chaos check docs format lock clean
+.PHONY: help setup demo test bench soak-sources chaos check docs format lock clean lambda
 
 help: ## show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,16 @@ check: setup ## format, lint, types, import rules, dependencies
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/deptry .
+
+lambda: setup ## pack the Lambda into dist/headwater-lambda.zip, for Python 3.12 on x86-64
+	@rm -rf dist/lambda dist/headwater-lambda.zip && mkdir -p dist/lambda
+	@$(BIN)/uv export --quiet --frozen --only-group lambda --output-file dist/lambda.txt
+	@$(BIN)/uv pip install --quiet --target dist/lambda --python-version 3.12 --python-platform x86_64-manylinux_2_28 \
+	  --only-binary :all: --requirements dist/lambda.txt
+	@cp -R models pipeline dist/lambda && rm -rf dist/lambda/pipeline/lab dist/lambda/bin
+	@find dist/lambda -name __pycache__ -prune -exec rm -r {} +
+	@cd dist/lambda && ../../$(BIN)/python -m zipfile -c ../headwater-lambda.zip *
+	@ls -l dist/headwater-lambda.zip
 
 docs: setup ## make the reference pages and the picture anew
 	@$(BIN)/python docs/reference/generate.py

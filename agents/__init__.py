@@ -1,9 +1,9 @@
 """The map of the flow. One agent a file, all of one shape: topic in, pure steps, topic out.
 
-    DynamoDB Streams
-          |  pipeline/sources/dynamodb.py: shards, positions
-          v
-    ingest        @dynamodb-stream      -> <p>.ingest, <p>.shards     agents/ingest.py
+    DynamoDB Streams, Kinesis           Lambda
+          |  pipeline/sources/streams.py  |  pipeline/sources/lambda_handler.py: writes <p>.ingest as the agent does
+          v                               v
+    ingest        @<kind>               -> <p>.ingest, <p>.shards     agents/ingest.py
           |
     deduplicate   <p>.ingest            -> <p>.raw, <p>.seen          agents/deduplicate.py
           |

@@ -11,7 +11,7 @@ from faust import Stream
 from models.dead_letter import DeadLetter
 from pipeline.app import Worker
 from pipeline.errors import UsageError
-from pipeline.sources.dynamodb import DynamoDBStreams
+from pipeline.sources.kinds import stream_api
 from pipeline.sources.streams import Reading, StreamApi, StreamSource
 
 
@@ -21,7 +21,7 @@ def attach(worker: Worker) -> None:
         raise UsageError("the agent ingest needs [[sources]]", hint="headwater check")
     names = [f"@{settings.kind}-{number}" for number, settings in enumerate(worker.settings.sources)]
     for name, settings in zip(names, worker.settings.sources, strict=True):
-        api = DynamoDBStreams(settings)
+        api = stream_api(settings)
         source = StreamSource(
             worker.transport,
             api,

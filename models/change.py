@@ -14,6 +14,8 @@ NONE = msgspec.Raw()
 
 OPS: dict[str, Op] = {"INSERT": "c", "MODIFY": "u", "REMOVE": "d", "READ": "r"}
 SOURCES = {"aws:dynamodb": "dynamodb-stream", "aws:kinesis": "kinesis"}
+MICROSECONDS = {"MICROSECOND": 1, "MILLISECOND": 1_000, "SECOND": 1_000_000}
+"""By ApproximateCreationDateTimePrecision."""
 canonical = msgspec.json.Encoder(order="sorted").encode
 """Encodes key attributes as the item key: sorted, without white space."""
 
@@ -30,6 +32,7 @@ class Body(msgspec.Struct, gc=False, frozen=True):
     old_image: msgspec.Raw = msgspec.field(name="OldImage", default=NONE)
     sequence: str = msgspec.field(name="SequenceNumber", default="")
     created: float = msgspec.field(name="ApproximateCreationDateTime", default=0.0)
+    precision: str = msgspec.field(name="ApproximateCreationDateTimePrecision", default="")
 
 
 class Change(msgspec.Struct, gc=False, frozen=True):
@@ -41,6 +44,8 @@ class Change(msgspec.Struct, gc=False, frozen=True):
     event_source: str = msgspec.field(name="eventSource", default="aws:dynamodb")
     arn: str = msgspec.field(name="eventSourceARN", default="")
     table_name: str = msgspec.field(name="tableName", default="")
+    record_format: str = msgspec.field(name="recordFormat", default="")
+    """What only DynamoDB's deliveries into Kinesis have."""
     joined: msgspec.Raw = msgspec.field(name="enriched", default=NONE)
 
     @property
@@ -56,6 +61,8 @@ class Change(msgspec.Struct, gc=False, frozen=True):
     @property
     def source(self) -> str:
         """Where the change came from, in the vocabulary of the product."""
+        if self.record_format:
+            return "kinesis"
         return SOURCES.get(self.event_source, self.event_source)
 
     @property
@@ -75,8 +82,12 @@ class Change(msgspec.Struct, gc=False, frozen=True):
 
     @property
     def ts_us(self) -> int:
-        """When it happened, in microseconds since the epoch. DynamoDB Streams rounds it down to the second."""
-        return int(self.body.created * 1_000_000)
+        """When it happened, in microseconds since the epoch.
+
+        DynamoDB Streams rounds it down to the second; Kinesis says its precision, and old records, which do not, have ms.
+        """
+        unit = self.body.precision or ("MILLISECOND" if self.record_format else "SECOND")
+        return round(self.body.created * MICROSECONDS.get(unit, 1_000_000))
 
 
 def _present(raw: msgspec.Raw) -> bytes | None:

@@ -16,9 +16,9 @@ from botocore.exceptions import BotoCoreError, ClientError
 from pipeline.app import known_agents, wanted_agents
 from pipeline.errors import HeadwaterError
 from pipeline.flows import compile_flow
-from pipeline.settings import DynamoDBStream, Flow, Settings
-from pipeline.sources.aws import explain
-from pipeline.sources.dynamodb import DynamoDBStreams, captures
+from pipeline.settings import DynamoDBStream, Flow, Kinesis, Settings
+from pipeline.sources.aws import TABLES, explain
+from pipeline.sources.kinds import captures, stream_api
 from pipeline.sources.places import ShardOf
 from pipeline.sources.streams import Start, StreamApi
 from pipeline.topics import Topics, admin, look
@@ -121,18 +121,19 @@ def _identity() -> str:
     return str(client.get_caller_identity()["Arn"])
 
 
-def _source(settings: DynamoDBStream) -> Iterator[Finding]:
+def _source(settings: DynamoDBStream | Kinesis) -> Iterator[Finding]:
     what = f"source {settings.kind}"
     try:
-        api = DynamoDBStreams(settings)
+        api = stream_api(settings)
         tables = api.tables(set())
     except HeadwaterError as error:
         yield Finding(what, False, error.message, error.hint)
         return
+    name, hint = ("stream", "aws kinesis list-streams") if isinstance(settings, Kinesis) else ("table", TABLES)
     if not tables:
-        yield Finding(what, False, "there is no table of these names or tags yet", "aws dynamodb list-tables")
+        yield Finding(what, False, f"there is no {name} of these names or tags yet", hint)
     for table in tables:
-        yield from _try(f"table {table}", lambda table=table: _table(api, table))  # type: ignore[misc]
+        yield from _try(f"{name} {table}", lambda table=table: _table(api, table))  # type: ignore[misc]
 
 
 def _table(api: StreamApi, table: str) -> str:

@@ -320,15 +320,20 @@ def simulate(
     changes: Annotated[int | None, typer.Option(min=1, help="Changes after which nothing more happens.")] = None,
     rough: Annotated[bool, typer.Option("--rough", help="With throttles, errors, trimming and all else.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Change nothing until the first GetRecords call.")] = False,
+    kinesis: Annotated[
+        bool, typer.Option("--kinesis", help="Deliver into Kinesis streams of the tables' names.")
+    ] = False,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
 ) -> None:
-    """Simulate DynamoDB tables and their streams for boto3, until Ctrl-C; print the AWS_ENDPOINT_URL to use."""
+    """Simulate DynamoDB tables, or Kinesis streams, for boto3, until Ctrl-C; print the AWS_ENDPOINT_URL to use."""
     from pipeline.lab.simulator import faults, server, world
 
     tables = tuple(table or world.Plan().tables)
-    plan = world.Plan.rough(tables, seed, rate) if rough else world.Plan(seed, tables, reshape_every=60 * rate)
+    plan = world.Plan(seed, tables, reshape_every=60 * rate, kinesis=kinesis)
+    if rough:
+        plan = world.Plan.rough(tables, seed, rate, kinesis=kinesis)
     rates = faults.Rates.rough() if rough else faults.Rates()
-    options = server.Options(plan, rates, rate, changes, wait, port=port)
+    options = server.Options(plan, rates, rate, changes, wait_for_reader=wait, port=port)
     with suppress(KeyboardInterrupt):
         asyncio.run(server.Simulator(options).run(lambda address: out.print(f"AWS_ENDPOINT_URL={address}")))
 

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, TypeAlias, cast
 
 from dotenv import dotenv_values
 from pydantic import (
@@ -15,7 +15,9 @@ from pydantic import (
     AwareDatetime,
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationError,
     field_validator,
     model_validator,
@@ -34,6 +36,7 @@ from pipeline.errors import UsageError
 ENV_PREFIX = "HEADWATER_"
 DEFAULT_FILE = "headwater.toml"
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$", max_length=120)]
+StreamName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._*?-]+$", max_length=128)]
 TableName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._*?-]+$", max_length=255)]
 
 
@@ -143,6 +146,60 @@ class DynamoDBStream(Section):
         return self
 
 
+class Kinesis(Section):
+    """Changes, or records of applications, read from Kinesis Data Streams."""
+
+    kind: Literal["kinesis"] = Field(description="The kind of the source.")
+    streams: tuple[StreamName, ...] = Field(
+        min_length=1, description="Names of the streams, or patterns: * for any characters, ? for one."
+    )
+    codec: Literal["dynamodb", "json", "bytes"] = Field(
+        "dynamodb",
+        description="What the records are: what DynamoDB delivers into a stream, JSON objects of applications, or anything.",
+    )
+    event_id_field: str | None = Field(
+        None,
+        min_length=1,
+        description="With codec json: the field that is the event ID; without it, the record's place in its shard.",
+    )
+    start: Literal["trim_horizon", "latest"] | AwareDatetime = Field(
+        "trim_horizon",
+        description="Where a stream begins when it is first found: with all it holds, with what comes, or at a time.",
+    )
+    region: str | None = Field(None, description="AWS Region; without it, boto3's default.")
+    discovery_interval: float = Field(60.0, ge=0.1, description="Seconds between two looks for new shards and streams.")
+    poll_interval: float = Field(
+        0.25,
+        ge=0.01,
+        description="Seconds until a shard that gave little is asked again; Kinesis takes 5 calls a second and shard.",
+    )
+    idle_calls: float = Field(
+        20.0, gt=0, description="GetRecords calls a second that a worker's idle shards make at most together."
+    )
+    threads: int = Field(8, ge=1, le=64, description="GetRecords calls under way at once in a worker.")
+
+    @model_validator(mode="after")
+    def _an_event_id_needs_fields(self) -> Kinesis:
+        if self.event_id_field is not None and self.codec != "json":
+            raise ValueError('event_id_field: only records of codec = "json" have fields to take')
+        return self
+
+
+def _kind(source: Any) -> Any:
+    return source.get("kind", "dynamodb-stream") if isinstance(source, Mapping) else getattr(source, "kind", None)
+
+
+KINDS = ("dynamodb-stream", "kinesis")
+SourceSettings: TypeAlias = Annotated[
+    Annotated[DynamoDBStream, Tag("dynamodb-stream")] | Annotated[Kinesis, Tag("kinesis")],
+    Discriminator(
+        _kind,
+        custom_error_type="kind",
+        custom_error_message=f"kind: expected one of {', '.join(KINDS)}",
+    ),
+]
+
+
 class Join(Section):
     """Adds the current item of another captured table: a foreign-key join."""
 
@@ -233,7 +290,7 @@ class Settings(BaseSettings):
         description="Workers that may be lost at once while others have a warm copy of their seen table; exactly_once only.",
     )
     kafka: Kafka = Kafka()
-    sources: tuple[DynamoDBStream, ...] = ()
+    sources: tuple[SourceSettings, ...] = Field((), description="Where changes come from: see [[sources]].")
     flows: tuple[Flow, ...] = ()
     lake: Lake = Lake()
     web: Web = Web()
@@ -333,13 +390,14 @@ def _guess(variable: str) -> str:
 
 
 def _explain(problem: dict[str, Any]) -> str:
+    problem["loc"] = [part for part in problem["loc"] if part not in KINDS]  # pydantic's name for a member of the union
     path = ".".join(str(part) for part in problem["loc"])
     if problem["type"] != "extra_forbidden":
         return f"{path}: {problem['msg']}"
     last = str(problem["loc"][-1])
     parent = ".".join(str(part) for part in problem["loc"][:-1])
     names = {key.rpartition(".")[2] for key in keys() if key.rpartition(".")[0] == parent} or {
-        name for model in (DynamoDBStream, Flow, Route, Join) for name in model.model_fields
+        name for model in (DynamoDBStream, Kinesis, Flow, Route, Join) for name in model.model_fields
     }
     near = difflib.get_close_matches(last, sorted(names), n=1)
     return f"{path}: there is no such key" + (f", did you mean {near[0]}?" if near else "")

@@ -13,8 +13,8 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from pipeline.errors import FatalError, HeadwaterError, UsageError
+from pipeline.limits import MESSAGE_MAX
 from pipeline.settings import Settings
-from pipeline.transport.transaction import MESSAGE_MAX
 
 FENCE_PARTITIONS = 16
 """Partitions of the shards topic: more than there will be workers, so that shards spread."""

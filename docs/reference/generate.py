@@ -22,7 +22,7 @@ from pydantic.fields import FieldInfo
 
 from pipeline.cli import app
 from pipeline.metrics import Metrics
-from pipeline.settings import ENV_PREFIX, DynamoDBStream, Flow, Join, Kafka, Lake, Route, Settings, Web
+from pipeline.settings import ENV_PREFIX, DynamoDBStream, Flow, Join, Kafka, Kinesis, Lake, Route, Settings, Web
 from pipeline.topics import Topics
 
 HERE = Path(__file__).parent
@@ -50,7 +50,8 @@ def code(words: str) -> str:
 SECTIONS: Sequence[tuple[str, str, type[BaseModel]]] = [
     ("Top level", "", Settings),
     ("[kafka]", "kafka", Kafka),
-    ("[[sources]]", "sources", DynamoDBStream),
+    ("[[sources]] of kind dynamodb-stream", "sources", DynamoDBStream),
+    ("[[sources]] of kind kinesis", "sources", Kinesis),
     ("[[flows]]", "flows", Flow),
     ("flows: join", "flows.join", Join),
     ("flows: to", "flows.to", Route),

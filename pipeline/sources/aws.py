@@ -25,7 +25,11 @@ THROTTLES = {
     "ThrottlingException",
     "ProvisionedThroughputExceededException",
     "InternalServerError",
+    "InternalFailureException",
+    "KMSThrottlingException",
+    "ExpiredNextTokenException",
 }
+TABLES = "aws dynamodb list-tables; headwater check"
 
 
 def client(service: str, region: str | None, threads: int) -> Any:
@@ -58,8 +62,16 @@ class CredentialsError(FatalError):
     """AWS does not accept the credentials; they may be refreshed."""
 
 
-def explain(error: ClientError | BotoCoreError, what: str) -> HeadwaterError:
-    """Return an AWS error in our meanings: what, where, and what to type next."""
+def take_body(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any) -> None:
+    """Take an answer's body before botocore parses it: a handler of its event `before-parse`. Errors stay as they are."""
+    if response_dict["status_code"] < 300:
+        customized_response_dict["Body"] = response_dict["body"]
+        customized_response_dict["Checksum"] = response_dict["headers"].get("x-amz-crc32")
+        response_dict["body"] = b"{}"
+
+
+def explain(error: ClientError | BotoCoreError, what: str, *, listing: str = TABLES) -> HeadwaterError:
+    """Return an AWS error in our meanings: what, where, and what to type next; `listing` shows what there is."""
     if isinstance(error, NoCredentialsError):
         return CredentialsError(
             f"{what}: there are no AWS credentials", hint="aws configure; aws sts get-caller-identity"
@@ -74,12 +86,12 @@ def explain(error: ClientError | BotoCoreError, what: str) -> HeadwaterError:
     if code == "TrimmedDataAccessException":
         return TrimmedError(f"{what}: the records at the position have been trimmed")
     if code == "ResourceNotFoundException":
-        return VanishedError(f"{what} does not exist", hint="aws dynamodb list-tables; headwater check")
+        return VanishedError(f"{what} does not exist", hint=listing)
     if code in CREDENTIALS:
         return CredentialsError(
             f"{what}: AWS does not accept the credentials ({code}: {message})", hint="aws sts get-caller-identity"
         )
-    if code.startswith("AccessDenied") or code == "UnauthorizedOperation":
+    if (code not in THROTTLES and code.startswith(("AccessDenied", "KMS"))) or code == "UnauthorizedOperation":
         return CredentialsError(
             f"{what}: permission is missing: {message}", hint="headwater check; see README, IAM policy"
         )

@@ -31,6 +31,10 @@ class Cut(NamedTuple):
     next_iterator: str | None
     first: str | None = None
     """The first sequence number."""
+    wait: float = 0.0
+    """Seconds in which AWS does not want to be asked about the shard again."""
+    behind: bool = False
+    """There is more, although this answer may be empty."""
 
 
 class _Body(msgspec.Struct, gc=False):

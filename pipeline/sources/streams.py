@@ -403,8 +403,8 @@ class StreamSource(Source):
                 if reading.finished:  # also when this last answer has records: an answer can carry both
                     return
                 count = len(found.records) + len(found.unreadable)
-                idle = 0 if count else idle + 1
-                pause = 0.0 if count >= FULL else self._pause(idle)
+                idle = 0 if count or found.behind else idle + 1
+                pause = max(found.wait, 0.0 if count >= FULL else self._pause(idle))
             except ExpiredIteratorError:
                 iterator, pause = None, 0.0
             except TrimmedError as error:

@@ -25,6 +25,7 @@ from confluent_kafka import Producer as RdProducer
 from faust.types import TP
 
 from pipeline.errors import FatalError, TransientError
+from pipeline.limits import MESSAGE_MAX
 from pipeline.transport.batch import Record
 from pipeline.transport.fatal import ends_process_after, stop_process
 from pipeline.transport.participant import Participant, Slice
@@ -45,8 +46,6 @@ STUCK = SEND_TIMEOUT + 5
 CUT_OFF_AFTER = 5.0
 """Seconds that a producer is used at least: a broker that stays away must not abort every slice."""
 ATTEMPTS, PAUSE = 20, 0.1
-MESSAGE_MAX = 16 << 20
-"""Bytes of a record at most: a change with both images can be many times its 400 kB in DynamoDB, as JSON."""
 
 
 class Transaction:

@@ -48,7 +48,8 @@ class Deployment:
         return {"bootstrap.servers": self.endpoints.bootstrap_servers}
 
     def environment(self) -> dict[str, str]:
-        source = {"tables": self.tables, "discovery_interval": 0.5, "poll_interval": 0.05, **self.more}
+        captured = {} if "streams" in self.more else {"tables": self.tables}
+        source = {**captured, "discovery_interval": 0.5, "poll_interval": 0.05, **self.more}
         surroundings = self.endpoints.environment()
         return {
             **surroundings,

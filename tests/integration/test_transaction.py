@@ -15,11 +15,12 @@ from faust.types import TP
 from waiting import until
 
 from pipeline.lab.stack import Endpoints
+from pipeline.limits import MESSAGE_MAX
 from pipeline.topics import Topic, admin, ensure
 from pipeline.transport import Participant, Slice
 from pipeline.transport.follower import Follower
 from pipeline.transport.producer import partition_of
-from pipeline.transport.transaction import MESSAGE_MAX, Transaction
+from pipeline.transport.transaction import Transaction
 
 pytestmark = pytest.mark.kafka
 

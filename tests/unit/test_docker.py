@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from pipeline.settings import load
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
 DOCKERFILES = [DOCKER / "Dockerfile", DOCKER / "ministack" / "Dockerfile"]
+LAMBDA = DOCKER / "lambda" / "Dockerfile"
 COMPOSE: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 AGENTS = {point.name for point in entry_points(group="headwater.agents")}
@@ -143,7 +145,7 @@ def test_base_images_are_pinned_to_a_python(dockerfile: Path) -> None:
     assert all(re.match(r"python:3\.\d+-slim-\w+( AS build)?$", base) for base in bases)
 
 
-@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("dockerfile", [*DOCKERFILES, LAMBDA], ids=lambda path: path.parent.name)
 @pytest.mark.skipif(HADOLINT is None, reason="hadolint is not installed")
 def test_hadolint_finds_nothing(dockerfile: Path) -> None:
     assert HADOLINT is not None
@@ -171,6 +173,17 @@ def test_what_is_copied_is_there_and_not_ignored() -> None:
     kept = {line[1:] for line in (DOCKER / "Dockerfile.dockerignore").read_text().splitlines() if line.startswith("!")}
     assert sources == kept
     assert all((ROOT / source).exists() for source in sources)
+
+
+def test_the_image_of_the_lambda_runs_the_handler_from_what_is_copied() -> None:
+    module, _, name = json.loads(last(LAMBDA, "CMD"))[0].rpartition(".")
+    assert callable(getattr(import_module(module), name))
+    assert last(LAMBDA, "FROM") == "public.ecr.aws/lambda/python:3.12"
+    copied = {word for found, rest in instructions(LAMBDA) if found == "COPY" for word in rest.split()[:-1]}
+    kept = {
+        line[1:] for line in (LAMBDA.parent / "Dockerfile.dockerignore").read_text().splitlines() if line[:1] == "!"
+    }
+    assert copied == kept
 
 
 # Recipes of the local stack

@@ -22,7 +22,7 @@ import agents
 from pipeline.app import AGENTS, App, create_app
 from pipeline.cli import app as cli
 from pipeline.flows import compile_flow
-from pipeline.settings import ENV_PREFIX, NOT_SETTINGS, Settings, load
+from pipeline.settings import ENV_PREFIX, KINDS, NOT_SETTINGS, DynamoDBStream, Settings, load
 from pipeline.topics import Topics
 
 ROOT = Path(__file__).parents[2]
@@ -165,7 +165,7 @@ def test_settings_files_on_the_pages_load(
     settings = load()
     for flow in settings.flows:
         compile_flow(flow, {join.table: lambda _: None for join in flow.join})
-    captured = {table for source in settings.sources for table in source.tables}
+    captured = {table for source in settings.sources if isinstance(source, DynamoDBStream) for table in source.tables}
     assert captured >= {join.table for flow in settings.flows for join in flow.join}, page
 
 
@@ -302,9 +302,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> App:
 
 
 def matches(name: str, topic: str, prefix: str) -> bool:
-    """Whether a topic, or a source's name, is meant by a name of the map: `<p>.sink.*`, `@dynamodb-stream`."""
+    """Whether a topic, or a source's name, is meant by a name of the map: `<p>.sink.*`, `@<kind>`."""
     if name.startswith("@"):
-        return re.fullmatch(re.escape(name) + r"-\d+", topic) is not None
+        return name == "@<kind>" and re.fullmatch(rf"@({'|'.join(KINDS)})-\d+", topic) is not None
     return re.fullmatch(re.escape(name.replace("<p>", prefix)).replace(r"\*", ".+"), topic) is not None
 
 
@@ -358,3 +358,13 @@ def test_every_topic_is_on_the_map(built: App) -> None:
     for name in named:
         if name.startswith("<p>"):
             assert any(matches(name, topic.name, prefix) for topic in Topics(built.worker.settings).all()), name
+
+
+def test_the_policy_for_kinesis_allows_what_the_code_calls_and_no_more() -> None:
+    (policy,) = [json.loads(block) for page, block in blocks("json") if "capture-a-kinesis-stream" in page]
+    reading, listing = policy["Statement"]
+    source = (ROOT / "pipeline/sources/kinesis.py").read_text()
+    calls = re.findall(r"self\._streams\.(?!get_paginator|meta)([a-z_]+)\(", source)
+    assert {f"kinesis:{call.title().replace('_', '')}" for call in calls} == set(reading["Action"])
+    assert re.findall(r'get_paginator\("(\w+)"\)', source) == ["list_streams"]
+    assert listing["Action"] == "kinesis:ListStreams"

@@ -119,3 +119,19 @@ def test_with_kip_848_no_time_outs_are_set_also_those_of_a_pasted_properties_fil
         "a",
     )
     assert not {"session.timeout.ms", "heartbeat.interval.ms", "partition.assignment.strategy"} & set(conf)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ('kind = "kinesis"\nstream = ["a"]', "sources.0.stream: there is no such key, did you mean streams?"),
+        ('kind = "kinesis"', "sources.0.streams"),
+        ('kind = "sqs"', "expected one of dynamodb-stream, kinesis"),
+        ('kind = "kinesis"\nstreams = ["a"]\nevent_id_field = "id"', "only records of codec"),
+    ],
+)
+def test_a_mistake_in_a_kinesis_source_is_named(source: str, words: str) -> None:
+    write(f"[[sources]]\n{source}\n")
+    with pytest.raises(UsageError) as caught:
+        load()
+    assert words in caught.value.message

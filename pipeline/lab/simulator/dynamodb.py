@@ -151,16 +151,20 @@ class DynamoDB:
         readers[reader] = now
 
     def _some(self, shard: Shard, at: int, limit: int) -> list[bytes]:
-        first = at - shard.gone
-        few = self._faults.few(min(limit, MOST_RECORDS, len(shard.records) - first))
-        found: list[bytes] = []
-        size = 0
-        for record in shard.records[first : first + few]:
-            size += len(record.body)
-            if found and size > MOST_BYTES:
-                break
-            found.append(record.body)
-        return found
+        few = self._faults.few(min(limit, MOST_RECORDS, shard.end - at))
+        return some(shard, at, few, MOST_BYTES)
+
+
+def some(shard: Shard, at: int, count: int, most_bytes: int) -> list[bytes]:
+    """Return so many records of a shard at most, and one at least if there is any."""
+    found: list[bytes] = []
+    size = 0
+    for record in shard.records[at - shard.gone : at - shard.gone + count]:
+        size += len(record.body)
+        if found and size > most_bytes:
+            break
+        found.append(record.body)
+    return found
 
 
 def _described(shard: Shard) -> dict[str, Any]:

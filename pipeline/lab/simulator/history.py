@@ -91,9 +91,13 @@ class Stream:
         self.open = sorted([*self.open, shard], key=lambda one: one.low)
         return shard
 
+    def taker(self, hash_key: int) -> Shard:
+        """Return the shard that takes this hash key."""
+        return next(one for one in self.open if one.low <= hash_key < one.high)
+
     def put(self, hash_key: int, event_id: str, body: Callable[[int], bytes]) -> Record:
         """Add a record to the shard that takes this hash key; `body` makes its JSON from its sequence number."""
-        shard = next(one for one in self.open if one.low <= hash_key < one.high)
+        shard = self.taker(hash_key)
         sequence = next(self._sequence)
         record = Record(sequence, event_id, body(sequence))
         shard.records.append(record)

@@ -15,8 +15,10 @@ import msgspec
 from aiohttp import web
 
 from pipeline.errors import TransientError
+from pipeline.lab.simulator import kinesis
 from pipeline.lab.simulator.dynamodb import THROTTLED, DynamoDB
 from pipeline.lab.simulator.faults import ApiError, Faults, Rates, TimedOutError
+from pipeline.lab.simulator.kinesis import Kinesis
 from pipeline.lab.simulator.world import Plan, World
 
 T = TypeVar("T")
@@ -52,8 +54,10 @@ class Simulator:
         self.faults = Faults(options.rates, options.plan.seed)
         self.calls: Counter[str] = Counter()
         self._resting = False
+        self.kinesis = Kinesis(self.world, self.faults, iterator_seconds=options.iterator_seconds)
         self._calls: dict[str, Callable[[dict[str, object]], bytes]] = {
             **DynamoDB(self.world, self.faults, iterator_seconds=options.iterator_seconds).calls,
+            **self.kinesis.calls,
         }
 
     async def run(self, started: Callable[[str], None]) -> None:
@@ -92,7 +96,7 @@ class Simulator:
         target = request.headers.get("X-Amz-Target", "")
         self.calls[target.rpartition(".")[2]] += 1
         try:
-            self.faults.strike(THROTTLED)
+            self.faults.strike(kinesis.THROTTLED if target.startswith(kinesis.PREFIX) else THROTTLED)
             call = self._calls.get(target, _unknown)
             body, status = call(msgspec.json.decode(await request.read())), 200
         except ApiError as error:

@@ -7,11 +7,13 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from pipeline.lab.simulator.history import Shard, Stream
+from pipeline.sources.kpl import Sub, aggregate
 
 REGION, ACCOUNT = "eu-west-1", "000000000000"
 LARGE = 300_000
@@ -45,9 +47,17 @@ class Plan:
     """Changes of a table that nobody records while its stream is off."""
     large_every: int = 3_000
     """Changes between two large ones, 0 for none."""
+    kinesis: bool = False
+    """The tables deliver into Kinesis streams of their names, instead of streams of their own."""
+    duplicates: float = 0.02
+    """Of what is delivered into Kinesis, how much comes once more, under another sequence number."""
+    reordered: float = 0.1
+    """Of what is delivered into Kinesis, how much comes behind later changes of other items."""
+    aggregate: int = 1
+    """Changes that one record of Kinesis holds, as the Kinesis Producer Library packs them; 1: one."""
 
     @classmethod
-    def rough(cls, tables: tuple[str, ...], seed: int, rate: int) -> Plan:
+    def rough(cls, tables: tuple[str, ...], seed: int, rate: int, *, kinesis: bool = False) -> Plan:
         """Return a plan in which everything happens every few seconds, at this rate of changes a second."""
         return cls(
             seed,
@@ -55,9 +65,10 @@ class Plan:
             reshape_every=rate * 3 // 2,
             late=rate // 2,
             kept=20 * rate,
-            trim_every=5 * rate,
-            renew_every=23 * rate,
+            trim_every=0 if kinesis else 5 * rate,
+            renew_every=0 if kinesis else 23 * rate,
             off=rate // 10,
+            kinesis=kinesis,
         )
 
 
@@ -92,12 +103,15 @@ class World:
         self.made = self.reshapes = 0
         self._dice = random.Random(plan.seed)  # noqa: S311 - a history that can be had again
         self._due: list[tuple[int, Callable[[], None]]] = []
+        self._deliveries = {name: Delivery(self, table.stream) for name, table in self.tables.items()}
 
     def _table(self, name: str) -> Table:
         stream = Stream(self._arn(name, 0), self.plan.shards)
         return Table(name, [stream], [0] * self.plan.items, [False] * self.plan.items)
 
     def _arn(self, table: str, number: int) -> str:
+        if self.plan.kinesis:
+            return f"arn:aws:kinesis:{REGION}:{ACCOUNT}:stream/{table}"
         label = f"2026-01-01T00:00:{number:02d}.000"
         return f"arn:aws:dynamodb:{REGION}:{ACCOUNT}:table/{table}/stream/{label}"
 
@@ -126,6 +140,8 @@ class World:
 
     def settle(self) -> None:
         """List every shard, and switch the streams on that are off: nothing more will happen."""
+        for delivery in self._deliveries.values():
+            delivery.settle()
         for table in self.tables.values():
             if table.off:
                 table.off = 0
@@ -134,7 +150,8 @@ class World:
                 for shard in stream.shards.values():
                     shard.listed = True
 
-    def _later(self, changes: int, what: Callable[[], None]) -> None:
+    def later(self, changes: int, what: Callable[[], None]) -> None:
+        """Do something after so many changes."""
         self._due.append((self.made + changes, what))
         self._due.sort(key=lambda due: due[0])
 
@@ -156,19 +173,24 @@ class World:
         large = self.plan.large_every and self.made % self.plan.large_every == 0
         after = None if removed else table.versions[item]
         key = f"item-{item}"
-        hash_key = int.from_bytes(hashlib.md5(key.encode(), usedforsecurity=False).digest())
+        table.changes.setdefault(key, []).append(event_id)
+        if self.plan.kinesis:
+            data = delivered(event_id, table.name, key, before, after, self.clock(), LARGE if large else 60)
+            self._deliveries[table.name].add(key, event_id, data)
+            return
 
         def body(sequence: int) -> bytes:
             return _record(event_id, key, before, after, sequence, self.clock(), LARGE if large else 60)
 
-        table.stream.put(hash_key, event_id, body)
-        table.changes.setdefault(key, []).append(event_id)
+        table.stream.put(hash_key(key), event_id, body)
 
     # -- streams ------------------------------------------------------------------------------------------------------
 
     def _reshape(self, stream: Stream) -> None:
         if not stream.open:
             return
+        if self.plan.kinesis:  # what was delivered goes into the shards as they are
+            self._deliveries[stream.arn.rpartition("/")[2]].settle()
         before, shard = list(stream.open), self._dice.choice(stream.open)
         if self._dice.random() < 0.3 and len(stream.open) < self.plan.most_shards:
             stream.split(shard)
@@ -184,14 +206,14 @@ class World:
         def list_it() -> None:
             shard.listed = True
 
-        self._later(self._dice.randint(0, self.plan.late), list_it)
+        self.later(self._dice.randint(0, self.plan.late), list_it)
 
     def _forget_late(self, stream: Stream, shard: Shard) -> None:
         def forget() -> None:
             if shard.shard_id in stream.shards:
                 stream.trim(shard, len(shard.records))
 
-        self._later(self.plan.kept, forget)
+        self.later(self.plan.kept, forget)
 
     def _trim_suddenly(self, stream: Stream) -> None:
         shard = self._dice.choice(list(stream.shards.values()))
@@ -225,6 +247,103 @@ class World:
         }
 
 
+class Delivery:
+    """How DynamoDB delivers a table's changes into its Kinesis stream: some twice, some behind those of other items."""
+
+    def __init__(self, world: World, stream: Stream) -> None:
+        self._world, self._stream = world, stream
+        self._dice = random.Random(world.plan.seed)  # noqa: S311 - a history that can be had again
+        self._held: dict[str, tuple[str, bytes]] = {}
+        """The change of an item that waits until others have come."""
+        self._packed: dict[str, list[tuple[str, str, bytes]]] = {}
+        """What is packed for a shard and not put yet."""
+
+    def add(self, key: str, event_id: str, data: bytes) -> None:
+        """Deliver a change: never before an earlier one of its item."""
+        self._release(key)
+        if self._dice.random() < self._world.plan.reordered:
+            self._held[key] = event_id, data
+            self._world.later(self._dice.randint(1, 10), partial(self._release, key))
+        else:
+            self._put(key, event_id, data)
+
+    def settle(self) -> None:
+        """Deliver what waits."""
+        for key in list(self._held):
+            self._release(key)
+        for shard_id in list(self._packed):
+            self._flush(shard_id)
+
+    def _release(self, key: str) -> None:
+        if key in self._held:
+            self._put(key, *self._held.pop(key))
+
+    def _put(self, key: str, event_id: str, data: bytes) -> None:
+        shard_id = self._stream.taker(hash_key(key)).shard_id
+        packed = self._packed.setdefault(shard_id, [])
+        packed.append((key, event_id, data))
+        if len(packed) >= self._world.plan.aggregate:
+            self._flush(shard_id)
+        if self._dice.random() < self._world.plan.duplicates:
+            self._world.later(self._dice.randint(1, 50), partial(self._put_again, key, event_id, data))
+
+    def _put_again(self, key: str, event_id: str, data: bytes) -> None:
+        put_record(self._stream, key, event_id, data, self._world.clock())
+
+    def _flush(self, shard_id: str) -> None:
+        packed = self._packed.pop(shard_id)
+        key, event_id, data = packed[0]
+        if self._world.plan.aggregate > 1:
+            data = aggregate([Sub(key, data) for key, _, data in packed])
+        put_record(self._stream, key, event_id, data, self._world.clock())
+
+
+def hash_key(partition_key: str) -> int:
+    """Return the hash key that decides which shard takes a record."""
+    return int.from_bytes(hashlib.md5(partition_key.encode(), usedforsecurity=False).digest())
+
+
+def put_record(stream: Stream, partition_key: str, event_id: str, data: bytes, at: float) -> None:
+    """Put a record into a Kinesis stream."""
+
+    def body(sequence: int) -> bytes:
+        return encode(
+            {
+                "Data": data,
+                "PartitionKey": partition_key,
+                "SequenceNumber": str(sequence),
+                "ApproximateArrivalTimestamp": round(at, 3),
+            }
+        )
+
+    stream.put(hash_key(partition_key), event_id, body)
+
+
+def delivered(
+    event_id: str, table: str, key: str, before: int | None, after: int | None, at: float, padding: int = 60
+) -> bytes:
+    """Return a change as DynamoDB delivers it into a Kinesis stream."""
+    body: dict[str, Any] = {
+        "ApproximateCreationDateTime": round(at * 1_000_000),
+        "ApproximateCreationDateTimePrecision": "MICROSECOND",
+        "Keys": {"id": {"S": key}},
+        "SizeBytes": 100 + padding,
+        **_images(key, before, after, padding),
+    }
+    head = {"awsRegion": REGION, "eventID": event_id, "eventName": _name(before, after), "userIdentity": None}
+    format_and_table = {"recordFormat": "application/json", "tableName": table}
+    return encode(head | format_and_table | {"dynamodb": body, "eventSource": "aws:dynamodb"})
+
+
+def _name(before: int | None, after: int | None) -> str:
+    return "REMOVE" if after is None else "INSERT" if before is None else "MODIFY"
+
+
+def _images(key: str, before: int | None, after: int | None, padding: int) -> dict[str, Any]:
+    images = {"NewImage": after, "OldImage": before}
+    return {name: _image(key, version, padding) for name, version in images.items() if version is not None}
+
+
 def _image(key: str, version: int, padding: int) -> dict[str, Any]:
     return {"id": {"S": key}, "version": {"N": str(version)}, "pad": {"S": "x" * padding}}
 
@@ -233,13 +352,14 @@ def _record(
     event_id: str, key: str, before: int | None, after: int | None, sequence: int, at: float, padding: int
 ) -> bytes:
     body: dict[str, Any] = {"ApproximateCreationDateTime": int(at), "Keys": {"id": {"S": key}}}
-    if after is not None:
-        body["NewImage"] = _image(key, after, padding)
-    if before is not None:
-        body["OldImage"] = _image(key, before, padding)
-    name = "REMOVE" if after is None else "INSERT" if before is None else "MODIFY"
+    body |= _images(key, before, after, padding)
     body |= {"SequenceNumber": str(sequence), "SizeBytes": 100 + padding, "StreamViewType": "NEW_AND_OLD_IMAGES"}
-    record = {"eventID": event_id, "eventName": name, "eventVersion": "1.1", "eventSource": "aws:dynamodb"}
+    record = {
+        "eventID": event_id,
+        "eventName": _name(before, after),
+        "eventVersion": "1.1",
+        "eventSource": "aws:dynamodb",
+    }
     identity = {"PrincipalId": "dynamodb.amazonaws.com", "Type": "Service"}
     by_ttl = {"userIdentity": identity} if after is None and sequence % 3 == 0 else {}
     return encode(record | {"awsRegion": REGION, "dynamodb": body} | by_ttl)

@@ -1,0 +1,21 @@
+"""The kinds of sources: which API reads which settings."""
+
+from __future__ import annotations
+
+from pipeline.settings import DynamoDBStream, Kinesis
+from pipeline.sources import dynamodb, kinesis
+from pipeline.sources.dynamodb import DynamoDBStreams
+from pipeline.sources.kinesis import KinesisStreams
+from pipeline.sources.streams import StreamApi
+
+
+def stream_api(settings: DynamoDBStream | Kinesis) -> StreamApi:
+    """Return the API of a source."""
+    return KinesisStreams(settings) if isinstance(settings, Kinesis) else DynamoDBStreams(settings)
+
+
+def captures(settings: DynamoDBStream | Kinesis, table: str) -> bool:
+    """Say whether a source may bring changes of a table; which tables deliver into a stream only AWS knows."""
+    if isinstance(settings, Kinesis):
+        return settings.codec == "dynamodb" or kinesis.captures(settings, table)
+    return dynamodb.captures(settings, table)

@@ -1,0 +1,182 @@
+"""Kinesis Data Streams as AWS offers them: which streams, their shards, their records.
+
+A stream that is deleted and made anew has the same ARN, and its shards the same IDs, but nothing else in common. So here
+a stream's ARN carries the second of its creation, `arn:aws:kinesis:region:account:stream/NAME/1795474571`: then the two
+are two streams of one name, and what lies between them is a gap, as with a table's stream that was off.
+"""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+from botocore.exceptions import BotoCoreError, ClientError
+
+from pipeline.errors import HeadwaterError, TransientError
+from pipeline.settings import Kinesis
+from pipeline.sources.aws import TrimmedError, VanishedError, client, explain, take_body
+from pipeline.sources.dynamodb import is_pattern
+from pipeline.sources.kinesis_records import cut
+from pipeline.sources.places import ShardOf
+from pipeline.sources.records import Cut
+from pipeline.sources.shards import Shard
+from pipeline.sources.streams import Start, Stream
+
+if TYPE_CHECKING:
+    from mypy_boto3_kinesis import KinesisClient
+
+log = logging.getLogger(__name__)
+MOST = 2_000
+"""Records in a GetRecords answer: more than the 1,000 a second that a shard takes, and 2 MiB where each has 1 KiB."""
+LIST = "aws kinesis list-streams; headwater check"
+
+
+class KinesisStreams:
+    """The calls that the source needs (see `streams.StreamApi`)."""
+
+    def __init__(self, settings: Kinesis) -> None:
+        self._settings = settings
+        self._streams: KinesisClient = client("kinesis", settings.region, settings.threads)
+        # The body of GetRecords is taken before botocore parses it, as for DynamoDB.
+        self._streams.meta.events.register("before-parse.kinesis.GetRecords", take_body)
+        self._newest: dict[str, str] = {}
+        """The ARN with the creation, by the ARN without."""
+        self._warned: set[str] = set()
+
+    # -- which streams ------------------------------------------------------------------------------------------------
+
+    def tables(self, known: set[str]) -> list[str]:
+        """Return the names of the streams: those named, and those that match a pattern."""
+        wanted = self._settings.streams
+        patterns = [name for name in wanted if is_pattern(name)]
+        found = [name for name in wanted if not is_pattern(name)]
+        if patterns:
+            listed = known.union(self._listed())
+            found += sorted(name for name in listed if any(fnmatchcase(name, pattern) for pattern in patterns))
+        return list(dict.fromkeys(found))
+
+    def _listed(self) -> Iterator[str]:
+        try:
+            for page in self._streams.get_paginator("list_streams").paginate():
+                yield from page["StreamNames"]
+        except (ClientError, BotoCoreError) as error:
+            raise explain(error, "the list of streams", listing=LIST) from error
+
+    def stream_of(self, table: str) -> Stream:
+        """Return the stream of this name as it is now."""
+        try:
+            found = self._streams.describe_stream_summary(StreamName=table)["StreamDescriptionSummary"]
+        except (ClientError, BotoCoreError) as error:
+            raise explain(error, f"the stream {table}", listing=LIST) from error
+        arn = found["StreamARN"]
+        self._newest[arn] = f"{arn}/{found['StreamCreationTimestamp'].timestamp():.0f}"
+        if cast("dict[str, Any]", found).get("RecordDistributionStrategy") == "AUTO" and arn not in self._warned:
+            self._warned.add(arn)
+            log.warning(
+                "The stream %s distributes its records automatically: Kinesis ignores their partition keys, so changes of "
+                "one item come out of order. Try: aws kinesis update-stream-record-distribution-strategy help",
+                table,
+            )
+        return Stream(table, self._newest[arn])
+
+    def owns(self, arn: str) -> bool:
+        """Say whether a stream is one of Kinesis, of a name that the settings mean."""
+        name = name_of(arn)
+        return bool(name) and captures(self._settings, name)
+
+    def shards_of(self, arn: str) -> list[Shard]:
+        """Return the whole listing of a stream's shards, all pages of it; raise VanishedError when it was made anew."""
+        self._require_newest(arn)
+        shards: list[Shard] = []
+        page: Any = {"StreamARN": _plain(arn)}
+        while page:
+            try:
+                answer = self._streams.list_shards(**page)
+            except (ClientError, BotoCoreError) as error:
+                raise explain(error, f"the stream {arn}", listing=LIST) from error
+            shards += [_shard(cast("dict[str, Any]", shard)) for shard in answer.get("Shards", [])]
+            page = {"NextToken": answer["NextToken"]} if answer.get("NextToken") else None
+        return shards
+
+    def _require_newest(self, arn: str) -> None:
+        if _plain(arn) not in self._newest:
+            self.stream_of(name_of(arn))
+        if self._newest.get(_plain(arn)) != arn:
+            raise VanishedError(f"the stream {arn} was deleted; another one has its name", hint=LIST)
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def iterator(self, arn: str, shard_id: str, start: Start) -> str:
+        """Return an iterator; raise TrimmedError when the record that it should go on after is gone.
+
+        Kinesis itself says nothing of that: it begins with what is left. So the record at the position is asked for.
+        """
+        self._require_newest(arn)
+        what = f"the shard {shard_id} of {arn}"
+        if start.after is not None:
+            at = self._iterator(arn, shard_id, {"StartingSequenceNumber": start.after}, "AT_SEQUENCE_NUMBER")
+            found = self.records(at, ShardOf(name_of(arn), arn, shard_id), 1)
+            if found.first is not None and found.first != start.after:
+                raise TrimmedError(f"{what}: the records at the position have been trimmed")
+            return self._iterator(arn, shard_id, {"StartingSequenceNumber": start.after}, "AFTER_SEQUENCE_NUMBER")
+        if start.since is not None:
+            when = datetime.fromtimestamp(start.since, UTC)
+            return self._iterator(arn, shard_id, {"Timestamp": when}, "AT_TIMESTAMP")
+        return self._iterator(arn, shard_id, {}, "TRIM_HORIZON")
+
+    def _iterator(self, arn: str, shard_id: str, where: Any, kind: Any) -> str:
+        what = f"the shard {shard_id} of {arn}"
+        try:
+            answer = self._streams.get_shard_iterator(
+                StreamARN=_plain(arn), ShardId=shard_id, ShardIteratorType=kind, **where
+            )
+        except (ClientError, BotoCoreError) as error:
+            raise _refused(error, what, where) from error
+        return answer["ShardIterator"]
+
+    def records(self, iterator: str, shard: ShardOf, most: int = MOST) -> Cut:
+        """Return a GetRecords answer, cut into changes; `wait` keeps to the calls and bytes a second that a shard gives."""
+        try:
+            answer = cast("dict[str, Any]", self._streams.get_records(ShardIterator=iterator, Limit=most))
+        except (ClientError, BotoCoreError) as error:
+            raise explain(error, str(shard), listing=LIST) from error
+        body, checksum = answer["Body"], answer["Checksum"]
+        if checksum is not None and zlib.crc32(body) != int(checksum):
+            raise TransientError(f"{shard}: the answer's checksum does not fit")
+        try:
+            return cut(body, _plain(shard.arn), shard.shard_id, self._settings)
+        except msgspec.DecodeError as error:
+            raise TransientError(f"{shard}: the answer of GetRecords cannot be read: {error}") from error
+
+
+def captures(settings: Kinesis, stream: str) -> bool:
+    """Say whether the settings mean a stream."""
+    return any(fnmatchcase(stream, name) for name in settings.streams)
+
+
+def name_of(arn: str) -> str:
+    """Return a stream's name out of its ARN, with or without its creation; '' when it is none of Kinesis."""
+    return arn.partition(":stream/")[2].partition("/")[0] if ":kinesis:" in arn else ""
+
+
+def _plain(arn: str) -> str:
+    """Return the ARN that AWS knows: without the creation."""
+    before, stream, _ = arn.partition(":stream/")
+    return f"{before}{stream}{name_of(arn)}"
+
+
+def _shard(found: dict[str, Any]) -> Shard:
+    parents = [found[name] for name in ("ParentShardId", "AdjacentParentShardId") if found.get(name)]
+    return Shard(found["ShardId"], tuple(parents), found.get("SequenceNumberRange", {}).get("StartingSequenceNumber"))
+
+
+def _refused(error: ClientError | BotoCoreError, what: str, where: dict[str, Any]) -> HeadwaterError:
+    code = error.response.get("Error", {}).get("Code") if isinstance(error, ClientError) else ""
+    if code == "InvalidArgumentException" and "StartingSequenceNumber" in where:
+        return TrimmedError(f"{what}: Kinesis does not know the position any more: {error}")
+    return explain(error, what, listing=LIST)

@@ -1,0 +1,227 @@
+"""Turn records of a Kinesis stream into changes for the ingest topic. Pure; bytes in, bytes out.
+
+Three codecs: `dynamodb` for what DynamoDB delivers into a stream, which is forwarded as it comes; `json` and `bytes` for
+what applications put, which is wrapped so that it looks like a change. Aggregated records are taken apart before.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import msgspec
+
+from models.change import OPS
+from pipeline.sources.kpl import Sub, deaggregate, is_aggregated
+from pipeline.sources.records import Cut, Unreadable, item_key
+
+if TYPE_CHECKING:
+    from pipeline.transport.batch import Record
+
+THROUGHPUT = 2 << 20
+"""Bytes a second that a shard gives."""
+CALLS = 5
+"""GetRecords calls a second that a shard takes."""
+
+
+class Codec(Protocol):
+    """How the records of a stream are to be read: see the settings of the same names."""
+
+    @property
+    def codec(self) -> str:
+        """`dynamodb`, `json` or `bytes`."""
+
+    @property
+    def event_id_field(self) -> str | None:
+        """The field of a JSON object that is its event ID."""
+
+
+class Put(NamedTuple):
+    """One record of a Kinesis stream, and where it was."""
+
+    arn: str
+    """Of the stream."""
+    shard_id: str
+    sequence: str
+    partition_key: str
+    arrived: float
+    """When Kinesis took it, in seconds since the epoch."""
+    data: bytes
+
+    @property
+    def stream(self) -> str:
+        """The stream's name."""
+        return self.arn.rpartition(":stream/")[2]
+
+
+class _Record(msgspec.Struct, gc=False):
+    data: bytes = msgspec.field(name="Data")
+    partition_key: str = msgspec.field(name="PartitionKey")
+    sequence: str = msgspec.field(name="SequenceNumber")
+    arrived: float = msgspec.field(name="ApproximateArrivalTimestamp", default=0.0)
+
+
+class _Body(msgspec.Struct, gc=False):
+    records: list[_Record] = msgspec.field(name="Records", default_factory=list)
+    next_iterator: str | None = msgspec.field(name="NextShardIterator", default=None)
+    behind_ms: int = msgspec.field(name="MillisBehindLatest", default=0)
+
+
+class _Keys(msgspec.Struct, gc=False):
+    keys: msgspec.Raw = msgspec.field(name="Keys")
+
+
+class _Delivered(msgspec.Struct, gc=False):
+    """What every change has that DynamoDB delivers into Kinesis."""
+
+    event_id: str = msgspec.field(name="eventID")
+    event_name: str = msgspec.field(name="eventName")
+    table: str = msgspec.field(name="tableName")
+    dynamodb: _Keys
+
+
+_decode_body = msgspec.json.Decoder(_Body).decode
+_decode_delivered = msgspec.json.Decoder(_Delivered).decode
+
+
+def cut(body: bytes, stream_arn: str, shard_id: str, how: Codec) -> Cut:
+    """Cut a GetRecords body; what cannot be read comes back as unreadable, it never stops the others.
+
+    Raises msgspec.DecodeError when the body itself is not what GetRecords answers.
+    """
+    answer = _decode_body(body)
+    wait = max(1 / CALLS, len(body) * 3 / 4 / THROUGHPUT)  # three bytes are four in base64
+    found = answer.records
+    result = Cut([], [], None, answer.next_iterator, wait=wait, behind=answer.behind_ms > 0)
+    for one in found:
+        put = Put(stream_arn, shard_id, one.sequence, one.partition_key, one.arrived, one.data)
+        for part in changes(put, how):
+            if isinstance(part, Unreadable):
+                result.unreadable.append(part)
+            else:
+                result.records.append(part)
+    return result._replace(first=found[0].sequence, last=found[-1].sequence) if found else result
+
+
+def changes(put: Put, how: Codec) -> Iterator[Record | Unreadable]:
+    """Yield the changes in a record: one, or all that a producer has packed into it."""
+    read = READERS[how.codec]
+    if not is_aggregated(put.data):
+        yield _try(read, put, "", how)
+        return
+    try:
+        subs = deaggregate(put.data)
+    except ValueError as error:
+        yield Unreadable(put.data, error)
+        return
+    for number, sub in enumerate(subs):
+        yield _try(read, _part_of(put, sub), f":{number}", how)
+
+
+def _part_of(put: Put, sub: Sub) -> Put:
+    return put._replace(partition_key=sub.partition_key, data=sub.data)
+
+
+def _try(read: Callable[[Put, str, Codec], Record], put: Put, part: str, how: Codec) -> Record | Unreadable:
+    try:
+        return read(put, part, how)
+    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
+        return Unreadable(put.data, error)
+
+
+# -- what DynamoDB delivers -------------------------------------------------------------------------------------------
+
+
+def _delivered(put: Put, part: str, how: Codec) -> Record:
+    found = _decode_delivered(put.data)
+    if not found.event_id or not found.table or found.event_name not in OPS:
+        raise ValueError("not a change of DynamoDB: eventID, tableName or eventName is missing or unknown")
+    return {"key": item_key(bytes(found.dynamodb.keys)), "value": put.data}
+
+
+# -- what applications put --------------------------------------------------------------------------------------------
+
+
+class Number(str):
+    """A number of JSON, in the digits that it came in."""
+
+    __slots__ = ()
+
+
+def _object(put: Put, part: str, how: Codec) -> Record:
+    fields = _loads(put.data)
+    if not isinstance(fields, dict):
+        raise TypeError("not a JSON object: set codec = 'bytes' for what is no object")
+    return _wrapped(put, _event_id(put, part, fields, how.event_id_field), {n: typed(v) for n, v in fields.items()})
+
+
+def _bytes(put: Put, part: str, how: Codec) -> Record:
+    return _wrapped(put, _place(put, part), {"data": {"B": base64.b64encode(put.data).decode()}})
+
+
+def _wrapped(put: Put, event_id: str, image: dict[str, Any]) -> Record:
+    keys = {"partition_key": {"S": put.partition_key}}
+    body = {
+        "ApproximateCreationDateTime": round(put.arrived * 1000),
+        "ApproximateCreationDateTimePrecision": "MILLISECOND",
+        "Keys": keys,
+        "NewImage": image,
+        "SequenceNumber": put.sequence,
+    }
+    value = {
+        "eventID": event_id,
+        "eventName": "INSERT",
+        "eventSource": "aws:kinesis",
+        "eventSourceARN": put.arn,
+        "tableName": put.stream,
+        "dynamodb": body,
+    }
+    return {"key": item_key(msgspec.json.encode(keys)), "value": msgspec.json.encode(value)}
+
+
+def _event_id(put: Put, part: str, fields: dict[str, Any], name: str | None) -> str:
+    if name is None:
+        return _place(put, part)
+    value = fields.get(name)
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"the field {name}, which is to be the event ID, is no text or number, or empty")
+    return f"{put.stream}:{value}"  # streams may number their records alike
+
+
+def _place(put: Put, part: str) -> str:
+    return f"{put.stream}:{put.shard_id}:{put.sequence}{part}"
+
+
+def typed(value: Any) -> dict[str, Any]:
+    """Return a JSON value in DynamoDB's typed form; numbers are `Number`."""
+    if value is None:
+        return {"NULL": True}
+    if isinstance(value, bool):
+        return {"BOOL": value}
+    if isinstance(value, str):
+        return {"N" if isinstance(value, Number) else "S": str(value)}
+    if isinstance(value, list):
+        return {"L": [typed(one) for one in value]}
+    return {"M": {name: typed(one) for name, one in value.items()}}
+
+
+def _loads(data: bytes) -> Any:
+    return json.loads(
+        data.decode(), parse_int=Number, parse_float=Number, parse_constant=_no_number, object_pairs_hook=_no_name_twice
+    )
+
+
+def _no_number(word: str) -> Any:
+    raise ValueError(f"{word} is no JSON")
+
+
+def _no_name_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name is twice in an object: one value would be lost")
+    return found
+
+
+READERS: dict[str, Callable[[Put, str, Codec], Record]] = {"dynamodb": _delivered, "json": _object, "bytes": _bytes}

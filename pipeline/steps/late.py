@@ -1,0 +1,28 @@
+"""Find late changes: of one item, delivered by Kinesis after a change that happened later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from models.change import MalformedChangeError, decode
+
+DELIVERED = b'"recordFormat"'
+"""A member that only DynamoDB's deliveries into Kinesis have; no other source is out of order."""
+
+
+def late_ones(records: Iterable[tuple[bytes | None, bytes]], newest: Callable[[bytes, int], int]) -> dict[int, int]:
+    """Return the indices of late changes, each with the time (microseconds) of the change it should have come before.
+
+    `records` are keys and values; `newest` remembers the time of a key, and returns the latest that it was given before.
+    """
+    found: dict[int, int] = {}
+    for index, (key, value) in enumerate(records):
+        if key is None or DELIVERED not in value:
+            continue
+        try:
+            change = decode(value)
+        except (MalformedChangeError, RecursionError):
+            continue  # transform will reject it
+        if change.record_format and (before := newest(key, change.ts_us)) > change.ts_us:
+            found[index] = before
+    return found

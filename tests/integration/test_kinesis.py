@@ -1,0 +1,208 @@
+"""Capture from Kinesis: a simulator, Apache Kafka, workers. The traps are those that readers before us fell into."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from test_source_traps import QUIET, TABLE, Deployment, deployed, roll
+from waiting import until
+
+from pipeline.lab.demo import Recorder
+from pipeline.lab.simulator.faults import Rates
+from pipeline.lab.simulator.history import Stream
+from pipeline.lab.simulator.kinesis import CREATED
+from pipeline.lab.simulator.world import World, delivered, put_record
+from pipeline.lab.stack import Endpoints
+from pipeline.lab.workers import Workers
+from pipeline.sources.kpl import Sub, aggregate
+
+pytestmark = pytest.mark.kafka
+CALM = replace(QUIET, kinesis=True, duplicates=0, reordered=0)
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change as it is on a topic."""
+
+    key: bytes
+    event_id: str
+    headers: list[tuple[str, bytes]]
+
+
+@contextmanager
+def reading(deployment: Deployment, topic: str) -> Iterator[Callable[[], list[Change]]]:
+    with Recorder(deployment.conf, topic) as records:
+        yield lambda: [
+            Change(one.key() or b"", json.loads(one.value() or b"")["eventID"], one.headers() or [])  # type: ignore[arg-type]
+            for one in records
+        ]
+
+
+@contextmanager
+def deduplicating(deployment: Deployment, count: int = 1) -> Iterator[Workers]:
+    environment = {**deployment.environment(), "HEADWATER_AGENTS": '["ingest", "deduplicate"]'}
+    workers = Workers(count, deployment.directory, environment)
+    workers.start()
+    try:
+        yield workers
+    finally:
+        workers.stop()
+
+
+@pytest.fixture
+def kinesis(stack: Endpoints, tmp_path: Path) -> Iterator[Deployment]:
+    with deployed(stack, tmp_path, CALM) as found:
+        found.more = {"kind": "kinesis", "streams": [TABLE]}
+        yield found
+
+
+def in_order(found: list[Change], deployment: Deployment) -> None:
+    """Every change once, those of each item in their order."""
+    items = deployment.world.do(
+        lambda world: [ids for table in world.tables.values() for ids in table.changes.values()]
+    )
+    order = [change.event_id for change in found]
+    assert sorted(order) == sorted(one for ids in items for one in ids)
+    for ids in items:
+        assert [one for one in order if one in set(ids)] == ids
+
+
+def list_all(stream: Stream) -> None:
+    for shard in stream.shards.values():
+        shard.listed = True
+
+
+def test_shards_that_split_and_merge_are_read_parents_first_by_fewer_workers(stack: Endpoints, tmp_path: Path) -> None:
+    plan = replace(CALM, shards=6, items=60, duplicates=0.2, reordered=0.3, aggregate=3)
+    with deployed(stack, tmp_path, plan) as deployment:
+        deployment.more = {"kind": "kinesis", "streams": ["ord*"]}
+
+        def reshape(stream: Stream) -> None:
+            stream.split(stream.open[0])
+            assert stream.merge(stream.open[2])
+            assert stream.merge(stream.open[-2])
+            list_all(stream)
+
+        with reading(deployment, deployment.topics.raw) as raw, reading(deployment, deployment.topics.ingest) as ingest:
+            with deduplicating(deployment, 2):
+                for _ in range(4):
+                    deployment.change(60)
+                    deployment.world.do(World.settle)
+                    deployment.shape(reshape)
+                deployment.change(60)
+                deployment.world.do(World.settle)
+                until(lambda: len(raw()) >= 300, "all changes")
+            in_order(raw(), deployment)
+            assert len(ingest()) > 300, "duplicates came"
+            assert not any(change.headers for change in raw()), "none of them was late"
+
+
+def test_trap_2_latest_counts_only_when_a_stream_is_first_found(kinesis: Deployment) -> None:
+    kinesis.world.do(lambda world: setattr(world, "clock", lambda: 1_000_000.0))
+    kinesis.change(30)  # long ago: not wanted
+    old = set(kinesis.truth)
+    kinesis.world.do(lambda world: setattr(world, "clock", lambda: 4_000_000_000.0))
+    kinesis.more["start"] = "latest"
+    with kinesis.ingested() as found:
+        with kinesis.worker():
+            until(lambda: kinesis.calls("GetRecords") > 0, "a reader")
+            kinesis.change(10)
+            kinesis.shape(roll)
+            kinesis.change(10)
+            until(lambda: len(found()) >= 20, "what came since, of both shards")
+        kinesis.change(10)  # while nobody reads
+        kinesis.shape(roll)
+        kinesis.change(10)
+        with kinesis.worker():
+            until(lambda: len(found()) >= 40, "what came meanwhile")
+        assert sorted(found()) == sorted(set(kinesis.truth) - old)
+
+
+def test_trap_12_what_is_trimmed_before_it_was_read_is_a_gap(kinesis: Deployment) -> None:
+    kinesis.change(10)
+    with kinesis.ingested() as found, kinesis.gaps() as gaps:
+        with kinesis.worker():
+            until(lambda: len(found()) >= 10, "the first changes")
+        kinesis.change(10)
+        kinesis.shape(lambda stream: stream.trim(stream.open[0], len(stream.open[0].records) - 4))
+        with kinesis.worker():
+            until(lambda: len(found()) >= 14 and len(gaps()) >= 1, "what is left, and the gap")
+        (gap,) = gaps()
+    first = kinesis.world.do(lambda world: world.tables[TABLE].stream.open[0].records[0].sequence)
+    assert (gap["cause"], gap["table"], gap["before"]) == ("trimmed", TABLE, str(first))
+
+
+def test_trap_11_a_stream_that_was_made_anew_under_its_name_is_a_gap_and_is_read(kinesis: Deployment) -> None:
+    kinesis.change(10)
+    with kinesis.ingested() as found, kinesis.gaps() as gaps, kinesis.worker():
+        until(lambda: len(found()) >= 10, "the first changes")
+
+        def make_anew(world: World) -> None:
+            table = world.tables[TABLE]
+            table.stream.__init__(table.stream.arn, 1)  # type: ignore[misc]  # as if nothing had been
+            kinesis.world.simulator.kinesis.created[TABLE] = CREATED + 100
+
+        kinesis.world.do(make_anew)
+        kinesis.change(10)
+        until(lambda: len(found()) >= 20, "the changes of the new stream")
+        until(lambda: any(gap["cause"] == "new stream" for gap in gaps()), "the gap")
+    assert sorted(found()) == sorted(kinesis.truth)
+
+
+def put(kinesis: Deployment, event_id: str, item: str, at: float) -> None:
+    data = delivered(event_id, TABLE, item, 1, 2, at)
+    kinesis.shape(lambda stream: put_record(stream, item, event_id, data, at))
+
+
+def test_trap_14_a_change_that_comes_late_is_marked_and_not_moved(kinesis: Deployment) -> None:
+    with reading(kinesis, kinesis.topics.raw) as raw, deduplicating(kinesis):
+        came = (("1", "a", 100.5), ("2", "a", 100.3), ("3", "b", 50.0), ("4", "a", 100.5), ("1", "a", 100.5))
+        for event_id, item, at in came:
+            put(kinesis, event_id, item, at)
+        put(kinesis, "5", "a", 100.4)
+        until(lambda: len(raw()) >= 5, "the changes")
+        assert [(change.event_id, change.headers) for change in raw()] == [
+            ("1", []),
+            ("2", [("late", b"100500000")]),
+            ("3", []),
+            ("4", []),
+            ("5", [("late", b"100500000")]),
+        ]
+
+
+def test_trap_15_records_in_one_record_are_all_kept_and_a_damaged_one_is_a_dead_letter(kinesis: Deployment) -> None:
+    kinesis.more |= {"codec": "json"}
+    packed = aggregate([Sub("a", b'{"n": 1}'), Sub("b", b'{"n": 2}'), Sub("a", b'{"n": 1}')])
+    damaged = packed[:-1] + b"\x00"
+    kinesis.shape(lambda stream: put_record(stream, "a", "", packed, 1.0))
+    kinesis.shape(lambda stream: put_record(stream, "a", "", damaged, 1.0))
+    kinesis.shape(lambda stream: put_record(stream, "c", "", b'{"n": 3}', 1.0))
+    with (
+        reading(kinesis, kinesis.topics.raw) as raw,
+        Recorder(kinesis.conf, kinesis.topics.dead_letter) as dead,
+        deduplicating(kinesis),
+    ):
+        until(lambda: len(raw()) >= 4 and len(dead) >= 1, "the changes, and the letter")
+        assert [change.event_id.count(":") for change in raw()] == [3, 3, 3, 2]
+        assert [one.value() for one in dead] == [damaged]
+
+
+def test_a_rough_day_loses_and_doubles_nothing_and_a_stream_without_order_is_warned_of(
+    stack: Endpoints, tmp_path: Path
+) -> None:
+    rates = replace(Rates.rough(), throttle=0.2, error=0.05)
+    with deployed(stack, tmp_path, replace(CALM, shards=3), rates=rates) as deployment, deployment.ingested() as found:
+        deployment.more = {"kind": "kinesis", "streams": [TABLE]}
+        deployment.world.do(lambda _: setattr(deployment.world.simulator.kinesis, "strategy", "AUTO"))
+        with deployment.worker():
+            for number in range(3):
+                deployment.change(20)
+                deployment.shape(roll)
+                until(lambda number=number: len(found()) >= 20 * (number + 1), "the changes")  # type: ignore[misc]
+        assert sorted(found()) == sorted(deployment.truth)
+        assert deployment.log.count("distributes its records automatically") == 1

@@ -1,0 +1,177 @@
+"""The Lambda handler on a real broker, with events as Lambda gives them."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from waiting import until
+
+from pipeline.errors import TransientError
+from pipeline.lab.demo import Recorder
+from pipeline.lab.stack import Endpoints
+from pipeline.lab.workers import Workers
+from pipeline.settings import Settings
+from pipeline.sources import lambda_handler
+from pipeline.sources.lambda_handler import MARGIN, Writer
+from pipeline.sources.records import cut
+from pipeline.topics import Topics, admin, ensure
+
+pytestmark = pytest.mark.kafka
+EVENTS = Path(__file__).parents[1] / "events"
+DYNAMODB: dict[str, Any] = json.loads((EVENTS / "lambda-dynamodb.json").read_text())
+KINESIS: dict[str, Any] = json.loads((EVENTS / "lambda-kinesis.json").read_text())
+FINE: dict[str, Any] = {"batchItemFailures": []}
+
+
+@dataclass
+class Context:
+    """What Lambda says of the time that is left."""
+
+    seconds: float = 60.0
+
+    def get_remaining_time_in_millis(self) -> int:
+        return int(self.seconds * 1000)
+
+
+@dataclass
+class Place:
+    """Topics of its own, and a writer."""
+
+    settings: Settings
+    conf: dict[str, Any]
+    writer: Writer = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.writer = Writer(self.settings)
+
+    @property
+    def topics(self) -> Topics:
+        return Topics(self.settings)
+
+
+@pytest.fixture
+def place(stack: Endpoints) -> Iterator[Place]:
+    conf = {"bootstrap.servers": stack.bootstrap_servers}
+    settings = Settings.model_validate(
+        {
+            "prefix": f"t{uuid.uuid4().hex[:8]}",
+            "partitions": 1,
+            "kafka": {"bootstrap_servers": stack.bootstrap_servers, "replication_factor": 1},
+        }
+    )
+    ensure(admin(conf), Topics(settings).all(), 1)
+    yield Place(settings, conf)
+
+
+def values(recorder: Recorder) -> list[Any]:
+    return [json.loads(record.value() or b"") for record in recorder]
+
+
+def test_a_batch_of_a_table_is_what_a_reader_would_have_written(place: Place) -> None:
+    with Recorder(place.conf, place.topics.ingest) as found:
+        assert place.writer.handle(DYNAMODB, Context()) == FINE
+        until(lambda: len(found) >= 2, "the changes")
+        arn = DYNAMODB["Records"][0]["eventSourceARN"]
+        api = copy.deepcopy(DYNAMODB["Records"])
+        for record in api:
+            del record["eventSourceARN"]
+            if identity := record.get("userIdentity"):
+                record["userIdentity"] = {"PrincipalId": identity["principalId"], "Type": identity["type"]}
+        read = cut(json.dumps({"Records": api}).encode(), arn).records
+        assert values(found) == [json.loads(record["value"]) for record in read]
+        assert [record.key() for record in found] == [record["key"] for record in read]
+        assert not any(record.headers() for record in found)
+
+
+def test_a_record_that_is_no_change_is_a_dead_letter_and_the_others_go_on(place: Place) -> None:
+    poisoned = copy.deepcopy(DYNAMODB)
+    del poisoned["Records"][0]["dynamodb"]["Keys"]
+    with Recorder(place.conf, place.topics.ingest) as found, Recorder(place.conf, place.topics.dead_letter) as dead:
+        assert place.writer.handle(KINESIS, Context()) == FINE
+        assert place.writer.handle(poisoned, Context()) == FINE
+        until(lambda: len(found) >= 3 and len(dead) >= 2, "the changes, and the letters")
+        data = (EVENTS / "kinesis-dynamodb-modify.json").read_bytes().strip()
+        assert [record.value() for record in found][:2] == [data, data]
+        letter, other = list(dead)
+        assert letter.value() == b"no change"
+        assert json.loads(other.value() or b"") == poisoned["Records"][0]
+        arn = KINESIS["Records"][0]["eventSourceARN"]
+        assert ("__connect.errors.topic", f"{arn}/shardId-000000000006".encode()) in (letter.headers() or [])
+
+
+def test_a_batch_that_runs_out_of_time_is_aborted_and_comes_again_from_its_first_record(place: Place) -> None:
+    first = {"batchItemFailures": [{"itemIdentifier": DYNAMODB["Records"][0]["dynamodb"]["SequenceNumber"]}]}
+    many = {"Records": DYNAMODB["Records"] * 20_000}
+    with Recorder(place.conf, place.topics.ingest) as found:
+        assert place.writer.handle(DYNAMODB, Context()) == FINE
+        assert place.writer.handle(many, Context(MARGIN + 0.3)) == first
+        assert place.writer.handle(DYNAMODB, Context(MARGIN)) == first
+        assert place.writer.handle(DYNAMODB, Context()) == FINE
+        until(lambda: len(found) >= 4, "the two batches that were through")
+        assert len(found) == 4, "nothing of those that were not"
+
+
+def test_a_broker_that_is_away_or_refuses_is_an_error_and_no_silence(place: Place) -> None:
+    elsewhere = place.settings.model_copy(
+        update={"kafka": place.settings.kafka.model_copy(update={"bootstrap_servers": "127.0.0.1:1"})}
+    )
+    away = Writer(elsewhere).handle(DYNAMODB, Context(MARGIN + 1))
+    assert away["batchItemFailures"], "the time is out: Lambda repeats the batch"
+    nowhere = place.settings.model_copy(update={"prefix": f"{place.settings.prefix}-none"})
+    with pytest.raises(TransientError, match="was not written"):
+        Writer(nowhere).handle(DYNAMODB, Context())
+
+
+def test_what_comes_twice_and_by_both_ways_is_one_change_on_raw(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = {
+        "HEADWATER_PREFIX": place.settings.prefix,
+        "HEADWATER_PARTITIONS": "1",
+        "HEADWATER_KAFKA__BOOTSTRAP_SERVERS": place.settings.kafka.bootstrap_servers,
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(lambda_handler, "_writers", [])
+    workers = Workers(1, tmp_path, {**environment, "HEADWATER_AGENTS": '["deduplicate"]'})
+    with Recorder(place.conf, place.topics.raw) as raw, Recorder(place.conf, place.topics.ingest) as ingest:
+        workers.start()
+        try:
+            for event in (DYNAMODB, DYNAMODB, KINESIS, KINESIS):  # Lambda repeats what it is not sure of
+                assert lambda_handler.handler(event, Context()) == FINE
+            until(lambda: len(ingest) >= 8 and len(raw) >= 3, "the changes")
+            assert len(lambda_handler._writers) == 1, "made once and kept"
+            last = copy.deepcopy(DYNAMODB["Records"][:1])
+            last[0]["eventID"] = "the last one"
+            lambda_handler.handler({"Records": last}, Context())
+            until(lambda: len(raw) >= 4, "the last change")
+            ids = [value["eventID"] for value in values(raw)]
+        finally:
+            workers.stop()
+    wanted = [record["eventID"] for record in DYNAMODB["Records"]]
+    assert ids == [*wanted, "c4e3b2a1-7d1f-4a54-9d0c-0d2f3f0c9a11", "the last one"]
+    assert {record.key() for record in raw} == {b'{"line":{"N":"3"},"order_id":{"S":"o-1"}}'}
+
+
+def test_a_cold_start_takes_less_than_a_second_without_the_broker() -> None:
+    code = (
+        "import time; began = time.process_time()\n"
+        "import pipeline.sources.lambda_handler, sys\n"
+        "print(time.process_time() - began)\n"
+        "assert not {'faust', 'boto3', 'botocore', 'rocksdict'} & set(sys.modules)\n"
+    )
+    took = []
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        took.append(float(done.stdout))
+    assert min(took) < 1.0, took
