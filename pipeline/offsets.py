@@ -7,8 +7,8 @@ has read before: outputs and offsets are committed in one transaction, so there 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
@@ -18,7 +18,16 @@ from pipeline.status import read
 from pipeline.topics import Topics, unreachable
 
 TIMEOUT = 20.0
-UNDECIDED = {KafkaError.NOT_COORDINATOR, KafkaError.COORDINATOR_NOT_AVAILABLE, KafkaError.COORDINATOR_LOAD_IN_PROGRESS}
+UNDECIDED = {
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+}
+"""What a cluster answers while it is still choosing: it is new, has lost a broker, or the topic was made a moment ago."""
+T = TypeVar("T")
 
 
 def require_remembered(conf: Mapping[str, Any], settings: Settings, agents: Sequence[str]) -> None:
@@ -67,17 +76,18 @@ def _way_out(agent: str, settings: Settings, topic: str) -> str:
 
 
 def _is_forgotten(consumer: Consumer, topic: str, outputs: Sequence[str], partitions: int) -> bool:
-    if any(tp.offset >= 0 for tp in _committed(consumer, [TopicPartition(topic, p) for p in range(partitions)])):
+    asked = [TopicPartition(topic, partition) for partition in range(partitions)]
+    if any(tp.offset >= 0 for tp in _patiently(lambda: consumer.committed(asked, TIMEOUT))):
         return False
     return _first(consumer, topic, partitions) and any(_first(consumer, output, partitions) for output in outputs)
 
 
-def _committed(consumer: Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:
-    """Return the group's offsets; a cluster that is new or has lost a broker is still choosing who keeps them."""
+def _patiently(ask: Callable[[], T]) -> T:
+    """Ask until the cluster has decided."""
     deadline = time.monotonic() + TIMEOUT
     while True:
         try:
-            return consumer.committed(partitions, TIMEOUT)
+            return ask()
         except KafkaException as error:
             if error.args[0].code() not in UNDECIDED or time.monotonic() > deadline:
                 raise
@@ -88,7 +98,8 @@ def _first(consumer: Consumer, topic: str, partitions: int) -> bool:
     """Say whether a topic holds a committed record; the ends alone cannot tell: aborted ones count in them."""
     starts = {}
     for partition in range(partitions):
-        low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), TIMEOUT)
+        asked = TopicPartition(topic, partition)
+        low, high = _patiently(lambda asked=asked: consumer.get_watermark_offsets(asked, TIMEOUT))  # type: ignore[misc]
         if high > low:
             starts[partition] = low
     return bool(read(consumer, topic, starts, 1))

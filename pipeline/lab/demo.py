@@ -137,6 +137,18 @@ class Recorder:
         """The offset up to which each partition has been read; ends of transactions count."""
         return dict(self._follower.reached)
 
+    def is_at_end(self, conf: dict[str, Any]) -> bool:
+        """Say whether all that is committed by now has been read."""
+        consumer = Consumer({**conf, "group.id": "recorder", "isolation.level": "read_committed"})
+        try:
+            ends = {
+                p: consumer.get_watermark_offsets(TopicPartition(self._follower.topic, p), 30)[1]
+                for p in consumer.list_topics(self._follower.topic, 30).topics[self._follower.topic].partitions
+            }
+        finally:
+            consumer.close()
+        return all(self.reached.get(partition, 0) >= end for partition, end in ends.items())
+
     @property
     def ends(self) -> dict[int, int]:
         """The offset after the last record, by partition."""
@@ -327,6 +339,9 @@ class Demo:
         stages = {self.topics.ingest: self.ingest, self.topics.raw: self.raw} | {
             self.topics.sinks[sink]: records for sink, records in self.sinks.items()
         }
+        # What the recorders have not seen yet would not be waited for.
+        if not all(recorder.is_at_end(self.conf) for recorder in stages.values()):
+            return False
         return lag(self.conf, self.settings.prefix, {topic: recorder.ends for topic, recorder in stages.items()}) == 0
 
     def _parquet(self) -> tuple[dict[str, list[Actual]], int]:
