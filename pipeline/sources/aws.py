@@ -5,6 +5,7 @@ Credentials, Region and endpoints come from boto3's default chain, nowhere else.
 
 from __future__ import annotations
 
+import zlib
 from typing import Any, cast
 
 import boto3
@@ -68,6 +69,14 @@ def take_body(response_dict: dict[str, Any], customized_response_dict: dict[str,
         customized_response_dict["Body"] = response_dict["body"]
         customized_response_dict["Checksum"] = response_dict["headers"].get("x-amz-crc32")
         response_dict["body"] = b"{}"
+
+
+def taken_body(answer: Any, what: str) -> bytes:
+    """Return the body that `take_body` took; raise TransientError when its checksum does not fit."""
+    body, checksum = answer["Body"], answer["Checksum"]
+    if checksum is not None and zlib.crc32(body) != int(checksum):
+        raise TransientError(f"{what}: the answer's checksum does not fit")
+    return cast("bytes", body)
 
 
 def explain(error: ClientError | BotoCoreError, what: str, *, listing: str = TABLES) -> HeadwaterError:

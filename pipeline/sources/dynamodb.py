@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
@@ -13,7 +12,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from pipeline.errors import FatalError, TransientError
 from pipeline.settings import DynamoDBStream
-from pipeline.sources.aws import client, explain, take_body
+from pipeline.sources.aws import client, explain, take_body, taken_body
 from pipeline.sources.places import ShardOf
 from pipeline.sources.records import Cut, cut
 from pipeline.sources.shards import Shard
@@ -141,12 +140,10 @@ class DynamoDBStreams:
     def records(self, iterator: str, shard: ShardOf) -> Cut:
         """Return a GetRecords answer, cut into changes; its checksum has been checked."""
         try:
-            answer = cast("dict[str, Any]", self._streams.get_records(ShardIterator=iterator, Limit=MOST))
+            answer = self._streams.get_records(ShardIterator=iterator, Limit=MOST)
         except (ClientError, BotoCoreError) as error:
             raise explain(error, str(shard)) from error
-        body, checksum = answer["Body"], answer["Checksum"]
-        if checksum is not None and zlib.crc32(body) != int(checksum):
-            raise TransientError(f"{shard}: the answer's checksum does not fit")
+        body = taken_body(answer, str(shard))
         try:
             return cut(body, shard.arn)
         except msgspec.DecodeError as error:

@@ -8,7 +8,6 @@ are two streams of one name, and what lies between them is a gap, as with a tabl
 from __future__ import annotations
 
 import logging
-import zlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
@@ -19,7 +18,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from pipeline.errors import HeadwaterError, TransientError
 from pipeline.settings import Kinesis
-from pipeline.sources.aws import TrimmedError, VanishedError, client, explain, take_body
+from pipeline.sources.aws import TrimmedError, VanishedError, client, explain, take_body, taken_body
 from pipeline.sources.dynamodb import is_pattern
 from pipeline.sources.kinesis_records import cut
 from pipeline.sources.places import ShardOf
@@ -142,12 +141,10 @@ class KinesisStreams:
     def records(self, iterator: str, shard: ShardOf, most: int = MOST) -> Cut:
         """Return a GetRecords answer, cut into changes; `wait` keeps to the calls and bytes a second that a shard gives."""
         try:
-            answer = cast("dict[str, Any]", self._streams.get_records(ShardIterator=iterator, Limit=most))
+            answer = self._streams.get_records(ShardIterator=iterator, Limit=most)
         except (ClientError, BotoCoreError) as error:
             raise explain(error, str(shard), listing=LIST) from error
-        body, checksum = answer["Body"], answer["Checksum"]
-        if checksum is not None and zlib.crc32(body) != int(checksum):
-            raise TransientError(f"{shard}: the answer's checksum does not fit")
+        body = taken_body(answer, str(shard))
         try:
             return cut(body, _plain(shard.arn), shard.shard_id, self._settings)
         except msgspec.DecodeError as error:
