@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from pipeline.settings import DynamoDBStream, Kinesis
 from pipeline.sources import dynamodb, kinesis
 from pipeline.sources.dynamodb import DynamoDBStreams
 from pipeline.sources.kinesis import KinesisStreams
+from pipeline.sources.scan import Scanner
+from pipeline.sources.snapshot import Snapshotter
 from pipeline.sources.streams import StreamApi
 
 
 def stream_api(settings: DynamoDBStream | Kinesis) -> StreamApi:
     """Return the API of a source."""
     return KinesisStreams(settings) if isinstance(settings, Kinesis) else DynamoDBStreams(settings)
+
+
+def snapshotter(settings: DynamoDBStream | Kinesis) -> Snapshotter | None:
+    """Return what takes snapshots of a source's tables; None: it cannot be joined with a stream that is out of order."""
+    if isinstance(settings, Kinesis):
+        return None
+    scanner = Scanner(settings.region, settings.threads)
+    return Snapshotter(scanner, settings, partial(dynamodb.captures, settings))
 
 
 def captures(settings: DynamoDBStream | Kinesis, table: str) -> bool:
