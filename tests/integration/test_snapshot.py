@@ -127,6 +127,7 @@ def test_the_first_snapshot_survives_kills_and_raw_replayed_is_the_table(stack: 
                     until(lambda number=number: rows() >= number, f"{number} rows")  # type: ignore[misc]
                     world.do(steps(150))
                     workers.kill(kill)
+                    until(lambda kill=kill: not workers.all[kill].alive(), "its death")  # type: ignore[misc]
                     workers.watch()
                 until(lambda: deployment.states() == ["done"], "the end of the snapshot")
                 world.do(steps(100))
