@@ -17,6 +17,7 @@ from aiohttp import web
 from pipeline.errors import TransientError
 from pipeline.lab.simulator import kinesis
 from pipeline.lab.simulator.dynamodb import THROTTLED, DynamoDB
+from pipeline.lab.simulator.exports import Exports
 from pipeline.lab.simulator.faults import ApiError, Faults, Rates, TimedOutError
 from pipeline.lab.simulator.kinesis import Kinesis
 from pipeline.lab.simulator.world import Plan, World
@@ -40,6 +41,8 @@ class Options:
     """How long an iterator lives."""
     wait_for_reader: bool = False
     """Make the first change when the first GetRecords call comes."""
+    s3_endpoint: str = ""
+    """An S3 (a stand-in) into which tables are exported; '': exports are refused."""
     host: str = "127.0.0.1"
     port: int = 0
 
@@ -58,6 +61,7 @@ class Simulator:
         self._calls: dict[str, Callable[[dict[str, object]], bytes]] = {
             **DynamoDB(self.world, self.faults, iterator_seconds=options.iterator_seconds).calls,
             **self.kinesis.calls,
+            **Exports(self.world, options.s3_endpoint).calls,
         }
 
     async def run(self, started: Callable[[str], None]) -> None:
