@@ -18,8 +18,9 @@ from pipeline.errors import HeadwaterError
 from pipeline.flows import compile_flow
 from pipeline.settings import DynamoDBStream, Flow, Kinesis, Settings
 from pipeline.sources.aws import TABLES, explain
-from pipeline.sources.kinds import captures, stream_api
+from pipeline.sources.kinds import captures, snapshotter, stream_api
 from pipeline.sources.places import ShardOf
+from pipeline.sources.snapshot import Snapshotter
 from pipeline.sources.streams import Start, StreamApi
 from pipeline.topics import Topics, admin, look
 
@@ -124,7 +125,7 @@ def _identity() -> str:
 def _source(settings: DynamoDBStream | Kinesis) -> Iterator[Finding]:
     what = f"source {settings.kind}"
     try:
-        api = stream_api(settings)
+        api, snapshots = stream_api(settings), snapshotter(settings)
         tables = api.tables(set())
     except HeadwaterError as error:
         yield Finding(what, False, error.message, error.hint)
@@ -133,11 +134,13 @@ def _source(settings: DynamoDBStream | Kinesis) -> Iterator[Finding]:
     if not tables:
         yield Finding(what, False, f"there is no {name} of these names or tags yet", hint)
     for table in tables:
-        yield from _try(f"{name} {table}", lambda table=table: _table(api, table))  # type: ignore[misc]
+        yield from _try(f"{name} {table}", lambda table=table: _table(api, snapshots, table))  # type: ignore[misc]
 
 
-def _table(api: StreamApi, table: str) -> str:
+def _table(api: StreamApi, snapshots: Snapshotter | None, table: str) -> str:
     stream = api.stream_of(table)
+    if snapshots is not None:
+        snapshots.preflight(table)
     shards = api.shards_of(stream.arn)
     if shards:  # the permissions that reading needs, used once
         last = shards[-1].shard_id

@@ -286,6 +286,13 @@ def test_a_stream_without_new_images_is_refused(
     assert refused.returncode == 1
     assert f"is {view}: it does not say what an item becomes" in refused.stderr
     assert "NEW_AND_OLD_IMAGES" in refused.stderr
+    if view == "OLD_IMAGE":  # which can be captured
+        deployment.source = {"snapshot": "initial"}
+        checked = headwater("check", **deployment.environment)
+        assert "it does not say what an item becomes" in checked.stdout
+        started = headwater("run", "ingest", **deployment.environment)
+        assert started.returncode == 1
+        assert "it does not say what an item becomes" in started.stderr
 
 
 def test_items_of_every_shape_come_out_as_they_are(
