@@ -86,8 +86,9 @@ class Deployment:
             workers.stop()
 
     def states(self) -> list[str]:
-        """Return what became of the snapshots."""
-        return [one.state for one in snapshotting.of(self.settings).all.values()]
+        """Return what became of the snapshots, in the order in which they were asked for."""
+        found = snapshotting.of(self.settings).all.values()
+        return [one.state for one in sorted(found, key=lambda one: one.asked)]
 
 
 def pairs(raw: Recorder) -> list[tuple[bytes, bytes]]:
