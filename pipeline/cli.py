@@ -44,6 +44,8 @@ bench = typer.Typer(help="Measure Headwater against peers, on this machine.", no
 app.add_typer(bench, name="bench", rich_help_panel="Lab")
 soak = typer.Typer(help="Run for a while with everything that can happen, and prove the outcome.", no_args_is_help=True)
 app.add_typer(soak, name="soak", rich_help_panel="Lab")
+flows_app = typer.Typer(help="Look at flows, and at what their patterns match.", no_args_is_help=True)
+app.add_typer(flows_app, name="flows", rich_help_panel="Look")
 gaps_app = typer.Typer(help="What is known to be lost, and how to have it again.", invoke_without_command=True)
 app.add_typer(gaps_app, name="gaps", rich_help_panel="Look")
 out, err = Console(), Console(stderr=True)
@@ -272,6 +274,31 @@ def _watch(look: Callable[[], list[snapshotting.Progress]]) -> list[snapshotting
             if all(one.snapshot.state in {"done", "cancelled"} for one in now):
                 return now
             time.sleep(0.2)
+
+
+@flows_app.command(name="match")
+def flows_match(
+    pattern: Annotated[Path, typer.Argument(help="A file with a pattern, as EventBridge takes it.")],
+    events: Annotated[Path, typer.Argument(help="Events, one JSON object a line; -: stdin.")] = Path("-"),
+    count: Annotated[bool, typer.Option("--count", help="Print how many match, not which.")] = False,
+) -> None:
+    """Print the events that a pattern matches, as they came. Exit 1 when a line is no JSON."""
+    from pipeline.matching import Matcher, Tally
+
+    matcher, tally = Matcher(pattern), Tally()
+    try:
+        with suppress(BrokenPipeError), sys.stdin.buffer if events == Path("-") else events.open("rb") as lines:
+            found = matcher.of(lines, tally)
+            if count:
+                sys.stdout.write(f"{sum(1 for _ in found)}\n")
+            else:
+                sys.stdout.buffer.writelines(found)
+    except OSError as error:
+        raise UsageError(f"{events}: {error.strerror}", hint=f"ls {events.parent}") from error
+    if tally.unreadable:
+        raise HeadwaterError(
+            f"{events}: {tally.unreadable} of {tally.lines} lines are no JSON, the first is {tally.first_unreadable}"
+        )
 
 
 @app.command(rich_help_panel="Look")

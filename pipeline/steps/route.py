@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
-
-import orjson
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from models.change import Change
 from pipeline.steps.enrich import JoinStep, enrich
@@ -27,8 +25,8 @@ class FlowSteps(NamedTuple):
     where: Predicate | None
     joins: Sequence[JoinStep]
     routes: Sequence[RouteStep]
-    needs_decoding: bool
-    """Whether a predicate looks into the change: without one its bytes are never decoded whole."""
+    look: Callable[[bytes], Any] | None
+    """Decodes what the predicates look at, and nothing else; None: they look at nothing."""
 
 
 class Routed(NamedTuple):
@@ -42,7 +40,7 @@ def run_flow(flow: FlowSteps, value: bytes, change: Change) -> Iterator[Routed]:
     """Filter, enrich and route one change: no message, or one, for the first route that matches."""
     if flow.tables and change.table not in flow.tables:
         return
-    decoded = orjson.loads(value) if flow.needs_decoding else {}
+    decoded = {} if flow.look is None else flow.look(value)
     if flow.where is not None and not flow.where(decoded):
         return
     for route in flow.routes:

@@ -105,7 +105,7 @@ def wrong(words: list[str]) -> str:
         if word == "...":
             continue
         name = word.partition("=")[0]
-        if name.startswith("-"):
+        if name.startswith("-") and name != "-":
             if name not in {*options, "--help"}:
                 return f"no option {name}"
             if name in options and not options[name].is_flag and "=" not in word and next(rest, None) is None:
