@@ -12,13 +12,16 @@ from urllib.parse import urlsplit
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 
 from pipeline.app import known_agents, wanted_agents
 from pipeline.errors import HeadwaterError
 from pipeline.flows import compile_flow
 from pipeline.settings import DynamoDBStream, Flow, Kinesis, Settings
-from pipeline.sources.aws import TABLES, explain
-from pipeline.sources.kinds import captures, stream_api
+from pipeline.sources.aws import TABLES, client, explain
+from pipeline.sources.consumers import Consumers
+from pipeline.sources.kinds import captures, onlooker
+from pipeline.sources.kinesis import plain
 from pipeline.sources.places import ShardOf
 from pipeline.sources.streams import Start, StreamApi
 from pipeline.topics import Topics, admin, look
@@ -61,6 +64,8 @@ def _try(what: str, look_at: Callable[[], str]) -> Iterator[Finding]:
         yield Finding(what, True, look_at())
     except HeadwaterError as error:
         yield Finding(what, False, error.message, error.hint)
+    except ResponseParserError as error:
+        yield Finding(what, False, f"this is no answer of AWS: {error}".splitlines()[0], "env | grep AWS_ENDPOINT_URL")
     except (ClientError, BotoCoreError) as error:
         found = explain(error, what)
         yield Finding(what, False, found.message, found.hint)
@@ -124,7 +129,7 @@ def _identity() -> str:
 def _source(settings: DynamoDBStream | Kinesis) -> Iterator[Finding]:
     what = f"source {settings.kind}"
     try:
-        api = stream_api(settings)
+        api = onlooker(settings)
         tables = api.tables(set())
     except HeadwaterError as error:
         yield Finding(what, False, error.message, error.hint)
@@ -133,16 +138,30 @@ def _source(settings: DynamoDBStream | Kinesis) -> Iterator[Finding]:
     if not tables:
         yield Finding(what, False, f"there is no {name} of these names or tags yet", hint)
     for table in tables:
-        yield from _try(f"{name} {table}", lambda table=table: _table(api, table))  # type: ignore[misc]
+        yield from _try(f"{name} {table}", lambda table=table: _table(api, settings, table))  # type: ignore[misc]
 
 
-def _table(api: StreamApi, table: str) -> str:
+def _table(api: StreamApi, settings: DynamoDBStream | Kinesis, table: str) -> str:
     stream = api.stream_of(table)
     shards = api.shards_of(stream.arn)
+    if isinstance(settings, Kinesis) and settings.read == "fan-out":
+        return f"stream {table}, {len(shards)} shards listed, {_consumer(settings, plain(stream.arn))}"
     if shards:  # the permissions that reading needs, used once
         last = shards[-1].shard_id
         api.records(api.iterator(stream.arn, last, Start()), ShardOf(table, stream.arn, last))
     return f"stream {stream.arn.rpartition('/')[2]}, {len(shards)} shards listed"
+
+
+def _consumer(settings: Kinesis, stream_arn: str) -> str:
+    found = Consumers(client("kinesis", settings.region, 1), settings.consumer).find(stream_arn)
+    if found is not None:
+        return f"the consumer {found[0].rpartition('/')[2]} is {found[1]}"
+    if ":" in settings.consumer:
+        raise HeadwaterError(
+            f"there is no consumer {settings.consumer}",
+            hint=f"aws kinesis list-stream-consumers --stream-arn {stream_arn}",
+        )
+    return f"the consumer {settings.consumer} is not there yet: the first worker registers it"
 
 
 def _lake(url: str) -> str:
