@@ -163,6 +163,13 @@ class Kinesis(Section):
         min_length=1,
         description="With codec json: the field that is the event ID; without it, the record's place in its shard.",
     )
+    resequence: float = Field(
+        0.0,
+        ge=0,
+        le=300,
+        description="Seconds for which every change is held back, so that one which DynamoDB delivers later than a newer one "
+        "of its item is put before it; 0: nothing waits, and such a change is marked late.",
+    )
     read: Literal["polling", "fan-out"] = Field(
         "polling",
         description="polling: all readers of a shard share its 2 MiB a second. fan-out: AWS pushes, 2 MiB a second and shard "
@@ -195,6 +202,12 @@ class Kinesis(Section):
     def _an_event_id_needs_fields(self) -> Kinesis:
         if self.event_id_field is not None and self.codec != "json":
             raise ValueError('event_id_field: only records of codec = "json" have fields to take')
+        return self
+
+    @model_validator(mode="after")
+    def _only_dynamodb_is_out_of_order(self) -> Kinesis:
+        if self.resequence and self.codec != "dynamodb":
+            raise ValueError('resequence: only what DynamoDB delivers (codec = "dynamodb") says when it happened')
         return self
 
     @model_validator(mode="after")

@@ -25,7 +25,7 @@ from pipeline.settings import Kinesis
 from pipeline.sources.aws import ExpiredIteratorError, NothingYetError, TrimmedError, VanishedError, client
 from pipeline.sources.consumers import Consumers
 from pipeline.sources.kinesis import KinesisStreams, name_of, plain, refused
-from pipeline.sources.kinesis_records import Answer, Put, cut
+from pipeline.sources.kinesis_records import Answer, Put
 from pipeline.sources.places import ShardOf
 from pipeline.sources.records import Cut
 from pipeline.sources.streams import Start, Stream
@@ -74,7 +74,7 @@ class FanOutStreams(KinesisStreams):
         name = f"{shard_id}#{next(self._numbers)}"
         self._close(shard)
         self._subscriptions[shard] = name, Subscription(partial(self._follow, shard, start), f"fan-out {shard_id}")
-        return name
+        return self._windowed(name)
 
     def records(self, iterator: str, shard: ShardOf) -> Cut:
         """Return the next event, cut into changes. Does not block."""
@@ -86,7 +86,7 @@ class FanOutStreams(KinesisStreams):
             if subscription.ended:
                 raise ExpiredIteratorError(f"{shard}: the subscription has ended")
             raise NothingYetError(f"{shard}: no event has come yet")
-        return cut(answer if answer.next_iterator is None else answer._replace(next_iterator=name), self._settings)
+        return self._cut(answer if answer.next_iterator is None else answer._replace(next_iterator=name), iterator)
 
     async def pause(self, shard: ShardOf, seconds: float) -> None:
         """Wait for the next event, or error, of the subscription; where there is none, so long."""
@@ -183,7 +183,9 @@ def _answer(event: dict[str, Any], shard: ShardOf) -> Answer:
         Put(arn, shard.shard_id, one["SequenceNumber"], one["PartitionKey"], _seconds(one), one["Data"])
         for one in event["Records"]
     ]
-    return Answer(puts, None if event.get("ChildShards") else "", event["MillisBehindLatest"] > 0)
+    now = time.monotonic()
+    following = None if event.get("ChildShards") else ""
+    return Answer(puts, following, event["MillisBehindLatest"] > 0, asked=now, heard=now)
 
 
 def _seconds(record: dict[str, Any]) -> float:

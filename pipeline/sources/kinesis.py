@@ -8,6 +8,7 @@ are two streams of one name, and what lies between them is a gap, as with a tabl
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
@@ -23,6 +24,7 @@ from pipeline.sources.dynamodb import is_pattern
 from pipeline.sources.kinesis_records import Answer, cut, read
 from pipeline.sources.places import ShardOf
 from pipeline.sources.records import Cut
+from pipeline.sources.resequence import Window, Windowed
 from pipeline.sources.shards import Shard
 from pipeline.sources.streams import Start, Stream, StreamApi
 
@@ -117,16 +119,18 @@ class KinesisStreams(StreamApi):
         """
         self._require_newest(arn)
         what = f"the shard {shard_id} of {arn}"
+        where: Any
         if start.after is not None:
             at = self._iterator(arn, shard_id, {"StartingSequenceNumber": start.after}, "AT_SEQUENCE_NUMBER")
             found = self._ask(at, ShardOf(name_of(arn), arn, shard_id), 1).puts
             if found and found[0].sequence != start.after:
                 raise TrimmedError(f"{what}: the records at the position have been trimmed")
-            return self._iterator(arn, shard_id, {"StartingSequenceNumber": start.after}, "AFTER_SEQUENCE_NUMBER")
-        if start.since is not None:
-            when = datetime.fromtimestamp(start.since, UTC)
-            return self._iterator(arn, shard_id, {"Timestamp": when}, "AT_TIMESTAMP")
-        return self._iterator(arn, shard_id, {}, "TRIM_HORIZON")
+            where, kind = {"StartingSequenceNumber": start.after}, "AFTER_SEQUENCE_NUMBER"
+        elif start.since is not None:
+            where, kind = {"Timestamp": datetime.fromtimestamp(start.since, UTC)}, "AT_TIMESTAMP"
+        else:
+            where, kind = {}, "TRIM_HORIZON"
+        return self._windowed(self._iterator(arn, shard_id, where, kind))
 
     def _iterator(self, arn: str, shard_id: str, where: Any, kind: Any) -> str:
         what = f"the shard {shard_id} of {arn}"
@@ -140,16 +144,30 @@ class KinesisStreams(StreamApi):
 
     def records(self, iterator: str, shard: ShardOf) -> Cut:
         """Return a GetRecords answer, cut into changes; `wait` keeps to the calls and bytes a second that a shard gives."""
-        return cut(self._ask(iterator, shard, MOST), self._settings)
+        return self._cut(self._ask(iterator, shard, MOST), iterator)
+
+    def _cut(self, answer: Answer, iterator: str) -> Cut:
+        """Cut an answer that the iterator gave; with `resequence`, hold back what is not due."""
+        if not isinstance(iterator, Windowed):
+            return cut(answer, self._settings)
+        found = iterator.window.take(answer, self._settings)
+        following = found.next_iterator
+        return found._replace(next_iterator=None if following is None else Windowed.of(following, iterator.window))
+
+    def _windowed(self, iterator: str) -> str:
+        """Return a new iterator with a window of its own, where changes are to be held back."""
+        seconds = self._settings.resequence
+        return Windowed.of(iterator, Window(seconds)) if seconds else iterator
 
     def _ask(self, iterator: str, shard: ShardOf, most: int) -> Answer:
+        asked = time.monotonic()
         try:
             answer = self._streams.get_records(ShardIterator=iterator, Limit=most)
         except (ClientError, BotoCoreError) as error:
             raise explain(error, str(shard), listing=LIST) from error
         body = taken_body(answer, str(shard))
         try:
-            return read(body, plain(shard.arn), shard.shard_id)
+            return read(body, plain(shard.arn), shard.shard_id)._replace(asked=asked, heard=time.monotonic())
         except msgspec.DecodeError as error:
             raise TransientError(f"{shard}: the answer of GetRecords cannot be read: {error}") from error
 

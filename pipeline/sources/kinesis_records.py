@@ -96,6 +96,9 @@ class Answer(NamedTuple):
     """There is more, although this answer may be empty."""
     wait: float = 0.0
     """Seconds in which Kinesis does not want to be asked about the shard again."""
+    asked: float = 0.0
+    """When it was asked for, and when it came, by time.monotonic()."""
+    heard: float = 0.0
 
 
 def read(body: bytes, stream_arn: str, shard_id: str) -> Answer:

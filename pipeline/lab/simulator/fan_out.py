@@ -135,6 +135,7 @@ class FanOut:
             records = some(shard, at, self._faults.few(min(MOST_RECORDS, shard.end - at)), MOST_BYTES)
             if records or ended or now >= beat:
                 at, beat = at + len(records), now + BEAT
+                self._kinesis.given += len(records)
                 if self._faults.happens("error"):
                     yield exception("InternalFailureException", b'{"message":"The request processing has failed"}')
                     return

@@ -62,6 +62,8 @@ class Kinesis:
         """When a shard was asked for records."""
         self.created: dict[str, int] = {}
         """When a stream was made, where that is not `CREATED`."""
+        self.given = 0
+        """Records that readers got."""
         self.strategy = "USER_PARTITION_KEY"
         self.calls: dict[str, Callable[[Request], bytes]] = {
             f"{PREFIX}ListStreams": self._list_streams,
@@ -153,7 +155,7 @@ class Kinesis:
         at = max(iterator.at, shard.gone)
         few = self._faults.few(min(request.get("Limit", MOST_RECORDS), MOST_RECORDS, shard.end - at))
         records = some(shard, at, few, MOST_BYTES)
-        at += len(records)
+        at, self.given = at + len(records), self.given + len(records)
         behind = 0 if at == shard.end else 1_000
         # A closed shard that is read to its end says so at once, together with its last records.
         if not shard.is_open and at == shard.end:
