@@ -79,7 +79,7 @@ def test_shards_that_split_and_merge_are_pushed_parents_first_and_give_what_poll
 
 
 def test_subscriptions_that_end_break_off_and_fail_lose_and_double_nothing(stack: Endpoints, tmp_path: Path) -> None:
-    rates = replace(Rates.rough(), cut=0.1, error=0.05)
+    rates = replace(Rates.rough(), cut=0.1, broken=0.1)
     options = {"rates": rates, "subscription_seconds": 2.0}
     with deployed(stack, tmp_path, replace(CALM, shards=3), **options) as deployment:
         deployment.more = dict(FAN_OUT)
@@ -89,7 +89,7 @@ def test_subscriptions_that_end_break_off_and_fail_lose_and_double_nothing(stack
                 deployment.shape(roll)
                 until(lambda number=number: len(found()) >= 20 * (number + 1), "the changes")  # type: ignore[misc]
             faults = deployment.world.simulator.faults.counts
-            until(lambda: {"cut", "error"} <= faults.keys(), "a subscription that broke off, and one that failed")
+            until(lambda: {"cut", "broken"} <= faults.keys(), "a subscription that broke off, and one that failed")
             deployment.change(20)
             until(lambda: len(found()) >= 80, "the last changes")
         assert sorted(found()) == sorted(deployment.truth)

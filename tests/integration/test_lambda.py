@@ -226,6 +226,7 @@ def test_a_broker_that_is_killed_in_the_middle_of_a_batch_fails_it_and_the_retry
         assert writer.handle(batch(1), Context()) == FINE
         until(lambda: ids(ingest)[-1:] == ["e0"] and len(ingest) >= 502, "a batch after it")
         assert ids(ingest) == ["e0", *(f"e{number}" for number in range(500)), "e0"], "nothing of the first attempt"
+        assert ingest.ends[0] >= 752, "which is on the broker, and was aborted"
 
 
 def test_a_batch_whose_commit_has_no_answer_is_failed_and_what_comes_twice_is_dropped(

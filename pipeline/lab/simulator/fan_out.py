@@ -136,7 +136,7 @@ class FanOut:
             if records or ended or now >= beat:
                 at, beat = at + len(records), now + BEAT
                 self._kinesis.given += len(records)
-                if self._faults.happens("error"):
+                if self._faults.happens("broken"):
                     yield exception("InternalFailureException", b'{"message":"The request processing has failed"}')
                     return
                 message = event("SubscribeToShardEvent", self._event(name, shard, at, records))

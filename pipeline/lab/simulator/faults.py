@@ -33,6 +33,8 @@ class Rates:
     """GetRecords gives none, though there are some."""
     cut: float = 0.0
     """A subscription's connection is closed in the middle of an event."""
+    broken: float = 0.0
+    """A subscription ends with an InternalFailureException."""
     token: float = 0.0
     """The caller's credentials are not valid any more."""
 
@@ -40,7 +42,15 @@ class Rates:
     def rough(cls) -> Rates:
         """Return a day on which everything happens."""
         return cls(
-            throttle=0.02, error=0.01, timeout=0.005, expire=0.01, stale=0.1, cut_short=0.1, empty=0.05, cut=0.01
+            throttle=0.02,
+            error=0.01,
+            timeout=0.005,
+            expire=0.01,
+            stale=0.1,
+            cut_short=0.1,
+            empty=0.05,
+            cut=0.002,
+            broken=0.002,
         )
 
 
