@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
+import msgspec
 from botocore.eventstream import ParserError
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
@@ -25,8 +26,9 @@ from pipeline.settings import Kinesis
 from pipeline.sources.aws import ExpiredIteratorError, NothingYetError, TrimmedError, VanishedError, client
 from pipeline.sources.consumers import Consumers
 from pipeline.sources.kinesis import KinesisStreams, name_of, plain, refused
-from pipeline.sources.kinesis_records import Answer, Put
+from pipeline.sources.kinesis_records import Answer, read_event
 from pipeline.sources.places import ShardOf
+from pipeline.sources.pushed import Connection, take_stream
 from pipeline.sources.records import Cut
 from pipeline.sources.streams import Start, Stream
 from pipeline.sources.subscription import Subscription
@@ -52,6 +54,7 @@ class FanOutStreams(KinesisStreams):
     def __init__(self, settings: Kinesis) -> None:
         super().__init__(settings)
         self._subscriber: KinesisClient = client("kinesis", settings.region, CONNECTIONS, read_timeout=SILENCE)
+        self._subscriber.meta.events.register("before-parse.kinesis.SubscribeToShard", take_stream)
         self._registry = Consumers(self._streams, settings.consumer)
         self._consumers: dict[str, str] = {}
         """The consumer's ARN, by the stream's."""
@@ -64,8 +67,12 @@ class FanOutStreams(KinesisStreams):
     def stream_of(self, table: str) -> Stream:
         """Return the stream of this name as it is now; its consumer is there then, and ACTIVE."""
         stream = super().stream_of(table)
-        self._consumers[plain(stream.arn)] = self._registry.active(plain(stream.arn))
+        self._register(plain(stream.arn))
         return stream
+
+    def _register(self, stream_arn: str) -> str:
+        self._consumers[stream_arn] = self._registry.active(stream_arn)
+        return self._consumers[stream_arn]
 
     def iterator(self, arn: str, shard_id: str, start: Start) -> str:
         """Return a name for a subscription that begins there; that its place is trimmed comes later, from `records`."""
@@ -113,13 +120,13 @@ class FanOutStreams(KinesisStreams):
         heard = time.monotonic()
         while not closed.wait(self._until_next(shard, failed)):
             try:
-                for event in self._events(shard, where):
+                for event, reached in self._events(shard, where):
                     failed, heard = 0, time.monotonic()
-                    answer, expected = _behind(expected, _answer(event, shard), shard)
+                    answer, expected = _behind(expected, event._replace(asked=heard, heard=heard), shard)
                     yield answer
                     if answer.next_iterator is None:
                         return
-                    if expected is None and (reached := event.get("ContinuationSequenceNumber")):
+                    if expected is None and reached is not None:
                         where = _at("AFTER_SEQUENCE_NUMBER", reached)
             except (TrimmedError, VanishedError) as error:
                 yield error
@@ -136,23 +143,25 @@ class FanOutStreams(KinesisStreams):
         since = time.monotonic() - self._subscribed.get(shard, float("-inf"))
         return max(AGAIN - since, min(SLOWEST, 2.0 ** (failed - 1)) if failed else 0.0)
 
-    def _events(self, shard: ShardOf, where: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def _events(self, shard: ShardOf, where: dict[str, Any]) -> Iterator[tuple[Answer, str | None]]:
         self._require_newest(shard.arn)
-        consumer = self._consumers[plain(shard.arn)]
+        arn = plain(shard.arn)
+        consumer = self._consumers.get(arn) or self._register(arn)
         try:
-            found = self._subscriber.subscribe_to_shard(
+            found: Any = self._subscriber.subscribe_to_shard(
                 ConsumerARN=consumer, ShardId=shard.shard_id, StartingPosition=cast("Any", where)
             )
             self._subscribed[shard] = time.monotonic()
-            with closing(found["EventStream"]) as events:
-                for event in events:
-                    yield cast("dict[str, Any]", event["SubscribeToShardEvent"])
+            connection: Connection = found["Connection"]
+            with closing(connection):
+                for payload in connection.payloads():
+                    yield read_event(payload, arn, shard.shard_id)
         except (ClientError, BotoCoreError) as error:
             explained = refused(error, str(shard), "SequenceNumber" in where)
             if isinstance(explained, VanishedError):
                 self._require_gone(shard, consumer)
             raise explained from error
-        except (HTTPError, ParserError, ResponseParserError) as error:
+        except (HTTPError, ParserError, ResponseParserError, msgspec.DecodeError) as error:
             raise TransientError(f"{shard}: the subscription broke off: {error}") from error
 
     def _require_gone(self, shard: ShardOf, consumer: str) -> None:
@@ -174,23 +183,6 @@ def _where(start: Start) -> dict[str, Any]:
 
 def _at(kind: str, sequence: str) -> dict[str, Any]:
     return {"Type": kind, "SequenceNumber": sequence}
-
-
-def _answer(event: dict[str, Any], shard: ShardOf) -> Answer:
-    """Return an event as an answer; the one that names the shard's children is its last."""
-    arn = plain(shard.arn)
-    puts = [
-        Put(arn, shard.shard_id, one["SequenceNumber"], one["PartitionKey"], _seconds(one), one["Data"])
-        for one in event["Records"]
-    ]
-    now = time.monotonic()
-    following = None if event.get("ChildShards") else ""
-    return Answer(puts, following, event["MillisBehindLatest"] > 0, asked=now, heard=now)
-
-
-def _seconds(record: dict[str, Any]) -> float:
-    found: datetime | None = record.get("ApproximateArrivalTimestamp")
-    return 0.0 if found is None else found.timestamp()
 
 
 def _behind(expected: str | None, answer: Answer, shard: ShardOf) -> tuple[Answer, str | None]:

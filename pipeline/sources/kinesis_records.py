@@ -69,6 +69,13 @@ class _Body(msgspec.Struct, gc=False):
     behind_ms: int = msgspec.field(name="MillisBehindLatest", default=0)
 
 
+class _Event(msgspec.Struct, gc=False):
+    records: list[_Record] = msgspec.field(name="Records", default_factory=list)
+    reached: str | None = msgspec.field(name="ContinuationSequenceNumber", default=None)
+    behind_ms: int = msgspec.field(name="MillisBehindLatest", default=0)
+    children: list[msgspec.Raw] | None = msgspec.field(name="ChildShards", default=None)
+
+
 class _Keys(msgspec.Struct, gc=False):
     keys: msgspec.Raw = msgspec.field(name="Keys")
 
@@ -83,6 +90,7 @@ class _Delivered(msgspec.Struct, gc=False):
 
 
 _decode_body = msgspec.json.Decoder(_Body).decode
+_decode_event = msgspec.json.Decoder(_Event).decode
 _decode_delivered = msgspec.json.Decoder(_Delivered).decode
 
 
@@ -104,9 +112,22 @@ class Answer(NamedTuple):
 def read(body: bytes, stream_arn: str, shard_id: str) -> Answer:
     """Read a GetRecords body; raise msgspec.DecodeError when it is not what GetRecords answers."""
     answer = _decode_body(body)
-    puts = [Put(stream_arn, shard_id, r.sequence, r.partition_key, r.arrived, r.data) for r in answer.records]
     wait = max(1 / CALLS, len(body) * 3 / 4 / THROUGHPUT)  # three bytes are four in base64
-    return Answer(puts, answer.next_iterator, answer.behind_ms > 0, wait)
+    return Answer(_puts(answer.records, stream_arn, shard_id), answer.next_iterator, answer.behind_ms > 0, wait)
+
+
+def read_event(payload: bytes, stream_arn: str, shard_id: str) -> tuple[Answer, str | None]:
+    """Read an event of a subscription; return it as an answer, and the sequence number up to which it has read the shard.
+
+    Raises msgspec.DecodeError when it is none.
+    """
+    event = _decode_event(payload)
+    ended = bool(event.children)  # they are named in a shard's last event
+    return Answer(_puts(event.records, stream_arn, shard_id), None if ended else "", event.behind_ms > 0), event.reached
+
+
+def _puts(records: list[_Record], arn: str, shard_id: str) -> list[Put]:
+    return [Put(arn, shard_id, r.sequence, r.partition_key, r.arrived, r.data) for r in records]
 
 
 def cut(answer: Answer, how: Codec) -> Cut:

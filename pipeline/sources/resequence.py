@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from typing import Self
 
 from models.change import MalformedChangeError, decode
@@ -30,8 +31,8 @@ class Held:
     """When Kinesis took it, in seconds since the epoch."""
     item: Item | None
     """None: it has no order but its place."""
-    at: int
-    """When the change happened, in microseconds."""
+    turn: tuple[int, int]
+    """When the change happened, in microseconds, and its number in the stream: the order of an item's changes."""
     given: bool = False
 
     @property
@@ -52,8 +53,9 @@ class Window:
         self._seconds, self._most = seconds, most_bytes
         self._held: deque[Held] = deque()
         """In the order of the shard; what was given early is dropped when it comes to the front."""
-        self._items: dict[Item, list[Held]] = defaultdict(list)
-        self._size = 0
+        self._items: dict[Item, list[tuple[tuple[int, int], Held]]] = defaultdict(list)
+        """Of each item what waits, as a heap: the one that happened first is on top."""
+        self._size = self._number = 0
         self._read_to = self._newest = self._heard = 0.0
         """Up to which time of arrival the shard is read; the newest arrival, and when (monotonic) it was heard of."""
 
@@ -84,11 +86,12 @@ class Window:
                 pass  # transform will reject it
             else:
                 item, at = (change.table, part["key"]), change.ts_us
-        held = Held(part, sequence, arrived, item, at)
+        self._number += 1
+        held = Held(part, sequence, arrived, item, (at, self._number))
         self._held.append(held)
         self._size += held.size
         if item is not None:
-            self._items[item].append(held)
+            heappush(self._items[item], (held.turn, held))
 
     def _move_on(self, answer: Answer) -> None:
         """Find out up to which time of arrival everything is read.
@@ -109,20 +112,23 @@ class Window:
         return due or held.sequence == begun
 
     def _give(self, due: Held, cut: Cut) -> None:
-        turn = [due]
-        if due.item is not None:
-            waiting = self._items[due.item]
-            turn = [*sorted((one for one in waiting if one.at < due.at), key=lambda one: one.at), due]
-            self._items[due.item] = [one for one in waiting if one.at >= due.at and one is not due]
-            if not self._items[due.item]:
-                del self._items[due.item]
-        for one in turn:
-            one.given = True
-            self._size -= one.size
-            if isinstance(one.part, Unreadable):
-                cut.unreadable.append(one.part)
-            else:
-                cut.records.append(one.part)
+        """Give a change behind the older ones of its item. It is the first of the stream: none of its time is before it."""
+        if due.item is None:
+            self._add(due, cut)
+            return
+        waiting = self._items[due.item]
+        while waiting and waiting[0][0] <= due.turn:
+            self._add(heappop(waiting)[1], cut)
+        if not waiting:
+            del self._items[due.item]
+
+    def _add(self, held: Held, cut: Cut) -> None:
+        held.given = True
+        self._size -= held.size
+        if isinstance(held.part, Unreadable):
+            cut.unreadable.append(held.part)
+        else:
+            cut.records.append(held.part)
 
 
 class Windowed(str):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from typing import Any
 
 import pytest
-from botocore.eventstream import ChecksumMismatch, EventStreamBuffer
+from botocore.eventstream import ChecksumMismatch, EventStream
+from botocore.exceptions import ClientError
 from waiting import until
 
 from pipeline.errors import TransientError
@@ -16,25 +18,51 @@ from pipeline.settings import Kinesis
 from pipeline.sources.aws import TrimmedError
 from pipeline.sources.consumers import Consumers
 from pipeline.sources.fan_out import _behind
-from pipeline.sources.kinesis_records import Answer, Put
+from pipeline.sources.kinesis_records import Answer, Put, read_event
 from pipeline.sources.places import ShardOf
+from pipeline.sources.pushed import EVENT, Connection
 from pipeline.sources.subscription import Subscription
 
 
-def test_messages_are_what_botocore_reads() -> None:
-    buffer = EventStreamBuffer()
-    buffer.add_data(event("SubscribeToShardEvent", b'{"a":1}') + exception("InternalFailureException", b"{}"))
-    first, second = (one.to_response_dict() for one in buffer)
-    assert (first["status_code"], first["headers"][":event-type"], first["body"]) == (
-        200,
-        "SubscribeToShardEvent",
-        b'{"a":1}',
-    )
-    assert (second["status_code"], second["headers"][":exception-type"]) == (400, "InternalFailureException")
-    damaged = EventStreamBuffer()
-    damaged.add_data(event("SubscribeToShardEvent", b"{}")[:-1] + b"\x00")
+class Raw:
+    """What a connection gives, in pieces of a few bytes."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def stream(self) -> Iterator[bytes]:
+        yield from (self._data[at : at + 7] for at in range(0, len(self._data), 7))
+
+
+OPENING = event("initial-response", b"{}")
+
+
+def test_botocore_reads_the_first_message_of_a_connection_and_all_events_are_given() -> None:
+    data = OPENING + event(EVENT, b'{"a":1}') + event("SomethingNew", b"{}") + event(EVENT, b'{"a":2}')
+    connection = Connection(Raw(data))
+    nothing: Any = None
+    events: Any = EventStream(connection, nothing, nothing, "SubscribeToShard")
+    first: Any = events.get_initial_response()
+    assert first.payload == b"{}"
+    assert list(connection.payloads()) == [b'{"a":1}', b'{"a":2}']
+
+
+def test_an_error_among_the_events_has_its_code_and_a_damaged_one_is_noticed() -> None:
+    failing = Connection(Raw(event(EVENT, b"{}") + exception("InternalFailureException", b'{"message":"no"}')))
+    payloads = failing.payloads()
+    assert next(payloads) == b"{}"
+    with pytest.raises(ClientError, match=r"InternalFailureException.*: no"):
+        next(payloads)
     with pytest.raises(ChecksumMismatch):
-        next(damaged)
+        list(Connection(Raw(event(EVENT, b"{}")[:-1] + b"\x00")).payloads())
+
+
+def test_an_event_is_read_as_an_answer_and_the_children_are_in_the_last() -> None:
+    record = b'{"Data":"YQ==","PartitionKey":"k","SequenceNumber":"7","ApproximateArrivalTimestamp":1.5}'
+    payload = b'{"Records":[%s],"MillisBehindLatest":5,"ContinuationSequenceNumber":"8","ChildShards":null}' % record
+    assert read_event(payload, "arn", "s") == (Answer([Put("arn", "s", "7", "k", 1.5, b"a")], "", True), "8")
+    last, reached = read_event(b'{"Records":[],"MillisBehindLatest":0,"ChildShards":[{"ShardId":"t"}]}', "arn", "s")
+    assert (last, reached) == (Answer([], None), None)
 
 
 def test_a_subscription_stands_still_until_what_it_holds_is_taken() -> None:
