@@ -112,6 +112,29 @@ def test_a_worker_goes_on_where_the_one_before_has_left_off(pushed: Deployment) 
         assert gaps() == []
 
 
+def test_a_worker_that_stood_still_and_its_subscriptions_do_not_get_in_the_way(
+    stack: Endpoints, tmp_path: Path
+) -> None:
+    with deployed(stack, tmp_path, replace(CALM, shards=4, items=60)) as deployment:
+        deployment.more = dict(FAN_OUT)
+        with reading(deployment, deployment.topics.raw) as raw, deduplicating(deployment, 2) as workers:
+
+            def came(count: int) -> bool:
+                workers.watch()
+                return len(raw()) >= count
+
+            deployment.change(60)
+            until(lambda: came(60), "the first changes")
+            for number in range(2):  # one after the other, longer than the session lasts
+                workers.freeze(number, 9)
+                deployment.change(60)
+                until(lambda number=number: came(60 * (number + 2)), "the changes, by the other worker")  # type: ignore[misc]
+                until(lambda: came(0) and not workers.frozen, "both workers at work again")
+            deployment.change(60)
+            until(lambda: came(240), "the last changes")
+            in_order(raw(), deployment)
+
+
 def test_what_is_trimmed_before_it_was_pushed_is_a_gap(pushed: Deployment) -> None:
     pushed.change(10)
     with pushed.ingested() as found, pushed.gaps() as gaps:
