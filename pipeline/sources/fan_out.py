@@ -7,6 +7,7 @@ answers of GetRecords: see `streams`. Places, gaps and credits are the same; one
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Generator, Iterator
@@ -36,6 +37,8 @@ from pipeline.sources.subscription import Subscription
 if TYPE_CHECKING:
     from mypy_boto3_kinesis import KinesisClient
 
+log = logging.getLogger(__name__)
+IN_USE = "ResourceInUseException"
 AGAIN = 5.2
 """Seconds after which a shard may be subscribed to again: before 5 s, Kinesis says ResourceInUseException."""
 SLOWEST = 10.0
@@ -46,6 +49,10 @@ FORGETFUL = 3_600.0
 """Seconds after which what a subscription left off at may have been trimmed, so that its place is looked at again."""
 CONNECTIONS = 64
 """Connections that are kept for the next call."""
+
+
+class TakenOverError(TransientError):
+    """Somebody else has subscribed to the shard with the same consumer."""
 
 
 class FanOutStreams(KinesisStreams):
@@ -63,6 +70,8 @@ class FanOutStreams(KinesisStreams):
         self._numbers = itertools.count()
         self._subscribed: dict[ShardOf, float] = {}
         """When a shard was subscribed to last."""
+        self._disputed: set[str] = set()
+        """Streams of which it was said that another reader has the same consumer."""
 
     def stream_of(self, table: str) -> Stream:
         """Return the stream of this name as it is now; its consumer is there then, and ACTIVE."""
@@ -88,12 +97,25 @@ class FanOutStreams(KinesisStreams):
         name, subscription = self._subscriptions.get(shard, ("", None))
         if subscription is None or name != iterator:
             raise ExpiredIteratorError(f"{shard}: the subscription was closed")
-        answer = subscription.take()
+        try:
+            answer = subscription.take()
+        except TakenOverError as error:
+            self._warn_of_another(shard, error)
+            raise
         if answer is None:
             if subscription.ended:
                 raise ExpiredIteratorError(f"{shard}: the subscription has ended")
             raise NothingYetError(f"{shard}: no event has come yet")
         return self._cut(answer if answer.next_iterator is None else answer._replace(next_iterator=name), iterator)
+
+    def _warn_of_another(self, shard: ShardOf, error: TakenOverError) -> None:
+        if shard.arn not in self._disputed:
+            self._disputed.add(shard.arn)
+            log.warning(
+                "%s. Once, after this worker stood still, that is no matter; again and again it is another deployment that "
+                "uses the same consumer. Try: another name in the setting consumer",
+                error,
+            )
 
     async def pause(self, shard: ShardOf, seconds: float) -> None:
         """Wait for the next event, or error, of the subscription; where there is none, so long."""
@@ -147,11 +169,12 @@ class FanOutStreams(KinesisStreams):
         self._require_newest(shard.arn)
         arn = plain(shard.arn)
         consumer = self._consumers.get(arn) or self._register(arn)
+        connected = False
         try:
             found: Any = self._subscriber.subscribe_to_shard(
                 ConsumerARN=consumer, ShardId=shard.shard_id, StartingPosition=cast("Any", where)
             )
-            self._subscribed[shard] = time.monotonic()
+            self._subscribed[shard], connected = time.monotonic(), True
             connection: Connection = found["Connection"]
             with closing(connection):
                 for payload in connection.payloads():
@@ -160,6 +183,8 @@ class FanOutStreams(KinesisStreams):
             explained = refused(error, str(shard), "SequenceNumber" in where)
             if isinstance(explained, VanishedError):
                 self._require_gone(shard, consumer)
+            if connected and isinstance(error, ClientError) and error.response["Error"]["Code"] == IN_USE:
+                raise TakenOverError(f"{shard}: another reader has subscribed as {consumer}") from error
             raise explained from error
         except (HTTPError, ParserError, ResponseParserError, msgspec.DecodeError) as error:
             raise TransientError(f"{shard}: the subscription broke off: {error}") from error

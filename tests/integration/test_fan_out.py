@@ -135,6 +135,19 @@ def test_a_worker_that_stood_still_and_its_subscriptions_do_not_get_in_the_way(
             in_order(raw(), deployment)
 
 
+def test_two_deployments_with_one_consumer_are_told_so_and_both_get_everything(
+    pushed: Deployment, tmp_path: Path
+) -> None:
+    other = replace(pushed, prefix=f"t{uuid.uuid4().hex[:8]}", directory=tmp_path / "other")
+    ensure(admin(other.conf), other.topics.all(), 1)
+    with pushed.ingested() as found, other.ingested() as theirs, pushed.worker(), other.worker():
+        pushed.change(10)
+        until(lambda: "uses the same consumer" in pushed.log + other.log, "the warning")
+        pushed.change(10)
+        until(lambda: min(len(found()), len(theirs())) >= 20, "the changes, at both")
+        assert sorted(found()) == sorted(theirs()) == sorted(pushed.truth)
+
+
 def test_what_is_trimmed_before_it_was_pushed_is_a_gap(pushed: Deployment) -> None:
     pushed.change(10)
     with pushed.ingested() as found, pushed.gaps() as gaps:
