@@ -2,10 +2,11 @@
 
     DynamoDB Streams, Kinesis           Lambda
           |  pipeline/sources/streams.py  |  pipeline/sources/lambda_handler.py: writes <p>.ingest as the agent does
+          |  and snapshots: snapshot.py   |
           v                               v
     ingest        @<kind>               -> <p>.ingest, <p>.shards     agents/ingest.py
           |
-    deduplicate   <p>.ingest            -> <p>.raw, <p>.seen          agents/deduplicate.py
+    deduplicate   <p>.ingest            -> <p>.raw, <p>.seen, <p>.delivered  agents/deduplicate.py
           |
     transform     <p>.raw               -> <p>.sink.*, <p>.reference.*  agents/transform.py
           |

@@ -7,10 +7,12 @@ from functools import partial
 from faust import Stream
 
 from pipeline.app import Worker
+from pipeline.state.delivered import Delivered, Memory
 from pipeline.state.newest import NewestTimes
 from pipeline.state.seen import SeenTable
 from pipeline.steps.deduplicate import deduplicate as deduplicate_step
 from pipeline.steps.late import late_ones
+from pipeline.steps.snapshot import join
 from pipeline.transport import Batch
 
 
@@ -27,23 +29,37 @@ def attach(worker: Worker) -> None:
         standby_replicas=settings.standby_replicas,
     )
     worker.transport.join(seen)
+    delivered = Delivered(worker.transport, topics.delivered, settings.state_dir)
+    worker.transport.join(delivered)
     newest = NewestTimes(topics.ingest)
     worker.transport.join(newest)
 
     @worker.agent("deduplicate", topics.ingest)
     async def deduplicate(stream: Stream[Batch]) -> None:
-        await worker.process(stream, "deduplicate", partial(write, worker, seen, newest))
+        await worker.process(stream, "deduplicate", partial(write, worker, seen, delivered, newest))
 
 
-def write(worker: Worker, seen: SeenTable, newest: NewestTimes, batch: Batch) -> None:
+def write(worker: Worker, seen: SeenTable, delivered: Delivered, newest: NewestTimes, batch: Batch) -> None:
     """Write the changes of a batch that were not seen. Ingest and raw have equal partitions: an item stays in its own."""
     remember = partial(seen.add_new, batch.partition, at=batch.last_timestamp)
-    fresh, duplicates, rejected = deduplicate_step(batch.values(), remember)
-    write_raw(worker, newest, batch.where(fresh))
+    fresh, duplicates, rejected, snapshot = deduplicate_step(batch.values(), remember)
+    changes = batch.where(fresh)
+    memory = delivered.memory(batch.partition)
+    if snapshot or memory.active:
+        changes = join_snapshots(worker, memory, changes)
+    write_raw(worker, newest, changes)
     for index, error in rejected:
         worker.reject(batch, index, "deduplicate", error)
     worker.metrics.count(worker.metrics.changes, len(batch), "deduplicate")
     worker.metrics.count(worker.metrics.duplicates, duplicates)
+
+
+def join_snapshots(worker: Worker, memory: Memory, batch: Batch) -> Batch:
+    """Return what is left of a batch while snapshots run: without their marks, and the rows that the stream is ahead of."""
+    joined = join(zip(batch.keys(), batch.values(), strict=True), memory)
+    worker.metrics.count(worker.metrics.snapshot_rows, joined.written, "written")
+    worker.metrics.count(worker.metrics.snapshot_rows, joined.superseded, "superseded")
+    return batch.where(joined.keep)
 
 
 def write_raw(worker: Worker, newest: NewestTimes, batch: Batch) -> None:

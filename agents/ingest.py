@@ -11,8 +11,9 @@ from faust import Stream
 from models.dead_letter import DeadLetter
 from pipeline.app import Worker
 from pipeline.errors import UsageError
-from pipeline.sources.kinds import stream_api
-from pipeline.sources.streams import Reading, StreamApi, StreamSource
+from pipeline.sources.kinds import snapshotter, stream_api
+from pipeline.sources.reading import Reading
+from pipeline.sources.streams import StreamApi, StreamSource
 
 
 def attach(worker: Worker) -> None:
@@ -31,6 +32,7 @@ def attach(worker: Worker) -> None:
             worker.topics.shards,
             worker.topics.gaps,
             since=partial(since, settings.start),
+            snapshots=snapshotter(settings),
         )
         worker.transport.join(source)
         worker.preflights.append(partial(preflight, api))
@@ -54,7 +56,10 @@ def preflight(api: StreamApi) -> None:
 
 
 def write(worker: Worker, reading: Reading) -> None:
-    """Write what one GetRecords answer brought, in its order."""
+    """Write what one answer of AWS brought, in its order."""
+    for mark in reading.marks:
+        for partition in range(worker.settings.partitions):
+            worker.produce(worker.topics.ingest, None, mark, partition)
     worker.produce_batch(worker.topics.ingest, reading.cut.records)
     for unreadable in reading.cut.unreadable:
         shard = reading.shard

@@ -8,12 +8,14 @@ from typing import Literal
 
 import msgspec
 
+from models import snapshot
+
 Op = Literal["c", "u", "d", "r"]
 NONE = msgspec.Raw()
 """A member that is not there: msgspec has no optional raw value."""
 
 OPS: dict[str, Op] = {"INSERT": "c", "MODIFY": "u", "REMOVE": "d", "READ": "r"}
-SOURCES = {"aws:dynamodb": "dynamodb-stream", "aws:kinesis": "kinesis"}
+SOURCES = {"aws:dynamodb": "dynamodb-stream", "aws:kinesis": "kinesis", snapshot.SOURCE: "snapshot"}
 MICROSECONDS = {"MICROSECOND": 1, "MILLISECOND": 1_000, "SECOND": 1_000_000}
 """By ApproximateCreationDateTimePrecision."""
 canonical = msgspec.json.Encoder(order="sorted").encode

@@ -7,7 +7,10 @@ import json
 import os
 import shutil
 import sys
+import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -16,10 +19,13 @@ from typing import Annotated, Any, NoReturn
 import msgspec
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 from rich.table import Table
 
 from pipeline import check as checks
 from pipeline import settings as settings_module
+from pipeline import snapshotting
 from pipeline import status as statuses
 from pipeline.app import create_app
 from pipeline.errors import HeadwaterError, UsageError
@@ -38,9 +44,12 @@ bench = typer.Typer(help="Measure Headwater against peers, on this machine.", no
 app.add_typer(bench, name="bench", rich_help_panel="Lab")
 soak = typer.Typer(help="Run for a while with everything that can happen, and prove the outcome.", no_args_is_help=True)
 app.add_typer(soak, name="soak", rich_help_panel="Lab")
+gaps_app = typer.Typer(help="What is known to be lost, and how to have it again.", invoke_without_command=True)
+app.add_typer(gaps_app, name="gaps", rich_help_panel="Look")
 out, err = Console(), Console(stderr=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
+Detach = Annotated[bool, typer.Option("--detach", help="Do not wait for the end; headwater status shows how it goes.")]
 Directory = Annotated[Path, typer.Option("--dir", help="Where the stack keeps its data.")]
 LOCAL = Path(".headwater/local")
 DEMO = Path(".headwater/demo")
@@ -135,26 +144,129 @@ def status(as_json: Json = False) -> None:
     shards = Table("table", "shard", "read up to", "finished")
     for shard in found.shards:
         shards.add_row(shard.table, shard.shard, shard.after or "nothing yet", "yes" if shard.finished else "")
+    snapshots = Table("table", "snapshot", "state", "rows")
+    for one in found.snapshots:
+        snapshots.add_row(one.table, one.id, one.state, f"{one.rows:,}")
     lag = Table("agent", "topic", "behind")
     for agent in found.lag:
         lag.add_row(agent.agent, agent.topic, f"{agent.records}" if agent.exact else f"about {agent.records}")
-    out.print(shards, lag)
+    out.print(shards, *([snapshots] if found.snapshots else []), lag)
 
 
-@app.command(rich_help_panel="Look")
-def gaps(as_json: Json = False) -> None:
-    """List what is known to be lost: which changes, and why. Exit 1 when there is something."""
+@gaps_app.callback()
+def gaps(context: typer.Context, as_json: Json = False) -> None:
+    """List what is known to be lost: which changes, and why. Exit 1 when there is something that is not repaired."""
+    if context.invoked_subcommand is not None:
+        return
     found = statuses.gaps(settings_module.load())
     if as_json:
-        _print_json([msgspec.to_builtins(gap) for gap in found])
+        _print_json([{**msgspec.to_builtins(gap), "repaired": repaired} for gap, repaired in found])
     elif found:
-        table = Table("noticed", "table", "shard", "after", "before", "cause")
-        for gap in found:
+        table = Table("noticed", "table", "shard", "after", "before", "cause", "repaired")
+        for gap, repaired in found:
             noticed = f"{datetime.fromtimestamp(gap.at, UTC):%Y-%m-%d %H:%M:%S}Z"
-            table.add_row(noticed, gap.table, gap.shard or "all", gap.after or "", gap.before or "", gap.cause)
+            row = noticed, gap.table, gap.shard or "all", gap.after or "", gap.before or "", gap.cause
+            table.add_row(*row, "yes" if repaired else "no")
         out.print(table)
-    if found:
+    if not all(repaired for _, repaired in found):
         raise typer.Exit(1)
+
+
+@gaps_app.command(name="repair")
+def gaps_repair(
+    tables: Annotated[list[str] | None, typer.Argument(help="The tables; without, all with gaps.")] = None,
+    detach: Detach = False,
+    as_json: Json = False,
+) -> None:
+    """Read all items of the tables with gaps anew, as rows of a snapshot. Deletions within a gap stay unknown."""
+    settings = settings_module.load()
+    open_gaps = {gap.table for gap, repaired in statuses.gaps(settings) if not repaired}
+    wanted = sorted(open_gaps.intersection(tables) if tables else open_gaps)
+    if not wanted:
+        _say("there is nothing to repair")
+        return
+    _say(
+        "what was deleted within a gap cannot be read any more: consumers keep such items until they change or are compared"
+    )
+    _take_snapshots(settings, wanted, None, None, detach=detach, as_json=as_json)
+
+
+@app.command(rich_help_panel="Run")
+def snapshot(
+    tables: Annotated[list[str], typer.Argument(help="Captured tables.")],
+    units: Annotated[float | None, typer.Option(min=0.1, help="Read units a second, instead of the share set.")] = None,
+    segments: Annotated[int | None, typer.Option(min=1, max=1_000, help="Segments scanned side by side.")] = None,
+    forecast: Annotated[bool, typer.Option("--forecast", help="Say what it would take, and stop.")] = False,
+    cancel: Annotated[bool, typer.Option("--cancel", help="End the snapshots of the tables that run.")] = False,
+    detach: Detach = False,
+    as_json: Json = False,
+) -> None:
+    """Read all items of tables into raw, as changes of the kind READ, beside the capture of their streams."""
+    settings = settings_module.load()
+    if cancel:
+        ended = snapshotting.cancel(settings, tables)
+        for one in ended:
+            _say(f"{one.table}: the snapshot {one.id} will end")
+        if not ended:
+            _say("there is none that runs")
+    elif forecast:
+        found = [snapshotting.outlook(table, units) for table in snapshotting.look_at(settings, tables)]
+        if as_json:
+            _print_json([asdict(one) for one in found])
+        for table in found if not as_json else ():
+            out.print(f"{table}", highlight=False, soft_wrap=True)
+    else:
+        _take_snapshots(settings, tables, units, segments, detach=detach, as_json=as_json)
+
+
+def _take_snapshots(
+    settings: settings_module.Settings,
+    tables: Sequence[str],
+    units: float | None,
+    segments: int | None,
+    *,
+    detach: bool,
+    as_json: bool,
+) -> None:
+    """Ask for snapshots and show how they go on; Ctrl-C leaves them to the workers."""
+    found = snapshotting.look_at(settings, tables)
+    for table in found:
+        _say(f"{snapshotting.outlook(table, units)}")
+    wanted = [snapshotting.new(table, units, segments) for table in found]
+    snapshotting.ask_for(settings, wanted)
+    outcome = [snapshotting.Progress(one, 0, 0.0) for one in wanted]
+    if not detach:
+        _say("the workers take it from here; Ctrl-C does not stop them, headwater snapshot --cancel does")
+        with suppress(KeyboardInterrupt), snapshotting.watching(settings, wanted) as look:
+            outcome = _watch(look)
+    if as_json:
+        _print_json([one.json() for one in outcome])
+    if any(one.snapshot.state == "cancelled" for one in outcome):
+        raise typer.Exit(1)
+
+
+def _watch(look: Callable[[], list[snapshotting.Progress]]) -> list[snapshotting.Progress]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.completed:,.0f} rows, {task.fields[rate]:,.0f}/s"),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=err) as bars:
+        tasks = {one.snapshot.stream: bars.add_task("", total=None, rate=0.0) for one in look()}
+        while True:
+            now = look()
+            for one in now:
+                snapshot, since = one.snapshot, time.time() - (one.snapshot.began or time.time())
+                done = snapshot.state in {"done", "cancelled"}
+                total = one.rows if done else max(snapshot.expected, one.rows) or None
+                rate = one.rows / since if since > 0 else 0.0
+                what = f"{snapshot.table} ({snapshot.state})"
+                bars.update(tasks[snapshot.stream], description=what, total=total, completed=one.rows, rate=rate)
+            if all(one.snapshot.state in {"done", "cancelled"} for one in now):
+                return now
+            time.sleep(0.2)
 
 
 @app.command(rich_help_panel="Look")

@@ -21,6 +21,12 @@ class Metrics(Participant):
         self.duplicates = Counter(
             "headwater_duplicates_dropped", "Changes dropped because their event ID was seen.", registry=self.registry
         )
+        self.snapshot_rows = Counter(
+            "headwater_snapshot_rows",
+            "Rows of snapshots: written to raw, or superseded by the stream.",
+            ["outcome"],
+            registry=self.registry,
+        )
         self.dead_letters = Counter(
             "headwater_dead_letters", "Messages rejected to the dead-letter topic.", ["stage"], registry=self.registry
         )

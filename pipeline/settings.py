@@ -139,6 +139,20 @@ class DynamoDBStream(Section):
         20.0, gt=0, description="GetRecords calls a second that a worker's idle shards make at most together."
     )
     threads: int = Field(8, ge=1, le=64, description="GetRecords calls under way at once in a worker.")
+    snapshot: Literal["none", "initial"] = Field(
+        "none", description="initial: each table is scanned once, when its capture has begun; see headwater snapshot."
+    )
+    snapshot_share: float = Field(0.25, gt=0, le=1, description="Share of a table's read units that a snapshot takes.")
+    snapshot_units: float | None = Field(
+        None, gt=0, description="Read units a second that a snapshot takes, instead of a share."
+    )
+    snapshot_settle: float = Field(
+        2.0,
+        ge=0,
+        le=3600,
+        description="Seconds after which a change that a scan has read is in the stream for certain; with too few, an item "
+        "may go back for a moment, never for good.",
+    )
 
     @model_validator(mode="after")
     def _something_to_capture(self) -> DynamoDBStream:

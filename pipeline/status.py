@@ -14,6 +14,7 @@ from confluent_kafka.admin import AdminClient
 
 from pipeline.settings import Settings
 from pipeline.sources.places import Gap, Known
+from pipeline.sources.snapshots import Snapshots, is_snapshot, repaired
 from pipeline.topics import Topics, admin, look, unreachable
 
 COUNTED = 10_000
@@ -29,6 +30,18 @@ class ShardStatus:
     shard: str
     after: str | None
     finished: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotStatus:
+    """A snapshot and how far it is."""
+
+    table: str
+    id: str
+    state: str
+    rows: int
+    expected: int
+    """Items of the table, about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +61,11 @@ class Status:
     group: str
     workers: int
     shards: list[ShardStatus]
+    snapshots: list[SnapshotStatus]
     lag: list[Lag]
     dead_letters: int
     gaps: int
+    """Those that no snapshot has repaired since."""
 
     def json(self) -> dict[str, Any]:
         """Return it as plain data."""
@@ -61,26 +76,33 @@ def status(settings: Settings) -> Status:
     """Read the state; raise FatalError when the cluster cannot be reached."""
     topics, client = Topics(settings), admin(_conf(settings))
     there = {found.wanted.name: found.partitions for found in look(client, topics.all()) if found.partitions}
-    with _reading(settings) as consumer:
+    with reading(settings) as consumer:
         reads = [("deduplicate", topics.ingest), ("transform", topics.raw)]
         reads += [("lake", topic) for topic in topics.sinks.values()] if settings.lake.url else []
+        known, snapshots = _known(consumer, topics.shards, there.get(topics.shards, 0))
+        gaps = _gaps(consumer, topics.gaps, there.get(topics.gaps, 0))
         return Status(
             group=settings.prefix,
             workers=_members(client, settings.prefix),
-            shards=_shards(consumer, topics.shards, there.get(topics.shards, 0)),
+            shards=_shards(known),
+            snapshots=_snapshots(snapshots),
             lag=[_lag(consumer, agent, topic, there[topic]) for agent, topic in reads if topic in there],
             dead_letters=_count(consumer, topics.dead_letter, there.get(topics.dead_letter, 0)),
-            gaps=_count(consumer, topics.gaps, there.get(topics.gaps, 0)),
+            gaps=sum(not repaired(gap, snapshots.all.values()) for gap in gaps),
         )
 
 
-def gaps(settings: Settings) -> list[Gap]:
-    """Return all gaps, in the order in which they were noticed; raise FatalError when the cluster cannot be reached."""
-    topic = Topics(settings).gaps
-    (found,) = [one for one in look(admin(_conf(settings)), Topics(settings).all()) if one.wanted.name == topic]
-    with _reading(settings) as consumer:
-        records = read(consumer, topic, dict.fromkeys(range(found.partitions), OFFSET_BEGINNING), None)
-    return [msgspec.json.decode(record.value() or b"", type=Gap) for record in records]
+def gaps(settings: Settings) -> list[tuple[Gap, bool]]:
+    """Return all gaps, in the order in which they were noticed, and whether each is repaired.
+
+    Raises FatalError when the cluster cannot be reached.
+    """
+    topics = Topics(settings)
+    there = {found.wanted.name: found.partitions for found in look(admin(_conf(settings)), topics.all())}
+    with reading(settings) as consumer:
+        _, snapshots = _known(consumer, topics.shards, there[topics.shards])
+        found = _gaps(consumer, topics.gaps, there[topics.gaps])
+    return [(gap, repaired(gap, snapshots.all.values())) for gap in found]
 
 
 def _conf(settings: Settings) -> dict[str, Any]:
@@ -88,7 +110,8 @@ def _conf(settings: Settings) -> dict[str, Any]:
 
 
 @contextmanager
-def _reading(settings: Settings) -> Iterator[Consumer]:
+def reading(settings: Settings) -> Iterator[Consumer]:
+    """Give a consumer that stands outside the group; raise FatalError when the cluster cannot be reached."""
     consumer = Consumer(
         {
             **_conf(settings),
@@ -111,15 +134,34 @@ def _members(client: AdminClient, group: str) -> int:
     return len(client.describe_consumer_groups([group], request_timeout=TIMEOUT)[group].result().members)
 
 
-def _shards(consumer: Consumer, topic: str, partitions: int) -> list[ShardStatus]:
-    known = Known({}, {})
+def _known(consumer: Consumer, topic: str, partitions: int) -> tuple[Known, Snapshots]:
+    known, snapshots = Known({}, {}), Snapshots()
     for record in read(consumer, topic, dict.fromkeys(range(partitions), OFFSET_BEGINNING), None):
-        known.take(bytes(record.key() or b""), record.value())
+        key = bytes(record.key() or b"")
+        stream, _, shard_id = key.decode().rpartition("/")
+        if is_snapshot(stream):
+            snapshots.take(stream, shard_id, record.value())
+        else:
+            known.take(key, record.value())
+    return known, snapshots
+
+
+def _shards(known: Known) -> list[ShardStatus]:
     return [
         ShardStatus(place.table, shard_id, place.after, place.finished)
         for _, places in sorted(known.places.items())
         for shard_id, place in sorted(places.items())
     ]
+
+
+def _snapshots(snapshots: Snapshots) -> list[SnapshotStatus]:
+    found = sorted(snapshots.all.values(), key=lambda one: one.asked)
+    return [SnapshotStatus(one.table, one.id, one.state, snapshots.rows(one), one.expected) for one in found]
+
+
+def _gaps(consumer: Consumer, topic: str, partitions: int) -> list[Gap]:
+    records = read(consumer, topic, dict.fromkeys(range(partitions), OFFSET_BEGINNING), None)
+    return [msgspec.json.decode(record.value() or b"", type=Gap) for record in records]
 
 
 def _lag(consumer: Consumer, agent: str, topic: str, partitions: int) -> Lag:

@@ -43,6 +43,7 @@ class Topics:
         self.raw = self._name("raw")
         self.shards = self._name("shards")
         self.seen = self._name("seen")
+        self.delivered = self._name("delivered")
         self.dead_letter = self._name("dead-letter")
         self.gaps = self._name("gaps")
 
@@ -79,6 +80,7 @@ class Topics:
             Topic(self.ingest, count, "changes as delivered", {"retention.ms": str(3 * DAY_MS)}),
             Topic(self.raw, count, "every change once", kept),
             Topic(self.seen, count, "changelog of the seen table", {"retention.ms": str(window_ms)}),
+            Topic(self.delivered, count, "items that streams delivered during a snapshot", compacted),
             Topic(self.shards, FENCE_PARTITIONS, "shards and positions", compacted),
             Topic(self.dead_letter, 1, "rejected messages", kept),
             Topic(self.gaps, 1, "changes known to be lost", kept),

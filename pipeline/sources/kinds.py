@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from pipeline.settings import DynamoDBStream, Kinesis
 from pipeline.sources import dynamodb, kinesis
 from pipeline.sources.dynamodb import DynamoDBStreams
 from pipeline.sources.fan_out import FanOutStreams
 from pipeline.sources.kinesis import KinesisStreams
+from pipeline.sources.scan import Scanner
+from pipeline.sources.snapshot import Snapshotter
 from pipeline.sources.streams import StreamApi
 
 
@@ -20,6 +24,14 @@ def stream_api(settings: DynamoDBStream | Kinesis) -> StreamApi:
 def onlooker(settings: DynamoDBStream | Kinesis) -> StreamApi:
     """Return an API that changes nothing: no consumer is registered for it."""
     return KinesisStreams(settings) if isinstance(settings, Kinesis) else DynamoDBStreams(settings)
+
+
+def snapshotter(settings: DynamoDBStream | Kinesis) -> Snapshotter | None:
+    """Return what takes snapshots of a source's tables; None: it cannot be joined with a stream that is out of order."""
+    if isinstance(settings, Kinesis):
+        return None
+    scanner = Scanner(settings.region, settings.threads)
+    return Snapshotter(scanner, settings, partial(dynamodb.captures, settings))
 
 
 def captures(settings: DynamoDBStream | Kinesis, table: str) -> bool:

@@ -28,7 +28,9 @@ class Place(msgspec.Struct, frozen=True):
     """Sequence number of the last record; None: nothing yet."""
     finished: bool = False
     at: float = 0.0
-    """When that was written, in seconds since the epoch."""
+    """When that was read, in seconds since the epoch."""
+    tip: float = 0.0
+    """When the shard was last seen to hold nothing more; kept while a snapshot of the table runs."""
 
 
 class Beginning(msgspec.Struct, frozen=True):

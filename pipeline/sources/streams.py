@@ -13,7 +13,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast
@@ -26,8 +26,12 @@ from pipeline.errors import HeadwaterError, TransientError
 from pipeline.metrics import Metrics
 from pipeline.sources.aws import ExpiredIteratorError, NothingYetError, TrimmedError, VanishedError
 from pipeline.sources.places import Beginning, Cause, Gap, Known, Place, ShardOf
+from pipeline.sources.reading import NOTHING, Reading
 from pipeline.sources.records import Cut
 from pipeline.sources.shards import Lineage, Position, Shard
+from pipeline.sources.snapshot import Snapshotter
+from pipeline.sources.snapshots import CANCEL, is_snapshot
+from pipeline.sources.tips import is_reached, is_tip
 from pipeline.transport import Follower, Slice, Source, Transport
 from pipeline.transport.fatal import stop_process
 
@@ -49,9 +53,10 @@ DRAINED = 2
 """Listings in a row in which all shards of a switched-off stream are read: then the table's next stream is begun."""
 SILENT = 60.0
 """Seconds without an answer of AWS to anything after which a worker that reads shards is not ready."""
+TIP = 1.0
+"""Seconds between two notes that a shard holds nothing more, while a snapshot of its table waits for it."""
 TRIMMED = 2 * 86_400.0
 """Seconds after which a finished shard that is not listed was trimmed for certain, and is not merely listed late."""
-NOTHING = Cut([], [], None, None)
 
 
 class Start(NamedTuple):
@@ -120,20 +125,6 @@ class Pacing(Protocol):
         """Calls under way at once."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What one GetRecords answer brought; it enters a transaction whole."""
-
-    shard: ShardOf
-    cut: Cut
-    after: str | None
-    finished: bool
-    gaps: tuple[Gap, ...] = ()
-    """Changes that are lost before this reading."""
-    beginning: Beginning | None = None
-    """Instead of records: the stream was found, and this is how it begins."""
-
-
 @dataclass(slots=True)
 class _Listing:
     table: str
@@ -154,11 +145,13 @@ class StreamSource(Source):
         gaps: str,
         *,
         since: Callable[[], float | None] = lambda: None,
+        snapshots: Snapshotter | None = None,
     ) -> None:
         self.topic, self.fence, self.gaps = topic, fence, gaps
         self._transport, self._api, self._pacing, self._metrics = transport, api, pacing, metrics
         self._since = since
         """The time from which on the changes of a stream that is found now are wanted."""
+        self._snapshots = snapshots
         self._pool = ThreadPoolExecutor(pacing.threads, topic)
         self._follower = Follower(transport.client_conf(), fence, self._apply)
         self._known = Known({}, {})
@@ -224,21 +217,16 @@ class StreamSource(Source):
 
     def finish(self, work: Slice) -> None:
         """Write the new positions, and the gaps; add the fence."""
-        last: dict[ShardOf, Reading] = {}
-        touched: set[int] = set()
+        places: dict[ShardOf, msgspec.Struct] = {}
         produce = self._transport.transaction.produce
         for message in work.of(self.topic):
             reading: Reading = message.value  # type: ignore[assignment]  # Faust types a value as bytes
-            touched.add(reading.shard.partition)
+            places[reading.shard] = reading.place
             for gap in reading.gaps:
                 produce(self.gaps, gap.table.encode(), msgspec.json.encode(gap))
                 self._metrics.count(self._metrics.gaps, 1, gap.cause)
-            if reading.beginning is not None:
-                produce(self.fence, reading.shard.key, msgspec.json.encode(reading.beginning), reading.shard.partition)
-            else:
-                last[reading.shard] = reading
-        for shard, reading in last.items():
-            place = Place(shard.table, reading.after, reading.finished, round(time.time(), 3))
+        touched = {shard.partition for shard in places}
+        for shard, place in places.items():
             produce(self.fence, shard.key, msgspec.json.encode(place), shard.partition)
         forgotten, self._forgotten = self._forgotten, set()
         for shard in forgotten:
@@ -251,8 +239,8 @@ class StreamSource(Source):
         """Give the credits back."""
         for message in work.of(self.topic):
             reading: Reading = message.value  # type: ignore[assignment]  # Faust types a value as bytes
-            if self._loop is not None and reading.beginning is None:
-                self._loop.call_soon_threadsafe(self._purses[message.partition].release)
+            if self._loop is not None and reading.purse is not None:
+                self._loop.call_soon_threadsafe(reading.purse.release)
 
     # -- what is known ------------------------------------------------------------------------------------------------
 
@@ -260,9 +248,15 @@ class StreamSource(Source):
         news = False
         for record in records:
             key, value = cast("bytes", record.key()), record.value()
-            if self._api.owns(key.decode().rpartition("/")[0]):
+            stream, _, shard_id = key.decode().rpartition("/")
+            if is_snapshot(stream):
+                if self._snapshots is None or not self._snapshots.take(stream, shard_id, value):
+                    continue
+            elif self._api.owns(stream):
                 self._known.take(key, value)
-                news |= value is not None and (key.endswith(b"/") or b'"finished":true' in value)
+            else:
+                continue
+            news |= value is not None and (shard_id in {"", CANCEL} or b'"finished":true' in value)
         if news and self._loop is not None:
             self._loop.call_soon_threadsafe(self._start_readers)
 
@@ -280,7 +274,7 @@ class StreamSource(Source):
         while True:
             self._look_now.clear()
             try:
-                tables = await self._call(self._api.tables, self._known.tables())
+                tables = await self.call(self._api.tables, self._known.tables())
             except HeadwaterError as error:
                 _say_once(failing, "", error)
             else:
@@ -302,7 +296,7 @@ class StreamSource(Source):
     async def _list_table(self, table: str) -> None:
         older = self._known.streams_of(table) | {arn for arn, one in self._listings.items() if one.table == table}
         try:
-            newest = (await self._call(self._api.stream_of, table)).arn
+            newest = (await self.call(self._api.stream_of, table)).arn
         finally:  # also of a table that is gone or whose stream is off: what was written before can still be read
             for arn in sorted(older):
                 await self._list(table, arn)
@@ -311,7 +305,7 @@ class StreamSource(Source):
 
     async def _list(self, table: str, arn: str) -> None:
         try:
-            self._listings[arn] = _Listing(table, await self._call(self._api.shards_of, arn))
+            self._listings[arn] = _Listing(table, await self.call(self._api.shards_of, arn))
         except VanishedError:
             # Switched off more than a day ago, or its table deleted. What was not read to its end there is a gap.
             self._listings[arn] = _Listing(table)
@@ -358,6 +352,8 @@ class StreamSource(Source):
             listed, now = {shard.shard_id for shard in listing.shards}, time.time()
             old = [s for s, p in places.items() if p.finished and s not in listed and now - p.at > TRIMMED]
             self._forget([ShardOf(listing.table, arn, one) for one in {*lineage.forgettable(), *old}])
+        if self._snapshots is not None:
+            self._snapshots.go_on(self)
 
     def _begin(self, arn: str, listing: _Listing) -> None:
         """Write down how a stream begins; its shards are read when that is committed."""
@@ -371,9 +367,7 @@ class StreamSource(Source):
         roots = tuple(shard.shard_id for shard in listing.shards)
         beginning = Beginning(listing.table, since, follows=bool(former), roots=roots)
         gaps = (self._gap(stream, "new stream"),) if former else ()
-        consumer: Consumer = self._transport.app.consumer  # type: ignore[assignment]  # Faust types it by its interface
-        offered = Reading(stream, NOTHING, None, finished=False, gaps=gaps, beginning=beginning)
-        if consumer.offer(TP(self.topic, stream.partition), offered):
+        if self.offer(Reading(stream, NOTHING, beginning, gaps)):
             self._begun[stream] = claim
             for gap in gaps:
                 log.error("The table %s has a new stream: what changed while it was off is lost: %s", gap.table, arn)
@@ -393,26 +387,28 @@ class StreamSource(Source):
 
     async def _read(self, shard: ShardOf, start: Start, gaps: tuple[Gap, ...]) -> None:
         """Read a shard from a position to its end; stays registered until its partition is revoked."""
-        consumer: Consumer = self._transport.app.consumer  # type: ignore[assignment]  # Faust types it by its interface
-        tp, purse = TP(self.topic, shard.partition), self._purses[shard.partition]
-        iterator, errors, idle, after = None, 0, 0, start.after
+        purse = self._purses[shard.partition]
+        iterator, errors, idle, after, tip_at, told = None, 0, 0, start.after, 0.0, 0.0
         while True:
             await purse.acquire()
             offered = False
             try:
                 if iterator is None:
-                    iterator = await self._call(self._api.iterator, shard.arn, shard.shard_id, start)
-                found = await self._call(self._api.records, iterator, shard)
-                self._heard = time.monotonic()
+                    iterator = await self.call(self._api.iterator, shard.arn, shard.shard_id, start)
+                asked = time.time()
+                found = await self.call(self._api.records, iterator, shard)
                 iterator, errors = found.next_iterator, 0
                 gaps = tuple(msgspec.structs.replace(gap, before=found.first) for gap in gaps)
-                reading = Reading(shard, found, found.last or after, iterator is None, gaps)
-                if found.records or found.unreadable or reading.finished or gaps:
-                    offered, after, gaps = consumer.offer(tp, reading), reading.after, ()
-                    start = Start(after) if after is not None else start
-                if reading.finished:  # also when this last answer has records: an answer can carry both
+                count, finished = len(found.records) + len(found.unreadable), iterator is None
+                awaited = self._snapshots is not None and self._snapshots.runs(shard.table)
+                if awaited and not (finished or found.behind) and is_tip(count, _size(found), idle):
+                    tip_at = asked
+                if count or finished or gaps or (awaited and tip_at > told + TIP):
+                    place = Place(shard.table, found.last or after, finished, round(asked, 3), round(tip_at, 3))
+                    offered, after, gaps = self.offer(Reading(shard, found, place, gaps, purse=purse)), place.after, ()
+                    start, told = Start(after) if after is not None else start, tip_at
+                if finished:  # also when this last answer has records: an answer can carry both
                     return
-                count = len(found.records) + len(found.unreadable)
                 idle = 0 if count or found.behind else idle + 1
                 pause = max(found.wait, 0.0 if count >= FULL else self._pause(idle))
             except NothingYetError:
@@ -425,8 +421,9 @@ class StreamSource(Source):
                 start, after = Start(), None
             except VanishedError as error:
                 log.error("%s: a gap is written down", error)
-                lost = Reading(shard, NOTHING, after, True, (*gaps, self._gap(shard, "vanished", after)))
-                offered = consumer.offer(tp, lost)
+                place = Place(shard.table, after, finished=True, at=round(time.time(), 3))
+                lost = (*gaps, self._gap(shard, "vanished", after))
+                offered = self.offer(Reading(shard, NOTHING, place, lost, purse=purse))
                 return
             except HeadwaterError as error:  # a throttle, expired credentials, anything: the shard must be read on
                 errors += 1
@@ -445,8 +442,44 @@ class StreamSource(Source):
         interval = self._pacing.poll_interval
         return min(interval * 2.0 ** min(idle, 16), max(IDLE, interval, self.reading / self._pacing.idle_calls))
 
-    async def _call(self, function: Callable[..., T], *args: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
+    # -- for snapshots: see `snapshot.Host` ---------------------------------------------------------------------------
+
+    def offer(self, reading: Reading) -> bool:
+        """Bring something into the slices; False: its partition is not this worker's any more."""
+        consumer: Consumer = self._transport.app.consumer  # type: ignore[assignment]  # Faust types it by its interface
+        return consumer.offer(TP(self.topic, reading.shard.partition), reading)
+
+    def claim(self, shard: ShardOf) -> object:
+        """Return the claim under which a shard is this worker's, None when it is not, or not yet."""
+        return self._claims.get(shard.partition) if shard.partition in self._ready else None
+
+    def read(self, shard: ShardOf, reader: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Read a shard in a task, until the end or the revocation of its partition; one at a time."""
+        if shard.partition in self._ready and shard not in self._readers:
+            self._readers[shard] = self._keep(asyncio.create_task(reader()))
+
+    def forget(self, shard: ShardOf) -> None:
+        """Drop the place of a shard."""
+        self._forget([shard])
+
+    def captured(self) -> set[str]:
+        """Return the tables whose streams have been begun."""
+        return self._known.tables()
+
+    def has_read(self, table: str, since: float) -> bool:
+        """Say whether all that the table's streams had at a time has been read and committed."""
+        streams = [(arn, listing.shards) for arn, listing in self._listings.items() if listing.table == table]
+        return bool(streams) and all(
+            # What is switched off and read to its end brings nothing more.
+            self._drained.get(arn, 0) >= DRAINED or is_reached(shards, self._known.of(arn), since)
+            for arn, shards in streams
+        )
+
+    async def call(self, function: Callable[..., T], *args: Any) -> T:
+        """Call something that blocks."""
+        answer = await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
+        self._heard = time.monotonic()
+        return answer
 
     def _keep(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
         self._tasks.add(task)
@@ -467,6 +500,10 @@ def _start(shard_id: str, lineage: Lineage, beginning: Beginning, place: Place |
         return Start(since=beginning.since)
     wanted = beginning.follows or lineage.is_followed(shard_id)
     return Start(first=lineage.first_of(shard_id)) if wanted else Start()
+
+
+def _size(found: Cut) -> int:
+    return sum(len(record["value"]) for record in found.records)
 
 
 def _say_once(failing: dict[str, str], what: str, error: HeadwaterError) -> None:

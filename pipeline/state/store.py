@@ -72,6 +72,13 @@ class Store:
             if not key.startswith(META):
                 yield key, value
 
+    def keys(self, prefix: bytes, start: bytes) -> Iterator[bytes]:
+        """Yield the keys with this prefix from a key on, in order."""
+        for key in cast("Iterator[bytes]", self._db.keys(from_key=start)):
+            if not key.startswith(prefix):
+                return
+            yield key
+
     def meta(self, name: str) -> int | None:
         """Return a number that the store keeps about itself, such as a position."""
         value = self.get(META + name.encode())

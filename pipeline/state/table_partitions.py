@@ -67,6 +67,11 @@ class TablePartition:
         yield from ((key, value) for key, value in written.items() if value is not None)
         yield from ((key, value) for key, value in self._store.items() if key not in written)
 
+    def keys(self, prefix: bytes, start: bytes) -> Iterator[bytes]:
+        """Yield the committed keys with this prefix from a key on, in order, the slice's own writes left out."""
+        written = self._written()
+        return (key for key in self._store.keys(prefix, start) if key not in written)
+
     def __iter__(self) -> Iterator[bytes]:
         return (key for key, _ in self.items())
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from models.change import MalformedChangeError, event_id, event_ids
+from models.snapshot import PREFIX
 
 
 class Deduplicated(NamedTuple):
@@ -17,6 +18,8 @@ class Deduplicated(NamedTuple):
     """How many were seen before."""
     rejected: list[tuple[int, Exception]]
     """Indices of those without an event ID, with the reason."""
+    snapshot: bool
+    """Whether parts of a snapshot are among them."""
 
 
 def deduplicate(values: Sequence[bytes], add_new: Callable[[Sequence[str]], Sequence[bool]]) -> Deduplicated:
@@ -29,7 +32,7 @@ def deduplicate(values: Sequence[bytes], add_new: Callable[[Sequence[str]], Sequ
     except (MalformedChangeError, RecursionError):
         return _one_by_one(values, add_new)
     fresh = add_new(ids)
-    return Deduplicated(fresh, len(fresh) - sum(fresh), [])
+    return Deduplicated(fresh, len(fresh) - sum(fresh), [], PREFIX in "".join(ids))
 
 
 def _one_by_one(values: Sequence[bytes], add_new: Callable[[Sequence[str]], Sequence[bool]]) -> Deduplicated:
@@ -42,4 +45,4 @@ def _one_by_one(values: Sequence[bytes], add_new: Callable[[Sequence[str]], Sequ
             rejected.append((index, error))
     new = dict(zip(ids, add_new(list(ids.values())), strict=True))
     fresh = [new.get(index, False) for index in range(len(values))]
-    return Deduplicated(fresh, len(ids) - sum(fresh), rejected)
+    return Deduplicated(fresh, len(ids) - sum(fresh), rejected, PREFIX in "".join(ids.values()))

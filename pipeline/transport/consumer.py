@@ -94,10 +94,9 @@ class Consumer(faust_consumer.Consumer):
         self._drainer = asyncio.create_task(self._drain())
 
     async def subscribe(self, topics: Iterable[str]) -> None:
-        """Join the group for the agents' topics and the fences of the sources."""
-        real = {topic for topic in topics if not is_virtual(topic)} | {
-            source.fence for source in self.transport.sources
-        }
+        """Join the group for the agents' topics and the fences."""
+        fences = {participant.fence for participant in self.transport.participants if participant.fence}
+        real = fences | {topic for topic in topics if not is_virtual(topic)}
         await self._require(real)
         await self.reader.subscribe(sorted(real))
 

@@ -11,13 +11,15 @@ import msgspec
 
 from pipeline.lab.simulator.faults import ApiError, Faults
 from pipeline.lab.simulator.history import Shard, Stream
-from pipeline.lab.simulator.world import World
+from pipeline.lab.simulator.world import World, image
 
 THROTTLED = "LimitExceededException"
 READERS, WHILE = 2, 1.0
 """Readers that a shard takes, and the seconds for which one counts after its last call."""
 MOST_RECORDS, MOST_BYTES = 1_000, 1_000_000
 """In a GetRecords answer."""
+SCANNED, ITEM_BYTES = 25, 100
+"""Items of an answer of Scan, and the bytes for which each counts."""
 Request = dict[str, Any]
 encode = msgspec.json.encode
 
@@ -49,6 +51,7 @@ class DynamoDB:
             f"{streams}GetRecords": self._get_records,
             f"{tables}DescribeTable": self._describe_table,
             f"{tables}ListTables": self._list_tables,
+            f"{tables}Scan": self._scan,
         }
 
     # -- tables -------------------------------------------------------------------------------------------------------
@@ -73,11 +76,30 @@ class DynamoDB:
             "TableStatus": "ACTIVE",
             "TableArn": arn.partition("/stream/")[0],
             "KeySchema": [{"AttributeName": "id", "KeyType": "HASH"}],
+            "ItemCount": sum(table.exists),
+            "TableSizeBytes": ITEM_BYTES * sum(table.exists),
             "LatestStreamArn": arn,
             "LatestStreamLabel": arn.rpartition("/")[2],
             **specification,
         }
         return encode({"Table": described})
+
+    def _scan(self, request: Request) -> bytes:
+        """Answer a page of a segment: every so-manieth item."""
+        table, segment, segments = request["TableName"], request.get("Segment", 0), request.get("TotalSegments", 1)
+        if table not in self._world.tables:
+            raise ApiError("ResourceNotFoundException", f"Requested resource not found: Table: {table} not found")
+        after = int(request.get("ExclusiveStartKey", {"id": {"S": "item--1"}})["id"]["S"].removeprefix("item-"))
+        left = [
+            (number, version)
+            for number, version in self._world.items(table)
+            if number > after and number % segments == segment
+        ]
+        page = left[:SCANNED]
+        more = {"LastEvaluatedKey": {"id": {"S": f"item-{page[-1][0]}"}}} if len(left) > len(page) else {}
+        consumed = {"TableName": table, "CapacityUnits": max(1.0, len(page) * ITEM_BYTES / 4096)}
+        items = [image(f"item-{number}", version) for number, version in page]
+        return encode({"Items": items, "Count": len(items), "ConsumedCapacity": consumed, **more})
 
     # -- streams ------------------------------------------------------------------------------------------------------
 

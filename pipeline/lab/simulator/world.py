@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -51,6 +51,8 @@ class Plan:
     """Changes of a table that nobody records while its stream is off."""
     large_every: int = 3_000
     """Changes between two large ones, 0 for none."""
+    lag: int = 0
+    """A change is in its stream at most so many changes after the item has it; with `renew_every` 0."""
     kinesis: bool = False
     """The tables deliver into Kinesis streams of their names, instead of streams of their own."""
     duplicates: float = 0.02
@@ -96,6 +98,8 @@ class Table:
     """Event IDs of each item's recorded changes, in order."""
     delivered: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
     """Event IDs of each item's changes as they came into its Kinesis stream, and when, in seconds since the epoch."""
+    recorded: dict[str, int] = field(default_factory=dict)
+    """After which change of the world the last one of each item comes into the stream."""
     unrecorded: int = 0
     """Changes that were made while the stream was off."""
     off: int = 0
@@ -118,7 +122,7 @@ class World:
         self.widest = plan.shards
         """The most shards that a stream has had open."""
         self._dice = random.Random(plan.seed)  # noqa: S311 - a history that can be had again
-        self._due: list[tuple[int, Callable[[], None]]] = []
+        self._due: list[tuple[int, Callable[[], object]]] = []
         self._deliveries = {name: Delivery(self, table) for name, table in self.tables.items()}
 
     def _table(self, name: str) -> Table:
@@ -160,6 +164,8 @@ class World:
         """List every shard, and switch the streams on that are off: nothing more will happen."""
         for delivery in self._deliveries.values():
             delivery.settle()
+        while self.plan.lag and self._due and self._due[0][0] <= self.made + self.plan.lag:
+            self._due.pop(0)[1]()
         for table in self.tables.values():
             if table.off:
                 table.off = 0
@@ -168,7 +174,7 @@ class World:
                 for shard in stream.shards.values():
                     shard.listed = True
 
-    def later(self, changes: int, what: Callable[[], None]) -> None:
+    def later(self, changes: int, what: Callable[[], object]) -> None:
         """Do something after so many changes."""
         self._due.append((self.made + changes, what))
         self._due.sort(key=lambda due: due[0])
@@ -197,10 +203,26 @@ class World:
             self._deliveries[table.name].add(key, event_id, data)
             return
 
-        def body(sequence: int) -> bytes:
-            return _record(event_id, key, before, after, sequence, self.clock(), LARGE if large else 60)
+        made_at = self.clock()
 
-        table.stream.put(hash_key(key), event_id, body)
+        def body(sequence: int) -> bytes:
+            return _record(event_id, key, before, after, sequence, made_at, LARGE if large else 60)
+
+        self._record_late(table, key, partial(table.stream.put, hash_key(key), event_id, body))
+
+    def _record_late(self, table: Table, key: str, put: Callable[[], object]) -> None:
+        """Put a change into its stream after a while, but never before an earlier one of its item."""
+        if not self.plan.lag:
+            put()
+            return
+        due = max(self.made + self._dice.randint(0, self.plan.lag), table.recorded.get(key, 0))
+        table.recorded[key] = due
+        self.later(due - self.made, put)
+
+    def items(self, table: str) -> Iterator[tuple[int, int]]:
+        """Yield what is in a table now: the number and version of each item."""
+        found = self.tables[table]
+        return ((n, version) for n, version in enumerate(found.versions) if found.exists[n])
 
     # -- streams ------------------------------------------------------------------------------------------------------
 
@@ -210,8 +232,8 @@ class World:
         before, shard = self._before_reshaping(stream), self._dice.choice(stream.open)
         if self._dice.random() < 0.3 and len(stream.open) < self.plan.most_shards:
             stream.split(shard)
-        elif not (self._dice.random() < 0.3 and stream.merge(shard)):
-            stream.roll(shard)
+        elif not (self._dice.random() < 0.3 and self.plan.kinesis and stream.merge(shard)):
+            stream.roll(shard)  # a shard of DynamoDB names one parent: it knows no merging
         self.reshapes += 1
         self._after_reshaping(stream, before)
 
@@ -393,10 +415,11 @@ def _name(before: int | None, after: int | None) -> str:
 
 def _images(key: str, before: int | None, after: int | None, padding: int) -> dict[str, Any]:
     images = {"NewImage": after, "OldImage": before}
-    return {name: _image(key, version, padding) for name, version in images.items() if version is not None}
+    return {name: image(key, version, padding) for name, version in images.items() if version is not None}
 
 
-def _image(key: str, version: int, padding: int) -> dict[str, Any]:
+def image(key: str, version: int, padding: int = 60) -> dict[str, Any]:
+    """Return an item as the API gives it."""
     return {"id": {"S": key}, "version": {"N": str(version)}, "pad": {"S": "x" * padding}}
 
 

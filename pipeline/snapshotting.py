@@ -1,0 +1,151 @@
+"""`headwater snapshot`: forecasts, asks for snapshots, watches and cancels them. The workers take them."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from confluent_kafka import OFFSET_BEGINNING, Message, Producer
+
+from pipeline.errors import FatalError, UsageError
+from pipeline.settings import DynamoDBStream, Settings
+from pipeline.sources.dynamodb import captures
+from pipeline.sources.scan import Facts, Forecast, Scanner, forecast
+from pipeline.sources.snapshot import plan
+from pipeline.sources.snapshots import CANCEL, Snapshot, Snapshots, is_snapshot
+from pipeline.status import read, reading
+from pipeline.topics import FENCE_PARTITIONS, Topics
+from pipeline.transport import Follower
+from pipeline.transport.producer import partition_of
+
+TIMEOUT = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of which a snapshot can be taken, and the source that captures it."""
+
+    facts: Facts
+    source: DynamoDBStream
+
+
+def look_at(settings: Settings, names: Iterable[str]) -> list[Table]:
+    """Ask AWS about tables; raise UsageError for one that no source captures, FatalError for one that cannot be joined."""
+    found = []
+    for name in names:
+        source = next((s for s in settings.sources if isinstance(s, DynamoDBStream) and captures(s, name)), None)
+        if source is None:
+            raise UsageError(
+                f"no source of kind dynamodb-stream captures the table {name}: a snapshot is joined with its stream",
+                hint="headwater check; name the table in [[sources]], tables",
+            )
+        facts = Scanner(source.region, 1).facts(name)
+        if refusal := facts.refusal():
+            raise FatalError(
+                refusal,
+                hint=f"aws dynamodb update-table --table-name {name} "
+                "--stream-specification StreamEnabled=true,StreamViewType=NEW_AND_OLD_IMAGES",
+            )
+        found.append(Table(facts, source))
+    return found
+
+
+def outlook(table: Table, units: float | None) -> Forecast:
+    """Return what a snapshot of a table takes, at so many units a second, or at what its source allows."""
+    allowed = table.source.snapshot_units or table.facts.units * table.source.snapshot_share
+    return forecast(table.facts, units or allowed)
+
+
+def new(table: Table, units: float | None, segments: int | None) -> Snapshot:
+    """Return a snapshot to ask for, with an ID that says when, and is no other's."""
+    snapshot_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+    wished = plan(table.facts, snapshot_id, table.source, segments)
+    return wished if units is None else msgspec.structs.replace(wished, units=units)
+
+
+def ask_for(settings: Settings, snapshots: Sequence[Snapshot]) -> None:
+    """Write the wishes; the workers see them at once."""
+    _write(settings, {one.place.key: msgspec.json.encode(one) for one in snapshots})
+
+
+def cancel(settings: Settings, names: Sequence[str]) -> list[Snapshot]:
+    """Ask for the end of all snapshots of these tables that have not ended; return them."""
+    known = of(settings)
+    found = [one for one in known.all.values() if one.table in names and one.state in {"wanted", "running"}]
+    _write(settings, {f"{one.stream}/{CANCEL}".encode(): b"true" for one in found})
+    return found
+
+
+def _write(settings: Settings, records: dict[bytes, bytes]) -> None:
+    topic = Topics(settings).shards
+    conf = {"bootstrap.servers": settings.kafka.bootstrap_servers, **settings.kafka.properties}
+    failures: list[str] = []
+    producer = Producer({**conf, "enable.idempotence": True})
+
+    def delivered(error: Any, _: Message) -> None:
+        if error is not None:
+            failures.append(str(error))
+
+    for key, value in records.items():
+        stream, _, shard_id = key.decode().rpartition("/")
+        owner = f"{stream}/".encode() if shard_id == CANCEL else key
+        producer.produce(topic, value, key, partition_of(owner, FENCE_PARTITIONS), on_delivery=delivered)
+    if producer.flush(TIMEOUT) or failures:
+        raise FatalError(
+            f"the topic {topic} cannot be written: {', '.join(failures) or 'time is up'}", hint="headwater check"
+        )
+
+
+def of(settings: Settings) -> Snapshots:
+    """Return all snapshots that there ever were; raise FatalError when the cluster cannot be reached."""
+    found = Snapshots()
+    with reading(settings) as consumer:
+        records = read(
+            consumer, Topics(settings).shards, dict.fromkeys(range(FENCE_PARTITIONS), OFFSET_BEGINNING), None
+        )
+    _take(found, records)
+    return found
+
+
+def _take(snapshots: Snapshots, records: Iterable[Message]) -> None:
+    for record in records:
+        stream, _, shard_id = (record.key() or b"").decode().rpartition("/")
+        if is_snapshot(stream):
+            snapshots.take(stream, shard_id, record.value())
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a snapshot is."""
+
+    snapshot: Snapshot
+    rows: int
+    units: float
+
+    def json(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        builtins: dict[str, Any] = msgspec.to_builtins(self.snapshot)
+        return builtins | {"rows": self.rows, "consumed_units": self.units}
+
+
+@contextmanager
+def watching(settings: Settings, wanted: Sequence[Snapshot]) -> Iterator[Callable[[], list[Progress]]]:
+    """Follow snapshots; yields a function that says how far each is now."""
+    known = Snapshots({one.stream: one for one in wanted})
+    conf = {"bootstrap.servers": settings.kafka.bootstrap_servers, **settings.kafka.properties}
+    follower = Follower(conf, Topics(settings).shards, lambda records: _take(known, records))
+    follower.start()
+    try:
+        yield lambda: [progress(known, known.all[one.stream]) for one in wanted]
+    finally:
+        follower.stop()
+
+
+def progress(known: Snapshots, snapshot: Snapshot) -> Progress:
+    """Return how far a snapshot is."""
+    return Progress(snapshot, known.rows(snapshot), sum(segment.units for segment in known.scanned(snapshot)))

@@ -1,0 +1,29 @@
+"""What a source brings into a transaction, whole or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import msgspec
+
+from pipeline.sources.places import Gap, ShardOf
+from pipeline.sources.records import Cut
+
+NOTHING = Cut([], [], None, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One GetRecords answer or one page of a scan, and the place after it; or a place alone."""
+
+    shard: ShardOf
+    cut: Cut
+    place: msgspec.Struct
+    """What the shards topic says of the shard from then on."""
+    gaps: tuple[Gap, ...] = ()
+    """Changes that are lost before this reading."""
+    marks: tuple[bytes, ...] = ()
+    """Records for every partition of the ingest topic, in front of the cut."""
+    purse: asyncio.Semaphore | None = None
+    """Where the credit for it goes back to when it is committed."""

@@ -1,0 +1,223 @@
+"""Snapshots: scans the tables that are asked for, segment by segment, beside the capture of their streams.
+
+A snapshot is a record of the shards topic, and its segments are kept there like shards: the same fencing, the same
+transactions, and after a kill the same going on at the last position. What makes its rows fit into the stream's changes
+is in docs/decisions/0017.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from models.snapshot import BEGIN, END, mark
+from pipeline.errors import HeadwaterError, TransientError
+from pipeline.sources.places import ShardOf
+from pipeline.sources.reading import NOTHING, Reading
+from pipeline.sources.scan import Facts, Page, Scanner, segments_for
+from pipeline.sources.snapshots import INITIAL, Snapshot, Snapshots, ended
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+PAGES = 8
+"""Pages (1 MB each at most) of a segment that are read and not committed: bounds memory."""
+STEP = 0.1
+"""Seconds between two looks whether a page may go."""
+PATIENCE = 60.0
+"""Seconds after which a page that may not go is worth a word."""
+SLOWEST = 10.0
+"""Seconds of the longest pause after an error."""
+
+
+class Wishes(Protocol):
+    """What the settings of a source say of snapshots."""
+
+    @property
+    def snapshot(self) -> str:
+        """`initial`: each table is scanned once, when its stream has been begun."""
+
+    @property
+    def snapshot_share(self) -> float:
+        """The share of a table's read units that a snapshot takes."""
+
+    @property
+    def snapshot_units(self) -> float | None:
+        """Read units a second, instead of a share."""
+
+    @property
+    def snapshot_settle(self) -> float:
+        """Seconds after which a change that was read by a scan is in its stream."""
+
+
+class Host(Protocol):
+    """What the source that reads the streams of the tables does for their snapshots."""
+
+    def offer(self, reading: Reading) -> bool:
+        """Bring something into the slices; False: its partition is not this worker's any more."""
+
+    def claim(self, shard: ShardOf) -> object:
+        """Return the claim under which a shard is this worker's, None when it is not, or not yet."""
+
+    def read(self, shard: ShardOf, reader: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Read a shard in a task, until the end or the revocation of its partition; one at a time."""
+
+    def forget(self, shard: ShardOf) -> None:
+        """Drop the place of a shard."""
+
+    def captured(self) -> set[str]:
+        """Return the tables whose streams have been begun."""
+
+    def has_read(self, table: str, since: float) -> bool:
+        """Say whether all that the table's streams had at a time has been read and committed."""
+
+    async def call(self, function: Callable[..., T], *args: Any) -> T:
+        """Call something that blocks."""
+
+
+class Snapshotter:
+    """The snapshots of one source's tables on this worker."""
+
+    def __init__(self, scanner: Scanner, wishes: Wishes, captures: Callable[[str], bool]) -> None:
+        self._scanner, self._wishes, self._captures = scanner, wishes, captures
+        self._known = Snapshots()
+        self._offered: dict[tuple[str, str], object] = {}
+        """What was brought into the slices already, and under which claim."""
+
+    def take(self, stream: str, shard_id: str, value: bytes | None) -> bool:
+        """Take a record of the shards topic in; False: it is of another source's table."""
+        table = stream.split(":")[1]
+        if not self._captures(table):
+            return False
+        self._known.take(stream, shard_id, value)
+        return True
+
+    def runs(self, table: str) -> bool:
+        """Say whether a snapshot of a table runs: then its readers note when they have read all there is."""
+        return bool(self._known.running(table))
+
+    def go_on(self, host: Host) -> None:
+        """Begin, scan and end what is this worker's to do. On the event loop, whenever there is news."""
+        captured = host.captured()
+        if self._wishes.snapshot == "initial":
+            for table in captured:
+                self._want_initial(host, table)
+        for snapshot in list(self._known.all.values()):
+            if snapshot.state == "wanted":
+                if snapshot.stream in self._known.cancelled:
+                    self._once(host, snapshot, ended(snapshot, "cancelled", 0, _now()))
+                elif snapshot.table in captured:
+                    begun = msgspec.structs.replace(snapshot, state="running", began=_now())
+                    self._once(host, snapshot, begun, mark(snapshot.table, snapshot.id, BEGIN))
+            elif snapshot.state == "running":
+                self._scan_or_end(host, snapshot)
+            else:
+                self._forget(host, snapshot)
+
+    def _scan_or_end(self, host: Host, snapshot: Snapshot) -> None:
+        cancelled = snapshot.stream in self._known.cancelled
+        if cancelled or self._known.finished(snapshot):
+            after = ended(snapshot, "cancelled" if cancelled else "done", self._known.rows(snapshot), _now())
+            self._once(host, snapshot, after, mark(snapshot.table, snapshot.id, END))
+            return
+        for number in range(snapshot.segments):
+            if not self._known.segment(snapshot, number).finished:
+                host.read(snapshot.segment(number), lambda number=number: self._scan(host, snapshot, number))  # type: ignore[misc]
+
+    def _forget(self, host: Host, snapshot: Snapshot) -> None:
+        """Drop the segments: what they came to is in the snapshot itself."""
+        for number in list(self._known.segments.get(snapshot.stream, {})):
+            host.forget(ShardOf(snapshot.table, snapshot.stream, number))
+
+    def _once(self, host: Host, before: Snapshot, after: Snapshot, *marks: bytes) -> None:
+        """Write down what becomes of a snapshot, if it is this worker's to do and was not done under this claim."""
+        claim, what = host.claim(before.place), (before.stream, after.state)
+        if claim is None or self._offered.get(what) is claim:
+            return
+        if host.offer(Reading(before.place, NOTHING, after, marks=marks)):
+            self._offered[what] = claim
+            log.info("The snapshot %s of the table %s: %s, %d rows", after.id, after.table, after.state, after.rows)
+
+    def _want_initial(self, host: Host, table: str) -> None:
+        wanted = Snapshot(table, INITIAL, 1)
+        claim = host.claim(wanted.place)
+        if wanted.stream not in self._known.all and claim is not None:
+            host.read(wanted.place, lambda: self._plan(host, wanted))
+
+    async def _plan(self, host: Host, wanted: Snapshot) -> None:
+        """Ask for the first snapshot of a table, with as many segments and units as fit its size."""
+        facts = await self._patiently(host, self._scanner.facts, wanted.table)
+        if refusal := facts.refusal():
+            log.error("There can be no snapshot: %s", refusal)
+        else:
+            self._once(host, wanted, plan(facts, INITIAL, self._wishes))
+
+    # -- scanning -----------------------------------------------------------------------------------------------------
+
+    async def _scan(self, host: Host, snapshot: Snapshot, number: int) -> None:
+        """Scan a segment from its position to its end; each page waits until the stream has been read past it."""
+        keys = (await self._patiently(host, self._scanner.facts, snapshot.table)).keys
+        shard, at = snapshot.segment(number), self._known.segment(snapshot, number)
+        purse, waiting = asyncio.Semaphore(PAGES), deque[tuple[Page, float]]()
+        due, said = time.monotonic(), False
+        while self._known.all[snapshot.stream].state == "running" and snapshot.stream not in self._known.cancelled:
+            if waiting and host.has_read(snapshot.table, waiting[0][1] + self._wishes.snapshot_settle):
+                page, _ = waiting.popleft()
+                if not host.offer(Reading(shard, page.cut, page.segment, purse=purse)) or page.segment.finished:
+                    return
+            elif not at.finished and not purse.locked() and time.monotonic() >= due:
+                await purse.acquire()
+                page = await self._patiently(host, self._scanner.page, snapshot, number, at, keys, _now())
+                waiting.append((page, time.time()))
+                at, due = page.segment, max(due, time.monotonic()) + self._pause(snapshot, page.units)
+            else:
+                if waiting and not said and time.time() > waiting[0][1] + PATIENCE:
+                    log.warning(
+                        "The snapshot %s of %s waits: its shards are not read to their tips, see headwater status",
+                        snapshot.id,
+                        snapshot.table,
+                    )
+                    said = True
+                await asyncio.sleep(STEP)
+
+    def _pause(self, snapshot: Snapshot, units: float) -> float:
+        """Return the seconds for which a segment has taken its part of the units."""
+        if snapshot.units is None:
+            return 0.0
+        others = sum(1 for segment in self._known.scanned(snapshot) if not segment.finished)
+        return units * max(1, others) / snapshot.units
+
+    async def _patiently(self, host: Host, function: Callable[..., T], *args: Any) -> T:
+        """Call AWS until it answers: a throttle, expired credentials, anything may pass."""
+        errors = 0
+        while True:
+            try:
+                return await host.call(function, *args)
+            except HeadwaterError as error:
+                errors += 1
+                if errors == (3 if isinstance(error, TransientError) else 1):  # said once
+                    log.warning("Still trying: %s", error)
+            await asyncio.sleep(min(SLOWEST, 0.1 * 2**errors) * random.uniform(0.5, 1))  # noqa: S311 - jitter
+
+
+def plan(facts: Facts, snapshot_id: str, wishes: Wishes, segments: int | None = None) -> Snapshot:
+    """Return the snapshot to ask for."""
+    return Snapshot(
+        facts.table,
+        snapshot_id,
+        segments or segments_for(facts.size),
+        wishes.snapshot_units or facts.units * wishes.snapshot_share,
+        asked=_now(),
+        expected=facts.items,
+    )
+
+
+def _now() -> float:
+    return round(time.time(), 3)

@@ -1,0 +1,123 @@
+"""What the shards topic holds of snapshots. Pure.
+
+The key `snapshot:TABLE:ID/` holds the snapshot itself, `snapshot:TABLE:ID/NUMBER` how far one of its segments has been
+scanned, and `snapshot:TABLE:ID/cancel` that someone wants it to end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import msgspec
+
+from models.snapshot import PREFIX
+from pipeline.sources.places import Gap, ShardOf
+
+CANCEL = "cancel"
+INITIAL = "initial"
+"""The ID of the snapshot that the setting `snapshot` asks for: one a table, ever."""
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """A snapshot of a table: what was asked for, and what became of it."""
+
+    table: str
+    id: str
+    segments: int
+    """Parts of the table that are scanned side by side."""
+    units: float | None = None
+    """Read capacity units a second that all segments take at most together; None: no limit."""
+    state: Literal["wanted", "running", "done", "cancelled"] = "wanted"
+    asked: float = 0.0
+    """When it was asked for, began, ended: seconds since the epoch."""
+    began: float = 0.0
+    ended: float = 0.0
+    expected: int = 0
+    """Items of the table, as AWS counted them some hours ago."""
+    rows: int = 0
+    """What was read, in the end."""
+
+    @property
+    def stream(self) -> str:
+        """What stands for the stream's ARN in its keys."""
+        return f"{PREFIX}{self.table}:{self.id}"
+
+    @property
+    def place(self) -> ShardOf:
+        """Where it is kept, and which worker looks after it."""
+        return ShardOf(self.table, self.stream, "")
+
+    def segment(self, number: int) -> ShardOf:
+        """Return where the position of a segment is kept, and which worker scans it."""
+        return ShardOf(self.table, self.stream, str(number))
+
+
+class Segment(msgspec.Struct, frozen=True):
+    """How far a segment has been scanned."""
+
+    after: dict[str, dict[str, str]] | None = None
+    """The key of the last item, in DynamoDB's typed JSON; None: nothing yet, or all."""
+    rows: int = 0
+    units: float = 0.0
+    finished: bool = False
+
+
+def is_snapshot(stream: str) -> bool:
+    """Say whether what stands before the slash of a key is a snapshot, and not the ARN of a stream."""
+    return stream.startswith(PREFIX)
+
+
+@dataclass(slots=True)
+class Snapshots:
+    """All snapshots that the shards topic knows, by `stream`."""
+
+    all: dict[str, Snapshot] = field(default_factory=dict)
+    segments: dict[str, dict[str, Segment]] = field(default_factory=dict)
+    cancelled: set[str] = field(default_factory=set)
+
+    def take(self, stream: str, shard_id: str, value: bytes | None) -> None:
+        """Take a record of the topic in."""
+        if value is None:
+            self.segments.get(stream, {}).pop(shard_id, None)
+        elif shard_id == CANCEL:
+            self.cancelled.add(stream)
+        elif shard_id:
+            self.segments.setdefault(stream, {})[shard_id] = _segment(value)
+        else:
+            self.all[stream] = _snapshot(value)
+
+    def running(self, table: str | None = None) -> list[Snapshot]:
+        """Return the snapshots that run, of a table or of all."""
+        return [one for one in list(self.all.values()) if one.state == "running" and table in {None, one.table}]
+
+    def segment(self, snapshot: Snapshot, number: int) -> Segment:
+        """Return how far a segment has been scanned."""
+        return self.segments.get(snapshot.stream, {}).get(str(number), Segment())
+
+    def scanned(self, snapshot: Snapshot) -> list[Segment]:
+        """Return all segments of a snapshot."""
+        return [self.segment(snapshot, number) for number in range(snapshot.segments)]
+
+    def finished(self, snapshot: Snapshot) -> bool:
+        """Say whether all segments have been scanned to their ends."""
+        return all(segment.finished for segment in self.scanned(snapshot))
+
+    def rows(self, snapshot: Snapshot) -> int:
+        """Return how many items have been read so far."""
+        return snapshot.rows or sum(segment.rows for segment in self.scanned(snapshot))
+
+
+def repaired(gap: Gap, snapshots: Iterable[Snapshot]) -> bool:
+    """Say whether all items of a gap's table have been read anew since: what was lost is there again, deletions excepted."""
+    return any(one.table == gap.table and one.state == "done" and one.began > gap.at for one in snapshots)
+
+
+def ended(snapshot: Snapshot, state: Literal["done", "cancelled"], rows: int, at: float) -> Snapshot:
+    """Return the snapshot as it is when it has ended."""
+    return msgspec.structs.replace(snapshot, state=state, rows=rows, ended=at)
+
+
+_snapshot = msgspec.json.Decoder(Snapshot).decode
+_segment = msgspec.json.Decoder(Segment).decode

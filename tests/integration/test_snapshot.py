@@ -1,0 +1,259 @@
+"""Snapshots beside their streams: a simulator, Apache Kafka, workers that are killed; the command; what is refused."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Headwater
+from mypy_boto3_dynamodb import DynamoDBClient
+from replayed import goes_back, replay
+from waiting import until
+
+from pipeline import snapshotting
+from pipeline.lab.demo import Recorder
+from pipeline.lab.simulator.server import Options, Running
+from pipeline.lab.simulator.world import Plan, World
+from pipeline.lab.stack import AWS_URL, Endpoints
+from pipeline.lab.workers import Workers
+from pipeline.settings import Settings
+from pipeline.topics import Topics, admin, ensure
+
+pytestmark = pytest.mark.kafka
+TABLE = "orders"
+PLAN = Plan(tables=(TABLE,), items=400, shards=2, reshape_every=700, large_every=0, late=0)
+
+
+@dataclass
+class Deployment:
+    """Workers that ingest and deduplicate one table."""
+
+    endpoints: Endpoints
+    directory: Path
+    aws: str
+    table: str = TABLE
+    count: int = 1
+    source: dict[str, Any] = field(default_factory=dict)
+    prefix: str = field(default_factory=lambda: f"t{uuid.uuid4().hex[:8]}")
+
+    def __post_init__(self) -> None:
+        ensure(admin(self.conf), self.topics.all(), 1)
+
+    @property
+    def conf(self) -> dict[str, Any]:
+        return {"bootstrap.servers": self.endpoints.bootstrap_servers}
+
+    @property
+    def settings(self) -> Settings:
+        kafka = {"bootstrap_servers": self.endpoints.bootstrap_servers}
+        return Settings.model_validate({"prefix": self.prefix, "partitions": 2, "kafka": kafka})
+
+    @property
+    def topics(self) -> Topics:
+        return Topics(self.settings)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        source = {"tables": [self.table], "discovery_interval": 0.5, "poll_interval": 0.05, "snapshot_settle": 0.2}
+        surroundings = self.endpoints.environment()
+        return {
+            **surroundings,
+            **{name: self.aws for name in surroundings if name.startswith(AWS_URL)},
+            "HEADWATER_PREFIX": self.prefix,
+            "HEADWATER_PARTITIONS": "2",
+            "HEADWATER_AGENTS": '["ingest", "deduplicate"]',
+            "HEADWATER_SOURCES": json.dumps([{**source, **self.source}]),
+            "HEADWATER_KAFKA__SESSION_TIMEOUT": "6",
+        }
+
+    @contextmanager
+    def workers(self) -> Iterator[Workers]:
+        workers = Workers(self.count, self.directory, self.environment)
+        workers.start()
+        try:
+            yield workers
+        finally:
+            workers.stop()
+
+    def states(self) -> list[str]:
+        """Return what became of the snapshots."""
+        return [one.state for one in snapshotting.of(self.settings).all.values()]
+
+
+def pairs(raw: Recorder) -> list[tuple[bytes, bytes]]:
+    return [(record.key() or b"", record.value() or b"") for record in raw]
+
+
+def truth(world: World) -> dict[str, int]:
+    return {f"item-{number}": version for number, version in world.items(TABLE)}
+
+
+def steps(count: int) -> Callable[[World], None]:
+    """Return what makes so many changes."""
+
+    def make(world: World) -> None:
+        for _ in range(count):
+            world.step()
+
+    return make
+
+
+def long_ago(world: World) -> None:
+    """Change items so long ago that the streams have forgotten it."""
+    steps(1_500)(world)
+    stream = world.tables[TABLE].stream
+    for shard in list(stream.shards.values()):
+        stream.trim(shard, len(shard.records))
+
+
+def test_the_first_snapshot_survives_kills_and_raw_replayed_is_the_table(stack: Endpoints, tmp_path: Path) -> None:
+    with Running(Options(plan=PLAN, rate=0)) as world:
+        world.do(long_ago)
+        source = {"snapshot": "initial", "snapshot_units": 8}
+        deployment = Deployment(stack, tmp_path, world.address, count=2, source=source)
+        with Recorder(deployment.conf, deployment.topics.raw) as raw:
+
+            def rows() -> int:
+                return sum(b'"READ"' in value for _, value in pairs(raw))
+
+            with deployment.workers() as workers:
+                for number, kill in ((30, 0), (90, 1), (150, 0)):
+                    until(lambda number=number: rows() >= number, f"{number} rows")  # type: ignore[misc]
+                    world.do(steps(150))
+                    workers.kill(kill)
+                    workers.watch()
+                until(lambda: deployment.states() == ["done"], "the end of the snapshot")
+                world.do(steps(100))
+                world.do(World.settle)
+                until(lambda: replay(pairs(raw)) == world.do(truth), "what the table has")
+            found = pairs(raw)
+            assert goes_back(found) == []
+            ids = [json.loads(value)["eventID"] for _, value in found]
+            assert len(ids) == len(set(ids))
+            assert rows() < len(world.do(truth)), "rows that the stream was ahead of are left out"
+            scans = world.simulator.calls["Scan"]
+        with deployment.workers(), Recorder(deployment.conf, deployment.topics.raw) as raw:
+            world.do(steps(50))
+            until(lambda: len(raw) >= len(found) + 50, "more changes")
+            assert deployment.states() == ["done"]
+            assert world.simulator.calls["Scan"] == scans, "it is taken once"
+
+
+def test_the_command_forecasts_takes_shows_and_cancels(stack: Endpoints, tmp_path: Path, headwater: Headwater) -> None:
+    with Running(Options(plan=PLAN, rate=0)) as world:
+        world.do(long_ago)
+        deployment = Deployment(stack, tmp_path / "workers", world.address)
+        environment = deployment.environment
+        outlook = json.loads(headwater("snapshot", TABLE, "--forecast", "--json", **environment).stdout)
+        assert outlook[0]["rows"] == len(world.do(truth))
+        assert outlook[0]["units"] > 0
+        with deployment.workers(), Recorder(deployment.conf, deployment.topics.raw) as raw:
+            taken = headwater("snapshot", TABLE, "--segments", "3", "--json", **environment)
+            assert taken.returncode == 0, taken.stderr
+            (report,) = json.loads(taken.stdout)
+            assert (report["state"], report["rows"]) == ("done", len(world.do(truth)))
+            until(lambda: replay(pairs(raw)) == world.do(truth), "all items")
+
+            detached = headwater("snapshot", TABLE, "--units", "0.1", "--detach", **environment)
+            assert detached.returncode == 0, detached.stderr
+            until(lambda: deployment.states() == ["done", "running"], "the second")
+            cancelled = headwater("snapshot", TABLE, "--cancel", **environment)
+            assert cancelled.returncode == 0, cancelled.stderr
+            until(lambda: deployment.states() == ["done", "cancelled"], "its end")
+            shown = json.loads(headwater("status", "--json", **environment).stdout)["snapshots"]
+            assert [one["state"] for one in shown] == ["done", "cancelled"]
+
+
+def test_a_gap_is_repaired_by_reading_all_items_anew(stack: Endpoints, tmp_path: Path, headwater: Headwater) -> None:
+    with Running(Options(plan=PLAN, rate=0)) as world:
+        deployment = Deployment(stack, tmp_path / "workers", world.address)
+        environment = deployment.environment
+        with Recorder(deployment.conf, deployment.topics.raw) as raw:
+            world.do(steps(200))
+            with deployment.workers():
+                until(lambda: len(raw) == 200, "the changes")
+            world.do(steps(200))
+
+            def trim(world: World) -> None:
+                stream = world.tables[TABLE].stream
+                for shard in list(stream.shards.values()):
+                    stream.trim(shard, len(shard.records))
+
+            world.do(trim)
+            world.do(steps(20))
+            with deployment.workers():
+                until(lambda: headwater("gaps", **environment).returncode == 1, "the gap")
+                repaired = headwater("gaps", "repair", **environment)
+                assert repaired.returncode == 0, repaired.stderr
+                assert "deleted within a gap" in repaired.stderr
+                listed = headwater("gaps", "--json", **environment)
+                assert listed.returncode == 0, listed.stderr
+                assert all(gap["repaired"] for gap in json.loads(listed.stdout))
+                # All that the table has is right; items deleted in the gap are what nobody can know.
+                until(lambda: replay(pairs(raw)).items() >= world.do(truth).items(), "the items of the gap")
+
+
+@pytest.mark.parametrize("view", ["KEYS_ONLY", "OLD_IMAGE"])
+def test_a_stream_without_new_images_is_refused(
+    view: Any, stack: Endpoints, tmp_path: Path, headwater: Headwater, dynamodb: DynamoDBClient
+) -> None:
+    table = f"snapshot-{view}"
+    dynamodb.create_table(
+        TableName=table,
+        KeySchema=[{"AttributeName": "id", "KeyType": "HASH"}],
+        AttributeDefinitions=[{"AttributeName": "id", "AttributeType": "S"}],
+        BillingMode="PAY_PER_REQUEST",
+        StreamSpecification={"StreamEnabled": True, "StreamViewType": view},
+    )
+    deployment = Deployment(stack, tmp_path, stack.aws_endpoint_url, table)
+    refused = headwater("snapshot", table, **deployment.environment)
+    assert refused.returncode == 1
+    assert f"is {view}: it does not say what an item becomes" in refused.stderr
+    assert "NEW_AND_OLD_IMAGES" in refused.stderr
+
+
+def test_items_of_every_shape_come_out_as_they_are(
+    stack: Endpoints, tmp_path: Path, headwater: Headwater, dynamodb: DynamoDBClient
+) -> None:
+    table = f"snapshot-{uuid.uuid4().hex[:6]}"
+    dynamodb.create_table(
+        TableName=table,
+        KeySchema=[{"AttributeName": "id", "KeyType": "HASH"}, {"AttributeName": "at", "KeyType": "RANGE"}],
+        AttributeDefinitions=[
+            {"AttributeName": "id", "AttributeType": "B"},
+            {"AttributeName": "at", "AttributeType": "N"},
+        ],
+        BillingMode="PAY_PER_REQUEST",
+    )
+    item: dict[str, Any] = {
+        "id": {"B": b"\x00\xff"},
+        "at": {"N": "12345678901234567890.5"},
+        "text": {"S": 'quoted " \\ ünï'},
+        "many": {"M": {"list": {"L": [{"N": "1"}, {"BOOL": True}, {"NULL": True}]}, "set": {"SS": ["a"]}}},
+    }
+    dynamodb.put_item(TableName=table, Item=item)  # before there is a stream
+    stream: Any = {"StreamEnabled": True, "StreamViewType": "NEW_IMAGE"}
+    dynamodb.update_table(TableName=table, StreamSpecification=stream)
+    deployment = Deployment(stack, tmp_path / "workers", stack.aws_endpoint_url, table)
+    with deployment.workers(), Recorder(deployment.conf, deployment.topics.raw) as raw:
+        taken = headwater("snapshot", table, **deployment.environment)
+        assert taken.returncode == 0, taken.stderr
+        until(lambda: len(raw) == 1, "the row")
+    ((key, value),) = pairs(raw)
+    assert key == b'{"at":{"N":"12345678901234567890.5"},"id":{"B":"AP8="}}'
+    change = json.loads(value)
+    assert (change["eventName"], change["tableName"]) == ("READ", table)
+    assert change["dynamodb"]["Keys"] == {"id": {"B": "AP8="}, "at": item["at"]}
+    assert change["dynamodb"]["NewImage"] == {**item, "id": {"B": "AP8="}}
+
+
+def test_a_table_that_nobody_captures_is_no_table_for_a_snapshot(headwater: Headwater) -> None:
+    refused = headwater("snapshot", "unknown", HEADWATER_SOURCES='[{"tables": ["orders"]}]')
+    assert refused.returncode == 2
+    assert "no source of kind dynamodb-stream captures the table unknown" in refused.stderr
