@@ -254,13 +254,13 @@ class World:
     def _after_reshaping(self, stream: Stream, before: list[Shard]) -> None:
         self.widest = max(self.widest, len(stream.open))
         for born in [one for one in stream.open if one not in before]:
-            self._list_late(born)
+            self._list_late(stream, born)
         for closed in [one for one in before if not one.is_open]:
             self._forget_late(stream, closed)
 
-    def _list_late(self, shard: Shard) -> None:
+    def _list_late(self, stream: Stream, shard: Shard) -> None:
         def list_it() -> None:
-            shard.listed = True
+            stream.show(shard)
 
         self.later(self._dice.randint(0, self.plan.late), list_it)
 
