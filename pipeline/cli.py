@@ -188,7 +188,7 @@ def gaps_repair(
     _say(
         "what was deleted within a gap cannot be read any more: consumers keep such items until they change or are compared"
     )
-    _take_snapshots(settings, wanted, None, None, detach=detach, as_json=as_json)
+    _take_snapshots(settings, wanted, snapshotting.Wish(), detach=detach, as_json=as_json)
 
 
 @app.command(rich_help_panel="Run")
@@ -196,6 +196,9 @@ def snapshot(
     tables: Annotated[list[str], typer.Argument(help="Captured tables.")],
     units: Annotated[float | None, typer.Option(min=0.1, help="Read units a second, instead of the share set.")] = None,
     segments: Annotated[int | None, typer.Option(min=1, max=1_000, help="Segments scanned side by side.")] = None,
+    export: Annotated[
+        str | None, typer.Option(help="s3://bucket/prefix: export the table to there, and read that.")
+    ] = None,
     forecast: Annotated[bool, typer.Option("--forecast", help="Say what it would take, and stop.")] = False,
     cancel: Annotated[bool, typer.Option("--cancel", help="End the snapshots of the tables that run.")] = False,
     detach: Detach = False,
@@ -203,6 +206,9 @@ def snapshot(
 ) -> None:
     """Read all items of tables into raw, as changes of the kind READ, beside the capture of their streams."""
     settings = settings_module.load()
+    if export is not None and not export.startswith("s3://"):
+        raise UsageError(f"--export {export}: expected s3://bucket/prefix", hint="headwater snapshot --help")
+    wish = snapshotting.Wish(units, segments, export)
     if cancel:
         ended = snapshotting.cancel(settings, tables)
         for one in ended:
@@ -210,20 +216,19 @@ def snapshot(
         if not ended:
             _say("there is none that runs")
     elif forecast:
-        found = [snapshotting.outlook(table, units) for table in snapshotting.look_at(settings, tables)]
+        found = [snapshotting.outlook(table, wish) for table in snapshotting.look_at(settings, tables)]
         if as_json:
             _print_json([asdict(one) for one in found])
         for table in found if not as_json else ():
             out.print(f"{table}", highlight=False, soft_wrap=True)
     else:
-        _take_snapshots(settings, tables, units, segments, detach=detach, as_json=as_json)
+        _take_snapshots(settings, tables, wish, detach=detach, as_json=as_json)
 
 
 def _take_snapshots(
     settings: settings_module.Settings,
     tables: Sequence[str],
-    units: float | None,
-    segments: int | None,
+    wish: snapshotting.Wish,
     *,
     detach: bool,
     as_json: bool,
@@ -231,8 +236,8 @@ def _take_snapshots(
     """Ask for snapshots and show how they go on; Ctrl-C leaves them to the workers."""
     found = snapshotting.look_at(settings, tables)
     for table in found:
-        _say(f"{snapshotting.outlook(table, units)}")
-    wanted = [snapshotting.new(table, units, segments) for table in found]
+        _say(f"{snapshotting.outlook(table, wish)}")
+    wanted = [snapshotting.new(table, wish) for table in found]
     snapshotting.ask_for(settings, wanted)
     outcome = [snapshotting.Progress(one, 0, 0.0) for one in wanted]
     if not detach:

@@ -146,6 +146,11 @@ class DynamoDBStream(Section):
     snapshot_units: float | None = Field(
         None, gt=0, description="Read units a second that a snapshot takes, instead of a share."
     )
+    snapshot_export: str | None = Field(
+        None,
+        pattern=r"^s3://[a-z0-9.-]+(/.*)?$",
+        description="s3://bucket/prefix: snapshots read an export of the table to there instead of scanning it.",
+    )
     snapshot_settle: float = Field(
         2.0,
         ge=0,

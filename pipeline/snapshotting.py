@@ -15,7 +15,7 @@ from confluent_kafka import OFFSET_BEGINNING, Message, Producer
 from pipeline.errors import FatalError, UsageError
 from pipeline.settings import DynamoDBStream, Settings
 from pipeline.sources.dynamodb import captures
-from pipeline.sources.scan import Facts, Forecast, Scanner, forecast
+from pipeline.sources.scan import Facts, Forecast, Scanner, export_forecast, forecast
 from pipeline.sources.snapshot import plan
 from pipeline.sources.snapshots import CANCEL, Snapshot, Snapshots, is_snapshot
 from pipeline.status import read, reading
@@ -55,17 +55,28 @@ def look_at(settings: Settings, names: Iterable[str]) -> list[Table]:
     return found
 
 
-def outlook(table: Table, units: float | None) -> Forecast:
-    """Return what a snapshot of a table takes, at so many units a second, or at what its source allows."""
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """How a snapshot is to be taken; None: as its source says."""
+
+    units: float | None = None
+    segments: int | None = None
+    export: str | None = None
+
+
+def outlook(table: Table, wish: Wish) -> Forecast:
+    """Return what a snapshot of a table takes."""
+    if wish.export or table.source.snapshot_export:
+        return export_forecast(table.facts)
     allowed = table.source.snapshot_units or table.facts.units * table.source.snapshot_share
-    return forecast(table.facts, units or allowed)
+    return forecast(table.facts, wish.units or allowed)
 
 
-def new(table: Table, units: float | None, segments: int | None) -> Snapshot:
+def new(table: Table, wish: Wish) -> Snapshot:
     """Return a snapshot to ask for, with an ID that says when, and is no other's."""
     snapshot_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
-    wished = plan(table.facts, snapshot_id, table.source, segments)
-    return wished if units is None else msgspec.structs.replace(wished, units=units)
+    found = plan(table.facts, snapshot_id, table.source, wish.segments)
+    return msgspec.structs.replace(found, units=wish.units or found.units, export=wish.export or found.export)
 
 
 def ask_for(settings: Settings, snapshots: Sequence[Snapshot]) -> None:

@@ -9,6 +9,7 @@ from pipeline.sources import dynamodb, kinesis
 from pipeline.sources.dynamodb import DynamoDBStreams
 from pipeline.sources.fan_out import FanOutStreams
 from pipeline.sources.kinesis import KinesisStreams
+from pipeline.sources.s3_export import Exports
 from pipeline.sources.scan import Scanner
 from pipeline.sources.snapshot import Snapshotter
 from pipeline.sources.streams import StreamApi
@@ -30,8 +31,8 @@ def snapshotter(settings: DynamoDBStream | Kinesis) -> Snapshotter | None:
     """Return what takes snapshots of a source's tables; None: it cannot be joined with a stream that is out of order."""
     if isinstance(settings, Kinesis):
         return None
-    scanner = Scanner(settings.region, settings.threads)
-    return Snapshotter(scanner, settings, partial(dynamodb.captures, settings))
+    scanner, exports = Scanner(settings.region, settings.threads), Exports(settings.region, settings.threads)
+    return Snapshotter(scanner, exports, settings, partial(dynamodb.captures, settings))
 
 
 def captures(settings: DynamoDBStream | Kinesis, table: str) -> bool:

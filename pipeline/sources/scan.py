@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,10 @@ ON_DEMAND = 12_000
 """Read units a second that any on-demand table takes from its first moment on, of which a share is taken."""
 PRICE = 0.125
 """Dollars for a million on-demand read units in us-east-1, since November 2024; other Regions take up to twice that."""
+EXPORT_PRICE = 0.10
+"""Dollars for a gigabyte of an export in us-east-1."""
+EXPORT_BYTES = 40e6
+"""Bytes of an export that are read a second, about; AWS takes its time before."""
 SEGMENT_BYTES = 1 << 30
 """Bytes of a table above which another segment is worth while."""
 SEGMENTS = 16
@@ -43,6 +48,7 @@ class Facts:
     table: str
     view: str
     """StreamViewType; '' when it has no stream."""
+    arn: str
     keys: tuple[str, ...]
     """Names of the key attributes."""
     items: int
@@ -76,7 +82,7 @@ class Forecast:
     """Read capacity units, of 4 KiB strongly consistent each."""
     seconds: float
     dollars: float
-    """On demand; with provisioned capacity it is paid for already."""
+    """On demand; provisioned capacity is paid for already."""
 
     def __str__(self) -> str:
         takes = timedelta(seconds=math.ceil(self.seconds))
@@ -90,6 +96,11 @@ def forecast(facts: Facts, rate: float | None, price: float = PRICE) -> Forecast
     seconds = units / (rate or facts.units)
     dollars = units * price / 1e6 if facts.on_demand else 0.0
     return Forecast(facts.table, facts.items, facts.size, units, seconds, dollars)
+
+
+def export_forecast(facts: Facts, price: float = EXPORT_PRICE) -> Forecast:
+    """Return what a snapshot from an export takes: no read units."""
+    return Forecast(facts.table, facts.items, facts.size, 0, facts.size / EXPORT_BYTES, facts.size / 1e9 * price)
 
 
 def segments_for(size: int) -> int:
@@ -125,6 +136,7 @@ class Scanner:
         return Facts(
             table,
             stream.get("StreamViewType", "") if stream.get("StreamEnabled") else "",
+            found.get("TableArn", ""),
             tuple(key["AttributeName"] for key in found["KeySchema"]),
             found.get("ItemCount", 0),
             found.get("TableSizeBytes", 0),
@@ -152,24 +164,35 @@ class Scanner:
             return rows(body, snapshot, at, keys, self._client.meta.region_name, now)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise TransientError(f"{what}: the answer of Scan cannot be read: {error}") from error
-        except KeyError as error:
-            raise FatalError(f"{what}: an item has no key attribute {error}") from error
 
 
 def rows(body: bytes, snapshot: Snapshot, at: Segment, keys: tuple[str, ...], region: str, now: float) -> Page:
     """Cut an answer of Scan into rows; `at` is where its segment was before. Pure."""
     found = _decode(body)
-    head = row_head(snapshot.table, region, now)
-    records = [_row(head, snapshot, item, keys) for item in found.items]
+    records = Rows(snapshot, keys, region, now).of(found.items)
     units, after = found.consumed.units, found.last_key
     segment = Segment(after, at.rows + len(records), at.units + units, after is None)
     return Page(Cut(records, [], None, None), segment, units)
 
 
-def _row(head: bytes, snapshot: Snapshot, item: msgspec.Raw, keys: tuple[str, ...]) -> Record:
-    attributes = _decode_item(item)
-    key = canonical({name: _decode_value(attributes[name]) for name in keys})
-    return {"key": key, "value": row(head, snapshot.table, snapshot.id, key, memoryview(item))}
+class Rows:
+    """Makes the rows of one page. Pure."""
+
+    def __init__(self, snapshot: Snapshot, keys: tuple[str, ...], region: str, now: float) -> None:
+        self._snapshot, self._keys = snapshot, keys
+        self._head = row_head(snapshot.table, region, now)
+
+    def of(self, items: Iterable[msgspec.Raw]) -> list[Record]:
+        """Return rows for the ingest topic; raise FatalError when an item has no key."""
+        return [self._row(item) for item in items]
+
+    def _row(self, item: msgspec.Raw) -> Record:
+        attributes = _decode_item(item)
+        try:
+            key = canonical({name: _decode_value(attributes[name]) for name in self._keys})
+        except KeyError as error:
+            raise FatalError(f"an item of the table {self._snapshot.table} has no key attribute {error}") from error
+        return {"key": key, "value": row(self._head, self._snapshot.table, self._snapshot.id, key, memoryview(item))}
 
 
 def _as_boto_has_it(key: dict[str, dict[str, str]]) -> dict[str, dict[str, Any]]:

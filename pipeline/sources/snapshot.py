@@ -21,8 +21,9 @@ from models.snapshot import BEGIN, END, mark
 from pipeline.errors import HeadwaterError, TransientError
 from pipeline.sources.places import ShardOf
 from pipeline.sources.reading import NOTHING, Reading
+from pipeline.sources.s3_export import Exports
 from pipeline.sources.scan import Facts, Page, Scanner, segments_for
-from pipeline.sources.snapshots import INITIAL, Snapshot, Snapshots, ended
+from pipeline.sources.snapshots import INITIAL, Export, Segment, Snapshot, Snapshots, ended
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -31,6 +32,8 @@ PAGES = 8
 """Pages (1 MB each at most) of a segment that are read and not committed: bounds memory."""
 STEP = 0.1
 """Seconds between two looks whether a page may go."""
+EXPORTING = 2.0
+"""Seconds between two looks whether an export is complete."""
 PATIENCE = 60.0
 """Seconds after which a page that may not go is worth a word."""
 SLOWEST = 10.0
@@ -51,6 +54,10 @@ class Wishes(Protocol):
     @property
     def snapshot_units(self) -> float | None:
         """Read units a second, instead of a share."""
+
+    @property
+    def snapshot_export(self) -> str | None:
+        """`s3://bucket/prefix`: rows come from an export to there."""
 
     @property
     def snapshot_settle(self) -> float:
@@ -85,8 +92,8 @@ class Host(Protocol):
 class Snapshotter:
     """The snapshots of one source's tables on this worker."""
 
-    def __init__(self, scanner: Scanner, wishes: Wishes, captures: Callable[[str], bool]) -> None:
-        self._scanner, self._wishes, self._captures = scanner, wishes, captures
+    def __init__(self, scanner: Scanner, exports: Exports, wishes: Wishes, captures: Callable[[str], bool]) -> None:
+        self._scanner, self._exports, self._wishes, self._captures = scanner, exports, wishes, captures
         self._known = Snapshots()
         self._offered: dict[tuple[str, str], object] = {}
         """What was brought into the slices already, and under which claim."""
@@ -127,6 +134,9 @@ class Snapshotter:
             after = ended(snapshot, "cancelled" if cancelled else "done", self._known.rows(snapshot), _now())
             self._once(host, snapshot, after, mark(snapshot.table, snapshot.id, END))
             return
+        if snapshot.export and not self._export_of(snapshot).files:
+            host.read(snapshot.export_place, lambda: self._export(host, snapshot))
+            return
         for number in range(snapshot.segments):
             if not self._known.segment(snapshot, number).finished:
                 host.read(snapshot.segment(number), lambda number=number: self._scan(host, snapshot, number))  # type: ignore[misc]
@@ -135,6 +145,8 @@ class Snapshotter:
         """Drop the segments: what they came to is in the snapshot itself."""
         for number in list(self._known.segments.get(snapshot.stream, {})):
             host.forget(ShardOf(snapshot.table, snapshot.stream, number))
+        if snapshot.stream in self._known.exports:
+            host.forget(snapshot.export_place)
 
     def _once(self, host: Host, before: Snapshot, after: Snapshot, *marks: bytes) -> None:
         """Write down what becomes of a snapshot, if it is this worker's to do and was not done under this claim."""
@@ -167,14 +179,14 @@ class Snapshotter:
         shard, at = snapshot.segment(number), self._known.segment(snapshot, number)
         purse, waiting = asyncio.Semaphore(PAGES), deque[tuple[Page, float]]()
         due, said = time.monotonic(), False
-        while self._known.all[snapshot.stream].state == "running" and snapshot.stream not in self._known.cancelled:
+        while self._is_wanted(snapshot):
             if waiting and host.has_read(snapshot.table, waiting[0][1] + self._wishes.snapshot_settle):
                 page, _ = waiting.popleft()
                 if not host.offer(Reading(shard, page.cut, page.segment, purse=purse)) or page.segment.finished:
                     return
             elif not at.finished and not purse.locked() and time.monotonic() >= due:
                 await purse.acquire()
-                page = await self._patiently(host, self._scanner.page, snapshot, number, at, keys, _now())
+                page = await self._page(host, snapshot, number, at, keys)
                 waiting.append((page, time.time()))
                 at, due = page.segment, max(due, time.monotonic()) + self._pause(snapshot, page.units)
             else:
@@ -186,6 +198,37 @@ class Snapshotter:
                     )
                     said = True
                 await asyncio.sleep(STEP)
+
+    def _is_wanted(self, snapshot: Snapshot) -> bool:
+        return self._known.all[snapshot.stream].state == "running" and snapshot.stream not in self._known.cancelled
+
+    async def _page(self, host: Host, snapshot: Snapshot, number: int, at: Segment, keys: tuple[str, ...]) -> Page:
+        if not snapshot.export:
+            return await self._patiently(host, self._scanner.page, snapshot, number, at, keys, _now())
+        export = self._export_of(snapshot)
+        return await self._patiently(host, self._exports.page, snapshot, export, number, at, keys, _now())
+
+    # -- exporting ----------------------------------------------------------------------------------------------------
+
+    def _export_of(self, snapshot: Snapshot) -> Export:
+        return self._known.exports.get(snapshot.stream, Export(""))
+
+    async def _export(self, host: Host, snapshot: Snapshot) -> None:
+        """Ask for the export, write down that it is under way, and then where its files are."""
+        place, export = snapshot.export_place, self._export_of(snapshot)
+        if not export.arn:
+            facts = await self._patiently(host, self._scanner.facts, snapshot.table)
+            export = Export(await self._patiently(host, self._exports.begin, snapshot, facts.arn))
+            host.offer(Reading(place, NOTHING, export))
+            log.info("The table %s is being exported: %s", snapshot.table, export.arn)
+        while self._is_wanted(snapshot):
+            files = await self._patiently(host, self._exports.manifest, snapshot.table, export.arn)
+            if files is not None:
+                host.offer(Reading(place, NOTHING, Export(export.arn, files)))
+                return
+            await asyncio.sleep(EXPORTING)
+
+    # -- for all of it ------------------------------------------------------------------------------------------------
 
     def _pause(self, snapshot: Snapshot, units: float) -> float:
         """Return the seconds for which a segment has taken its part of the units."""
@@ -216,6 +259,7 @@ def plan(facts: Facts, snapshot_id: str, wishes: Wishes, segments: int | None = 
         wishes.snapshot_units or facts.units * wishes.snapshot_share,
         asked=_now(),
         expected=facts.items,
+        export=wishes.snapshot_export or "",
     )
 
 

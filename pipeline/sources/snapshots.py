@@ -1,7 +1,7 @@
 """What the shards topic holds of snapshots. Pure.
 
 The key `snapshot:TABLE:ID/` holds the snapshot itself, `snapshot:TABLE:ID/NUMBER` how far one of its segments has been
-scanned, and `snapshot:TABLE:ID/cancel` that someone wants it to end.
+scanned, `snapshot:TABLE:ID/export` where its export to S3 is, and `snapshot:TABLE:ID/cancel` that someone wants it to end.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import msgspec
 from models.snapshot import PREFIX
 from pipeline.sources.places import Gap, ShardOf
 
-CANCEL = "cancel"
+CANCEL, EXPORT = "cancel", "export"
 INITIAL = "initial"
 """The ID of the snapshot that the setting `snapshot` asks for: one a table, ever."""
 
@@ -38,6 +38,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     """Items of the table, as AWS counted them some hours ago."""
     rows: int = 0
     """What was read, in the end."""
+    export: str = ""
+    """`s3://bucket/prefix`: the rows come from an export to there, and not from scans."""
 
     @property
     def stream(self) -> str:
@@ -53,6 +55,11 @@ class Snapshot(msgspec.Struct, frozen=True):
         """Return where the position of a segment is kept, and which worker scans it."""
         return ShardOf(self.table, self.stream, str(number))
 
+    @property
+    def export_place(self) -> ShardOf:
+        """Where its export is written down, and which worker asks for it."""
+        return ShardOf(self.table, self.stream, EXPORT)
+
 
 class Segment(msgspec.Struct, frozen=True):
     """How far a segment has been scanned."""
@@ -62,6 +69,14 @@ class Segment(msgspec.Struct, frozen=True):
     rows: int = 0
     units: float = 0.0
     finished: bool = False
+
+
+class Export(msgspec.Struct, frozen=True):
+    """The export of a snapshot's table."""
+
+    arn: str
+    files: str = ""
+    """Key of the object that lists its files; '' while it is under way."""
 
 
 def is_snapshot(stream: str) -> bool:
@@ -75,11 +90,16 @@ class Snapshots:
 
     all: dict[str, Snapshot] = field(default_factory=dict)
     segments: dict[str, dict[str, Segment]] = field(default_factory=dict)
+    exports: dict[str, Export] = field(default_factory=dict)
     cancelled: set[str] = field(default_factory=set)
 
     def take(self, stream: str, shard_id: str, value: bytes | None) -> None:
         """Take a record of the topic in."""
-        if value is None:
+        if shard_id == EXPORT:
+            self.exports.pop(stream, None)
+            if value is not None:
+                self.exports[stream] = _export(value)
+        elif value is None:
             self.segments.get(stream, {}).pop(shard_id, None)
         elif shard_id == CANCEL:
             self.cancelled.add(stream)
@@ -120,4 +140,5 @@ def ended(snapshot: Snapshot, state: Literal["done", "cancelled"], rows: int, at
 
 
 _snapshot = msgspec.json.Decoder(Snapshot).decode
+_export = msgspec.json.Decoder(Export).decode
 _segment = msgspec.json.Decoder(Segment).decode

@@ -30,7 +30,7 @@ from pipeline.sources.reading import NOTHING, Reading
 from pipeline.sources.records import Cut
 from pipeline.sources.shards import Lineage, Position, Shard
 from pipeline.sources.snapshot import Snapshotter
-from pipeline.sources.snapshots import CANCEL, is_snapshot
+from pipeline.sources.snapshots import CANCEL, EXPORT, is_snapshot
 from pipeline.sources.tips import is_reached, is_tip
 from pipeline.transport import Follower, Slice, Source, Transport
 from pipeline.transport.fatal import stop_process
@@ -256,7 +256,7 @@ class StreamSource(Source):
                 self._known.take(key, value)
             else:
                 continue
-            news |= value is not None and (shard_id in {"", CANCEL} or b'"finished":true' in value)
+            news |= value is not None and (shard_id in {"", CANCEL, EXPORT} or b'"finished":true' in value)
         if news and self._loop is not None:
             self._loop.call_soon_threadsafe(self._start_readers)
 

@@ -14,6 +14,7 @@ T = TypeVar("T")
 class Subscription(Generic[T]):
     """Follows an iterator that blocks, in a thread of its own, and holds one element until it is taken.
 
+    The thread begins when somebody takes or waits for the first time: what nobody reads costs nothing.
     While one is held the thread stands still and reads no more: that is the back-pressure. An exception that the iterator
     yields is raised at its turn and the next element follows; one that it raises is raised, and is the last.
     """
@@ -27,11 +28,15 @@ class Subscription(Generic[T]):
         self._held: T | Exception | None = None
         self._closed = threading.Event()
         self._listener: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
-        threading.Thread(target=self._run, args=(follow,), name=name, daemon=True).start()
+        self._thread: threading.Thread | None = threading.Thread(
+            target=self._run, args=(follow,), name=name, daemon=True
+        )
+        """Until it is started."""
 
     def take(self) -> T | None:
         """Return what has come, None when nothing has; raise what the iterator yielded or raised as an exception."""
         with self._room:
+            self._start()
             found, self._held = self._held, None
             self._room.notify()
         if isinstance(found, Exception):
@@ -42,6 +47,7 @@ class Subscription(Generic[T]):
         """Wait until something has come, or nothing more can."""
         news = asyncio.Event()
         with self._room:
+            self._start()
             if self._held is not None or self.ended:
                 return
             self._listener = asyncio.get_running_loop(), news
@@ -52,6 +58,11 @@ class Subscription(Generic[T]):
         self._closed.set()
         with self._room:
             self._room.notify()
+
+    def _start(self) -> None:
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.start()
 
     def _run(self, follow: Callable[[threading.Event], Generator[T | Exception, None, None]]) -> None:
         try:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 from conftest import Headwater
 from mypy_boto3_dynamodb import DynamoDBClient
@@ -18,11 +19,14 @@ from waiting import until
 
 from pipeline import snapshotting
 from pipeline.lab.demo import Recorder
+from pipeline.lab.simulator import exports as simulated
 from pipeline.lab.simulator.server import Options, Running
 from pipeline.lab.simulator.world import Plan, World
 from pipeline.lab.stack import AWS_URL, Endpoints
 from pipeline.lab.workers import Workers
 from pipeline.settings import Settings
+from pipeline.sources import s3_export
+from pipeline.sources.snapshots import Export, Segment, Snapshot
 from pipeline.topics import Topics, admin, ensure
 
 pytestmark = pytest.mark.kafka
@@ -73,8 +77,8 @@ class Deployment:
         }
 
     @contextmanager
-    def workers(self) -> Iterator[Workers]:
-        workers = Workers(self.count, self.directory, self.environment)
+    def workers(self, **more: str) -> Iterator[Workers]:
+        workers = Workers(self.count, self.directory, {**self.environment, **more})
         workers.start()
         try:
             yield workers
@@ -127,6 +131,7 @@ def test_the_first_snapshot_survives_kills_and_raw_replayed_is_the_table(stack: 
                     until(lambda number=number: rows() >= number, f"{number} rows")  # type: ignore[misc]
                     world.do(steps(150))
                     workers.kill(kill)
+                    until(lambda kill=kill: not workers.all[kill].alive(), "its death")  # type: ignore[misc]
                     workers.watch()
                 until(lambda: deployment.states() == ["done"], "the end of the snapshot")
                 world.do(steps(100))
@@ -168,6 +173,71 @@ def test_the_command_forecasts_takes_shows_and_cancels(stack: Endpoints, tmp_pat
             until(lambda: deployment.states() == ["done", "cancelled"], "its end")
             shown = json.loads(headwater("status", "--json", **environment).stdout)["snapshots"]
             assert [one["state"] for one in shown] == ["done", "cancelled"]
+
+
+def a_bucket(stack: Endpoints, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Make a bucket, and let this process, in which the simulator writes exports as AWS would, use it."""
+    for name, value in stack.environment().items():
+        if name.startswith("AWS_"):
+            monkeypatch.setenv(name, value)
+    bucket = f"exports-{uuid.uuid4().hex[:8]}"
+    client = boto3.client("s3", endpoint_url=stack.s3_endpoint_url)
+    client.create_bucket(Bucket=bucket, CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
+    return bucket
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_an_export_is_read_page_by_page_from_any_position(
+    restarts: bool, stack: Endpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = a_bucket(stack, monkeypatch)
+    monkeypatch.setattr(s3_export, "LINES", 40)
+    world = World(PLAN)
+    long_ago(world)
+    client = boto3.client("s3", endpoint_url=stack.s3_endpoint_url)
+    for key, body in simulated.Exports(world, "").objects(TABLE, "there"):
+        client.put_object(Bucket=bucket, Key=key, Body=body)
+    snapshot = Snapshot(TABLE, "s1", 3, export=f"s3://{bucket}/there")
+    export = Export("arn", "there/manifest-files.json")
+    exports, found = s3_export.Exports(None, 1), []
+    for number in range(3):
+        at = Segment()
+        while not at.finished:
+            page = exports.page(snapshot, export, number, at, ("id",), 1.0)
+            found += [(record["key"], record["value"]) for record in page.cut.records]
+            at = page.segment
+            if restarts:
+                exports = s3_export.Exports(None, 1)
+    assert len(found) == len(truth(world))
+    assert replay(found) == truth(world)
+
+
+def test_an_export_to_s3_is_read_instead_of_a_scan(
+    stack: Endpoints, tmp_path: Path, headwater: Headwater, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = a_bucket(stack, monkeypatch)
+    with Running(Options(plan=PLAN, rate=0, s3_endpoint=stack.s3_endpoint_url)) as world:
+        world.do(long_ago)
+        deployment = Deployment(stack, tmp_path / "workers", world.address)
+        environment = {**deployment.environment, "AWS_ENDPOINT_URL_S3": stack.s3_endpoint_url}
+        with (
+            deployment.workers(AWS_ENDPOINT_URL_S3=stack.s3_endpoint_url) as workers,
+            Recorder(deployment.conf, deployment.topics.raw) as raw,
+        ):
+            arguments = ("snapshot", TABLE, "--export", f"s3://{bucket}/some/where/", "--segments", "2")
+            detached = headwater(*arguments, "--detach", **environment)
+            assert detached.returncode == 0, detached.stderr
+            until(lambda: deployment.states() == ["running"], "its beginning")
+            world.do(steps(100))
+            workers.kill(0)
+            until(lambda: not workers.all[0].alive(), "its death")
+            workers.watch()
+            until(lambda: deployment.states() == ["done"], "its end")
+            world.do(steps(20))
+            until(lambda: replay(pairs(raw)) == world.do(truth), "what the table has")
+            assert goes_back(pairs(raw)) == []
+            assert any(b'"READ"' in value for _, value in pairs(raw))
+        assert world.simulator.calls["Scan"] == 0
 
 
 def test_a_gap_is_repaired_by_reading_all_items_anew(stack: Endpoints, tmp_path: Path, headwater: Headwater) -> None:

@@ -145,7 +145,7 @@ def test_a_page_becomes_rows_and_a_position() -> None:
 
 
 def test_a_forecast_says_units_time_and_cost() -> None:
-    facts = Facts("orders", "NEW_IMAGE", ("id",), 1_000_000, 4096 * 800_000, 1_000, on_demand=True)
+    facts = Facts("orders", "NEW_IMAGE", "arn", ("id",), 1_000_000, 4096 * 800_000, 1_000, on_demand=True)
     found = forecast(facts, 400.0)
     assert (found.units, found.seconds, found.dollars) == (800_000, 2_000.0, 0.1)
     assert str(found) == "orders: about 1,000,000 items, 3.277 GB, 800,000 read units, 0:33:20, about $0.10"

@@ -74,6 +74,7 @@ def test_a_subscription_stands_still_until_what_it_holds_is_taken() -> None:
             yield TransientError("a break") if number == 2 else number
 
     subscription = Subscription(follow, "test")
+    assert subscription.take() is None
     until(lambda: reached == [0, 1], "one held, one in hand")
     taken: list[int | str] = []
 
@@ -94,6 +95,14 @@ def test_a_subscription_stands_still_until_what_it_holds_is_taken() -> None:
     assert subscription.ended
 
 
+def test_nothing_is_followed_before_somebody_listens() -> None:
+    before = threading.active_count()
+    subscription = Subscription(lambda closed: (one for one in [1]), "test")
+    assert threading.active_count() == before
+    assert asyncio.run(asyncio.wait_for(subscription.wait(), 10)) is None
+    assert subscription.take() == 1
+
+
 def test_a_subscription_that_is_closed_ends_although_nobody_takes() -> None:
     ended = threading.Event()
 
@@ -105,6 +114,7 @@ def test_a_subscription_that_is_closed_ends_although_nobody_takes() -> None:
             ended.set()
 
     subscription = Subscription(follow, "test")
+    subscription.take()
     until(lambda: subscription._held is not None, "something to take")
     subscription.close()
     assert ended.wait(10)

@@ -18,6 +18,7 @@ from pipeline.errors import TransientError
 from pipeline.lab.simulator import kinesis
 from pipeline.lab.simulator.dynamodb import THROTTLED, DynamoDB
 from pipeline.lab.simulator.event_stream import CONTENT_TYPE
+from pipeline.lab.simulator.exports import Exports
 from pipeline.lab.simulator.fan_out import SUBSCRIBE, FanOut
 from pipeline.lab.simulator.faults import ApiError, CutOffError, Faults, Rates, TimedOutError
 from pipeline.lab.simulator.kinesis import Kinesis
@@ -44,6 +45,8 @@ class Options:
     """How long a subscription of enhanced fan-out lasts."""
     wait_for_reader: bool = False
     """Make the first change when the first GetRecords or SubscribeToShard call comes."""
+    s3_endpoint: str = ""
+    """An S3 (a stand-in) into which tables are exported; '': exports are refused."""
     host: str = "127.0.0.1"
     port: int = 0
 
@@ -64,6 +67,7 @@ class Simulator:
             **DynamoDB(self.world, self.faults, iterator_seconds=options.iterator_seconds).calls,
             **self.kinesis.calls,
             **self.fan_out.calls,
+            **Exports(self.world, options.s3_endpoint).calls,
         }
 
     async def run(self, started: Callable[[str], None]) -> None:
