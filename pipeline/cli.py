@@ -473,7 +473,7 @@ def soak_sources(
     from pipeline.lab import soak as soaks
 
     shutil.rmtree(directory, ignore_errors=True)
-    options = soaks.Options(directory.absolute(), seconds, seed, rate, kinesis=kinesis)
+    options = soaks.Options(directory.absolute(), seconds=seconds, seed=seed, rate=rate, kinesis=kinesis)
     report = soaks.run(options, say=_say)
     verdict = "[bold green]PROVED[/]" if report.ok else "[bold red]FAILED[/]"
     err.print(
