@@ -29,7 +29,7 @@ def attach(worker: Worker) -> None:
         standby_replicas=settings.standby_replicas,
     )
     worker.transport.join(seen)
-    delivered = Delivered(worker.transport, topics.delivered, settings.state_dir)
+    delivered = Delivered(worker.transport, topics.ingest, topics.delivered, settings.state_dir)
     worker.transport.join(delivered)
     newest = NewestTimes(topics.ingest)
     worker.transport.join(newest)

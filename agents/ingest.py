@@ -13,6 +13,7 @@ from pipeline.app import Worker
 from pipeline.errors import UsageError
 from pipeline.sources.kinds import snapshotter, stream_api
 from pipeline.sources.reading import Reading
+from pipeline.sources.snapshot import Snapshotter
 from pipeline.sources.streams import StreamApi, StreamSource
 
 
@@ -35,7 +36,7 @@ def attach(worker: Worker) -> None:
             snapshots=snapshotter(settings),
         )
         worker.transport.join(source)
-        worker.preflights.append(partial(preflight, api))
+        worker.preflights.append(partial(preflight, api, source.snapshots))
 
     @worker.agent("ingest", *names)
     async def ingest(stream: Stream[Reading]) -> None:
@@ -49,10 +50,12 @@ def since(start: str | datetime) -> float | None:
     return time.time() if start == "latest" else None
 
 
-def preflight(api: StreamApi) -> None:
-    """Look at every table; raise the error that says what is wrong with the first that cannot be captured."""
+def preflight(api: StreamApi, snapshots: Snapshotter | None) -> None:
+    """Look at every table; raise the error that says what is wrong with the first that cannot be captured, or read."""
     for table in api.tables(set()):
         api.stream_of(table)
+        if snapshots is not None:
+            snapshots.preflight(table)
 
 
 def write(worker: Worker, reading: Reading) -> None:

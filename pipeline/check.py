@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,9 +21,10 @@ from pipeline.flows import compile_flow
 from pipeline.settings import DynamoDBStream, Flow, Kinesis, Settings
 from pipeline.sources.aws import TABLES, client, explain
 from pipeline.sources.consumers import Consumers
-from pipeline.sources.kinds import captures, onlooker
+from pipeline.sources.kinds import captures, onlooker, snapshotter
 from pipeline.sources.kinesis import plain
 from pipeline.sources.places import ShardOf
+from pipeline.sources.snapshot import Snapshotter
 from pipeline.sources.streams import Start, StreamApi
 from pipeline.topics import Topics, admin, look
 
@@ -129,7 +131,7 @@ def _identity() -> str:
 def _source(settings: DynamoDBStream | Kinesis) -> Iterator[Finding]:
     what = f"source {settings.kind}"
     try:
-        api = onlooker(settings)
+        api, snapshots = onlooker(settings), snapshotter(settings)
         tables = api.tables(set())
     except HeadwaterError as error:
         yield Finding(what, False, error.message, error.hint)
@@ -138,11 +140,14 @@ def _source(settings: DynamoDBStream | Kinesis) -> Iterator[Finding]:
     if not tables:
         yield Finding(what, False, f"there is no {name} of these names or tags yet", hint)
     for table in tables:
-        yield from _try(f"{name} {table}", lambda table=table: _table(api, settings, table))  # type: ignore[misc]
+        look_at = partial(_table, api, settings, snapshots, table)
+        yield from _try(f"{name} {table}", look_at)
 
 
-def _table(api: StreamApi, settings: DynamoDBStream | Kinesis, table: str) -> str:
+def _table(api: StreamApi, settings: DynamoDBStream | Kinesis, snapshots: Snapshotter | None, table: str) -> str:
     stream = api.stream_of(table)
+    if snapshots is not None:
+        snapshots.preflight(table)
     shards = api.shards_of(stream.arn)
     if isinstance(settings, Kinesis) and settings.read == "fan-out":
         return f"stream {table}, {len(shards)} shards listed, {_consumer(settings, plain(stream.arn))}"

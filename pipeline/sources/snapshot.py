@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from models.snapshot import BEGIN, END, mark
-from pipeline.errors import HeadwaterError, TransientError
+from pipeline.errors import FatalError, HeadwaterError, TransientError
 from pipeline.sources.places import ShardOf
 from pipeline.sources.reading import NOTHING, Reading
 from pipeline.sources.s3_export import Exports
@@ -97,6 +97,11 @@ class Snapshotter:
         self._known = Snapshots()
         self._offered: dict[tuple[str, str], object] = {}
         """What was brought into the slices already, and under which claim."""
+
+    def preflight(self, table: str) -> None:
+        """Raise FatalError when the first snapshot of a table is wanted and cannot be joined with its stream."""
+        if self._wishes.snapshot == "initial" and (refusal := self._scanner.facts(table).refusal()):
+            raise FatalError(refusal, hint='NEW_AND_OLD_IMAGES, or snapshot = "none": headwater check')
 
     def take(self, stream: str, shard_id: str, value: bytes | None) -> bool:
         """Take a record of the shards topic in; False: it is of another source's table."""

@@ -151,7 +151,7 @@ class StreamSource(Source):
         self._transport, self._api, self._pacing, self._metrics = transport, api, pacing, metrics
         self._since = since
         """The time from which on the changes of a stream that is found now are wanted."""
-        self._snapshots = snapshots
+        self.snapshots = snapshots
         self._pool = ThreadPoolExecutor(pacing.threads, topic)
         self._follower = Follower(transport.client_conf(), fence, self._apply)
         self._known = Known({}, {})
@@ -250,7 +250,7 @@ class StreamSource(Source):
             key, value = cast("bytes", record.key()), record.value()
             stream, _, shard_id = key.decode().rpartition("/")
             if is_snapshot(stream):
-                if self._snapshots is None or not self._snapshots.take(stream, shard_id, value):
+                if self.snapshots is None or not self.snapshots.take(stream, shard_id, value):
                     continue
             elif self._api.owns(stream):
                 self._known.take(key, value)
@@ -352,8 +352,8 @@ class StreamSource(Source):
             listed, now = {shard.shard_id for shard in listing.shards}, time.time()
             old = [s for s, p in places.items() if p.finished and s not in listed and now - p.at > TRIMMED]
             self._forget([ShardOf(listing.table, arn, one) for one in {*lineage.forgettable(), *old}])
-        if self._snapshots is not None:
-            self._snapshots.go_on(self)
+        if self.snapshots is not None:
+            self.snapshots.go_on(self)
 
     def _begin(self, arn: str, listing: _Listing) -> None:
         """Write down how a stream begins; its shards are read when that is committed."""
@@ -400,7 +400,7 @@ class StreamSource(Source):
                 iterator, errors = found.next_iterator, 0
                 gaps = tuple(msgspec.structs.replace(gap, before=found.first) for gap in gaps)
                 count, finished = len(found.records) + len(found.unreadable), iterator is None
-                awaited = self._snapshots is not None and self._snapshots.runs(shard.table)
+                awaited = self.snapshots is not None and self.snapshots.runs(shard.table)
                 if awaited and not (finished or found.behind) and is_tip(count, _size(found), idle):
                     tip_at = asked
                 if count or finished or gaps or (awaited and tip_at > told + TIP):

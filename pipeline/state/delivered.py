@@ -112,8 +112,10 @@ def entries_of(generation: str) -> bytes:
 class Delivered(Partitions):
     """Follows the slices; `memory` is for the deduplicate agent."""
 
-    def __init__(self, transport: Transport, changelog: str, directory: Path) -> None:
-        super().__init__(transport, changelog, directory, changelog, sends=True, on_recovered=self._recovered)
+    def __init__(self, transport: Transport, topic: str, changelog: str, directory: Path) -> None:
+        super().__init__(
+            transport, changelog, directory, changelog, sends=True, on_recovered=self._recovered, works_on=topic
+        )
         self._leaving: set[int] = set()
         """Partitions that may have items to drop."""
         self._dropped: dict[int, bytes] = {}

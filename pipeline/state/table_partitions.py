@@ -118,6 +118,11 @@ class TablePartition:
             changelog=self.reached,
         )
 
+    def forget(self) -> None:
+        """Forget what is not committed."""
+        with self._lock:
+            self._open, self._frozen = {}, None
+
     def close(self) -> None:
         """Close RocksDB. What is not committed is forgotten."""
         self._store.close()
@@ -140,8 +145,11 @@ class Partitions(Participant):
         *,
         sends: bool,
         on_recovered: Callable[[int, TablePartition], None],
+        works_on: str | None = None,
     ) -> None:
+        """`works_on` is the one topic whose agents use the table; None: any may."""
         self.fence = changelog_topic
+        self._works_on = works_on
         self.all: dict[int, TablePartition] = {}
         self._transport, self._directory, self._name = transport, directory, name
         self._on_recovered = on_recovered
@@ -149,6 +157,8 @@ class Partitions(Participant):
         """Whether the changelog is written here, a record a key and slice; else Faust does, a record a write."""
         self._sent: dict[int, int] = {}
         """The changelog's offset after what this worker has sent."""
+        self._parked: dict[int, TablePartition] = {}
+        """Revoked, and kept open until the assignment that follows: most partitions come back in it."""
         self._claims: dict[int, object] = {}
         """One object an assignment: a recovery that began under an earlier one must not be taken for this one's."""
         self._locks: dict[int, asyncio.Lock] = {}
@@ -205,9 +215,15 @@ class Partitions(Participant):
     def assigned(self, partitions: frozenset[TP]) -> None:
         """Hold what works on the new partitions back and recover them; the others run meanwhile."""
         consumer = cast("Consumer", self._transport.app.consumer)
+        for partition in self._parked.keys() - {tp.partition for tp in partitions if tp.topic == self.fence}:
+            self._parked.pop(partition).close()
         for tp in partitions:
             if tp.topic == self.fence:
-                held = {other for other in consumer.assignment() if other.partition == tp.partition}
+                held = {
+                    other
+                    for other in consumer.assignment()
+                    if other.partition == tp.partition and self._works_on in {None, other.topic}
+                }
                 consumer.hold(held, self.fence)
                 claim = self._claims[tp.partition] = object()
                 task = asyncio.ensure_future(self._open(consumer, tp, claim, held))
@@ -215,15 +231,18 @@ class Partitions(Participant):
                 task.add_done_callback(self._tasks.discard)
 
     def revoked(self, partitions: frozenset[TP]) -> None:
-        """Close what belongs to another worker now."""
+        """Let go of what may belong to another worker now."""
         for tp in partitions:
             if tp.topic == self.fence:
                 self._claims.pop(tp.partition, None)
                 self._sent.pop(tp.partition, None)
                 partition = self.all.get(tp.partition)
                 self.all = {number: other for number, other in self.all.items() if number != tp.partition}
-                if partition is not None:
+                if partition is not None and self._transport.app.should_stop:
                     partition.close()
+                elif partition is not None:
+                    partition.forget()
+                    self._parked[tp.partition] = partition
 
     async def _open(self, consumer: Consumer, tp: TP, claim: object, held: set[TP]) -> None:
         # One recovery of a partition at a time: RocksDB has one owner, and a partition may come back while it runs.
@@ -245,7 +264,8 @@ class Partitions(Participant):
 
     async def _recover(self, consumer: Consumer, tp: TP, claim: object) -> TablePartition:
         path, started = self.path(tp.partition), time.monotonic()
-        partition = await asyncio.to_thread(TablePartition, path)
+        warm = self._parked.pop(tp.partition, None)
+        partition = await asyncio.to_thread(TablePartition, path) if warm is None else warm
         # Every transaction with writes sends an offset of the changelog: this waits until the last one is decided.
         await consumer.questions.committed(tp)
         first, end = partition.reached, await consumer.questions.end(tp)
@@ -261,6 +281,7 @@ class Partitions(Participant):
             partition.apply(writes, cast("int", records[-1].offset()) + 1)
             return self._claims.get(tp.partition) is claim
 
-        await asyncio.to_thread(changelog.read, self._transport.client_conf(), tp, first, end, apply)
+        if first < end:
+            await asyncio.to_thread(changelog.read, self._transport.client_conf(), tp, first, end, apply)
         log.info("Table %s[%d]: offset %d -> %d in %.2f s", *tp, first, end, time.monotonic() - started)
         return partition

@@ -86,8 +86,9 @@ class Deployment:
             workers.stop()
 
     def states(self) -> list[str]:
-        """Return what became of the snapshots."""
-        return [one.state for one in snapshotting.of(self.settings).all.values()]
+        """Return what became of the snapshots, in the order in which they were asked for."""
+        found = snapshotting.of(self.settings).all.values()
+        return [one.state for one in sorted(found, key=lambda one: one.asked)]
 
 
 def pairs(raw: Recorder) -> list[tuple[bytes, bytes]]:
@@ -286,6 +287,13 @@ def test_a_stream_without_new_images_is_refused(
     assert refused.returncode == 1
     assert f"is {view}: it does not say what an item becomes" in refused.stderr
     assert "NEW_AND_OLD_IMAGES" in refused.stderr
+    if view == "OLD_IMAGE":  # which can be captured
+        deployment.source = {"snapshot": "initial"}
+        checked = headwater("check", **deployment.environment)
+        assert "it does not say what an item becomes" in checked.stdout
+        started = headwater("run", "ingest", **deployment.environment)
+        assert started.returncode == 1
+        assert "it does not say what an item becomes" in started.stderr
 
 
 def test_items_of_every_shape_come_out_as_they_are(
