@@ -6,19 +6,23 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 
 from pipeline.app import known_agents, wanted_agents
 from pipeline.errors import HeadwaterError
 from pipeline.flows import compile_flow
 from pipeline.settings import DynamoDBStream, Flow, Kinesis, Settings
-from pipeline.sources.aws import TABLES, explain
-from pipeline.sources.kinds import captures, snapshotter, stream_api
+from pipeline.sources.aws import TABLES, client, explain
+from pipeline.sources.consumers import Consumers
+from pipeline.sources.kinds import captures, onlooker, snapshotter
+from pipeline.sources.kinesis import plain
 from pipeline.sources.places import ShardOf
 from pipeline.sources.snapshot import Snapshotter
 from pipeline.sources.streams import Start, StreamApi
@@ -62,6 +66,8 @@ def _try(what: str, look_at: Callable[[], str]) -> Iterator[Finding]:
         yield Finding(what, True, look_at())
     except HeadwaterError as error:
         yield Finding(what, False, error.message, error.hint)
+    except ResponseParserError as error:
+        yield Finding(what, False, f"this is no answer of AWS: {error}".splitlines()[0], "env | grep AWS_ENDPOINT_URL")
     except (ClientError, BotoCoreError) as error:
         found = explain(error, what)
         yield Finding(what, False, found.message, found.hint)
@@ -125,7 +131,7 @@ def _identity() -> str:
 def _source(settings: DynamoDBStream | Kinesis) -> Iterator[Finding]:
     what = f"source {settings.kind}"
     try:
-        api, snapshots = stream_api(settings), snapshotter(settings)
+        api, snapshots = onlooker(settings), snapshotter(settings)
         tables = api.tables(set())
     except HeadwaterError as error:
         yield Finding(what, False, error.message, error.hint)
@@ -134,18 +140,33 @@ def _source(settings: DynamoDBStream | Kinesis) -> Iterator[Finding]:
     if not tables:
         yield Finding(what, False, f"there is no {name} of these names or tags yet", hint)
     for table in tables:
-        yield from _try(f"{name} {table}", lambda table=table: _table(api, snapshots, table))  # type: ignore[misc]
+        look_at = partial(_table, api, settings, snapshots, table)
+        yield from _try(f"{name} {table}", look_at)
 
 
-def _table(api: StreamApi, snapshots: Snapshotter | None, table: str) -> str:
+def _table(api: StreamApi, settings: DynamoDBStream | Kinesis, snapshots: Snapshotter | None, table: str) -> str:
     stream = api.stream_of(table)
     if snapshots is not None:
         snapshots.preflight(table)
     shards = api.shards_of(stream.arn)
+    if isinstance(settings, Kinesis) and settings.read == "fan-out":
+        return f"stream {table}, {len(shards)} shards listed, {_consumer(settings, plain(stream.arn))}"
     if shards:  # the permissions that reading needs, used once
         last = shards[-1].shard_id
         api.records(api.iterator(stream.arn, last, Start()), ShardOf(table, stream.arn, last))
     return f"stream {stream.arn.rpartition('/')[2]}, {len(shards)} shards listed"
+
+
+def _consumer(settings: Kinesis, stream_arn: str) -> str:
+    found = Consumers(client("kinesis", settings.region, 1), settings.consumer).find(stream_arn)
+    if found is not None:
+        return f"the consumer {found[0].rpartition('/')[2]} is {found[1]}"
+    if ":" in settings.consumer:
+        raise HeadwaterError(
+            f"there is no consumer {settings.consumer}",
+            hint=f"aws kinesis list-stream-consumers --stream-arn {stream_arn}",
+        )
+    return f"the consumer {settings.consumer} is not there yet: the first worker registers it"
 
 
 def _lake(url: str) -> str:

@@ -463,7 +463,9 @@ def simulate(
     rate: Annotated[int, typer.Option(min=1, help="Changes a second.")] = 1_000,
     changes: Annotated[int | None, typer.Option(min=1, help="Changes after which nothing more happens.")] = None,
     rough: Annotated[bool, typer.Option("--rough", help="With throttles, errors, trimming and all else.")] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Change nothing until the first GetRecords call.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Change nothing until the first GetRecords or SubscribeToShard.")
+    ] = False,
     kinesis: Annotated[
         bool, typer.Option("--kinesis", help="Deliver into Kinesis streams of the tables' names.")
     ] = False,
@@ -477,7 +479,8 @@ def simulate(
     if rough:
         plan = world.Plan.rough(tables, seed, rate, kinesis=kinesis)
     rates = faults.Rates.rough() if rough else faults.Rates()
-    options = server.Options(plan, rates, rate, changes, wait_for_reader=wait, port=port)
+    lasts = 10.0 if rough else 300.0
+    options = server.Options(plan, rates, rate, changes, subscription_seconds=lasts, wait_for_reader=wait, port=port)
     with suppress(KeyboardInterrupt):
         asyncio.run(server.Simulator(options).run(lambda address: out.print(f"AWS_ENDPOINT_URL={address}")))
 
@@ -487,6 +490,9 @@ def soak_sources(
     seconds: Annotated[float, typer.Option(min=10, help="How long changes are made.")] = 60,
     seed: Annotated[int, typer.Option(help="Same seed, same history of the streams.")] = 1,
     rate: Annotated[int, typer.Option(min=1, help="Changes a second.")] = 1_500,
+    kinesis: Annotated[
+        bool, typer.Option("--kinesis", help="Kinesis streams, polled and pushed, that grow to 64 shards.")
+    ] = False,
     directory: Directory = Path(".headwater/soak"),
     as_json: Json = False,
 ) -> None:
@@ -494,7 +500,7 @@ def soak_sources(
     from pipeline.lab import soak as soaks
 
     shutil.rmtree(directory, ignore_errors=True)
-    options = soaks.Options(directory.absolute(), seconds=seconds, seed=seed, rate=rate)
+    options = soaks.Options(directory.absolute(), seconds=seconds, seed=seed, rate=rate, kinesis=kinesis)
     report = soaks.run(options, say=_say)
     verdict = "[bold green]PROVED[/]" if report.ok else "[bold red]FAILED[/]"
     err.print(

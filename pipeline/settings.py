@@ -37,6 +37,7 @@ ENV_PREFIX = "HEADWATER_"
 DEFAULT_FILE = "headwater.toml"
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$", max_length=120)]
 StreamName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._*?-]+$", max_length=128)]
+CONSUMER = r"^([A-Za-z0-9._-]{1,128}|arn:[a-z-]+:kinesis:[^/]+:stream/[A-Za-z0-9._-]+/consumer/[A-Za-z0-9._-]+:[0-9]+)$"
 TableName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._*?-]+$", max_length=255)]
 
 
@@ -181,6 +182,25 @@ class Kinesis(Section):
         min_length=1,
         description="With codec json: the field that is the event ID; without it, the record's place in its shard.",
     )
+    resequence: float = Field(
+        0.0,
+        ge=0,
+        le=300,
+        description="Seconds for which every change is held back, so that one which DynamoDB delivers later than a newer one "
+        "of its item is put before it; 0: nothing waits, and such a change is marked late.",
+    )
+    read: Literal["polling", "fan-out"] = Field(
+        "polling",
+        description="polling: all readers of a shard share its 2 MiB a second. fan-out: AWS pushes, 2 MiB a second and shard "
+        "for this consumer alone, at a price.",
+    )
+    consumer: str = Field(
+        "headwater",
+        pattern=CONSUMER,
+        max_length=2048,
+        description="With fan-out: the name of the registered consumer, or its ARN; a name that is missing is registered. "
+        "Each deployment needs its own.",
+    )
     start: Literal["trim_horizon", "latest"] | AwareDatetime = Field(
         "trim_horizon",
         description="Where a stream begins when it is first found: with all it holds, with what comes, or at a time.",
@@ -201,6 +221,18 @@ class Kinesis(Section):
     def _an_event_id_needs_fields(self) -> Kinesis:
         if self.event_id_field is not None and self.codec != "json":
             raise ValueError('event_id_field: only records of codec = "json" have fields to take')
+        return self
+
+    @model_validator(mode="after")
+    def _only_dynamodb_is_out_of_order(self) -> Kinesis:
+        if self.resequence and self.codec != "dynamodb":
+            raise ValueError('resequence: only what DynamoDB delivers (codec = "dynamodb") says when it happened')
+        return self
+
+    @model_validator(mode="after")
+    def _a_consumer_has_one_stream(self) -> Kinesis:
+        if ":" in self.consumer and self.streams != (self.consumer.partition(":stream/")[2].partition("/")[0],):
+            raise ValueError("consumer: an ARN is of one stream, name that one in streams, or give the consumer's name")
         return self
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import msgspec
 
@@ -31,9 +31,19 @@ from pipeline.topics import Topics, admin, ensure
 
 WORKERS, PARTITIONS, SESSION = 3, 4, 6.0
 TABLES = ("orders", "customers")
+HELD = 5.0
+"""`resequence` of the Kinesis streams whose changes are to be put in order."""
+STREAMS: dict[str, dict[str, Any]] = {
+    "orders": {"read": "polling"},
+    "customers": {"read": "fan-out", "resequence": HELD},
+    "carts": {"read": "polling", "resequence": HELD},
+    "parcels": {"read": "fan-out"},
+}
+"""The soak of Kinesis: each stream is read in another way."""
 KILL_EVERY = 20.0
-QUIET = 8.0
-"""Seconds in which nothing more must come after everything that can come has come."""
+QUIET, QUIET_KINESIS = 8.0, 25.0
+"""Seconds in which nothing more must come after everything that can come has come. A subscription may be away for 5 s and a
+pause, and then changes are held."""
 IDLE_LIMIT = 120.0
 TICK = 0.2
 
@@ -47,6 +57,8 @@ class Options:
     seed: int = 1
     rate: int = 1_500
     """Changes a second."""
+    kinesis: bool = False
+    """Tables that deliver into Kinesis, instead of streams of their own."""
 
 
 @dataclass(slots=True)
@@ -58,10 +70,17 @@ class Report:
     """Changes that are neither in raw nor in a gap that was written down."""
     duplicated: int = 0
     out_of_order: int = 0
+    """Against the order in which the changes happened; where Kinesis is not resequenced, in which they were delivered."""
+    late: int = 0
+    """Changes that Kinesis delivered after a newer one of their item."""
+    marked: int = 0
+    """Changes that are marked late on raw."""
     trimmed_ranges: int = 0
     """Ranges that the simulator trimmed before they were read."""
     gaps_recorded: int = 0
     reshards: int = 0
+    most_shards: int = 0
+    """Open at once, of one stream."""
     kills: int = 0
     calls: int = 0
     seconds: float = 0.0
@@ -97,7 +116,10 @@ class _Soak:
         ensure(admin(self._conf), self._topics.all(), 1)
         self._address = f"http://{LOOPBACK}:{processes.free_port()}"
         surroundings = stack.endpoints.environment()
-        source = {"kind": "dynamodb-stream", "tables": ["*"], "discovery_interval": 2, "poll_interval": 0.1}
+        often = {"discovery_interval": 2, "poll_interval": 0.1}
+        sources: list[dict[str, Any]] = [{"kind": "dynamodb-stream", "tables": ["*"], **often}]
+        if options.kinesis:
+            sources = [{"kind": "kinesis", "streams": [one], **how, **often} for one, how in STREAMS.items()]
         self._workers = Workers(
             WORKERS,
             options.directory / "workers",
@@ -108,7 +130,7 @@ class _Soak:
                 "HEADWATER_PREFIX": self._prefix,
                 "HEADWATER_PARTITIONS": str(PARTITIONS),
                 "HEADWATER_AGENTS": '["ingest", "deduplicate"]',
-                "HEADWATER_SOURCES": json.dumps([source]),
+                "HEADWATER_SOURCES": json.dumps(sources),
                 "HEADWATER_KAFKA__SESSION_TIMEOUT": str(SESSION),
             },
         )
@@ -132,14 +154,16 @@ class _Soak:
             came = list(map(_change, raw))
             for name, what in (("truth", truth), ("raw", came), ("gaps", written)):  # to look into when it fails
                 (self._options.directory / f"{name}.json").write_bytes(msgspec.json.encode(what))
-            return compare(report, truth, came, written)
+            held = {one: how.get("resequence", 0.0) for one, how in STREAMS.items()} if self._options.kinesis else {}
+            return compare(report, truth, came, written, held)
 
     def _simulate(self) -> processes.Process:
         log = self._options.directory / "simulator.log"
         port = self._address.rpartition(":")[2]
         command = [sys.executable, "-m", "pipeline.cli", "simulate", "--rough", "--wait", "--port", port]
         command += ["--seed", str(self._options.seed), "--rate", str(self._options.rate)]
-        command += [word for table in TABLES for word in ("--table", table)]
+        command += ["--kinesis"] if self._options.kinesis else []
+        command += [word for table in (STREAMS if self._options.kinesis else TABLES) for word in ("--table", table)]
         started = processes.start(
             "simulator", command, log=log, address=self._address, environment=os.environ, detached=False
         )
@@ -171,8 +195,8 @@ class _Soak:
     def _wait(self, raw: Recorder) -> None:
         """Wait until nothing moves any more: no change came for a while, and nothing is left to deduplicate."""
         began = moved = time.monotonic()
-        before = -1
-        while time.monotonic() - moved < QUIET or self._behind():
+        before, quiet = -1, QUIET_KINESIS if self._options.kinesis else QUIET
+        while time.monotonic() - moved < quiet or self._behind():
             self._watch()
             if len(raw) != before:
                 before, moved = len(raw), time.monotonic()
@@ -188,44 +212,104 @@ class _Soak:
             return lag(self._conf, self._prefix, {self._topics.ingest: ingest.ends})
 
 
-def _change(record: Any) -> tuple[str, str, str]:
+class Came(NamedTuple):
+    """A change as it came out."""
+
+    table: str
+    item: str
+    event_id: str
+    late: bool = False
+    """It is marked so."""
+
+
+def _change(record: Any) -> Came:
     change = decode(record.value())
     key = cast("dict[str, dict[str, str]]", json.loads(record.key()))
-    return change.table, key["id"]["S"], change.event_id
+    return Came(change.table, key["id"]["S"], change.event_id, bool(record.headers()))
 
 
 def compare(
-    report: Report, truth: Mapping[str, Any], raw: Iterable[tuple[str, str, str]], gaps: Iterable[Gap]
+    report: Report,
+    truth: Mapping[str, Any],
+    raw: Iterable[Came],
+    gaps: Iterable[Gap],
+    held: Mapping[str, float] | None = None,
 ) -> Report:
-    """Hold raw (table, item and event ID of each change, in order per item) and the gaps against the truth."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for table, item, event_id in raw:
-        found.setdefault((table, item), []).append(event_id)
+    """Hold raw, in order per item, and the gaps against the truth; `held` has the window of each Kinesis stream."""
+    found: dict[tuple[str, str], list[Came]] = {}
+    for change in raw:
+        found.setdefault((change.table, change.item), []).append(change)
     gaps = list(gaps)
     report.gaps_recorded, report.reshards = len(gaps), truth["reshapes"]
-    report.calls = sum(truth["calls"].values())
+    report.most_shards, report.calls = truth["widest"], sum(truth["calls"].values())
     for table, what in truth["tables"].items():
         missing = set()
         for item, wanted in what["changes"].items():
             report.changes += len(wanted)
             came = found.pop((table, item), [])
-            places = {event_id: number for number, event_id in enumerate(wanted)}
-            counts = Counter(came)
-            report.duplicated += sum(n - 1 for n in counts.values()) + sum(one not in places for one in counts)
-            numbers = [places[one] for one in dict.fromkeys(came) if one in places]
-            report.out_of_order += sum(later < earlier for earlier, later in pairwise(numbers))
-            missing |= places.keys() - counts.keys()
+            counts = Counter(change.event_id for change in came)
+            report.duplicated += sum(n - 1 for n in counts.values()) + len(counts.keys() - set(wanted))
+            report.marked += sum(change.late for change in came)
+            if held is None or table not in held:
+                report.out_of_order += disorder(wanted, came)
+            else:
+                late = lateness(wanted, what["delivered"][item])
+                report.late += len(late)
+                report.out_of_order += disorder_of_kinesis(wanted, what["delivered"][item], late, came, held[table])
+            missing |= set(wanted) - counts.keys()
         report.lost += len(missing)
         for trimmed in what["trimmed"]:
             unread = [sequence for sequence, event_id in trimmed["records"] if event_id in missing]
             report.trimmed_ranges += bool(unread)
-            known = [gap for gap in gaps if (gap.stream, gap.shard) == (trimmed["arn"], trimmed["shard_id"])]
+            # A stream of Kinesis has its creation behind its ARN.
+            of_stream = [gap for gap in gaps if gap.stream.startswith(trimmed["arn"])]
+            known = [gap for gap in of_stream if gap.shard == trimmed["shard_id"]]
             report.lost -= sum(any(_covers(gap, sequence) for gap in known) for sequence in unread)
         renewed = [gap for gap in gaps if gap.table == table and gap.cause == "new stream"]
         if len(renewed) < len(what["streams"]) - 1:
             report.lost += what["unrecorded"]
     report.duplicated += sum(map(len, found.values()))  # of items that never were
     return report
+
+
+def disorder(wanted: Iterable[str], came: Iterable[Came]) -> int:
+    """Count the changes of an item that came before one that is wanted before them."""
+    places = {event_id: number for number, event_id in enumerate(wanted)}
+    numbers = [places[one] for one in dict.fromkeys(change.event_id for change in came) if one in places]
+    return sum(later < earlier for earlier, later in pairwise(numbers))
+
+
+def lateness(happened: Iterable[str], delivered: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Return the changes of an item that Kinesis delivered after newer ones: seconds after the first of those."""
+    places = {event_id: number for number, event_id in enumerate(happened)}
+    found: dict[str, float] = {}
+    came: list[tuple[int, float]] = []
+    for event_id, at in delivered:
+        number = places[event_id]
+        newer = [arrived for other, arrived in came if other > number]
+        if newer:
+            found[event_id] = at - newer[0]
+        came.append((number, at))
+    return found
+
+
+def disorder_of_kinesis(
+    happened: list[str],
+    delivered: list[tuple[str, float]],
+    late: Mapping[str, float],
+    came: list[Came],
+    window: float,
+) -> int:
+    """Count what is not in its order, and what is marked late and is not.
+
+    Without a window that is the order of the stream. With one it is the order in which the changes happened, but for
+    those that came after the window.
+    """
+    beyond = {event_id for event_id, seconds in late.items() if seconds > window}
+    wrong = sum(change.late and change.event_id not in (beyond if window else late) for change in came)
+    if not window:
+        return wrong + disorder((event_id for event_id, _ in delivered), came)
+    return wrong + disorder(happened, [change for change in came if change.event_id not in beyond])
 
 
 def _covers(gap: Gap, sequence: int) -> bool:

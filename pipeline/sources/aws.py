@@ -23,6 +23,7 @@ CREDENTIALS = {
 }
 THROTTLES = {
     "LimitExceededException",
+    "ResourceInUseException",
     "ThrottlingException",
     "ProvisionedThroughputExceededException",
     "InternalServerError",
@@ -33,12 +34,12 @@ THROTTLES = {
 TABLES = "aws dynamodb list-tables; headwater check"
 
 
-def client(service: str, region: str | None, threads: int) -> Any:
+def client(service: str, region: str | None, threads: int, read_timeout: float = 20) -> Any:
     """Return a boto3 client that this many threads can use at once; raise FatalError where no Region is set."""
     config = Config(
         max_pool_connections=threads,
         connect_timeout=5,
-        read_timeout=20,
+        read_timeout=read_timeout,
         retries={"mode": "standard", "total_max_attempts": 3},
     )
     try:
@@ -49,6 +50,10 @@ def client(service: str, region: str | None, threads: int) -> Any:
 
 class ExpiredIteratorError(TransientError):
     """The iterator is too old: ask for a new one at the position."""
+
+
+class NothingYetError(TransientError):
+    """An answer that AWS sends by itself has not come yet."""
 
 
 class TrimmedError(HeadwaterError):

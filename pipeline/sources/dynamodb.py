@@ -16,7 +16,7 @@ from pipeline.sources.aws import client, explain, take_body, taken_body
 from pipeline.sources.places import ShardOf
 from pipeline.sources.records import Cut, cut
 from pipeline.sources.shards import Shard
-from pipeline.sources.streams import Start, Stream
+from pipeline.sources.streams import Start, Stream, StreamApi
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -28,7 +28,7 @@ MOST = 1_000
 """Records in a GetRecords answer: the most that AWS gives."""
 
 
-class DynamoDBStreams:
+class DynamoDBStreams(StreamApi):
     """The calls that the source needs (see `streams.StreamApi`)."""
 
     def __init__(self, settings: DynamoDBStream) -> None:

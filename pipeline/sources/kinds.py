@@ -7,6 +7,7 @@ from functools import partial
 from pipeline.settings import DynamoDBStream, Kinesis
 from pipeline.sources import dynamodb, kinesis
 from pipeline.sources.dynamodb import DynamoDBStreams
+from pipeline.sources.fan_out import FanOutStreams
 from pipeline.sources.kinesis import KinesisStreams
 from pipeline.sources.s3_export import Exports
 from pipeline.sources.scan import Scanner
@@ -16,6 +17,13 @@ from pipeline.sources.streams import StreamApi
 
 def stream_api(settings: DynamoDBStream | Kinesis) -> StreamApi:
     """Return the API of a source."""
+    if isinstance(settings, Kinesis):
+        return FanOutStreams(settings) if settings.read == "fan-out" else KinesisStreams(settings)
+    return DynamoDBStreams(settings)
+
+
+def onlooker(settings: DynamoDBStream | Kinesis) -> StreamApi:
+    """Return an API that changes nothing: no consumer is registered for it."""
     return KinesisStreams(settings) if isinstance(settings, Kinesis) else DynamoDBStreams(settings)
 
 

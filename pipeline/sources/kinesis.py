@@ -8,6 +8,7 @@ are two streams of one name, and what lies between them is a gap, as with a tabl
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
@@ -20,11 +21,12 @@ from pipeline.errors import HeadwaterError, TransientError
 from pipeline.settings import Kinesis
 from pipeline.sources.aws import TrimmedError, VanishedError, client, explain, take_body, taken_body
 from pipeline.sources.dynamodb import is_pattern
-from pipeline.sources.kinesis_records import cut
+from pipeline.sources.kinesis_records import Answer, cut, read
 from pipeline.sources.places import ShardOf
 from pipeline.sources.records import Cut
+from pipeline.sources.resequence import Window, Windowed
 from pipeline.sources.shards import Shard
-from pipeline.sources.streams import Start, Stream
+from pipeline.sources.streams import Start, Stream, StreamApi
 
 if TYPE_CHECKING:
     from mypy_boto3_kinesis import KinesisClient
@@ -35,7 +37,7 @@ MOST = 2_000
 LIST = "aws kinesis list-streams; headwater check"
 
 
-class KinesisStreams:
+class KinesisStreams(StreamApi):
     """The calls that the source needs (see `streams.StreamApi`)."""
 
     def __init__(self, settings: Kinesis) -> None:
@@ -92,7 +94,7 @@ class KinesisStreams:
         """Return the whole listing of a stream's shards, all pages of it; raise VanishedError when it was made anew."""
         self._require_newest(arn)
         shards: list[Shard] = []
-        page: Any = {"StreamARN": _plain(arn)}
+        page: Any = {"StreamARN": plain(arn)}
         while page:
             try:
                 answer = self._streams.list_shards(**page)
@@ -103,9 +105,9 @@ class KinesisStreams:
         return shards
 
     def _require_newest(self, arn: str) -> None:
-        if _plain(arn) not in self._newest:
+        if plain(arn) not in self._newest:
             self.stream_of(name_of(arn))
-        if self._newest.get(_plain(arn)) != arn:
+        if self._newest.get(plain(arn)) != arn:
             raise VanishedError(f"the stream {arn} was deleted; another one has its name", hint=LIST)
 
     # -- reading ------------------------------------------------------------------------------------------------------
@@ -117,36 +119,55 @@ class KinesisStreams:
         """
         self._require_newest(arn)
         what = f"the shard {shard_id} of {arn}"
+        where: Any
         if start.after is not None:
             at = self._iterator(arn, shard_id, {"StartingSequenceNumber": start.after}, "AT_SEQUENCE_NUMBER")
-            found = self.records(at, ShardOf(name_of(arn), arn, shard_id), 1)
-            if found.first is not None and found.first != start.after:
+            found = self._ask(at, ShardOf(name_of(arn), arn, shard_id), 1).puts
+            if found and found[0].sequence != start.after:
                 raise TrimmedError(f"{what}: the records at the position have been trimmed")
-            return self._iterator(arn, shard_id, {"StartingSequenceNumber": start.after}, "AFTER_SEQUENCE_NUMBER")
-        if start.since is not None:
-            when = datetime.fromtimestamp(start.since, UTC)
-            return self._iterator(arn, shard_id, {"Timestamp": when}, "AT_TIMESTAMP")
-        return self._iterator(arn, shard_id, {}, "TRIM_HORIZON")
+            where, kind = {"StartingSequenceNumber": start.after}, "AFTER_SEQUENCE_NUMBER"
+        elif start.since is not None:
+            where, kind = {"Timestamp": datetime.fromtimestamp(start.since, UTC)}, "AT_TIMESTAMP"
+        else:
+            where, kind = {}, "TRIM_HORIZON"
+        return self._windowed(self._iterator(arn, shard_id, where, kind))
 
     def _iterator(self, arn: str, shard_id: str, where: Any, kind: Any) -> str:
         what = f"the shard {shard_id} of {arn}"
         try:
             answer = self._streams.get_shard_iterator(
-                StreamARN=_plain(arn), ShardId=shard_id, ShardIteratorType=kind, **where
+                StreamARN=plain(arn), ShardId=shard_id, ShardIteratorType=kind, **where
             )
         except (ClientError, BotoCoreError) as error:
-            raise _refused(error, what, where) from error
+            raise refused(error, what, "StartingSequenceNumber" in where) from error
         return answer["ShardIterator"]
 
-    def records(self, iterator: str, shard: ShardOf, most: int = MOST) -> Cut:
+    def records(self, iterator: str, shard: ShardOf) -> Cut:
         """Return a GetRecords answer, cut into changes; `wait` keeps to the calls and bytes a second that a shard gives."""
+        return self._cut(self._ask(iterator, shard, MOST), iterator)
+
+    def _cut(self, answer: Answer, iterator: str) -> Cut:
+        """Cut an answer that the iterator gave; with `resequence`, hold back what is not due."""
+        if not isinstance(iterator, Windowed):
+            return cut(answer, self._settings)
+        found = iterator.window.take(answer, self._settings)
+        following = found.next_iterator
+        return found._replace(next_iterator=None if following is None else Windowed.of(following, iterator.window))
+
+    def _windowed(self, iterator: str) -> str:
+        """Return a new iterator with a window of its own, where changes are to be held back."""
+        seconds = self._settings.resequence
+        return Windowed.of(iterator, Window(seconds)) if seconds else iterator
+
+    def _ask(self, iterator: str, shard: ShardOf, most: int) -> Answer:
+        asked = time.monotonic()
         try:
             answer = self._streams.get_records(ShardIterator=iterator, Limit=most)
         except (ClientError, BotoCoreError) as error:
             raise explain(error, str(shard), listing=LIST) from error
         body = taken_body(answer, str(shard))
         try:
-            return cut(body, _plain(shard.arn), shard.shard_id, self._settings)
+            return read(body, plain(shard.arn), shard.shard_id)._replace(asked=asked, heard=time.monotonic())
         except msgspec.DecodeError as error:
             raise TransientError(f"{shard}: the answer of GetRecords cannot be read: {error}") from error
 
@@ -161,7 +182,7 @@ def name_of(arn: str) -> str:
     return arn.partition(":stream/")[2].partition("/")[0] if ":kinesis:" in arn else ""
 
 
-def _plain(arn: str) -> str:
+def plain(arn: str) -> str:
     """Return the ARN that AWS knows: without the creation."""
     before, stream, _ = arn.partition(":stream/")
     return f"{before}{stream}{name_of(arn)}"
@@ -172,8 +193,9 @@ def _shard(found: dict[str, Any]) -> Shard:
     return Shard(found["ShardId"], tuple(parents), found.get("SequenceNumberRange", {}).get("StartingSequenceNumber"))
 
 
-def _refused(error: ClientError | BotoCoreError, what: str, where: dict[str, Any]) -> HeadwaterError:
+def refused(error: ClientError | BotoCoreError, what: str, at_a_number: bool) -> HeadwaterError:
+    """Return an error in our meanings: a sequence number that Kinesis does not know any more was trimmed."""
     code = error.response.get("Error", {}).get("Code") if isinstance(error, ClientError) else ""
-    if code == "InvalidArgumentException" and "StartingSequenceNumber" in where:
+    if code == "InvalidArgumentException" and at_a_number:
         return TrimmedError(f"{what}: Kinesis does not know the position any more: {error}")
     return explain(error, what, listing=LIST)

@@ -69,6 +69,13 @@ class _Body(msgspec.Struct, gc=False):
     behind_ms: int = msgspec.field(name="MillisBehindLatest", default=0)
 
 
+class _Event(msgspec.Struct, gc=False):
+    records: list[_Record] = msgspec.field(name="Records", default_factory=list)
+    reached: str | None = msgspec.field(name="ContinuationSequenceNumber", default=None)
+    behind_ms: int = msgspec.field(name="MillisBehindLatest", default=0)
+    children: list[msgspec.Raw] | None = msgspec.field(name="ChildShards", default=None)
+
+
 class _Keys(msgspec.Struct, gc=False):
     keys: msgspec.Raw = msgspec.field(name="Keys")
 
@@ -83,33 +90,64 @@ class _Delivered(msgspec.Struct, gc=False):
 
 
 _decode_body = msgspec.json.Decoder(_Body).decode
+_decode_event = msgspec.json.Decoder(_Event).decode
 _decode_delivered = msgspec.json.Decoder(_Delivered).decode
 
 
-def cut(body: bytes, stream_arn: str, shard_id: str, how: Codec) -> Cut:
-    """Cut a GetRecords body; what cannot be read comes back as unreadable, it never stops the others.
+class Answer(NamedTuple):
+    """Records of one shard as Kinesis gave them, by GetRecords or in an event of a subscription."""
 
-    Raises msgspec.DecodeError when the body itself is not what GetRecords answers.
-    """
+    puts: list[Put]
+    next_iterator: str | None
+    """None at the shard's end."""
+    behind: bool = False
+    """There is more, although this answer may be empty."""
+    wait: float = 0.0
+    """Seconds in which Kinesis does not want to be asked about the shard again."""
+    asked: float = 0.0
+    """When it was asked for, and when it came, by time.monotonic()."""
+    heard: float = 0.0
+
+
+def read(body: bytes, stream_arn: str, shard_id: str) -> Answer:
+    """Read a GetRecords body; raise msgspec.DecodeError when it is not what GetRecords answers."""
     answer = _decode_body(body)
     wait = max(1 / CALLS, len(body) * 3 / 4 / THROUGHPUT)  # three bytes are four in base64
-    found = answer.records
-    result = Cut([], [], None, answer.next_iterator, wait=wait, behind=answer.behind_ms > 0)
-    for one in found:
-        put = Put(stream_arn, shard_id, one.sequence, one.partition_key, one.arrived, one.data)
+    return Answer(_puts(answer.records, stream_arn, shard_id), answer.next_iterator, answer.behind_ms > 0, wait)
+
+
+def read_event(payload: bytes, stream_arn: str, shard_id: str) -> tuple[Answer, str | None]:
+    """Read an event of a subscription; return it as an answer, and the sequence number up to which it has read the shard.
+
+    Raises msgspec.DecodeError when it is none.
+    """
+    event = _decode_event(payload)
+    ended = bool(event.children)  # they are named in a shard's last event
+    return Answer(_puts(event.records, stream_arn, shard_id), None if ended else "", event.behind_ms > 0), event.reached
+
+
+def _puts(records: list[_Record], arn: str, shard_id: str) -> list[Put]:
+    return [Put(arn, shard_id, r.sequence, r.partition_key, r.arrived, r.data) for r in records]
+
+
+def cut(answer: Answer, how: Codec) -> Cut:
+    """Cut an answer into changes; what cannot be read comes back as unreadable, it never stops the others."""
+    result = Cut([], [], None, answer.next_iterator, wait=answer.wait, behind=answer.behind)
+    for put in answer.puts:
         for part in changes(put, how):
             if isinstance(part, Unreadable):
                 result.unreadable.append(part)
             else:
                 result.records.append(part)
-    return result._replace(first=found[0].sequence, last=found[-1].sequence) if found else result
+    puts = answer.puts
+    return result._replace(first=puts[0].sequence, last=puts[-1].sequence) if puts else result
 
 
 def changes(put: Put, how: Codec) -> Iterator[Record | Unreadable]:
     """Yield the changes in a record: one, or all that a producer has packed into it."""
-    read = READERS[how.codec]
+    reader = READERS[how.codec]
     if not is_aggregated(put.data):
-        yield _try(read, put, "", how)
+        yield _try(reader, put, "", how)
         return
     try:
         subs = deaggregate(put.data)
@@ -117,16 +155,16 @@ def changes(put: Put, how: Codec) -> Iterator[Record | Unreadable]:
         yield Unreadable(put.data, error)
         return
     for number, sub in enumerate(subs):
-        yield _try(read, _part_of(put, sub), f":{number}", how)
+        yield _try(reader, _part_of(put, sub), f":{number}", how)
 
 
 def _part_of(put: Put, sub: Sub) -> Put:
     return put._replace(partition_key=sub.partition_key, data=sub.data)
 
 
-def _try(read: Callable[[Put, str, Codec], Record], put: Put, part: str, how: Codec) -> Record | Unreadable:
+def _try(reader: Callable[[Put, str, Codec], Record], put: Put, part: str, how: Codec) -> Record | Unreadable:
     try:
-        return read(put, part, how)
+        return reader(put, part, how)
     except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
         return Unreadable(put.data, error)
 

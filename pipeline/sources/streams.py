@@ -24,7 +24,7 @@ from faust.types import TP
 
 from pipeline.errors import HeadwaterError, TransientError
 from pipeline.metrics import Metrics
-from pipeline.sources.aws import ExpiredIteratorError, TrimmedError, VanishedError
+from pipeline.sources.aws import ExpiredIteratorError, NothingYetError, TrimmedError, VanishedError
 from pipeline.sources.places import Beginning, Cause, Gap, Known, Place, ShardOf
 from pipeline.sources.reading import NOTHING, Reading
 from pipeline.sources.records import Cut
@@ -94,7 +94,15 @@ class StreamApi(Protocol):
         """Return an iterator; raise TrimmedError when what it should begin at is gone."""
 
     def records(self, iterator: str, shard: ShardOf) -> Cut:
-        """Return an answer, cut into changes."""
+        """Return an answer, cut into changes; raise NothingYetError when one is to come by itself, after a pause."""
+
+    async def pause(self, shard: ShardOf, seconds: float) -> None:
+        """Wait until it is worth while to ask for the shard's records again."""
+        await asyncio.sleep(seconds)
+
+    def left(self, shard: ShardOf) -> None:
+        """Take note that this worker does not read the shard any more. Called on the event loop; must not block."""
+        return
 
 
 class Pacing(Protocol):
@@ -334,7 +342,9 @@ class StreamSource(Source):
                     start = _start(shard_id, lineage, beginning, places.get(shard_id))
                     missed = () if shard_id in beginning.roots or shard_id in places else lineage.missed(shard_id)
                     gaps = tuple(self._gap(replace(shard, shard_id=parent), "missed") for parent in missed)
-                    self._readers[shard] = self._keep(asyncio.create_task(self._read(shard, start, gaps)))
+                    reader = asyncio.create_task(self._read(shard, start, gaps))
+                    reader.add_done_callback(lambda _, shard=shard: self._api.left(shard))  # type: ignore[misc]
+                    self._readers[shard] = self._keep(reader)
             # Children are late in the listing: look again, once a shard; then at the usual interval.
             if new := {f"{arn}/{shard_id}" for shard_id in lineage.awaiting_children()} - self._asked:
                 self._asked |= new
@@ -401,6 +411,8 @@ class StreamSource(Source):
                     return
                 idle = 0 if count or found.behind else idle + 1
                 pause = max(found.wait, 0.0 if count >= FULL else self._pause(idle))
+            except NothingYetError:
+                pause = self._pacing.poll_interval
             except ExpiredIteratorError:
                 iterator, pause = None, 0.0
             except TrimmedError as error:
@@ -423,7 +435,7 @@ class StreamSource(Source):
                 if not offered:
                     purse.release()
             if pause:
-                await asyncio.sleep(pause)
+                await self._api.pause(shard, pause)
 
     def _pause(self, idle: int) -> float:
         """Return the seconds until the next call of a shard that gave nothing so many times in a row."""

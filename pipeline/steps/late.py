@@ -13,7 +13,8 @@ DELIVERED = b'"recordFormat"'
 def late_ones(records: Iterable[tuple[bytes | None, bytes]], newest: Callable[[bytes, int], int]) -> dict[int, int]:
     """Return the indices of late changes, each with the time (microseconds) of the change it should have come before.
 
-    `records` are keys and values; `newest` remembers the time of a key, and returns the latest that it was given before.
+    `records` are keys and values; `newest` remembers the time of an item (table and key), and returns the latest that it
+    was given before.
     """
     found: dict[int, int] = {}
     for index, (key, value) in enumerate(records):
@@ -23,6 +24,7 @@ def late_ones(records: Iterable[tuple[bytes | None, bytes]], newest: Callable[[b
             change = decode(value)
         except (MalformedChangeError, RecursionError):
             continue  # transform will reject it
-        if change.record_format and (before := newest(key, change.ts_us)) > change.ts_us:
+        item = change.table.encode() + key  # tables may have equal keys
+        if change.record_format and (before := newest(item, change.ts_us)) > change.ts_us:
             found[index] = before
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -173,6 +174,41 @@ def test_trap_14_a_change_that_comes_late_is_marked_and_not_moved(kinesis: Deplo
             ("4", []),
             ("5", [("late", b"100500000")]),
         ]
+
+
+@pytest.mark.parametrize("read", ["polling", "fan-out"])
+def test_a_late_change_is_put_in_order_within_the_window_also_when_the_worker_is_killed_meanwhile(
+    kinesis: Deployment, read: str
+) -> None:
+    kinesis.more |= {"resequence": 4, "read": read}
+
+    def arrive(event_id: str, item: str, at: float) -> None:
+        data = delivered(event_id, TABLE, item, 1, 2, at)
+        kinesis.shape(lambda stream: put_record(stream, item, event_id, data, time.time()))
+
+    def ids() -> list[str]:
+        return [change.event_id for change in raw()]
+
+    with reading(kinesis, kinesis.topics.raw) as raw:
+        with deduplicating(kinesis) as workers:
+            for event_id, item, at in (("1", "a", 100.5), ("2", "b", 7.0), ("3", "a", 100.3), ("3", "a", 100.3)):
+                arrive(event_id, item, at)
+            until(lambda: len(ids()) >= 3, "what was held for its time")
+            assert ids() == ["3", "1", "2"]
+            simulated = kinesis.world.simulator.kinesis
+            before = simulated.given
+            arrive("4", "a", 101.0)
+            until(lambda: simulated.given > before, "the change in the hands of the worker")
+            workers.kill(0)
+        assert "4" not in ids(), "it was held back when the worker was killed"
+        arrive("5", "a", 100.9)
+        with deduplicating(kinesis):
+            until(lambda: len(ids()) >= 5, "what was held, and what came before it")
+            assert ids()[3:] == ["5", "4"]
+            assert not any(change.headers for change in raw())
+            arrive("6", "a", 100.1)
+            until(lambda: len(ids()) >= 6, "what came after the window")
+            assert raw()[5].headers == [("late", b"101000000")]
 
 
 def test_trap_15_records_in_one_record_are_all_kept_and_a_damaged_one_is_a_dead_letter(kinesis: Deployment) -> None:

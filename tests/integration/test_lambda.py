@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka import Producer
 from waiting import until
 
 from pipeline.errors import TransientError
 from pipeline.lab.demo import Recorder
-from pipeline.lab.stack import Endpoints
+from pipeline.lab.stack import Endpoints, Stack
 from pipeline.lab.workers import Workers
 from pipeline.settings import Settings
 from pipeline.sources import lambda_handler
-from pipeline.sources.lambda_handler import MARGIN, Writer
+from pipeline.sources.lambda_handler import MARGIN, Clock, Item, Writer
 from pipeline.sources.records import cut
 from pipeline.topics import Topics, admin, ensure
 
@@ -59,7 +62,11 @@ class Place:
 
 
 @pytest.fixture
-def place(stack: Endpoints) -> Iterator[Place]:
+def place(stack: Endpoints) -> Place:
+    return placed(stack)
+
+
+def placed(stack: Endpoints) -> Place:
     conf = {"bootstrap.servers": stack.bootstrap_servers}
     settings = Settings.model_validate(
         {
@@ -69,7 +76,7 @@ def place(stack: Endpoints) -> Iterator[Place]:
         }
     )
     ensure(admin(conf), Topics(settings).all(), 1)
-    yield Place(settings, conf)
+    return Place(settings, conf)
 
 
 def values(recorder: Recorder) -> list[Any]:
@@ -161,6 +168,98 @@ def test_what_comes_twice_and_by_both_ways_is_one_change_on_raw(
     wanted = [record["eventID"] for record in DYNAMODB["Records"]]
     assert ids == [*wanted, "c4e3b2a1-7d1f-4a54-9d0c-0d2f3f0c9a11", "the last one"]
     assert {record.key() for record in raw} == {b'{"line":{"N":"3"},"order_id":{"S":"o-1"}}'}
+
+
+@pytest.fixture
+def mortal(tmp_path: Path) -> Iterator[tuple[Stack, Place]]:
+    """A broker of its own, which a test may hurt."""
+    with Stack(tmp_path / "stack", broker="kafka", progress=print) as stack:
+        assert stack.endpoints is not None
+        yield stack, placed(stack.endpoints)
+
+
+class Struck(Writer):
+    """Strikes once, when so many records of a batch are on the broker and the transaction is open."""
+
+    def __init__(self, settings: Settings, after: int, strike: Callable[[], None]) -> None:
+        super().__init__(settings)
+        self._left, self._strike = after, strike
+
+    def _produce(self, producer: Producer, one: Item, clock: Clock) -> None:
+        super()._produce(producer, one, clock)
+        self._left -= 1
+        if self._left == 0:
+            assert producer.flush(30) == 0
+            self._strike()
+
+
+def batch(count: int) -> dict[str, Any]:
+    """A batch of changes of one item."""
+    records = []
+    for number in range(count):
+        record = copy.deepcopy(DYNAMODB["Records"][0])
+        record["eventID"] = f"e{number}"
+        record["dynamodb"]["SequenceNumber"] = f"{10**20 + number}"
+        records.append(record)
+    return {"Records": records}
+
+
+def ids(recorder: Recorder) -> list[str]:
+    return [value["eventID"] for value in values(recorder)]
+
+
+def test_a_broker_that_is_killed_in_the_middle_of_a_batch_fails_it_and_the_retry_is_exact(
+    mortal: tuple[Stack, Place],
+) -> None:
+    stack, place = mortal
+    event = batch(500)
+    writer = Struck(place.settings, 250, stack.kill_broker)
+    with Recorder(place.conf, place.topics.ingest) as ingest:
+        assert writer.handle(batch(1), Context()) == FINE
+        until(lambda: len(ingest) == 1, "a batch that was through")
+        assert writer.handle(event, Context(MARGIN + 8)) == {
+            "batchItemFailures": [{"itemIdentifier": event["Records"][0]["dynamodb"]["SequenceNumber"]}]
+        }
+        stack.start_broker()
+        assert writer.handle(event, Context()) == FINE
+        until(lambda: len(ingest) >= 501, "the batch")
+        assert writer.handle(batch(1), Context()) == FINE
+        until(lambda: ids(ingest)[-1:] == ["e0"] and len(ingest) >= 502, "a batch after it")
+        assert ids(ingest) == ["e0", *(f"e{number}" for number in range(500)), "e0"], "nothing of the first attempt"
+        assert ingest.ends[0] >= 752, "which is on the broker, and was aborted"
+
+
+def test_a_batch_whose_commit_has_no_answer_is_failed_and_what_comes_twice_is_dropped(
+    mortal: tuple[Stack, Place], tmp_path: Path
+) -> None:
+    stack, place = mortal
+    broker, event = stack.processes[0].pid, batch(500)
+    writer = Struck(place.settings, 500, lambda: os.kill(broker, signal.SIGSTOP))
+    environment = {
+        "HEADWATER_PREFIX": place.settings.prefix,
+        "HEADWATER_PARTITIONS": "1",
+        "HEADWATER_KAFKA__BOOTSTRAP_SERVERS": place.settings.kafka.bootstrap_servers,
+        "HEADWATER_AGENTS": '["deduplicate"]',
+    }
+    with Recorder(place.conf, place.topics.ingest) as ingest, Recorder(place.conf, place.topics.raw) as raw:
+        try:
+            failed = writer.handle(event, Context(MARGIN + 4))
+        finally:
+            os.kill(broker, signal.SIGCONT)
+        assert failed["batchItemFailures"], "the commit was under way: nobody knows what has become of it"
+        assert writer.handle(event, Context()) == FINE
+        last = copy.deepcopy(batch(1))
+        last["Records"][0]["eventID"] = "the last one"
+        assert writer.handle(last, Context()) == FINE
+        until(lambda: "the last one" in ids(ingest), "all batches")
+        assert len(ingest) in {501, 1_001}, "whole batches, once or twice"
+        workers = Workers(1, tmp_path, environment)
+        workers.start()
+        try:
+            until(lambda: "the last one" in ids(raw), "the last change")
+        finally:
+            workers.stop()
+        assert ids(raw) == [*(f"e{number}" for number in range(500)), "the last one"]
 
 
 def test_a_cold_start_takes_less_than_a_second_without_the_broker() -> None:

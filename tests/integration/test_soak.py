@@ -18,3 +18,15 @@ def test_a_minute_of_faults_and_kills_loses_doubles_and_reorders_nothing(headwat
     assert report["reshards"] > 10
     assert report["kills"] >= 2
     assert report["gaps_recorded"] >= report["trimmed_ranges"]
+
+
+@pytest.mark.kafka
+def test_streams_of_kinesis_that_grow_to_64_shards_are_read_whole_and_in_order(headwater: Headwater) -> None:
+    done = headwater("soak", "sources", "--kinesis", "--seconds", "50", "--seed", "4", "--rate", "700", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["lost"], report["duplicated"], report["out_of_order"]) == (0, 0, 0)
+    assert report["changes"] > 10_000
+    assert report["most_shards"] == 64
+    assert report["kills"] >= 2
+    assert report["late"] > report["marked"] > 50, "some were put in order, the others marked"

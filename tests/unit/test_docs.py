@@ -362,11 +362,16 @@ def test_every_topic_is_on_the_map(built: App) -> None:
             assert any(matches(name, topic.name, prefix) for topic in Topics(built.worker.settings).all()), name
 
 
-def test_the_policy_for_kinesis_allows_what_the_code_calls_and_no_more() -> None:
-    (policy,) = [json.loads(block) for page, block in blocks("json") if "capture-a-kinesis-stream" in page]
+def test_the_policies_for_kinesis_allow_what_the_code_calls_and_no_more() -> None:
+    policy, pushing = [json.loads(block) for page, block in blocks("json") if "capture-a-kinesis-stream" in page]
     reading, listing = policy["Statement"]
-    source = (ROOT / "pipeline/sources/kinesis.py").read_text()
-    calls = re.findall(r"self\._streams\.(?!get_paginator|meta)([a-z_]+)\(", source)
-    assert {f"kinesis:{call.title().replace('_', '')}" for call in calls} == set(reading["Action"])
-    assert re.findall(r'get_paginator\("(\w+)"\)', source) == ["list_streams"]
+
+    def called(*files: str) -> set[str]:
+        source = "".join((ROOT / "pipeline/sources" / file).read_text() for file in files)
+        assert re.findall(r'get_paginator\("(\w+)"\)', source) in ([], ["list_streams"])
+        calls = re.findall(r"self\._(?:streams|subscriber)\.(?!get_paginator|meta)([a-z_]+)\(", source)
+        return {f"kinesis:{call.title().replace('_', '')}" for call in calls}
+
+    assert called("kinesis.py") == set(reading["Action"])
+    assert called("fan_out.py", "consumers.py") == set(pushing["Action"])
     assert listing["Action"] == "kinesis:ListStreams"

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from models.change import decode
 from pipeline.settings import Kinesis
-from pipeline.sources.kinesis_records import Put, changes, cut
+from pipeline.sources.kinesis_records import Put, changes, cut, read
 from pipeline.sources.kpl import MAGIC, Sub, aggregate
 from pipeline.sources.records import Unreadable
 
@@ -48,7 +48,7 @@ def body(*data: bytes, **more: Any) -> bytes:
 
 
 def test_what_dynamodb_delivers_goes_on_byte_by_byte() -> None:
-    (found,) = cut(body(DELIVERED), ARN, SHARD, AS_DYNAMODB).records
+    (found,) = cut(read(body(DELIVERED), ARN, SHARD), AS_DYNAMODB).records
     assert found["value"] == DELIVERED
     assert found["key"] == b'{"line":{"N":"3"},"order_id":{"S":"o-1"}}'
     change = decode(found["value"])
@@ -133,7 +133,7 @@ def test_bytes_have_no_field_for_an_event_id() -> None:
     ],
 )
 def test_what_cannot_be_read_is_kept_as_it_came_with_the_reason(data: bytes, how: Kinesis, words: str) -> None:
-    found = cut(body(data), ARN, SHARD, how)
+    found = cut(read(body(data), ARN, SHARD), how)
     ((value, error),) = found.unreadable
     assert value == data
     assert words in str(error)
@@ -142,7 +142,7 @@ def test_what_cannot_be_read_is_kept_as_it_came_with_the_reason(data: bytes, how
 
 def test_trap_15_records_that_share_a_sequence_number_are_told_apart_by_their_place_in_it() -> None:
     packed = aggregate([Sub("a", b'{"n":1}'), Sub("b", b'{"n":2}'), Sub("a", b"broken")])
-    found = cut(body(packed, b'{"n":3}'), ARN, SHARD, AS_JSON)
+    found = cut(read(body(packed, b'{"n":3}'), ARN, SHARD), AS_JSON)
     ids = [json.loads(record["value"])["eventID"] for record in found.records]
     assert ids == [f"orders:{SHARD}:{place}" for place in ("49:0", "49:1", "50")]
     assert [record["key"] for record in found.records[:2]] == [
@@ -162,10 +162,10 @@ def test_an_aggregated_record_with_a_wrong_checksum_is_unreadable_as_a_whole() -
 
 
 def test_an_empty_answer_says_when_to_ask_again_and_whether_there_is_more() -> None:
-    found = cut(b'{"Records":[],"NextShardIterator":"n","MillisBehindLatest":5}', ARN, SHARD, AS_JSON)
+    found = cut(read(b'{"Records":[],"NextShardIterator":"n","MillisBehindLatest":5}', ARN, SHARD), AS_JSON)
     assert (found.records, found.last, found.next_iterator, found.behind) == ([], None, "n", True)
     assert found.wait == 0.2, "five calls a second"
-    large = cut(body(b"x" * (4 << 20)), ARN, SHARD, AS_BYTES)
+    large = cut(read(body(b"x" * (4 << 20)), ARN, SHARD), AS_BYTES)
     assert large.wait == pytest.approx(2.0, rel=0.01), "2 MiB a second"
 
 

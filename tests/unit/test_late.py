@@ -22,6 +22,11 @@ def test_a_change_that_is_older_than_the_newest_of_its_item_is_late() -> None:
     assert late_ones(records, partial(newest.take, 0)) == {2: 5_000_000}
 
 
+def test_equal_keys_of_two_tables_are_two_items() -> None:
+    records = [(b"a", delivered("x", table, "a", 1, 2, at)) for table, at in (("t", 5.0), ("u", 4.0))]
+    assert late_ones(records, partial(NewestTimes("ingest").take, 0)) == {}
+
+
 def test_changes_of_other_sources_are_not_looked_at() -> None:
     records = [(b"a", b'{"eventID":"1"}'), (None, b""), (b"a", b'{"recordFormat":1}'), (b"a", b'"recordFormat"')]
     assert late_ones(records, partial(NewestTimes("ingest").take, 0)) == {}

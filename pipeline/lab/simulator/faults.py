@@ -31,17 +31,39 @@ class Rates:
     """GetRecords gives a few records only, though there are more."""
     empty: float = 0.0
     """GetRecords gives none, though there are some."""
+    cut: float = 0.0
+    """A subscription's connection is closed in the middle of an event."""
+    broken: float = 0.0
+    """A subscription ends with an InternalFailureException."""
     token: float = 0.0
     """The caller's credentials are not valid any more."""
 
     @classmethod
     def rough(cls) -> Rates:
         """Return a day on which everything happens."""
-        return cls(throttle=0.02, error=0.01, timeout=0.005, expire=0.01, stale=0.1, cut_short=0.1, empty=0.05)
+        return cls(
+            throttle=0.02,
+            error=0.01,
+            timeout=0.005,
+            expire=0.01,
+            stale=0.1,
+            cut_short=0.1,
+            empty=0.05,
+            cut=0.002,
+            broken=0.002,
+        )
 
 
 class TimedOutError(Exception):
     """The call gets no answer."""
+
+
+class CutOffError(Exception):
+    """The connection breaks off; `half` is what still came through."""
+
+    def __init__(self, half: bytes) -> None:
+        super().__init__(f"after {len(half)} bytes")
+        self.half = half
 
 
 class Faults:

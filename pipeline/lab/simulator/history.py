@@ -140,6 +140,13 @@ class Stream:
         if not shard.is_open and not shard.records:
             del self.shards[shard.shard_id]
 
+    def show(self, shard: Shard) -> None:
+        """List a shard from now on, and its parents: no listing has a child without them."""
+        shard.listed = True
+        for parent in shard.parents:
+            if parent in self.shards:
+                self.show(self.shards[parent])
+
     def listing(self) -> list[Shard]:
         """Return what a listing shows: without the newest, for a while."""
         return [shard for shard in self.shards.values() if shard.listed]

@@ -62,6 +62,8 @@ class Kinesis:
         """When a shard was asked for records."""
         self.created: dict[str, int] = {}
         """When a stream was made, where that is not `CREATED`."""
+        self.given = 0
+        """Records that readers got."""
         self.strategy = "USER_PARTITION_KEY"
         self.calls: dict[str, Callable[[Request], bytes]] = {
             f"{PREFIX}ListStreams": self._list_streams,
@@ -82,7 +84,7 @@ class Kinesis:
         return encode({"StreamNames": page, "HasMoreStreams": bool(more), **more})
 
     def _describe_stream_summary(self, request: Request) -> bytes:
-        name, stream = self._stream(request)
+        name, stream = self.stream(request)
         summary = {
             "StreamName": name,
             "StreamARN": stream.arn,
@@ -95,15 +97,21 @@ class Kinesis:
         }
         return encode({"StreamDescriptionSummary": summary})
 
-    def _stream(self, request: Request) -> tuple[str, Stream]:
+    def stream(self, request: Request) -> tuple[str, Stream]:
+        """Return the stream that a request names, and its name."""
         name = request.get("StreamName") or request.get("StreamARN", "").rpartition("/")[2]
         table = self._world.tables.get(name) if self._world.plan.kinesis else None
         if table is None:
             raise ApiError("ResourceNotFoundException", f"Stream {name} not found")
         return name, table.stream
 
-    def _shard(self, request: Request, shard_id: str) -> tuple[str, Shard]:
-        name, stream = self._stream(request)
+    def children(self, name: str, shard: Shard) -> list[Shard]:
+        """Return the shards that a closed one has become."""
+        return [one for one in self._world.tables[name].stream.shards.values() if shard.shard_id in one.parents]
+
+    def shard(self, request: Request, shard_id: str) -> tuple[str, Shard]:
+        """Return a shard of the stream that a request names, and the stream's name."""
+        name, stream = self.stream(request)
         shard = stream.shards.get(shard_id)
         if shard is None:
             raise ApiError("ResourceNotFoundException", f"Shard {shard_id} in stream {name} does not exist")
@@ -114,7 +122,7 @@ class Kinesis:
         if token := request.get("NextToken"):
             page = _decode(token, Page)
             request, after = {"StreamName": page.name}, page.after
-        name, stream = self._stream(request)
+        name, stream = self.stream(request)
         shards = stream.listing()
         if self._faults.happens("stale"):
             shards = [shard for shard in shards if not shard.is_open or shard is shards[0]]
@@ -126,8 +134,8 @@ class Kinesis:
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def _get_shard_iterator(self, request: Request) -> bytes:
-        name, shard = self._shard(request, request["ShardId"])
-        at = _start(shard, request["ShardIteratorType"], request)
+        name, shard = self.shard(request, request["ShardId"])
+        at = start(shard, request["ShardIteratorType"], request)
         return encode({"ShardIterator": self._iterator(name, shard, at)})
 
     def _iterator(self, name: str, shard: Shard, at: int) -> str:
@@ -138,7 +146,7 @@ class Kinesis:
 
     def _get_records(self, request: Request) -> bytes:
         iterator = _decode(request["ShardIterator"], Iterator)
-        name, shard = self._shard({"StreamName": iterator.name}, iterator.shard_id)
+        name, shard = self.shard({"StreamName": iterator.name}, iterator.shard_id)
         if iterator.created != self._created(name):
             raise ApiError("ResourceNotFoundException", f"Shard {shard.shard_id} in stream {name} does not exist")
         if self._world.clock() - iterator.issued > self._iterator_seconds or self._faults.happens("expire"):
@@ -147,12 +155,11 @@ class Kinesis:
         at = max(iterator.at, shard.gone)
         few = self._faults.few(min(request.get("Limit", MOST_RECORDS), MOST_RECORDS, shard.end - at))
         records = some(shard, at, few, MOST_BYTES)
-        at += len(records)
+        at, self.given = at + len(records), self.given + len(records)
         behind = 0 if at == shard.end else 1_000
         # A closed shard that is read to its end says so at once, together with its last records.
         if not shard.is_open and at == shard.end:
-            every = self._world.tables[name].stream.shards.values()
-            children = [_child(one) for one in every if shard.shard_id in one.parents]
+            children = [child(one) for one in self.children(name, shard)]
             more = b'"NextShardIterator":null,"ChildShards":%s' % encode(children)
         else:
             more = b'"NextShardIterator":%s' % encode(self._iterator(name, shard, at))
@@ -176,7 +183,8 @@ def _described(shard: Shard) -> dict[str, Any]:
     }
 
 
-def _child(shard: Shard) -> dict[str, Any]:
+def child(shard: Shard) -> dict[str, Any]:
+    """Return a shard as its parent's last answer names it."""
     return {"ShardId": shard.shard_id, "ParentShards": shard.parents, "HashKeyRange": _range(shard)}
 
 
@@ -184,7 +192,8 @@ def _range(shard: Shard) -> dict[str, str]:
     return {"StartingHashKey": str(shard.low), "EndingHashKey": str(min(shard.high, SPACE) - 1)}
 
 
-def _start(shard: Shard, kind: str, request: Request) -> int:
+def start(shard: Shard, kind: str, request: Request) -> int:
+    """Return the number of the record that an iterator or a subscription begins with."""
     if kind == "TRIM_HORIZON":
         return shard.gone
     if kind == "LATEST":

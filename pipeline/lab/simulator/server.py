@@ -6,7 +6,7 @@ import asyncio
 import threading
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Self, TypeVar
@@ -17,8 +17,10 @@ from aiohttp import web
 from pipeline.errors import TransientError
 from pipeline.lab.simulator import kinesis
 from pipeline.lab.simulator.dynamodb import THROTTLED, DynamoDB
+from pipeline.lab.simulator.event_stream import CONTENT_TYPE
 from pipeline.lab.simulator.exports import Exports
-from pipeline.lab.simulator.faults import ApiError, Faults, Rates, TimedOutError
+from pipeline.lab.simulator.fan_out import SUBSCRIBE, FanOut
+from pipeline.lab.simulator.faults import ApiError, CutOffError, Faults, Rates, TimedOutError
 from pipeline.lab.simulator.kinesis import Kinesis
 from pipeline.lab.simulator.world import Plan, World
 
@@ -39,8 +41,10 @@ class Options:
     """Changes after which nothing happens any more; None: it goes on."""
     iterator_seconds: float = 900.0
     """How long an iterator lives."""
+    subscription_seconds: float = 300.0
+    """How long a subscription of enhanced fan-out lasts."""
     wait_for_reader: bool = False
-    """Make the first change when the first GetRecords call comes."""
+    """Make the first change when the first GetRecords or SubscribeToShard call comes."""
     s3_endpoint: str = ""
     """An S3 (a stand-in) into which tables are exported; '': exports are refused."""
     host: str = "127.0.0.1"
@@ -58,9 +62,11 @@ class Simulator:
         self.calls: Counter[str] = Counter()
         self._resting = False
         self.kinesis = Kinesis(self.world, self.faults, iterator_seconds=options.iterator_seconds)
+        self.fan_out = FanOut(self.kinesis, self.faults, seconds=options.subscription_seconds)
         self._calls: dict[str, Callable[[dict[str, object]], bytes]] = {
             **DynamoDB(self.world, self.faults, iterator_seconds=options.iterator_seconds).calls,
             **self.kinesis.calls,
+            **self.fan_out.calls,
             **Exports(self.world, options.s3_endpoint).calls,
         }
 
@@ -84,7 +90,7 @@ class Simulator:
 
     async def _change(self) -> None:
         loop, world = asyncio.get_running_loop(), self.world
-        while self.options.wait_for_reader and not self.calls["GetRecords"]:
+        while self.options.wait_for_reader and not (self.calls["GetRecords"] or self.calls["SubscribeToShard"]):
             await asyncio.sleep(TICK)
         began = loop.time()
         while not self._resting:
@@ -96,13 +102,14 @@ class Simulator:
             await asyncio.sleep(TICK)
         await asyncio.Event().wait()  # it goes on to answer
 
-    async def _answer(self, request: web.Request) -> web.Response:
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
         target = request.headers.get("X-Amz-Target", "")
         self.calls[target.rpartition(".")[2]] += 1
         try:
             self.faults.strike(kinesis.THROTTLED if target.startswith(kinesis.PREFIX) else THROTTLED)
-            call = self._calls.get(target, _unknown)
-            body, status = call(msgspec.json.decode(await request.read())), 200
+            if target == SUBSCRIBE:
+                return await self._push(request, self.fan_out.subscribe(msgspec.json.decode(await request.read())))
+            body, status = self._call(target)(msgspec.json.decode(await request.read())), 200
         except ApiError as error:
             body = msgspec.json.encode({"__type": f"com.amazonaws#{error.code}", "message": error.message})
             status = error.status
@@ -112,6 +119,24 @@ class Simulator:
             return web.Response(status=503)
         headers = {"x-amzn-RequestId": f"{sum(self.calls.values())}", "x-amz-crc32": str(zlib.crc32(body))}
         return web.Response(body=body, status=status, content_type="application/x-amz-json-1.0", headers=headers)
+
+    def _call(self, target: str) -> Callable[[dict[str, object]], bytes]:
+        if target not in self._calls:
+            raise ApiError("UnknownOperationException", "this call is not simulated")
+        return self._calls[target]
+
+    async def _push(self, request: web.Request, messages: AsyncIterator[bytes]) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": CONTENT_TYPE})
+        await response.prepare(request)
+        with suppress(ConnectionError):  # the reader has gone
+            try:
+                async for message in messages:
+                    await response.write(message)
+            except CutOffError as cut:
+                await response.write(cut.half)
+                if request.transport is not None:
+                    request.transport.close()
+        return response
 
     async def _truth(self, request: web.Request) -> web.Response:
         truth = self.world.truth() | {"calls": dict(self.calls), "faults": self.faults.counts}
@@ -171,7 +196,3 @@ class Running:
             yield self._loop
         finally:
             self._loop.close()
-
-
-def _unknown(request: dict[str, object]) -> bytes:
-    raise ApiError("UnknownOperationException", "this call is not simulated")

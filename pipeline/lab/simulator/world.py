@@ -6,7 +6,7 @@ import hashlib
 import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,10 @@ from pipeline.sources.kpl import Sub, aggregate
 REGION, ACCOUNT = "eu-west-1", "000000000000"
 LARGE = 300_000
 """Bytes of padding in a large item: both images of it come near a GetRecords answer's megabyte."""
+GROWING = 2
+"""Tables, the first ones, whose Kinesis streams grow."""
+STRAY_CHANGES = 600
+"""Changes of any item after which a stray comes at the latest."""
 encode = msgspec.json.encode
 
 
@@ -55,23 +59,31 @@ class Plan:
     """Of what is delivered into Kinesis, how much comes once more, under another sequence number."""
     reordered: float = 0.1
     """Of what is delivered into Kinesis, how much comes behind later changes of other items."""
+    shuffled: float = 0.0
+    """Of what is delivered into Kinesis, how much comes behind later changes of its own item."""
+    grow_every: int = 0
+    """Changes between two doublings of all open shards of a Kinesis stream, as on-demand streams grow; 0 for none."""
     aggregate: int = 1
     """Changes that one record of Kinesis holds, as the Kinesis Producer Library packs them; 1: one."""
 
     @classmethod
     def rough(cls, tables: tuple[str, ...], seed: int, rate: int, *, kinesis: bool = False) -> Plan:
         """Return a plan in which everything happens every few seconds, at this rate of changes a second."""
-        return cls(
+        plan = cls(
             seed,
             tables,
             reshape_every=rate * 3 // 2,
             late=rate // 2,
             kept=20 * rate,
-            trim_every=0 if kinesis else 5 * rate,
-            renew_every=0 if kinesis else 23 * rate,
+            trim_every=5 * rate,
+            renew_every=23 * rate,
             off=rate // 10,
-            kinesis=kinesis,
         )
+        if not kinesis:
+            return plan
+        # Kinesis keeps a day at least: what is trimmed unread is a matter of the tests.
+        grows: dict[str, Any] = {"shards": 1, "most_shards": 64, "grow_every": rate * 3}
+        return replace(plan, kinesis=True, shuffled=0.05, trim_every=0, renew_every=0, kept=90 * rate, **grows)
 
 
 @dataclass(slots=True)
@@ -84,6 +96,8 @@ class Table:
     exists: list[bool]
     changes: dict[str, list[str]] = field(default_factory=dict)
     """Event IDs of each item's recorded changes, in order."""
+    delivered: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
+    """Event IDs of each item's changes as they came into its Kinesis stream, and when, in seconds since the epoch."""
     recorded: dict[str, int] = field(default_factory=dict)
     """After which change of the world the last one of each item comes into the stream."""
     unrecorded: int = 0
@@ -105,9 +119,11 @@ class World:
         self.plan, self.clock = plan, clock
         self.tables = {name: self._table(name) for name in plan.tables}
         self.made = self.reshapes = 0
+        self.widest = plan.shards
+        """The most shards that a stream has had open."""
         self._dice = random.Random(plan.seed)  # noqa: S311 - a history that can be had again
         self._due: list[tuple[int, Callable[[], object]]] = []
-        self._deliveries = {name: Delivery(self, table.stream) for name, table in self.tables.items()}
+        self._deliveries = {name: Delivery(self, table) for name, table in self.tables.items()}
 
     def _table(self, name: str) -> Table:
         stream = Stream(self._arn(name, 0), self.plan.shards)
@@ -133,6 +149,8 @@ class World:
         plan = self.plan
         if plan.reshape_every and self.made % plan.reshape_every == 0:
             self._reshape(self._dice.choice(list(self.tables.values())).stream)
+        if plan.grow_every and self.made % plan.grow_every == 0:
+            self._grow(self._dice.choice(list(self.tables.values())[:GROWING]).stream)
         if plan.trim_every and self.made % plan.trim_every == 0:
             self._trim_suddenly(table.stream)
         if plan.renew_every and self.made % plan.renew_every == 0:
@@ -211,22 +229,38 @@ class World:
     def _reshape(self, stream: Stream) -> None:
         if not stream.open:
             return
-        if self.plan.kinesis:  # what was delivered goes into the shards as they are
-            self._deliveries[stream.arn.rpartition("/")[2]].settle()
-        before, shard = list(stream.open), self._dice.choice(stream.open)
+        before, shard = self._before_reshaping(stream), self._dice.choice(stream.open)
         if self._dice.random() < 0.3 and len(stream.open) < self.plan.most_shards:
             stream.split(shard)
         elif not (self._dice.random() < 0.3 and self.plan.kinesis and stream.merge(shard)):
             stream.roll(shard)  # a shard of DynamoDB names one parent: it knows no merging
         self.reshapes += 1
+        self._after_reshaping(stream, before)
+
+    def _grow(self, stream: Stream) -> None:
+        """Split every open shard, while there is room."""
+        before = self._before_reshaping(stream)
+        for shard in before:
+            if len(stream.open) < self.plan.most_shards:
+                stream.split(shard)
+                self.reshapes += 1
+        self._after_reshaping(stream, before)
+
+    def _before_reshaping(self, stream: Stream) -> list[Shard]:
+        if self.plan.kinesis:  # what was delivered goes into the shards as they are
+            self._deliveries[stream.arn.rpartition("/")[2]].settle()
+        return list(stream.open)
+
+    def _after_reshaping(self, stream: Stream, before: list[Shard]) -> None:
+        self.widest = max(self.widest, len(stream.open))
         for born in [one for one in stream.open if one not in before]:
-            self._list_late(born)
+            self._list_late(stream, born)
         for closed in [one for one in before if not one.is_open]:
             self._forget_late(stream, closed)
 
-    def _list_late(self, shard: Shard) -> None:
+    def _list_late(self, stream: Stream, shard: Shard) -> None:
         def list_it() -> None:
-            shard.listed = True
+            stream.show(shard)
 
         self.later(self._dice.randint(0, self.plan.late), list_it)
 
@@ -257,9 +291,11 @@ class World:
         return {
             "made": self.made,
             "reshapes": self.reshapes,
+            "widest": self.widest,
             "tables": {
                 table.name: {
                     "changes": table.changes,
+                    "delivered": table.delivered,
                     "unrecorded": table.unrecorded,
                     "streams": [stream.arn for stream in table.streams],
                     "trimmed": [one for stream in table.streams for one in stream.trimmed],
@@ -272,18 +308,24 @@ class World:
 class Delivery:
     """How DynamoDB delivers a table's changes into its Kinesis stream: some twice, some behind those of other items."""
 
-    def __init__(self, world: World, stream: Stream) -> None:
-        self._world, self._stream = world, stream
+    def __init__(self, world: World, table: Table) -> None:
+        self._world, self._table, self._stream = world, table, table.stream
         self._dice = random.Random(world.plan.seed)  # noqa: S311 - a history that can be had again
         self._held: dict[str, tuple[str, bytes]] = {}
         """The change of an item that waits until others have come."""
+        self._strays: dict[str, tuple[str, bytes]] = {}
+        """By event ID, key and bytes of changes that also let later ones of their items go before."""
         self._packed: dict[str, list[tuple[str, str, bytes]]] = {}
         """What is packed for a shard and not put yet."""
 
     def add(self, key: str, event_id: str, data: bytes) -> None:
-        """Deliver a change: never before an earlier one of its item."""
+        """Deliver a change: before an earlier one of its item only if that is a stray."""
         self._release(key)
-        if self._dice.random() < self._world.plan.reordered:
+        plan = self._world.plan
+        if plan.shuffled and self._dice.random() < plan.shuffled:
+            self._strays[event_id] = key, data
+            self._world.later(self._dice.randint(1, STRAY_CHANGES), partial(self._bring, event_id))
+        elif self._dice.random() < plan.reordered:
             self._held[key] = event_id, data
             self._world.later(self._dice.randint(1, 10), partial(self._release, key))
         else:
@@ -291,6 +333,8 @@ class Delivery:
 
     def settle(self) -> None:
         """Deliver what waits."""
+        for event_id in list(self._strays):
+            self._bring(event_id)
         for key in list(self._held):
             self._release(key)
         for shard_id in list(self._packed):
@@ -299,6 +343,11 @@ class Delivery:
     def _release(self, key: str) -> None:
         if key in self._held:
             self._put(key, *self._held.pop(key))
+
+    def _bring(self, event_id: str) -> None:
+        if event_id in self._strays:
+            key, data = self._strays.pop(event_id)
+            self._put(key, event_id, data)
 
     def _put(self, key: str, event_id: str, data: bytes) -> None:
         shard_id = self._stream.taker(hash_key(key)).shard_id
@@ -314,10 +363,13 @@ class Delivery:
 
     def _flush(self, shard_id: str) -> None:
         packed = self._packed.pop(shard_id)
+        now = self._world.clock()
+        for key, event_id, _ in packed:
+            self._table.delivered.setdefault(key, []).append((event_id, round(now, 3)))
         key, event_id, data = packed[0]
         if self._world.plan.aggregate > 1:
             data = aggregate([Sub(key, data) for key, _, data in packed])
-        put_record(self._stream, key, event_id, data, self._world.clock())
+        put_record(self._stream, key, event_id, data, now)
 
 
 def hash_key(partition_key: str) -> int:
