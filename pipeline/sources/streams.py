@@ -26,6 +26,7 @@ from pipeline.errors import HeadwaterError, TransientError
 from pipeline.metrics import Metrics
 from pipeline.sources.aws import ExpiredIteratorError, TrimmedError, VanishedError
 from pipeline.sources.places import Beginning, Cause, Gap, Known, Place, ShardOf
+from pipeline.sources.purse import ALL_CREDITS, Purse
 from pipeline.sources.records import Cut
 from pipeline.sources.shards import Lineage, Position, Shard
 from pipeline.transport import Follower, Slice, Source, Transport
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-CREDITS = 8
-"""GetRecords answers (1 MB each at most) read and not committed, of one partition of the shards topic: bounds memory."""
 SLOWEST = 10.0
 """Seconds of the longest pause after an error."""
 FULL = 100
@@ -169,7 +168,8 @@ class StreamSource(Source):
         self._asked: set[str] = set()
         self._drained: dict[str, int] = {}
         """Streams of which all is read, and how many listings in a row have said so: a last shard may be listed late."""
-        self._purses: dict[int, asyncio.Semaphore] = {}
+        self._purses: dict[int, Purse] = {}
+        self._credits = asyncio.Semaphore(ALL_CREDITS)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._heard = time.monotonic()
 
@@ -197,7 +197,7 @@ class StreamSource(Source):
         claim = object()
         self._claims |= dict.fromkeys(claims, claim)
         # A new purse for each assignment: the credits of what was dropped at the last revocation went with the old one.
-        self._purses |= {partition: asyncio.Semaphore(CREDITS) for partition in claims}
+        self._purses |= {partition: Purse(self._credits) for partition in claims}
         self._keep(asyncio.create_task(self._claim(claims, claim)))
 
     def revoked(self, partitions: frozenset[TP]) -> None:
@@ -207,6 +207,8 @@ class StreamSource(Source):
         self._forgotten = {shard for shard in self._forgotten if shard.partition not in gone}
         for partition in gone:
             self._claims.pop(partition, None)
+            if partition in self._purses:
+                self._purses[partition].close()
         for shard in [shard for shard in self._readers if shard.partition in gone]:
             self._readers.pop(shard).cancel()
 
@@ -244,7 +246,7 @@ class StreamSource(Source):
         for message in work.of(self.topic):
             reading: Reading = message.value  # type: ignore[assignment]  # Faust types a value as bytes
             if self._loop is not None and reading.beginning is None:
-                self._loop.call_soon_threadsafe(self._purses[message.partition].release)
+                self._loop.call_soon_threadsafe(self._purses[message.partition].give)
 
     # -- what is known ------------------------------------------------------------------------------------------------
 
@@ -387,7 +389,7 @@ class StreamSource(Source):
         tp, purse = TP(self.topic, shard.partition), self._purses[shard.partition]
         iterator, errors, idle, after = None, 0, 0, start.after
         while True:
-            await purse.acquire()
+            await purse.take()
             offered = False
             try:
                 if iterator is None:
@@ -424,7 +426,7 @@ class StreamSource(Source):
                 pause = min(SLOWEST, 0.1 * 2**errors) * random.uniform(0.5, 1)  # noqa: S311 - jitter
             finally:
                 if not offered:
-                    purse.release()
+                    purse.give()
             if pause:
                 await asyncio.sleep(pause)
 
