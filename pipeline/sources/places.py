@@ -41,6 +41,8 @@ class Beginning(msgspec.Struct, frozen=True):
     """It came after another stream of the table: then all of it is wanted, from the first record on."""
     roots: tuple[str, ...] = ()
     """The shards that were there: that their parents are unknown loses nothing that was wanted."""
+    oldest: dict[str, str] = {}
+    """For those that no parent of was there: the sequence number from which on they held everything then."""
 
 
 class Gap(msgspec.Struct, frozen=True):

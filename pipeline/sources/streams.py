@@ -44,6 +44,8 @@ FULL = 100
 """Records in an answer from which on the next call comes at once: there is more."""
 IDLE = 1.0
 """Seconds of the longest pause of a shard that gives nothing, as long as the budget of calls does not ask for more."""
+LOOKS = 5
+"""Answers in which the oldest record of a shard is looked for: they may be empty although there are records."""
 DRAINED = 2
 """Listings in a row in which all shards of a switched-off stream are read: then the table's next stream is begun."""
 SILENT = 60.0
@@ -355,20 +357,53 @@ class StreamSource(Source):
         """Write down how a stream begins; its shards are read when that is committed."""
         stream = ShardOf(listing.table, arn, "")
         claim = self._claims.get(stream.partition)
-        if stream.partition not in self._ready or self._begun.get(stream) is claim:
-            return
-        former = self._known.streams_of(listing.table) - {arn}
-        # After another stream of the same table nothing may be left out.
-        since = None if former else self._since()
-        roots = tuple(shard.shard_id for shard in listing.shards)
-        beginning = Beginning(listing.table, since, follows=bool(former), roots=roots)
-        gaps = (self._gap(stream, "new stream"),) if former else ()
-        consumer: Consumer = self._transport.app.consumer  # type: ignore[assignment]  # Faust types it by its interface
-        offered = Reading(stream, NOTHING, None, finished=False, gaps=gaps, beginning=beginning)
-        if consumer.offer(TP(self.topic, stream.partition), offered):
+        if stream.partition in self._ready and self._begun.get(stream) is not claim:
             self._begun[stream] = claim
-            for gap in gaps:
-                log.error("The table %s has a new stream: what changed while it was off is lost: %s", gap.table, arn)
+            self._keep(asyncio.create_task(self._write_beginning(stream, listing.shards, claim)))
+
+    async def _write_beginning(self, stream: ShardOf, shards: Sequence[Shard], claim: object) -> None:
+        former = self._known.streams_of(stream.table) - {stream.arn}
+        # After another stream of the same table nothing may be left out.
+        since, oldest, written = None if former else self._since(), {}, False
+        roots = tuple(shard.shard_id for shard in shards)
+        try:
+            if since is None and not former:
+                first = [shard for shard in shards if not set(shard.parents) & set(roots)]
+                found = await asyncio.gather(*(self._oldest(stream, shard) for shard in first))
+                oldest = {shard.shard_id: at for shard, at in zip(first, found, strict=True) if at is not None}
+            if self._claims.get(stream.partition) is not claim:
+                return
+            gaps = (self._gap(stream, "new stream"),) if former else ()
+            beginning = Beginning(stream.table, since, follows=bool(former), roots=roots, oldest=oldest)
+            consumer: Consumer = self._transport.app.consumer  # type: ignore[assignment]  # Faust types it by its interface
+            offered = Reading(stream, NOTHING, None, finished=False, gaps=gaps, beginning=beginning)
+            written = consumer.offer(TP(self.topic, stream.partition), offered)
+        except HeadwaterError as error:
+            log.warning("Still trying to begin the stream of %s: %s", stream.table, error)
+        finally:
+            if not written and self._begun.get(stream) is claim:
+                del self._begun[stream]  # tried again with the next listing
+        if written and former:
+            log.error(
+                "The table %s has a new stream: what changed while it was off is lost: %s", stream.table, stream.arn
+            )
+
+    async def _oldest(self, stream: ShardOf, shard: Shard) -> str | None:
+        """Return the sequence number from which on a shard holds everything now; None: it cannot be known."""
+        asked = replace(stream, shard_id=shard.shard_id)
+        try:
+            if shard.first is not None:
+                await self._call(self._api.iterator, stream.arn, shard.shard_id, Start(first=shard.first))
+                return shard.first  # AWS would refuse it if the first record were gone
+        except TrimmedError:
+            pass
+        iterator: str | None = await self._call(self._api.iterator, stream.arn, shard.shard_id, Start())
+        for _ in range(LOOKS):
+            found = await self._call(self._api.records, iterator, asked)
+            iterator = found.next_iterator
+            if found.first is not None or iterator is None:
+                return found.first
+        return None
 
     def _forget(self, shards: Sequence[ShardOf]) -> None:
         """Drop the places of shards that AWS has dropped, so that neither memory nor the topic grows with the years."""
@@ -453,10 +488,11 @@ class StreamSource(Source):
 def _start(shard_id: str, lineage: Lineage, beginning: Beginning, place: Place | None) -> Start:
     if place is not None and place.after is not None:
         return Start(after=place.after)
-    if beginning.since is not None:  # older than what the stream holds is the same as all of it
+    is_root, wanted = shard_id in beginning.roots, beginning.follows or lineage.is_followed(shard_id)
+    # Older than what the stream holds is the same as all of it: so it is asked for a shard only that can hold what is older.
+    if beginning.since is not None and (is_root or not wanted):
         return Start(since=beginning.since)
-    wanted = beginning.follows or lineage.is_followed(shard_id)
-    return Start(first=lineage.first_of(shard_id)) if wanted else Start()
+    return Start(first=lineage.first_of(shard_id) if wanted else beginning.oldest.get(shard_id))
 
 
 def _say_once(failing: dict[str, str], what: str, error: HeadwaterError) -> None:

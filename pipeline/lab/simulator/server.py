@@ -55,10 +55,11 @@ class Simulator:
         self.calls: Counter[str] = Counter()
         self._resting = False
         self.kinesis = Kinesis(self.world, self.faults, iterator_seconds=options.iterator_seconds)
-        self._calls: dict[str, Callable[[dict[str, object]], bytes]] = {
+        self.answers: dict[str, Callable[[dict[str, object]], bytes]] = {
             **DynamoDB(self.world, self.faults, iterator_seconds=options.iterator_seconds).calls,
             **self.kinesis.calls,
         }
+        """How each call is answered, by its target; a test may put its own answers here."""
 
     async def run(self, started: Callable[[str], None]) -> None:
         """Serve until cancelled; `started` gets the address."""
@@ -97,7 +98,7 @@ class Simulator:
         self.calls[target.rpartition(".")[2]] += 1
         try:
             self.faults.strike(kinesis.THROTTLED if target.startswith(kinesis.PREFIX) else THROTTLED)
-            call = self._calls.get(target, _unknown)
+            call = self.answers.get(target, _unknown)
             body, status = call(msgspec.json.decode(await request.read())), 200
         except ApiError as error:
             body = msgspec.json.encode({"__type": f"com.amazonaws#{error.code}", "message": error.message})
