@@ -286,7 +286,7 @@ def chaos(
     faults: Annotated[int, typer.Option(min=1, help="How many faults.")] = 12,
     seed: Annotated[int, typer.Option(help="Same seed, same schedule.")] = 1,
     rate: Annotated[int, typer.Option(min=1, help="Changes a second.")] = 5_000,
-    page: Annotated[Path | None, typer.Option(help="Write the outcome into this file, as Markdown.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Write the outcome into this file, as a section.")] = None,
     directory: Directory = Path(".headwater/chaos"),
     as_json: Json = False,
 ) -> None:
@@ -343,6 +343,7 @@ def soak_sources(
     seconds: Annotated[float, typer.Option(min=10, help="How long changes are made.")] = 60,
     seed: Annotated[int, typer.Option(help="Same seed, same history of the streams.")] = 1,
     rate: Annotated[int, typer.Option(min=1, help="Changes a second.")] = 1_500,
+    page: Annotated[Path | None, typer.Option(help="Write the outcome into this file, as a section.")] = None,
     directory: Directory = Path(".headwater/soak"),
     as_json: Json = False,
 ) -> None:
@@ -350,7 +351,7 @@ def soak_sources(
     from pipeline.lab import soak as soaks
 
     shutil.rmtree(directory, ignore_errors=True)
-    options = soaks.Options(directory.absolute(), seconds=seconds, seed=seed, rate=rate)
+    options = soaks.Options(directory.absolute(), seconds=seconds, seed=seed, rate=rate, page=page)
     report = soaks.run(options, say=_say)
     verdict = "[bold green]PROVED[/]" if report.ok else "[bold red]FAILED[/]"
     err.print(

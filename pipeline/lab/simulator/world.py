@@ -16,6 +16,7 @@ from pipeline.lab.simulator.history import Shard, Stream
 from pipeline.sources.kpl import Sub, aggregate
 
 REGION, ACCOUNT = "eu-west-1", "000000000000"
+GUEST = "guest-"
 LARGE = 300_000
 """Bytes of padding in a large item: both images of it come near a GetRecords answer's megabyte."""
 encode = msgspec.json.encode
@@ -43,6 +44,8 @@ class Plan:
     """Changes between two sudden trimmings of what may not have been read, 0 for none."""
     renew_every: int = 0
     """Changes after which a table's stream is switched off, and on again with a new ARN; 0 for never."""
+    guest_every: int = 0
+    """Changes between two tables that come (`guest-1` and so on); each is deleted when the next but one comes. 0: none come."""
     off: int = 20
     """Changes of a table that nobody records while its stream is off."""
     large_every: int = 3_000
@@ -67,6 +70,7 @@ class Plan:
             kept=20 * rate,
             trim_every=0 if kinesis else 5 * rate,
             renew_every=0 if kinesis else 23 * rate,
+            guest_every=0 if kinesis else 13 * rate,
             off=rate // 10,
             kinesis=kinesis,
         )
@@ -100,7 +104,9 @@ class World:
     def __init__(self, plan: Plan, clock: Callable[[], float] = time.time) -> None:
         self.plan, self.clock = plan, clock
         self.tables = {name: self._table(name) for name in plan.tables}
-        self.made = self.reshapes = 0
+        self.deleted: list[Table] = []
+        """Tables that are gone; what their streams have can be read until it is trimmed."""
+        self.made = self.reshapes = self.come = 0
         self._dice = random.Random(plan.seed)  # noqa: S311 - a history that can be had again
         self._due: list[tuple[int, Callable[[], None]]] = []
         self._deliveries = {name: Delivery(self, table.stream) for name, table in self.tables.items()}
@@ -117,7 +123,9 @@ class World:
 
     def stream(self, arn: str) -> Stream | None:
         """Return a stream by its ARN, None when there is none."""
-        return next((s for table in self.tables.values() for s in table.streams if s.arn == arn), None)
+        streams = [stream for table in self.tables.values() for stream in table.streams]
+        streams += [stream for table in self.deleted for stream in table.streams if stream.shards]
+        return next((stream for stream in streams if stream.arn == arn), None)
 
     def step(self) -> None:
         """Make one change of one item; now and then reshape or trim a stream, or switch it off."""
@@ -133,9 +141,11 @@ class World:
             self._trim_suddenly(table.stream)
         if plan.renew_every and self.made % plan.renew_every == 0:
             self._switch_off(table)
+        if plan.guest_every and self.made % plan.guest_every == 0:
+            self._welcome()
 
     def drop(self, table: str) -> None:
-        """Delete a table, its streams with it."""
+        """Forget a table and its streams, as if they had never been."""
         del self.tables[table]
 
     def settle(self) -> None:
@@ -210,12 +220,30 @@ class World:
 
     def _forget_late(self, stream: Stream, shard: Shard) -> None:
         def forget() -> None:
-            if shard.shard_id in stream.shards:
+            if stream.fresh:
+                self._forget_late(stream, shard)
+            elif shard.shard_id in stream.shards:
                 stream.trim(shard, len(shard.records))
 
         self.later(self.plan.kept, forget)
 
+    def _welcome(self) -> None:
+        """Make a table; delete the oldest of those that came so, if there are three of them then."""
+        self.come += 1
+        name = f"{GUEST}{self.come}"
+        self.tables[name] = self._table(name)
+        self.tables[name].stream.fresh = True
+        guests = [table for table in self.tables.values() if table.name.startswith(GUEST)]
+        if len(guests) > 2:
+            gone = self.tables.pop(guests[0].name)
+            for shard in list(gone.stream.open):
+                gone.stream.close(shard)
+                self._forget_late(gone.stream, shard)
+            self.deleted.append(gone)
+
     def _trim_suddenly(self, stream: Stream) -> None:
+        if stream.fresh:
+            return  # what was trimmed before a stream was found is nobody's loss, but could not be told from one
         shard = self._dice.choice(list(stream.shards.values()))
         stream.trim(shard, len(shard.records) // 2)
 
@@ -235,6 +263,8 @@ class World:
         return {
             "made": self.made,
             "reshapes": self.reshapes,
+            "come": self.come,
+            "gone": len(self.deleted),
             "tables": {
                 table.name: {
                     "changes": table.changes,
@@ -242,7 +272,7 @@ class World:
                     "streams": [stream.arn for stream in table.streams],
                     "trimmed": [one for stream in table.streams for one in stream.trimmed],
                 }
-                for table in self.tables.values()
+                for table in [*self.tables.values(), *self.deleted]
             },
         }
 
