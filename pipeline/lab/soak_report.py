@@ -23,7 +23,7 @@ def section(report: Report, options: Options, began: datetime, machine: str) -> 
         ("out of order", report.out_of_order),
         ("ranges of changes that were trimmed before they were read", report.trimmed_ranges),
         ("gaps written down", report.gaps_recorded),
-        ("shards that rolled over, were split or merged", report.reshards),
+        ("shards that rolled over or were split", report.reshards),
         ("streams switched off, and on again as new ones", report.renewals),
         ("tables that came while the workers ran", report.tables_come),
         ("tables that were deleted", report.tables_gone),

@@ -314,6 +314,7 @@ class StreamSource(Source):
             if all(place.finished for place in self._known.of(arn).values()):
                 self._forget([ShardOf(table, arn, shard_id) for shard_id in ("", *self._known.of(arn))])
                 del self._listings[arn]
+                self._drained[arn] = DRAINED
                 return
         places = self._known.of(arn)
         unread = {shard.shard_id for shard in self._listings[arn].shards} - {s for s, p in places.items() if p.finished}
@@ -324,9 +325,12 @@ class StreamSource(Source):
 
     def _waits(self, arn: str, table: str) -> bool:
         """Say whether an older stream of the table is not read to its end: its changes come first."""
-        older = (
-            one for one, listing in self._listings.items() if listing.table == table and one < arn
-        )  # by their dates
+        listed = {one for one, listing in self._listings.items() if listing.table == table}
+        older = {one for one in listed | self._known.begun(table) if one < arn}  # by their dates
+        # At its start a worker may have listed the table before it knew of the older ones.
+        if new := {f"{one}/" for one in older - self._listings.keys()} - self._asked:
+            self._asked |= new
+            self._look_now.set()
         return any(self._drained.get(one, 0) < DRAINED for one in older)
 
     def _start_readers(self) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka import Producer
 from conftest import Headwater
 from waiting import until
 
@@ -23,10 +24,19 @@ from pipeline.lab.simulator.world import Plan, World
 from pipeline.lab.stack import AWS_URL, Endpoints
 from pipeline.lab.workers import Workers
 from pipeline.settings import Settings
+from pipeline.sources.places import ShardOf
 from pipeline.topics import Topics, admin, ensure
 
 pytestmark = pytest.mark.kafka
 TABLE = "orders"
+
+
+def fill(deployment: Deployment, partitions: set[int], count: int) -> None:
+    """Write so many records into partitions of the shards topic that are of no use to the worker."""
+    producer = Producer(deployment.conf | {"linger.ms": 5, "queue.buffering.max.messages": 1_000_000})
+    for partition in partitions:
+        producer.produce_batch(deployment.topics.shards, [{"key": b"other/", "value": b"{}"}] * count, partition)
+    assert producer.flush(60) == 0
 
 
 @dataclass
@@ -258,6 +268,31 @@ def test_trap_11_a_stream_that_was_off_is_a_gap_and_comes_after_the_former_one(
     assert sorted(order) == sorted(one for ids in items for one in ids)
     for ids in items:
         assert [one for one in order if one in set(ids)] == ids
+
+
+def test_trap_11_a_worker_that_has_just_started_reads_the_former_stream_first(stack: Endpoints, tmp_path: Path) -> None:
+    with deployed(stack, tmp_path) as deployment, deployment.ingested() as found:
+        # What it has to read before it knows of the former stream: by then its first look at the table is over.
+        former = deployment.world.do(lambda world: world.tables[TABLE].stream)
+        fill(deployment, {ShardOf(TABLE, former.arn, one).partition for one in ("", *former.shards)}, 150_000)
+        deployment.change(20)
+        with deployment.worker():
+            until(lambda: len(found()) >= 20, "the first changes")
+
+        def renew(world: World) -> None:
+            world.tables[TABLE].off = 1
+            for shard in list(world.tables[TABLE].stream.open):
+                world.tables[TABLE].stream.close(shard)
+
+        deployment.change(200)
+        deployment.world.do(renew)
+        deployment.change(1 + 200)
+        deployment.more = {"discovery_interval": 30}
+        with deployment.worker():
+            until(lambda: len(found()) >= 420, "the changes of both streams")
+        order = found()
+        for ids in deployment.world.do(lambda world: list(world.tables[TABLE].changes.values())):
+            assert [one for one in order if one in set(ids)] == ids
 
 
 @pytest.mark.parametrize("unread", ["begun", "never begun"])

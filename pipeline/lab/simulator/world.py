@@ -204,8 +204,8 @@ class World:
         before, shard = list(stream.open), self._dice.choice(stream.open)
         if self._dice.random() < 0.3 and len(stream.open) < self.plan.most_shards:
             stream.split(shard)
-        elif not (self._dice.random() < 0.3 and stream.merge(shard)):
-            stream.roll(shard)
+        elif not (self._dice.random() < 0.3 and self.plan.kinesis and stream.merge(shard)):
+            stream.roll(shard)  # DynamoDB's shards name one parent: of two, one could not be waited for
         self.reshapes += 1
         for born in [one for one in stream.open if one not in before]:
             self._list_late(born)
@@ -220,7 +220,7 @@ class World:
 
     def _forget_late(self, stream: Stream, shard: Shard) -> None:
         def forget() -> None:
-            if stream.fresh:
+            if _is_untouched(stream):
                 self._forget_late(stream, shard)
             elif shard.shard_id in stream.shards:
                 stream.trim(shard, len(shard.records))
@@ -228,13 +228,12 @@ class World:
         self.later(self.plan.kept, forget)
 
     def _welcome(self) -> None:
-        """Make a table; delete the oldest of those that came so, if there are three of them then."""
+        """Make a table; delete the oldest of those that came so, if there are three of them then and it has been read."""
         self.come += 1
         name = f"{GUEST}{self.come}"
         self.tables[name] = self._table(name)
-        self.tables[name].stream.fresh = True
         guests = [table for table in self.tables.values() if table.name.startswith(GUEST)]
-        if len(guests) > 2:
+        if len(guests) > 2 and guests[0].stream.read:
             gone = self.tables.pop(guests[0].name)
             for shard in list(gone.stream.open):
                 gone.stream.close(shard)
@@ -242,7 +241,7 @@ class World:
             self.deleted.append(gone)
 
     def _trim_suddenly(self, stream: Stream) -> None:
-        if stream.fresh:
+        if _is_untouched(stream):
             return  # what was trimmed before a stream was found is nobody's loss, but could not be told from one
         shard = self._dice.choice(list(stream.shards.values()))
         stream.trim(shard, len(shard.records) // 2)
@@ -326,6 +325,11 @@ class Delivery:
         if self._world.plan.aggregate > 1:
             data = aggregate([Sub(key, data) for key, _, data in packed])
         put_record(self._stream, key, event_id, data, self._world.clock())
+
+
+def _is_untouched(stream: Stream) -> bool:
+    """Say whether it belongs to a table that has come on the way, and nobody has found it yet."""
+    return f"/{GUEST}" in stream.arn and not stream.read
 
 
 def hash_key(partition_key: str) -> int:
