@@ -288,7 +288,7 @@ class StreamSource(Source):
                     _say_once(failing, table, error)  # the others go on; it may come, the credentials be renewed
                 else:
                     failing.pop(table, None)
-            self._start_readers()
+                self._start_readers()  # not only when all are listed: a look at many takes a while
             try:
                 await asyncio.wait_for(self._look_now.wait(), self._pacing.discovery_interval)
             except asyncio.TimeoutError:
@@ -382,6 +382,8 @@ class StreamSource(Source):
             consumer: Consumer = self._transport.app.consumer  # type: ignore[assignment]  # Faust types it by its interface
             offered = Reading(stream, NOTHING, None, finished=False, gaps=gaps, beginning=beginning)
             written = consumer.offer(TP(self.topic, stream.partition), offered)
+        except VanishedError:
+            pass  # the listing is old: the next one does not have it
         except HeadwaterError as error:
             log.warning("Still trying to begin the stream of %s: %s", stream.table, error)
         finally:

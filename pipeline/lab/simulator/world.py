@@ -67,7 +67,7 @@ class Plan:
             tables,
             reshape_every=rate * 3 // 2,
             late=rate // 2,
-            kept=20 * rate,
+            kept=30 * rate,
             trim_every=0 if kinesis else 5 * rate,
             renew_every=0 if kinesis else 23 * rate,
             guest_every=0 if kinesis else 13 * rate,
