@@ -36,9 +36,9 @@ bench: setup ## measure deduplication against the loop by hand and peers, ingest
 chaos: setup ## hurt workers and broker 100 times under load, and prove that nothing is lost (20 minutes; SEED=1 for the same again)
 	@$(BIN)/headwater chaos --faults 100 --seed $(SEED) --page docs/reliability.md --json
 
-soak-sources: setup ## ten minutes each of simulated DynamoDB and Kinesis streams with all faults, workers killed on the way
-	@$(BIN)/headwater soak sources --seconds 600 --json
-	@$(BIN)/headwater soak sources --kinesis --seconds 600 --json
+soak-sources: setup ## ten minutes each of simulated DynamoDB and Kinesis streams with all faults, workers killed on the way; writes docs/reliability.md
+	@$(BIN)/headwater soak sources --seconds 600 --page docs/reliability.md --json
+	@$(BIN)/headwater soak sources --kinesis --seconds 600 --page docs/reliability.md --json
 
 check: setup ## format, lint, types, import rules, dependencies
 	@$(BIN)/ruff format --check .

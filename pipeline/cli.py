@@ -430,7 +430,7 @@ def chaos(
     faults: Annotated[int, typer.Option(min=1, help="How many faults.")] = 12,
     seed: Annotated[int, typer.Option(help="Same seed, same schedule.")] = 1,
     rate: Annotated[int, typer.Option(min=1, help="Changes a second.")] = 5_000,
-    page: Annotated[Path | None, typer.Option(help="Write the outcome into this file, as Markdown.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Write the outcome into this file, as a section.")] = None,
     directory: Directory = Path(".headwater/chaos"),
     as_json: Json = False,
 ) -> None:
@@ -493,6 +493,7 @@ def soak_sources(
     kinesis: Annotated[
         bool, typer.Option("--kinesis", help="Kinesis streams, polled and pushed, that grow to 64 shards.")
     ] = False,
+    page: Annotated[Path | None, typer.Option(help="Write the outcome into this file, as a section.")] = None,
     directory: Directory = Path(".headwater/soak"),
     as_json: Json = False,
 ) -> None:
@@ -500,7 +501,7 @@ def soak_sources(
     from pipeline.lab import soak as soaks
 
     shutil.rmtree(directory, ignore_errors=True)
-    options = soaks.Options(directory.absolute(), seconds=seconds, seed=seed, rate=rate, kinesis=kinesis)
+    options = soaks.Options(directory.absolute(), seconds=seconds, seed=seed, rate=rate, kinesis=kinesis, page=page)
     report = soaks.run(options, say=_say)
     verdict = "[bold green]PROVED[/]" if report.ok else "[bold red]FAILED[/]"
     err.print(

@@ -15,10 +15,11 @@ from typing import Any, cast
 from confluent_kafka import Producer
 
 from pipeline.errors import FatalError
-from pipeline.lab.chaos_report import Options, Report, page
+from pipeline.lab.chaos_report import SECTION, Options, Report, section
 from pipeline.lab.demo import Recorder, lag
 from pipeline.lab.faults import SESSION, Faults
 from pipeline.lab.machine import describe
+from pipeline.lab.page import put_section
 from pipeline.lab.stack import Stack
 from pipeline.settings import Settings
 from pipeline.topics import Topics, admin, ensure
@@ -212,6 +213,6 @@ def run(options: Options, say: Callable[[str], None]) -> Report:
         report = Chaos(options, stack, say).run()
         broker = stack.endpoints.broker if stack.endpoints else ""
     if options.page is not None:
-        options.page.write_text(page(report, options, began, describe(broker)))
+        put_section(options.page, SECTION, section(report, options, began, describe(broker)))
         say(f"wrote {options.page}")
     return report

@@ -1,13 +1,15 @@
-"""What a chaos is asked to do and what came of it; the outcome as a page of the docs."""
+"""What a chaos is asked to do and what came of it; the outcome as a section of the docs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from pipeline.lab.page import table
+
+SECTION = "chaos"
 MEANING = {
     "kill": "SIGKILL of a worker",
     "freeze": "SIGSTOP of a worker until it has been put out of the group, then SIGCONT: a zombie",
@@ -35,7 +37,7 @@ class Options:
     """Changes a second."""
     guarantee: str = "exactly_once"
     page: Path | None = None
-    """Where to write the outcome as Markdown."""
+    """Where to write the outcome, as a section of a page in Markdown."""
 
 
 @dataclass
@@ -65,8 +67,8 @@ class Report:
         return asdict(self)
 
 
-def page(report: Report, options: Options, began: datetime, machine: str) -> str:
-    """Return the page as Markdown."""
+def section(report: Report, options: Options, began: datetime, machine: str) -> str:
+    """Return the section as Markdown."""
     verdict = "Nothing was lost, doubled or reordered." if report.ok else "**The output was wrong.**"
     figures = [
         ("changes written, each with an event ID of its own", report.input),
@@ -79,7 +81,7 @@ def page(report: Report, options: Options, began: datetime, machine: str) -> str
         ("seconds", report.seconds),
     ]
     lines = [
-        "# Reliability",
+        "## Workers and broker",
         "",
         "Made by `make chaos`. Two or three workers with `deduplicate` work on 4 partitions, at",
         f"{options.rate:,} records a second, a fifth of them duplicates. Every few seconds one of the faults below happens,",
@@ -88,9 +90,9 @@ def page(report: Report, options: Options, began: datetime, machine: str) -> str
         "",
         f"{verdict} {began:%Y-%m-%d %H:%M} UTC; {machine}.",
         "",
-        *_table(("", ""), [(name, f"{number:,}") for name, number in figures]),
+        *table(("", ""), *((name, f"{number:,}") for name, number in figures)),
         "",
-        *_table(("fault", "times"), [(MEANING[name], str(report.faults[name])) for name in sorted(report.faults)]),
+        *table(("fault", "times"), *((MEANING[name], str(report.faults[name])) for name in sorted(report.faults))),
         "",
         *(f"Left out, {name}: {why}\n" for name, why in report.left_out.items()),
         "The same schedule again, though not the same moments:",
@@ -100,7 +102,3 @@ def page(report: Report, options: Options, began: datetime, machine: str) -> str
         "```",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in (headings, ("---", "---:"), *rows)]

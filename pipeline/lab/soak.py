@@ -11,6 +11,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -19,8 +20,10 @@ import msgspec
 
 from models.change import decode
 from pipeline.errors import FatalError
-from pipeline.lab import processes
+from pipeline.lab import processes, soak_report
 from pipeline.lab.demo import Recorder, lag
+from pipeline.lab.machine import describe
+from pipeline.lab.page import put_section
 from pipeline.lab.processes import LOOPBACK
 from pipeline.lab.simulator.server import REST, TRUTH
 from pipeline.lab.stack import AWS_URL, Stack
@@ -59,6 +62,8 @@ class Options:
     """Changes a second."""
     kinesis: bool = False
     """Tables that deliver into Kinesis, instead of streams of their own."""
+    page: Path | None = None
+    """Where to write the outcome, as a section of a page in Markdown."""
 
 
 @dataclass(slots=True)
@@ -81,6 +86,10 @@ class Report:
     reshards: int = 0
     most_shards: int = 0
     """Open at once, of one stream."""
+    renewals: int = 0
+    """Streams that were switched off, and on again as new ones."""
+    tables_come: int = 0
+    tables_gone: int = 0
     kills: int = 0
     calls: int = 0
     seconds: float = 0.0
@@ -98,8 +107,16 @@ class Report:
 
 def run(options: Options, say: Callable[[str], None]) -> Report:
     """Run the soak on an Apache Kafka of its own; raise HeadwaterError when it cannot be run."""
+    began = datetime.now(UTC)
     with Stack(options.directory / "stack", broker="kafka", progress=say) as stack:
-        return _Soak(options, stack, say).run()
+        report = _Soak(options, stack, say).run()
+        broker = stack.endpoints.broker if stack.endpoints else ""
+    if options.page is not None:
+        put_section(
+            options.page, soak_report.name(options), soak_report.section(report, options, began, describe(broker))
+        )
+        say(f"wrote {options.page}")
+    return report
 
 
 class _Soak:
@@ -242,6 +259,7 @@ def compare(
     gaps = list(gaps)
     report.gaps_recorded, report.reshards = len(gaps), truth["reshapes"]
     report.most_shards, report.calls = truth["widest"], sum(truth["calls"].values())
+    report.tables_come, report.tables_gone = truth["come"], truth["gone"]
     for table, what in truth["tables"].items():
         missing = set()
         for item, wanted in what["changes"].items():
@@ -265,6 +283,7 @@ def compare(
             of_stream = [gap for gap in gaps if gap.stream.startswith(trimmed["arn"])]
             known = [gap for gap in of_stream if gap.shard == trimmed["shard_id"]]
             report.lost -= sum(any(_covers(gap, sequence) for gap in known) for sequence in unread)
+        report.renewals += len(what["streams"]) - 1
         renewed = [gap for gap in gaps if gap.table == table and gap.cause == "new stream"]
         if len(renewed) < len(what["streams"]) - 1:
             report.lost += what["unrecorded"]

@@ -43,6 +43,8 @@ class Beginning(msgspec.Struct, frozen=True):
     """It came after another stream of the table: then all of it is wanted, from the first record on."""
     roots: tuple[str, ...] = ()
     """The shards that were there: that their parents are unknown loses nothing that was wanted."""
+    oldest: dict[str, str] = {}
+    """For those that no parent of was there: the sequence number from which on they held everything then."""
 
 
 class Gap(msgspec.Struct, frozen=True):
@@ -115,10 +117,13 @@ class Known:
 
     def streams_of(self, table: str) -> set[str]:
         """Return the ARNs of the streams of a table that were ever read and are not forgotten."""
-        begun = {arn for arn, beginning in list(self.beginnings.items()) if beginning.table == table}
-        return begun | {
+        return self.begun(table) | {
             arn for arn, places in list(self.places.items()) if any(p.table == table for p in list(places.values()))
         }
+
+    def begun(self, table: str) -> set[str]:
+        """Return the ARNs of the streams of a table whose beginning is known."""
+        return {arn for arn, beginning in list(self.beginnings.items()) if beginning.table == table}
 
     def tables(self) -> set[str]:
         """Return the tables that were ever read and are not forgotten."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
@@ -25,5 +25,5 @@ class Reading:
     """Changes that are lost before this reading."""
     marks: tuple[bytes, ...] = ()
     """Records for every partition of the ingest topic, in front of the cut."""
-    purse: asyncio.Semaphore | None = None
-    """Where the credit for it goes back to when it is committed."""
+    credit: Callable[[], None] | None = None
+    """Gives back what it was read on, on the event loop, when it is committed."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from models.change import canonical
+from models.change import NONE, canonical
 
 if TYPE_CHECKING:
     from pipeline.transport.batch import Record
@@ -49,6 +49,7 @@ class _Position(msgspec.Struct, gc=False):
 
 class _Record(msgspec.Struct, gc=False):
     dynamodb: _Position
+    identity: msgspec.Raw = msgspec.field(name="userIdentity", default=NONE)
 
 
 class _Positions(msgspec.Struct, gc=False):
@@ -78,13 +79,16 @@ def cut(body: bytes, stream_arn: str) -> Cut:
 
 def _cut_whole(body: bytes, answer: _Body, head: bytes) -> Cut:
     """Cut a body in which every record can be read. Whatever is done here for each record is what ingest costs."""
-    positions = [record.dynamodb for record in _decode_positions(body).records]
-    raws = map(_as_lambda_spells, answer.records) if b'"PrincipalId"' in body else answer.records
+    found = _decode_positions(body).records
     records = [
-        {"key": item_key(bytes(position.keys)), "value": head + memoryview(raw)[1:]}
-        for position, raw in zip(positions, raws, strict=True)
+        {
+            "key": item_key(bytes(one.dynamodb.keys)),
+            "value": head + memoryview(_as_lambda_spells(raw) if one.identity else raw)[1:],
+        }
+        for one, raw in zip(found, answer.records, strict=True)
     ]
-    return Cut(records, [], positions[-1].sequence, answer.next_iterator, positions[0].sequence)
+    first, last = found[0].dynamodb.sequence, found[-1].dynamodb.sequence
+    return Cut(records, [], last, answer.next_iterator, first)
 
 
 def _cut_one_by_one(answer: _Body, head: bytes) -> Cut:

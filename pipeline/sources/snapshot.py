@@ -187,7 +187,10 @@ class Snapshotter:
         while self._is_wanted(snapshot):
             if waiting and host.has_read(snapshot.table, waiting[0][1] + self._wishes.snapshot_settle):
                 page, _ = waiting.popleft()
-                if not host.offer(Reading(shard, page.cut, page.segment, purse=purse)) or page.segment.finished:
+                if (
+                    not host.offer(Reading(shard, page.cut, page.segment, credit=purse.release))
+                    or page.segment.finished
+                ):
                     return
             elif not at.finished and not purse.locked() and time.monotonic() >= due:
                 await purse.acquire()

@@ -26,6 +26,7 @@ from pipeline.errors import HeadwaterError, TransientError
 from pipeline.metrics import Metrics
 from pipeline.sources.aws import ExpiredIteratorError, NothingYetError, TrimmedError, VanishedError
 from pipeline.sources.places import Beginning, Cause, Gap, Known, Place, ShardOf
+from pipeline.sources.purse import ALL_CREDITS, Purse
 from pipeline.sources.reading import NOTHING, Reading
 from pipeline.sources.records import Cut
 from pipeline.sources.shards import Lineage, Position, Shard
@@ -41,14 +42,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-CREDITS = 8
-"""GetRecords answers (1 MB each at most) read and not committed, of one partition of the shards topic: bounds memory."""
 SLOWEST = 10.0
 """Seconds of the longest pause after an error."""
 FULL = 100
 """Records in an answer from which on the next call comes at once: there is more."""
 IDLE = 1.0
 """Seconds of the longest pause of a shard that gives nothing, as long as the budget of calls does not ask for more."""
+LOOKS = 5
+"""Answers in which the oldest record of a shard is looked for: they may be empty although there are records."""
 DRAINED = 2
 """Listings in a row in which all shards of a switched-off stream are read: then the table's next stream is begun."""
 SILENT = 60.0
@@ -170,7 +171,8 @@ class StreamSource(Source):
         self._asked: set[str] = set()
         self._drained: dict[str, int] = {}
         """Streams of which all is read, and how many listings in a row have said so: a last shard may be listed late."""
-        self._purses: dict[int, asyncio.Semaphore] = {}
+        self._purses: dict[int, Purse] = {}
+        self._credits = asyncio.Semaphore(ALL_CREDITS)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._heard = time.monotonic()
 
@@ -198,7 +200,7 @@ class StreamSource(Source):
         claim = object()
         self._claims |= dict.fromkeys(claims, claim)
         # A new purse for each assignment: the credits of what was dropped at the last revocation went with the old one.
-        self._purses |= {partition: asyncio.Semaphore(CREDITS) for partition in claims}
+        self._purses |= {partition: Purse(self._credits) for partition in claims}
         self._keep(asyncio.create_task(self._claim(claims, claim)))
 
     def revoked(self, partitions: frozenset[TP]) -> None:
@@ -208,6 +210,8 @@ class StreamSource(Source):
         self._forgotten = {shard for shard in self._forgotten if shard.partition not in gone}
         for partition in gone:
             self._claims.pop(partition, None)
+            if partition in self._purses:
+                self._purses[partition].close()
         for shard in [shard for shard in self._readers if shard.partition in gone]:
             self._readers.pop(shard).cancel()
 
@@ -239,8 +243,8 @@ class StreamSource(Source):
         """Give the credits back."""
         for message in work.of(self.topic):
             reading: Reading = message.value  # type: ignore[assignment]  # Faust types a value as bytes
-            if self._loop is not None and reading.purse is not None:
-                self._loop.call_soon_threadsafe(reading.purse.release)
+            if self._loop is not None and reading.credit is not None:
+                self._loop.call_soon_threadsafe(reading.credit)
 
     # -- what is known ------------------------------------------------------------------------------------------------
 
@@ -286,7 +290,7 @@ class StreamSource(Source):
                     _say_once(failing, table, error)  # the others go on; it may come, the credentials be renewed
                 else:
                     failing.pop(table, None)
-            self._start_readers()
+                self._start_readers()  # not only when all are listed: a look at many takes a while
             try:
                 await asyncio.wait_for(self._look_now.wait(), self._pacing.discovery_interval)
             except asyncio.TimeoutError:
@@ -312,6 +316,7 @@ class StreamSource(Source):
             if all(place.finished for place in self._known.of(arn).values()):
                 self._forget([ShardOf(table, arn, shard_id) for shard_id in ("", *self._known.of(arn))])
                 del self._listings[arn]
+                self._drained[arn] = DRAINED
                 return
         places = self._known.of(arn)
         unread = {shard.shard_id for shard in self._listings[arn].shards} - {s for s, p in places.items() if p.finished}
@@ -322,9 +327,12 @@ class StreamSource(Source):
 
     def _waits(self, arn: str, table: str) -> bool:
         """Say whether an older stream of the table is not read to its end: its changes come first."""
-        older = (
-            one for one, listing in self._listings.items() if listing.table == table and one < arn
-        )  # by their dates
+        listed = {one for one, listing in self._listings.items() if listing.table == table}
+        older = {one for one in listed | self._known.begun(table) if one < arn}  # by their dates
+        # At its start a worker may have listed the table before it knew of the older ones.
+        if new := {f"{one}/" for one in older - self._listings.keys()} - self._asked:
+            self._asked |= new
+            self._look_now.set()
         return any(self._drained.get(one, 0) < DRAINED for one in older)
 
     def _start_readers(self) -> None:
@@ -359,18 +367,53 @@ class StreamSource(Source):
         """Write down how a stream begins; its shards are read when that is committed."""
         stream = ShardOf(listing.table, arn, "")
         claim = self._claims.get(stream.partition)
-        if stream.partition not in self._ready or self._begun.get(stream) is claim:
-            return
-        former = self._known.streams_of(listing.table) - {arn}
-        # After another stream of the same table nothing may be left out.
-        since = None if former else self._since()
-        roots = tuple(shard.shard_id for shard in listing.shards)
-        beginning = Beginning(listing.table, since, follows=bool(former), roots=roots)
-        gaps = (self._gap(stream, "new stream"),) if former else ()
-        if self.offer(Reading(stream, NOTHING, beginning, gaps)):
+        if stream.partition in self._ready and self._begun.get(stream) is not claim:
             self._begun[stream] = claim
-            for gap in gaps:
-                log.error("The table %s has a new stream: what changed while it was off is lost: %s", gap.table, arn)
+            self._keep(asyncio.create_task(self._write_beginning(stream, listing.shards, claim)))
+
+    async def _write_beginning(self, stream: ShardOf, shards: Sequence[Shard], claim: object) -> None:
+        former = self._known.streams_of(stream.table) - {stream.arn}
+        # After another stream of the same table nothing may be left out.
+        since, oldest, written = None if former else self._since(), {}, False
+        roots = tuple(shard.shard_id for shard in shards)
+        try:
+            if since is None and not former:
+                first = [shard for shard in shards if not set(shard.parents) & set(roots)]
+                found = await asyncio.gather(*(self._oldest(stream, shard) for shard in first))
+                oldest = {shard.shard_id: at for shard, at in zip(first, found, strict=True) if at is not None}
+            if self._claims.get(stream.partition) is not claim:
+                return
+            gaps = (self._gap(stream, "new stream"),) if former else ()
+            beginning = Beginning(stream.table, since, follows=bool(former), roots=roots, oldest=oldest)
+            written = self.offer(Reading(stream, NOTHING, beginning, gaps))
+        except VanishedError:
+            pass  # the listing is old: the next one does not have it
+        except HeadwaterError as error:
+            log.warning("Still trying to begin the stream of %s: %s", stream.table, error)
+        finally:
+            if not written and self._begun.get(stream) is claim:
+                del self._begun[stream]  # tried again with the next listing
+        if written and former:
+            log.error(
+                "The table %s has a new stream: what changed while it was off is lost: %s", stream.table, stream.arn
+            )
+
+    async def _oldest(self, stream: ShardOf, shard: Shard) -> str | None:
+        """Return the sequence number from which on a shard holds everything now; None: it cannot be known."""
+        asked = replace(stream, shard_id=shard.shard_id)
+        try:
+            if shard.first is not None:
+                await self.call(self._api.iterator, stream.arn, shard.shard_id, Start(first=shard.first))
+                return shard.first  # AWS would refuse it if the first record were gone
+        except TrimmedError:
+            pass
+        iterator: str | None = await self.call(self._api.iterator, stream.arn, shard.shard_id, Start())
+        for _ in range(LOOKS):
+            found = await self.call(self._api.records, iterator, asked)
+            iterator = found.next_iterator
+            if found.first is not None or iterator is None:
+                return found.first
+        return None
 
     def _forget(self, shards: Sequence[ShardOf]) -> None:
         """Drop the places of shards that AWS has dropped, so that neither memory nor the topic grows with the years."""
@@ -390,7 +433,7 @@ class StreamSource(Source):
         purse = self._purses[shard.partition]
         iterator, errors, idle, after, tip_at, told = None, 0, 0, start.after, 0.0, 0.0
         while True:
-            await purse.acquire()
+            await purse.take()
             offered = False
             try:
                 if iterator is None:
@@ -405,7 +448,11 @@ class StreamSource(Source):
                     tip_at = asked
                 if count or finished or gaps or (awaited and tip_at > told + TIP):
                     place = Place(shard.table, found.last or after, finished, round(asked, 3), round(tip_at, 3))
-                    offered, after, gaps = self.offer(Reading(shard, found, place, gaps, purse=purse)), place.after, ()
+                    offered, after, gaps = (
+                        self.offer(Reading(shard, found, place, gaps, credit=purse.give)),
+                        place.after,
+                        (),
+                    )
                     start, told = Start(after) if after is not None else start, tip_at
                 if finished:  # also when this last answer has records: an answer can carry both
                     return
@@ -423,7 +470,7 @@ class StreamSource(Source):
                 log.error("%s: a gap is written down", error)
                 place = Place(shard.table, after, finished=True, at=round(time.time(), 3))
                 lost = (*gaps, self._gap(shard, "vanished", after))
-                offered = self.offer(Reading(shard, NOTHING, place, lost, purse=purse))
+                offered = self.offer(Reading(shard, NOTHING, place, lost, credit=purse.give))
                 return
             except HeadwaterError as error:  # a throttle, expired credentials, anything: the shard must be read on
                 errors += 1
@@ -433,7 +480,7 @@ class StreamSource(Source):
                 pause = min(SLOWEST, 0.1 * 2**errors) * random.uniform(0.5, 1)  # noqa: S311 - jitter
             finally:
                 if not offered:
-                    purse.release()
+                    purse.give()
             if pause:
                 await self._api.pause(shard, pause)
 
@@ -496,10 +543,11 @@ class StreamSource(Source):
 def _start(shard_id: str, lineage: Lineage, beginning: Beginning, place: Place | None) -> Start:
     if place is not None and place.after is not None:
         return Start(after=place.after)
-    if beginning.since is not None:  # older than what the stream holds is the same as all of it
+    is_root, wanted = shard_id in beginning.roots, beginning.follows or lineage.is_followed(shard_id)
+    # Older than what the stream holds is the same as all of it: so it is asked for a shard only that can hold what is older.
+    if beginning.since is not None and (is_root or not wanted):
         return Start(since=beginning.since)
-    wanted = beginning.follows or lineage.is_followed(shard_id)
-    return Start(first=lineage.first_of(shard_id)) if wanted else Start()
+    return Start(first=lineage.first_of(shard_id) if wanted else beginning.oldest.get(shard_id))
 
 
 def _size(found: Cut) -> int:

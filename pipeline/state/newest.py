@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 from faust.types import TP
 
 from pipeline.transport import Participant, Slice
@@ -32,7 +34,7 @@ class NewestTimes(Participant):
             for key, at in new.items():
                 times.pop(key, None)
                 times[key] = at
-            for key in list(times)[: max(0, len(times) - self._items)]:
+            for key in list(islice(times, max(0, len(times) - self._items))):
                 del times[key]
         self._new.clear()
 

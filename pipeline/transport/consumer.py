@@ -21,6 +21,7 @@ from faust.transport import consumer as faust_consumer
 from faust.types import TP, ConsumerMessage
 
 from pipeline.errors import HeadwaterError
+from pipeline.transport.alarm import wait_at_most
 from pipeline.transport.backlog import Backlog
 from pipeline.transport.batch import Batch, BatchSchema
 from pipeline.transport.fatal import stop_process
@@ -226,7 +227,7 @@ class Consumer(faust_consumer.Consumer):
                 else:
                     self._moved = time.monotonic()
                     self._news.clear()
-                    await self._wait_for_news(0.01 if self.app.rebalancing else 0.1)
+                    await wait_at_most(self._news, 0.01 if self.app.rebalancing else 0.1)
         except Exception as error:  # noqa: BLE001 - without its slices a worker would stand still in silence
             await self._give_up("the slices", error)
 
@@ -257,12 +258,6 @@ class Consumer(faust_consumer.Consumer):
         stop_process(
             reason, hint=getattr(error, "hint", "") or "start the worker again: it finds the truth in the broker"
         )
-
-    async def _wait_for_news(self, timeout: float) -> None:
-        try:
-            await asyncio.wait_for(self._news.wait(), timeout)
-        except asyncio.TimeoutError:
-            return
 
     def _is_work(self) -> bool:
         if self.app.rebalancing or not self.flow_active:
@@ -308,7 +303,7 @@ class Consumer(faust_consumer.Consumer):
                 await self._wait_for_ack_of_one()
             elif now < self._next_commit:
                 self._news.clear()
-                await self._wait_for_news(min(end, self._next_commit) - now)
+                await wait_at_most(self._news, min(end, self._next_commit) - now)
             else:
                 break
         while self._unfinished() and (not self._stopping or self._in_hand()):
@@ -528,8 +523,7 @@ class Consumer(faust_consumer.Consumer):
 
     async def _drain_messages(self, fetcher: Any) -> None:
         with suppress(asyncio.CancelledError):  # Faust stops its idle fetcher so, in a rebalance
-            while not (self.should_stop or fetcher.should_stop):
-                await asyncio.sleep(0.1)
+            await fetcher.wait_until_stopped()
 
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
         return False

@@ -12,14 +12,15 @@ from faust.transport.producer import Producer as FaustProducer
 from faust.types import TP, RecordMetadata
 
 from pipeline.errors import HeadwaterError
+from pipeline.transport.alarm import wait_at_most
 from pipeline.transport.fatal import stop_process
 from pipeline.transport.transaction import Transaction
 
 if TYPE_CHECKING:
     from pipeline.transport.driver import Transport
 
-POLL = 0.05
-"""Seconds between two looks for delivery reports."""
+POLL, IDLE = 0.05, 0.5
+"""Seconds between two looks for delivery reports while somebody waits for one, and else: then for errors alone."""
 
 
 class Producer(FaustProducer):
@@ -31,7 +32,8 @@ class Producer(FaustProducer):
     def __post_init__(self) -> None:
         """Take the transport's transaction."""
         self.transaction = self.transport.transaction
-        self._waiting = 0
+        self._waiting = self._unreported = 0
+        self._sent = asyncio.Event()
 
     async def on_start(self) -> None:
         """Claim the transactional ID, then serve delivery reports."""
@@ -47,7 +49,11 @@ class Producer(FaustProducer):
     async def _serve_reports(self) -> None:
         while not self.should_stop:
             self.transaction.serve()
-            await asyncio.sleep(POLL)
+            if self._unreported:
+                await asyncio.sleep(POLL)
+            else:
+                self._sent.clear()
+                await wait_at_most(self._sent, IDLE)
 
     async def send(
         self,
@@ -65,7 +71,7 @@ class Producer(FaustProducer):
         future: asyncio.Future[RecordMetadata] = loop.create_future()
 
         def report(error: KafkaError | None, message: Message) -> None:
-            loop.call_soon_threadsafe(_delivered, future, error, message)
+            loop.call_soon_threadsafe(self._delivered, future, error, message)
 
         extra: dict[str, Any] = {"timestamp": int(timestamp * 1000)} if timestamp else {}
         if headers:
@@ -86,7 +92,19 @@ class Producer(FaustProducer):
                 future.exception()  # nobody has to ask: the slice is done again
                 return future
             else:
+                self._unreported += 1
+                self._sent.set()
                 return future
+
+    def _delivered(self, future: asyncio.Future[RecordMetadata], error: KafkaError | None, message: Message) -> None:
+        self._unreported -= 1
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(KafkaException(error))
+            return
+        topic, partition = cast("str", message.topic()), cast("int", message.partition())
+        future.set_result(RecordMetadata(topic, partition, TP(topic, partition), cast("int", message.offset())))
 
     async def send_and_wait(
         self,
@@ -125,13 +143,3 @@ class Producer(FaustProducer):
 def partition_of(key: bytes, count: int) -> int:
     """Return the partition of a key among `count`: murmur2, as Java clients do."""
     return cast("int", murmur2(key) & 0x7FFFFFFF) % count
-
-
-def _delivered(future: asyncio.Future[RecordMetadata], error: KafkaError | None, message: Message) -> None:
-    if future.done():
-        return
-    if error is not None:
-        future.set_exception(KafkaException(error))
-        return
-    topic, partition = cast("str", message.topic()), cast("int", message.partition())
-    future.set_result(RecordMetadata(topic, partition, TP(topic, partition), cast("int", message.offset())))

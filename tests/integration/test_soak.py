@@ -17,6 +17,8 @@ def test_a_minute_of_faults_and_kills_loses_doubles_and_reorders_nothing(headwat
     assert report["changes"] > 10_000
     assert report["reshards"] > 10
     assert report["kills"] >= 2
+    assert report["renewals"] >= 1
+    assert report["tables_gone"] >= 1
     assert report["gaps_recorded"] >= report["trimmed_ranges"]
 
 

@@ -11,21 +11,32 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka import Producer
 from conftest import Headwater
 from waiting import until
 
 from pipeline.lab.demo import Recorder
-from pipeline.lab.simulator.faults import Rates
+from pipeline.lab.simulator.dynamodb import THROTTLED
+from pipeline.lab.simulator.faults import ApiError, Rates
 from pipeline.lab.simulator.history import Stream
 from pipeline.lab.simulator.server import Options, Running
 from pipeline.lab.simulator.world import Plan, World
 from pipeline.lab.stack import AWS_URL, Endpoints
 from pipeline.lab.workers import Workers
 from pipeline.settings import Settings
+from pipeline.sources.places import ShardOf
 from pipeline.topics import Topics, admin, ensure
 
 pytestmark = pytest.mark.kafka
 TABLE = "orders"
+
+
+def fill(deployment: Deployment, partitions: set[int], count: int) -> None:
+    """Write so many records into partitions of the shards topic that are of no use to the worker."""
+    producer = Producer(deployment.conf | {"linger.ms": 5, "queue.buffering.max.messages": 1_000_000})
+    for partition in partitions:
+        producer.produce_batch(deployment.topics.shards, [{"key": b"other/", "value": b"{}"}] * count, partition)
+    assert producer.flush(60) == 0
 
 
 @dataclass
@@ -259,6 +270,31 @@ def test_trap_11_a_stream_that_was_off_is_a_gap_and_comes_after_the_former_one(
         assert [one for one in order if one in set(ids)] == ids
 
 
+def test_trap_11_a_worker_that_has_just_started_reads_the_former_stream_first(stack: Endpoints, tmp_path: Path) -> None:
+    with deployed(stack, tmp_path) as deployment, deployment.ingested() as found:
+        # What it has to read before it knows of the former stream: by then its first look at the table is over.
+        former = deployment.world.do(lambda world: world.tables[TABLE].stream)
+        fill(deployment, {ShardOf(TABLE, former.arn, one).partition for one in ("", *former.shards)}, 150_000)
+        deployment.change(20)
+        with deployment.worker():
+            until(lambda: len(found()) >= 20, "the first changes")
+
+        def renew(world: World) -> None:
+            world.tables[TABLE].off = 1
+            for shard in list(world.tables[TABLE].stream.open):
+                world.tables[TABLE].stream.close(shard)
+
+        deployment.change(200)
+        deployment.world.do(renew)
+        deployment.change(1 + 200)
+        deployment.more = {"discovery_interval": 30}
+        with deployment.worker():
+            until(lambda: len(found()) >= 420, "the changes of both streams")
+        order = found()
+        for ids in deployment.world.do(lambda world: list(world.tables[TABLE].changes.values())):
+            assert [one for one in order if one in set(ids)] == ids
+
+
 @pytest.mark.parametrize("unread", ["begun", "never begun"])
 def test_trap_12_what_is_trimmed_before_it_was_read_is_a_gap(deployment: Deployment, unread: str) -> None:
     deployment.change(10)
@@ -276,6 +312,62 @@ def test_trap_12_what_is_trimmed_before_it_was_read_is_a_gap(deployment: Deploym
     assert (gap["after"] is None) == (unread == "never begun")
     first = deployment.world.do(lambda world: world.tables[TABLE].stream.open[0].records[0].sequence)
     assert gap["before"] == str(first)
+
+
+@pytest.mark.parametrize("trimmed_before", [0, 3])
+def test_trap_12_what_is_trimmed_between_the_first_look_and_the_first_read_is_a_gap(
+    deployment: Deployment, trimmed_before: int
+) -> None:
+    deployment.change(10)
+    deployment.shape(lambda stream: stream.trim(stream.open[0], trimmed_before))
+    answers, name = deployment.world.simulator.answers, "DynamoDBStreams_20120810.GetRecords"
+    answer, looks = answers[name], 1 if trimmed_before else 0  # a whole shard is known without a look into it
+
+    def throttled(request: dict[str, object]) -> bytes:
+        if deployment.calls("GetRecords") > looks:
+            raise ApiError(THROTTLED, "Rate exceeded for shard")
+        return answer(request)
+
+    answers[name] = throttled
+    with deployment.ingested() as found, deployment.gaps() as gaps:
+        with Recorder(deployment.conf, deployment.topics.shards) as shards, deployment.worker():
+            until(lambda: len(shards) >= 1, "the beginning of the stream")
+        deployment.shape(lambda stream: stream.trim(stream.open[0], 4))
+        answers[name] = answer
+        with deployment.worker():
+            until(lambda: len(found()) >= 6 - trimmed_before and len(gaps()) >= 1, "what is left, and the gap")
+        (gap,) = gaps()
+    assert (gap["cause"], gap["table"], gap["after"]) == ("trimmed", TABLE, None)
+    first = deployment.world.do(lambda world: world.tables[TABLE].stream.open[0].records[0].sequence)
+    assert gap["before"] == str(first)
+
+
+def test_what_was_trimmed_before_the_first_look_is_no_gap(deployment: Deployment) -> None:
+    deployment.change(10)
+    deployment.shape(lambda stream: stream.trim(stream.open[0], 4))
+    with deployment.ingested() as found, deployment.gaps() as gaps, deployment.worker():
+        until(lambda: len(found()) >= 6, "what is left")
+        deployment.shape(roll)
+        deployment.change(5)
+        until(lambda: len(found()) >= 11, "what came since")
+        assert gaps() == []
+
+
+def test_trap_2_and_12_a_child_is_wanted_whole_although_only_the_latest_was_at_first(
+    stack: Endpoints, tmp_path: Path
+) -> None:
+    with deployed(stack, tmp_path) as deployment, deployment.ingested() as found, deployment.gaps() as gaps:
+        deployment.more = {"start": "latest"}
+        with deployment.worker():
+            until(lambda: deployment.calls("GetRecords") > 0, "a reader")
+            deployment.change(10)
+            until(lambda: len(found()) >= 10, "the first changes")
+        deployment.shape(roll)
+        deployment.change(10)
+        deployment.shape(lambda stream: stream.trim(stream.open[0], 6))
+        with deployment.worker():
+            until(lambda: len(found()) >= 14 and len(gaps()) >= 1, "what is left of the child, and the gap")
+        assert [(gap["cause"], gap["after"]) for gap in gaps()] == [("trimmed", None)]
 
 
 def test_trap_15_a_shard_has_one_reader_also_after_many_throttles(stack: Endpoints, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from confluent_kafka import Producer
 
 from pipeline.lab import disk
-from pipeline.lab.chaos_report import MEANING, Options, Report, page
+from pipeline.lab.chaos_report import MEANING, Options, Report, section
 from pipeline.lab.killer import Killer, ask
 from pipeline.transport import Slice
 
@@ -29,17 +29,17 @@ def test_one_wrong_change_is_a_failure(wrong: str) -> None:
     assert not report.ok
 
 
-def test_the_page_has_every_fault_the_figures_and_the_command() -> None:
+def test_the_section_has_every_fault_the_figures_and_the_command() -> None:
     report = Report(faults=dict.fromkeys(MEANING, 8), input=1_234, output=1_234, aborted=5, seconds=600.5, seed=42)
     report.left_out = {"fill disk": "mount: permission denied"}
-    text = page(report, Options(Path("any"), faults=96), BEGAN, "Apache Kafka on a machine")
+    text = section(report, Options(Path("any"), faults=96), BEGAN, "Apache Kafka on a machine")
     assert all(f"| {meaning} | 8 |" in text for meaning in MEANING.values())
     assert "Nothing was lost, doubled or reordered. 2026-03-01 00:00 UTC; Apache Kafka on a machine." in text
     assert "| changes in the raw topic | 1,234 |" in text
     assert "headwater chaos --faults 96 --seed 42 --rate 5000" in text
     assert "Left out, fill disk: mount: permission denied" in text
     report.lost = 1
-    assert "**The output was wrong.**" in page(report, Options(Path("any")), BEGAN, "")
+    assert "**The output was wrong.**" in section(report, Options(Path("any")), BEGAN, "")
 
 
 @contextmanager

@@ -8,8 +8,9 @@ from typing import cast
 from faust.types import TP
 
 from pipeline.lab.simulator.world import delivered
+from pipeline.sources.records import cut
 from pipeline.state.newest import NewestTimes
-from pipeline.steps.late import late_ones
+from pipeline.steps.late import STREAMED, late_ones
 from pipeline.transport import Slice
 
 WORK = cast("Slice", None)
@@ -30,6 +31,20 @@ def test_equal_keys_of_two_tables_are_two_items() -> None:
 def test_changes_of_other_sources_are_not_looked_at() -> None:
     records = [(b"a", b'{"eventID":"1"}'), (None, b""), (b"a", b'{"recordFormat":1}'), (b"a", b'"recordFormat"')]
     assert late_ones(records, partial(NewestTimes("ingest").take, 0)) == {}
+
+
+def test_records_of_dynamodb_streams_are_known_by_their_beginning() -> None:
+    older, newer = (
+        delivered("x", "t", "a", 1, 2, at).replace(b"{", b'{"eventSourceARN":"arn",', 1) for at in (1.0, 2.0)
+    )
+    times = NewestTimes("ingest")
+    assert late_ones([(b"a", newer), (b"a", older)], partial(times.take, 0)) == {}
+    assert times.take(0, b"a", 1) == 0, "it was not looked at"
+    assert (
+        cut(b'{"Records":[{"dynamodb":{"Keys":{},"SequenceNumber":"1"}}]}', "arn")
+        .records[0]["value"]
+        .startswith(STREAMED)
+    )
 
 
 def test_what_an_aborted_slice_brought_in_comes_again_and_is_not_late() -> None:

@@ -20,7 +20,7 @@ def verdict(came: list[Came], delivered: list[tuple[str, float]] = SHUFFLED, hel
         "streams": [STREAM],
         "unrecorded": 0,
     }
-    truth = {"tables": {"t": table}, "reshapes": 0, "widest": 1, "calls": {}}
+    truth = {"tables": {"t": table}, "reshapes": 0, "widest": 1, "come": 0, "gone": 0, "calls": {}}
     return compare(Report(), truth, came, [], None if held is None else {"t": held})
 
 

@@ -150,6 +150,7 @@ class DynamoDB:
         iterator = msgspec.json.decode(base64.urlsafe_b64decode(request["ShardIterator"]), type=Iterator)
         place = (iterator.arn, iterator.shard_id)
         shard = self._shard(*place)
+        self._stream(iterator.arn).read = True
         if self._world.clock() - iterator.issued > self._iterator_seconds or self._faults.happens("expire"):
             raise ApiError("ExpiredIteratorException", "Iterator expired")
         if iterator.at < shard.gone:

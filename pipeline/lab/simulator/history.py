@@ -79,6 +79,8 @@ class Stream:
         self.trimmed: list[Trimmed] = []
         self.open: list[Shard] = []
         """Those that take records, by hash key."""
+        self.read = False
+        """Whether somebody has read of it."""
         self._sequence, self._born = count(FIRST), count()
         for number in range(shards):
             self._add(number * SPACE // shards, (number + 1) * SPACE // shards, ())

@@ -63,12 +63,13 @@ class Simulator:
         self._resting = False
         self.kinesis = Kinesis(self.world, self.faults, iterator_seconds=options.iterator_seconds)
         self.fan_out = FanOut(self.kinesis, self.faults, seconds=options.subscription_seconds)
-        self._calls: dict[str, Callable[[dict[str, object]], bytes]] = {
+        self.answers: dict[str, Callable[[dict[str, object]], bytes]] = {
             **DynamoDB(self.world, self.faults, iterator_seconds=options.iterator_seconds).calls,
             **self.kinesis.calls,
             **self.fan_out.calls,
             **Exports(self.world, options.s3_endpoint).calls,
         }
+        """How each call is answered, by its target; a test may put its own answers here."""
 
     async def run(self, started: Callable[[str], None]) -> None:
         """Serve until cancelled; `started` gets the address."""
@@ -121,9 +122,9 @@ class Simulator:
         return web.Response(body=body, status=status, content_type="application/x-amz-json-1.0", headers=headers)
 
     def _call(self, target: str) -> Callable[[dict[str, object]], bytes]:
-        if target not in self._calls:
+        if target not in self.answers:
             raise ApiError("UnknownOperationException", "this call is not simulated")
-        return self._calls[target]
+        return self.answers[target]
 
     async def _push(self, request: web.Request, messages: AsyncIterator[bytes]) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": CONTENT_TYPE})

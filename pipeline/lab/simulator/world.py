@@ -16,6 +16,7 @@ from pipeline.lab.simulator.history import Shard, Stream
 from pipeline.sources.kpl import Sub, aggregate
 
 REGION, ACCOUNT = "eu-west-1", "000000000000"
+GUEST = "guest-"
 LARGE = 300_000
 """Bytes of padding in a large item: both images of it come near a GetRecords answer's megabyte."""
 GROWING = 2
@@ -47,6 +48,8 @@ class Plan:
     """Changes between two sudden trimmings of what may not have been read, 0 for none."""
     renew_every: int = 0
     """Changes after which a table's stream is switched off, and on again with a new ARN; 0 for never."""
+    guest_every: int = 0
+    """Changes between two tables that come (`guest-1` and so on); each is deleted when the next but one comes. 0: none come."""
     off: int = 20
     """Changes of a table that nobody records while its stream is off."""
     large_every: int = 3_000
@@ -74,16 +77,19 @@ class Plan:
             tables,
             reshape_every=rate * 3 // 2,
             late=rate // 2,
-            kept=20 * rate,
+            kept=30 * rate,
             trim_every=5 * rate,
             renew_every=23 * rate,
+            guest_every=13 * rate,
             off=rate // 10,
         )
         if not kinesis:
             return plan
         # Kinesis keeps a day at least: what is trimmed unread is a matter of the tests.
         grows: dict[str, Any] = {"shards": 1, "most_shards": 64, "grow_every": rate * 3}
-        return replace(plan, kinesis=True, shuffled=0.05, trim_every=0, renew_every=0, kept=90 * rate, **grows)
+        return replace(
+            plan, kinesis=True, shuffled=0.05, trim_every=0, renew_every=0, guest_every=0, kept=90 * rate, **grows
+        )
 
 
 @dataclass(slots=True)
@@ -118,7 +124,9 @@ class World:
     def __init__(self, plan: Plan, clock: Callable[[], float] = time.time) -> None:
         self.plan, self.clock = plan, clock
         self.tables = {name: self._table(name) for name in plan.tables}
-        self.made = self.reshapes = 0
+        self.deleted: list[Table] = []
+        """Tables that are gone; what their streams have can be read until it is trimmed."""
+        self.made = self.reshapes = self.come = 0
         self.widest = plan.shards
         """The most shards that a stream has had open."""
         self._dice = random.Random(plan.seed)  # noqa: S311 - a history that can be had again
@@ -137,7 +145,9 @@ class World:
 
     def stream(self, arn: str) -> Stream | None:
         """Return a stream by its ARN, None when there is none."""
-        return next((s for table in self.tables.values() for s in table.streams if s.arn == arn), None)
+        streams = [stream for table in self.tables.values() for stream in table.streams]
+        streams += [stream for table in self.deleted for stream in table.streams if stream.shards]
+        return next((stream for stream in streams if stream.arn == arn), None)
 
     def step(self) -> None:
         """Make one change of one item; now and then reshape or trim a stream, or switch it off."""
@@ -155,9 +165,11 @@ class World:
             self._trim_suddenly(table.stream)
         if plan.renew_every and self.made % plan.renew_every == 0:
             self._switch_off(table)
+        if plan.guest_every and self.made % plan.guest_every == 0:
+            self._welcome()
 
     def drop(self, table: str) -> None:
-        """Delete a table, its streams with it."""
+        """Forget a table and its streams, as if they had never been."""
         del self.tables[table]
 
     def settle(self) -> None:
@@ -233,7 +245,7 @@ class World:
         if self._dice.random() < 0.3 and len(stream.open) < self.plan.most_shards:
             stream.split(shard)
         elif not (self._dice.random() < 0.3 and self.plan.kinesis and stream.merge(shard)):
-            stream.roll(shard)  # a shard of DynamoDB names one parent: it knows no merging
+            stream.roll(shard)  # DynamoDB's shards name one parent: of two, one could not be waited for
         self.reshapes += 1
         self._after_reshaping(stream, before)
 
@@ -266,12 +278,29 @@ class World:
 
     def _forget_late(self, stream: Stream, shard: Shard) -> None:
         def forget() -> None:
-            if shard.shard_id in stream.shards:
+            if _is_untouched(stream):
+                self._forget_late(stream, shard)
+            elif shard.shard_id in stream.shards:
                 stream.trim(shard, len(shard.records))
 
         self.later(self.plan.kept, forget)
 
+    def _welcome(self) -> None:
+        """Make a table; delete the oldest of those that came so, if there are three of them then and it has been read."""
+        self.come += 1
+        name = f"{GUEST}{self.come}"
+        self.tables[name] = self._table(name)
+        guests = [table for table in self.tables.values() if table.name.startswith(GUEST)]
+        if len(guests) > 2 and guests[0].stream.read:
+            gone = self.tables.pop(guests[0].name)
+            for shard in list(gone.stream.open):
+                gone.stream.close(shard)
+                self._forget_late(gone.stream, shard)
+            self.deleted.append(gone)
+
     def _trim_suddenly(self, stream: Stream) -> None:
+        if _is_untouched(stream):
+            return  # what was trimmed before a stream was found is nobody's loss, but could not be told from one
         shard = self._dice.choice(list(stream.shards.values()))
         stream.trim(shard, len(shard.records) // 2)
 
@@ -292,6 +321,8 @@ class World:
             "made": self.made,
             "reshapes": self.reshapes,
             "widest": self.widest,
+            "come": self.come,
+            "gone": len(self.deleted),
             "tables": {
                 table.name: {
                     "changes": table.changes,
@@ -300,7 +331,7 @@ class World:
                     "streams": [stream.arn for stream in table.streams],
                     "trimmed": [one for stream in table.streams for one in stream.trimmed],
                 }
-                for table in self.tables.values()
+                for table in [*self.tables.values(), *self.deleted]
             },
         }
 
@@ -370,6 +401,11 @@ class Delivery:
         if self._world.plan.aggregate > 1:
             data = aggregate([Sub(key, data) for key, _, data in packed])
         put_record(self._stream, key, event_id, data, now)
+
+
+def _is_untouched(stream: Stream) -> bool:
+    """Say whether it belongs to a table that has come on the way, and nobody has found it yet."""
+    return f"/{GUEST}" in stream.arn and not stream.read
 
 
 def hash_key(partition_key: str) -> int:
