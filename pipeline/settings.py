@@ -136,7 +136,7 @@ class DynamoDBStream(Section):
         description="Seconds until a shard that gave little is asked again; with nothing, longer and longer.",
     )
     idle_calls: float = Field(
-        20.0, gt=0, description="GetRecords calls a second that a worker's idle shards make at most together."
+        15.0, gt=0, description="GetRecords calls a second that a worker's idle shards make at most together."
     )
     threads: int = Field(8, ge=1, le=64, description="GetRecords calls under way at once in a worker.")
     snapshot: Literal["none", "initial"] = Field(
@@ -213,7 +213,7 @@ class Kinesis(Section):
         description="Seconds until a shard that gave little is asked again; Kinesis takes 5 calls a second and shard.",
     )
     idle_calls: float = Field(
-        20.0, gt=0, description="GetRecords calls a second that a worker's idle shards make at most together."
+        15.0, gt=0, description="GetRecords calls a second that a worker's idle shards make at most together."
     )
     threads: int = Field(8, ge=1, le=64, description="GetRecords calls under way at once in a worker.")
 
