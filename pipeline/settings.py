@@ -265,8 +265,8 @@ class Route(Section):
     """Where changes go: the first route whose pattern matches."""
 
     sink: Name = Field(description="The sink topic is <prefix>.sink.<sink>.")
-    where: dict[str, Any] | None = Field(
-        None, description="A pattern as in Lambda event filtering; without it, everything."
+    where: dict[str, Any] | str | None = Field(
+        None, description="A pattern as in Lambda event filtering, or an expression in CEL; without it, everything."
     )
 
 
@@ -277,8 +277,9 @@ class Flow(Section):
     tables: tuple[Name, ...] = Field(
         (), validation_alias=AliasChoices("from", "tables"), description="Tables; empty: all."
     )
-    where: dict[str, Any] | None = Field(
-        None, description="A pattern as in Lambda event filtering: what does not match is left out."
+    where: dict[str, Any] | str | None = Field(
+        None,
+        description="A pattern as in Lambda event filtering, or an expression in CEL: what does not match is left out.",
     )
     join: tuple[Join, ...] = ()
     to: tuple[Route, ...] = Field(min_length=1)

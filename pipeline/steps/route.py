@@ -7,14 +7,16 @@ from typing import Any, NamedTuple
 
 from models.change import Change
 from pipeline.steps.enrich import JoinStep, enrich
-from pipeline.steps.filter import Predicate
+
+Where = Callable[[bytes, Change, Any], bool]
+"""Takes a change's bytes, the change, and what `FlowSteps.look` has decoded of it; says whether it matches."""
 
 
 class RouteStep(NamedTuple):
     """A sink and the predicate that leads there; None: everything does."""
 
     sink: str
-    where: Predicate | None
+    where: Where | None
 
 
 class FlowSteps(NamedTuple):
@@ -22,11 +24,11 @@ class FlowSteps(NamedTuple):
 
     name: str
     tables: frozenset[str]
-    where: Predicate | None
+    where: Where | None
     joins: Sequence[JoinStep]
     routes: Sequence[RouteStep]
     look: Callable[[bytes], Any] | None
-    """Decodes what the predicates look at, and nothing else; None: they look at nothing."""
+    """Decodes what the patterns look at, and nothing else; None: they look at nothing."""
 
 
 class Routed(NamedTuple):
@@ -40,11 +42,11 @@ def run_flow(flow: FlowSteps, value: bytes, change: Change) -> Iterator[Routed]:
     """Filter, enrich and route one change: no message, or one, for the first route that matches."""
     if flow.tables and change.table not in flow.tables:
         return
-    decoded = {} if flow.look is None else flow.look(value)
-    if flow.where is not None and not flow.where(decoded):
+    looked = {} if flow.look is None else flow.look(value)
+    if flow.where is not None and not flow.where(value, change, looked):
         return
     for route in flow.routes:
-        if route.where is None or route.where(decoded):
+        if route.where is None or route.where(value, change, looked):
             yield Routed(route.sink, enrich(value, change, flow.joins))
             return
 

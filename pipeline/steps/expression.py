@@ -1,0 +1,157 @@
+"""Conditions in CEL (the Common Expression Language) over a change. Pure; the binding is behind `compile_expression`.
+
+What an expression can name: `op` (c, u, d, r), `table`, `key`, `before`, `after` (the item, as plain values, or null),
+`changed("attribute")`, `ttl_expired`. Only what it names is decoded. Numbers of DynamoDB are CEL's integers where they are
+whole and fit in 64 bits, else its doubles.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import cel
+import msgspec
+
+from models.attributes import normal
+from models.change import Change
+
+NAMES = ("op", "table", "key", "before", "after", "ttl_expired")
+BOUND = re.compile(r"\.(?:all|exists|exists_one|map|filter)\(\s*([A-Za-z_]\w*)\s*,")
+"""Finds the names that a macro gives to the elements of a list."""
+Condition = Callable[[bytes, Change], bool]
+"""Takes a change's bytes and the change; raises ExpressionError when it cannot be told."""
+
+
+class ExpressionError(ValueError):
+    """An expression that cannot be compiled, or cannot be told of a change; says which, and why."""
+
+
+def compile_expression(text: str) -> Condition:
+    """Compile an expression; raise ExpressionError that says what is wrong.
+
+    >>> big = compile_expression('table == "orders" && op != "d" && after.total > 100')
+    """
+    try:
+        program = cel.compile(text)
+    except ValueError as error:
+        raise ExpressionError(_first_line(error)) from error
+    named = program.variables()
+    unknown = sorted(set(named) - set(NAMES) - set(BOUND.findall(text)))
+    if unknown:
+        raise ExpressionError(f"{', '.join(unknown)}: there is no such name, expected one of {', '.join(NAMES)}")
+    facts = {name: _fact(name, text) for name in NAMES if name in named}
+    asks_changed = "changed" in program.functions()
+
+    def condition(value: bytes, change: Change) -> bool:
+        found: dict[str, Any] = {name: fact(value, change) for name, fact in facts.items()}
+        if asks_changed:
+            found["changed"] = lambda attribute: _changed(change, attribute)
+        try:
+            answer = program.execute(found)
+        except (KeyError, ValueError, TypeError, OverflowError, RuntimeError, ArithmeticError) as error:
+            missing = f"there is no {error}: ask has() first" if isinstance(error, KeyError) else _first_line(error)
+            raise ExpressionError(f"{text}: {missing}") from error
+        if not isinstance(answer, bool):
+            raise ExpressionError(f"{text}: gave {answer!r}, expected true or false")
+        return answer
+
+    return condition
+
+
+def _fact(name: str, text: str) -> Callable[[bytes, Change], Any]:
+    if name in {"before", "after"}:
+        decode = _image_decoder(name, text)
+        return lambda value, change: _plain_image(change.before if name == "before" else change.after, decode)
+    facts: dict[str, Callable[[bytes, Change], Any]] = {
+        "op": lambda value, change: change.op,
+        "table": lambda value, change: change.table,
+        "key": lambda value, change: _plain_image(bytes(change.body.keys), _decode_item),
+        "ttl_expired": lambda value, change: change.op == "d" and _decode_identity(value).by_ttl,
+    }
+    return facts[name]
+
+
+def _image_decoder(name: str, text: str) -> Callable[[bytes], Any]:
+    """Return what decodes the attributes that an expression names, or the whole image where that cannot be told."""
+    named = re.findall(rf"\b{name}\b(?:\s*\.\s*([A-Za-z_]\w*)(?!\s*\())?", text)
+    if not named or "" in named:
+        return _decode_item
+    return msgspec.json.Decoder(
+        msgspec.defstruct(
+            "Image", [(f"f{n}", Any, msgspec.field(name=one, default=None)) for n, one in _numbered(named)]
+        )
+    ).decode
+
+
+def _numbered(names: list[str]) -> list[tuple[int, str]]:
+    return list(enumerate(dict.fromkeys(names)))
+
+
+def _plain_image(image: bytes | None, decode: Callable[[bytes], Any]) -> dict[str, Any] | None:
+    if image is None:
+        return None
+    item = decode(image)
+    if isinstance(item, msgspec.Struct):
+        names = {field.name: field.encode_name for field in msgspec.structs.fields(item)}
+        item = {encoded: found for name, encoded in names.items() if (found := getattr(item, name)) is not None}
+    return {name: plain(value) for name, value in item.items()}
+
+
+def plain(value: Mapping[str, Any]) -> Any:
+    """Return an attribute value as CEL has it: sets are lists, binary is bytes."""
+    ((tag, inner),) = value.items()
+    if tag == "N":
+        return _number(inner)
+    if tag == "NULL":
+        return None
+    if tag == "B":
+        return base64.b64decode(inner)
+    if tag == "M":
+        return {name: plain(one) for name, one in inner.items()}
+    if tag == "L":
+        return [plain(one) for one in inner]
+    if tag == "NS":
+        return [_number(one) for one in inner]
+    if tag == "BS":
+        return [base64.b64decode(one) for one in inner]
+    return inner
+
+
+def _number(text: str) -> int | float:
+    try:
+        whole = int(text)
+    except ValueError:
+        return float(text)
+    return whole if -(1 << 63) <= whole < 1 << 63 else float(whole)
+
+
+def _changed(change: Change, attribute: str) -> bool:
+    """Say whether an attribute is another than before; one that came or went is."""
+    before, after = ({} if image is None else _decode_item(image) for image in (change.before, change.after))
+    values = [image.get(attribute) for image in (before, after)]
+    known = [None if value is None else normal(value) for value in values]
+    return known[0] != known[1]
+
+
+class _Identity(msgspec.Struct):
+    kind: str = msgspec.field(name="type", default="")
+    principal: str = msgspec.field(name="principalId", default="")
+
+
+class _Deletion(msgspec.Struct):
+    identity: _Identity | None = msgspec.field(name="userIdentity", default=None)
+
+    @property
+    def by_ttl(self) -> bool:
+        return self.identity is not None and self.identity.principal == "dynamodb.amazonaws.com"
+
+
+_decode_item = msgspec.json.Decoder(dict[str, dict[str, Any]]).decode
+_decode_identity = msgspec.json.Decoder(_Deletion).decode
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

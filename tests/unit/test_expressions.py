@@ -1,0 +1,137 @@
+"""Conditions in CEL: what they can name, what they say, and the same from the C++ implementation."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from cel_expr_python import cel as oracle  # type: ignore[import-untyped]
+
+from models.change import decode
+from pipeline.errors import UsageError
+from pipeline.flows import compile_flow
+from pipeline.settings import Flow
+from pipeline.steps.expression import ExpressionError, compile_expression, plain
+from pipeline.steps.route import run_flow
+
+BEFORE: dict[str, Any] = {"id": {"S": "o-1"}, "total": {"N": "5"}, "tags": {"SS": ["b", "a"]}, "gone": {"BOOL": True}}
+AFTER: dict[str, Any] = {
+    "id": {"S": "o-1"},
+    "total": {"N": "7.50"},
+    "count": {"N": "12"},
+    "huge": {"N": "12345678901234567890123"},
+    "tags": {"SS": ["a", "b"]},
+    "status": {"S": "paid"},
+    "nothing": {"NULL": True},
+    "raw": {"B": "Af8="},
+    "place": {"M": {"city": {"S": "Graz"}, "list": {"L": [{"N": "1"}, {"S": "x"}]}}},
+    "class": {"S": "a name that CEL reserves"},
+}
+
+
+def change(**members: Any) -> bytes:
+    body = {"Keys": {"id": {"S": "o-1"}}, "NewImage": AFTER, "OldImage": BEFORE, **members.pop("body", {})}
+    whole = {"eventID": "e", "eventName": "MODIFY", "tableName": "orders", "dynamodb": body, **members}
+    return json.dumps({name: value for name, value in whole.items() if value is not None}).encode()
+
+
+def holds(text: str, value: bytes = change()) -> bool:
+    return compile_expression(text)(value, decode(value))
+
+
+TRUE = [
+    'op == "u" && table == "orders"',
+    'key.id == "o-1"',
+    "after.total > 7.0 && after.total > before.total",
+    "after.count == 12 && after.count + 1 == 13",
+    "after.huge > 1.0e22",
+    'after.status in ["paid", "shipped"]',
+    'after.status.startsWith("pa") && size(after.status) == 4',
+    "has(after.status) && !has(before.status)",
+    "after.nothing == null",
+    'after.place.city == "Graz" && after.place.list[0] == 1',
+    'after["status"] == "paid"',
+    'after["class"] != ""',
+    'size(after) == 10 && "status" in after',
+    'after.raw == b"\\x01\\xff"',
+    '"a" in after.tags && after.tags.all(t, size(t) == 1)',
+    'changed("total") && changed("status") && changed("gone") && !changed("tags") && !changed("id")',
+    "!ttl_expired",
+    'after.status.matches("^p.*d$")',
+    'after.total > 5.0 ? after.status == "paid" : false',
+]
+
+
+@pytest.mark.parametrize("text", TRUE)
+def test_what_holds(text: str) -> None:
+    assert holds(text)
+    assert not holds(f"!({text})")
+
+
+@pytest.mark.parametrize("text", [text for text in TRUE if "changed(" not in text])
+def test_the_cpp_implementation_says_the_same(text: str) -> None:
+    value = change()
+    images = {
+        name: {attribute: plain(one) for attribute, one in image.items()}
+        for name, image in (("before", BEFORE), ("after", AFTER))
+    }
+    facts = {"op": "u", "table": "orders", "key": {"id": "o-1"}, "ttl_expired": False, **images}
+    environment = oracle.NewEnv(variables=dict.fromkeys(facts, oracle.Type.DYN))
+    found = environment.compile(text).eval(data=facts)
+    assert found.type() == oracle.Type.BOOL, found.value()
+    assert found.value() is holds(text, value)
+
+
+def test_a_deletion_has_no_after_and_says_whether_it_has_expired() -> None:
+    by_ttl = {"type": "Service", "principalId": "dynamodb.amazonaws.com"}
+    body = {"NewImage": None}
+    value = change(eventName="REMOVE", userIdentity=by_ttl, body=body)
+    assert holds("ttl_expired && after == null && before.total == 5", value)
+    assert not holds("ttl_expired", change(eventName="REMOVE", body=body))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("after.total >", "Syntax error"),
+        ("afer.total > 1", "afer: there is no such name, expected one of op, table, key, before, after, ttl_expired"),
+    ],
+)
+def test_what_cannot_be_compiled_says_why(text: str, words: str) -> None:
+    with pytest.raises(ExpressionError, match=words):
+        compile_expression(text)
+    with pytest.raises(UsageError, match=f"flow f, where: .*{words}"):
+        compile_flow(Flow.model_validate({"name": "f", "where": text, "to": [{"sink": "s"}]}), {})
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("after.nowhere > 1", "after.nowhere > 1: there is no 'nowhere': ask has"),
+        ("after.status > 1", "after.status > 1: "),
+        ("after.total", "gave 7.5, expected true or false"),
+        ("missing(1)", "missing"),
+    ],
+)
+def test_what_cannot_be_told_is_an_error_and_no_answer(text: str, words: str) -> None:
+    with pytest.raises(ExpressionError, match=words):
+        holds(text)
+
+
+def test_patterns_and_expressions_mix_in_a_flow() -> None:
+    flow = compile_flow(
+        Flow.model_validate(
+            {
+                "name": "f",
+                "where": {"eventName": ["MODIFY"]},
+                "to": [
+                    {"sink": "big", "where": "after.total > 100.0"},
+                    {"sink": "small", "where": {"tableName": ["orders"]}},
+                ],
+            }
+        ),
+        {},
+    )
+    value = change()
+    assert [message.sink for message in run_flow(flow, value, decode(value))] == ["small"]
