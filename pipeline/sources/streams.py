@@ -311,19 +311,30 @@ class StreamSource(Source):
         try:
             self._listings[arn] = _Listing(table, await self.call(self._api.shards_of, arn))
         except VanishedError:
-            # Switched off more than a day ago, or its table deleted. What was not read to its end there is a gap.
-            self._listings[arn] = _Listing(table)
-            if all(place.finished for place in self._known.of(arn).values()):
-                self._forget([ShardOf(table, arn, shard_id) for shard_id in ("", *self._known.of(arn))])
-                del self._listings[arn]
+            # Switched off more than a day ago, or its table deleted. What was not read to its end there is a gap: so the
+            # readers of all shards that are known, begun or not, shall see for themselves that they are gone.
+            places, shards = self._known.of(arn), self._last_known(arn)
+            if {shard.shard_id for shard in shards} <= places.keys() and all(
+                place.finished for place in places.values()
+            ):
+                self._forget([ShardOf(table, arn, shard_id) for shard_id in ("", *places)])
+                self._listings.pop(arn, None)
                 self._drained[arn] = DRAINED
                 return
+            self._listings[arn] = _Listing(table, shards)
         places = self._known.of(arn)
         unread = {shard.shard_id for shard in self._listings[arn].shards} - {s for s, p in places.items() if p.finished}
         left = unread or not all(place.finished for place in places.values())
         self._drained[arn] = 0 if left else self._drained.get(arn, 0) + 1
         if self._drained[arn] == 1:
             self._look_now.set()
+
+    def _last_known(self, arn: str) -> Sequence[Shard]:
+        """Return the shards of a stream that is gone: as it was last listed, or was begun if no shard of it ever was."""
+        if arn in self._listings:
+            return self._listings[arn].shards
+        beginning = self._known.beginnings.get(arn)
+        return [] if beginning is None or self._known.of(arn) else [Shard(one) for one in beginning.roots]
 
     def _waits(self, arn: str, table: str) -> bool:
         """Say whether an older stream of the table is not read to its end: its changes come first."""

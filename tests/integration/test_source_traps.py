@@ -262,7 +262,7 @@ def test_trap_11_a_stream_that_was_off_is_a_gap_and_comes_after_the_former_one(
         order = found()
         assert [(gap["cause"], gap["shard"]) for gap in gaps()] == [("new stream", "")]
         told = headwater("gaps", "--json", **deployment.environment())
-        assert (told.returncode, json.loads(told.stdout)) == (1, gaps())
+        assert (told.returncode, json.loads(told.stdout)) == (1, [{**gap, "repaired": False} for gap in gaps()])
         assert "incomplete" in headwater("status", **deployment.environment()).stdout
     items = deployment.world.do(lambda world: list(world.tables[TABLE].changes.values()))
     assert sorted(order) == sorted(one for ids in items for one in ids)
@@ -312,6 +312,40 @@ def test_trap_12_what_is_trimmed_before_it_was_read_is_a_gap(deployment: Deploym
     assert (gap["after"] is None) == (unread == "never begun")
     first = deployment.world.do(lambda world: world.tables[TABLE].stream.open[0].records[0].sequence)
     assert gap["before"] == str(first)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_trap_6_shards_that_were_never_begun_when_their_stream_vanished_are_gaps_too(
+    restarted: bool, deployment: Deployment
+) -> None:
+    deployment.change(10)
+    if not restarted:  # a parent that is being read, and a child that waits for it
+        deployment.shape(roll)
+        deployment.change(10)
+    answers, name = deployment.world.simulator.answers, "DynamoDBStreams_20120810.GetRecords"
+
+    def throttled(request: dict[str, object]) -> bytes:
+        raise ApiError(THROTTLED, "Rate exceeded for shard")
+
+    answer, answers[name] = answers[name], throttled
+    wanted = {
+        shard.shard_id for shard in deployment.world.do(lambda world: list(world.tables[TABLE].stream.shards.values()))
+    }
+    with deployment.gaps() as gaps, Recorder(deployment.conf, deployment.topics.shards) as shards:
+        with deployment.worker():
+            until(lambda: len(shards) >= 1, "the beginning of the stream")
+            until(lambda: deployment.calls("GetRecords") > 3, "a reader that is refused")
+            if not restarted:
+                deployment.world.do(lambda world: world.drop(TABLE))
+                answers[name] = answer
+                until(lambda: {gap["shard"] for gap in gaps()} == wanted, "the gaps")
+        if restarted:
+            deployment.world.do(lambda world: world.drop(TABLE))
+            deployment.tables = ("ord*",)  # its preflight would miss a table that is named
+            with deployment.worker():
+                until(lambda: {gap["shard"] for gap in gaps()} == wanted, "the gaps")
+        assert {gap["cause"] for gap in gaps()} == {"vanished"}
+        assert len(gaps()) == len(wanted)
 
 
 @pytest.mark.parametrize("trimmed_before", [0, 3])
