@@ -11,6 +11,7 @@ from faust import Stream
 from models.dead_letter import DeadLetter
 from pipeline.app import Worker
 from pipeline.errors import UsageError
+from pipeline.settings import Kinesis
 from pipeline.sources.kinds import snapshotter, stream_api
 from pipeline.sources.reading import Reading
 from pipeline.sources.snapshot import Snapshotter
@@ -33,6 +34,7 @@ def attach(worker: Worker) -> None:
             worker.topics.shards,
             worker.topics.gaps,
             since=partial(since, settings.start),
+            start_after=settings.start_after if isinstance(settings, Kinesis) else None,
             snapshots=snapshotter(settings),
         )
         worker.transport.join(source)

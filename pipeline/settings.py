@@ -205,6 +205,11 @@ class Kinesis(Section):
         "trim_horizon",
         description="Where a stream begins when it is first found: with all it holds, with what comes, or at a time.",
     )
+    start_after: dict[str, str] = Field(
+        default_factory=dict,
+        description="By shard ID, the sequence number of the last record that another reader has read, for a stream that is "
+        "first found: those shards begin behind it, their parents are not read, the others begin as `start` says.",
+    )
     region: str | None = Field(None, description="AWS Region; without it, boto3's default.")
     discovery_interval: float = Field(60.0, ge=0.1, description="Seconds between two looks for new shards and streams.")
     poll_interval: float = Field(

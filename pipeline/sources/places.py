@@ -45,6 +45,8 @@ class Beginning(msgspec.Struct, frozen=True):
     """The shards that were there: that their parents are unknown loses nothing that was wanted."""
     oldest: dict[str, str] = {}
     """For those that no parent of was there: the sequence number from which on they held everything then."""
+    after: dict[str, str] = {}
+    """For those that another reader has read: the sequence number of its last record. Their parents are not read."""
 
 
 class Gap(msgspec.Struct, frozen=True):

@@ -123,3 +123,16 @@ class Lineage:
     def _is_left(self, shard_id: str) -> bool:
         children = self._children.get(shard_id, [])
         return bool(children) and all(child in self._positions for child in children)
+
+
+def ancestors(listed: Iterable[Shard], of: Iterable[str]) -> set[str]:
+    """Return all listed parents of some shards, their parents, and so on."""
+    parents = {shard.shard_id: shard.parents for shard in listed}
+    found: set[str] = set()
+    left = [parent for shard_id in of for parent in parents.get(shard_id, ())]
+    while left:
+        shard_id = left.pop()
+        if shard_id in parents and shard_id not in found:
+            found.add(shard_id)
+            left += parents[shard_id]
+    return found

@@ -13,7 +13,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast
@@ -29,7 +29,7 @@ from pipeline.sources.places import Beginning, Cause, Gap, Known, Place, ShardOf
 from pipeline.sources.purse import ALL_CREDITS, Purse
 from pipeline.sources.reading import NOTHING, Reading
 from pipeline.sources.records import Cut
-from pipeline.sources.shards import Lineage, Position, Shard
+from pipeline.sources.shards import Lineage, Position, Shard, ancestors
 from pipeline.sources.snapshot import Snapshotter
 from pipeline.sources.snapshots import CANCEL, EXPORT, is_snapshot
 from pipeline.sources.tips import is_reached, is_tip
@@ -146,12 +146,15 @@ class StreamSource(Source):
         gaps: str,
         *,
         since: Callable[[], float | None] = lambda: None,
+        start_after: Mapping[str, str] | None = None,
         snapshots: Snapshotter | None = None,
     ) -> None:
         self.topic, self.fence, self.gaps = topic, fence, gaps
         self._transport, self._api, self._pacing, self._metrics = transport, api, pacing, metrics
         self._since = since
         """The time from which on the changes of a stream that is found now are wanted."""
+        self._start_after = dict(start_after or {})
+        """By shard ID: where another reader ended."""
         self.snapshots = snapshots
         self._pool = ThreadPoolExecutor(pacing.threads, topic)
         self._follower = Follower(transport.client_conf(), fence, self._apply)
@@ -349,8 +352,12 @@ class StreamSource(Source):
     def _start_readers(self) -> None:
         for arn, listing in self._listings.items():
             places = self._known.of(arn)
-            lineage = Lineage(listing.shards, {s: Position(p.after, p.finished) for s, p in places.items()})
             beginning = self._known.beginnings.get(arn)
+            positions = {s: Position(p.after, p.finished) for s, p in places.items()}
+            if beginning is not None:
+                done = ancestors(listing.shards, beginning.after)
+                positions = dict.fromkeys(done, Position(finished=True)) | positions
+            lineage = Lineage(listing.shards, positions)
             if beginning is None:
                 self._begin(arn, listing)
             if beginning is None or self._waits(arn, listing.table):
@@ -395,7 +402,8 @@ class StreamSource(Source):
             if self._claims.get(stream.partition) is not claim:
                 return
             gaps = (self._gap(stream, "new stream"),) if former else ()
-            beginning = Beginning(stream.table, since, follows=bool(former), roots=roots, oldest=oldest)
+            after = {} if former else {s: at for s, at in self._start_after.items() if s in roots}
+            beginning = Beginning(stream.table, since, bool(former), roots, oldest, after)
             written = self.offer(Reading(stream, NOTHING, beginning, gaps))
         except VanishedError:
             pass  # the listing is old: the next one does not have it
@@ -554,6 +562,8 @@ class StreamSource(Source):
 def _start(shard_id: str, lineage: Lineage, beginning: Beginning, place: Place | None) -> Start:
     if place is not None and place.after is not None:
         return Start(after=place.after)
+    if shard_id in beginning.after:
+        return Start(after=beginning.after[shard_id])
     is_root, wanted = shard_id in beginning.roots, beginning.follows or lineage.is_followed(shard_id)
     # Older than what the stream holds is the same as all of it: so it is asked for a shard only that can hold what is older.
     if beginning.since is not None and (is_root or not wanted):

@@ -103,6 +103,25 @@ def test_shards_that_split_and_merge_are_read_parents_first_by_fewer_workers(sta
             assert not any(change.headers for change in raw()), "none of them was late"
 
 
+def test_a_shard_begins_where_another_reader_ended_and_its_parents_are_not_read(kinesis: Deployment) -> None:
+    kinesis.change(20)
+    kinesis.shape(roll)
+    kinesis.change(10)
+    shard, last, rest = kinesis.world.do(lambda world: _read_by_another(world.tables[TABLE].stream))
+    kinesis.more |= {"start_after": {shard: last}}
+    with kinesis.ingested() as found, kinesis.worker():
+        until(lambda: len(found()) >= len(rest), "what the other has not read")
+        kinesis.change(5)
+        until(lambda: len(found()) >= len(rest) + 5, "what came since")
+        assert found()[: len(rest)] == rest
+
+
+def _read_by_another(stream: Stream) -> tuple[str, str, list[str]]:
+    """Return a shard, where in it a reader has ended, and the event IDs behind that."""
+    (shard,) = stream.open
+    return shard.shard_id, str(shard.records[3].sequence), [record.event_id for record in shard.records[4:]]
+
+
 def test_trap_2_latest_counts_only_when_a_stream_is_first_found(kinesis: Deployment) -> None:
     kinesis.world.do(lambda world: setattr(world, "clock", lambda: 1_000_000.0))
     kinesis.change(30)  # long ago: not wanted

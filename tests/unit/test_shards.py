@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from pipeline.sources.shards import Lineage, Position, Shard
+from pipeline.sources.shards import Lineage, Position, Shard, ancestors
 
 FINISHED = Position(after="9", finished=True)
 BEGUN = Position(after="5")
@@ -120,3 +120,9 @@ def test_a_lineage_keeps_what_it_was_built_from() -> None:
     positions["a"] = FINISHED
 
     assert lineage.readable() == {"a": BEGUN}
+
+
+def test_ancestors_go_back_as_far_as_the_listing_does() -> None:
+    listed = [Shard("b", ("a",)), Shard("c", ("b", "x")), Shard("d", ("c",)), Shard("e", ("b",))]
+    assert ancestors(listed, ["d"]) == {"b", "c"}
+    assert ancestors(listed, []) == set()
