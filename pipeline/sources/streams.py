@@ -22,6 +22,7 @@ import msgspec
 from confluent_kafka import Message
 from faust.types import TP
 
+from models.change import MalformedChangeError, decode
 from pipeline.errors import HeadwaterError, TransientError
 from pipeline.metrics import Metrics
 from pipeline.sources.aws import ExpiredIteratorError, NothingYetError, TrimmedError, VanishedError
@@ -32,7 +33,7 @@ from pipeline.sources.records import Cut
 from pipeline.sources.shards import Lineage, Position, Shard, ancestors
 from pipeline.sources.snapshot import Snapshotter
 from pipeline.sources.snapshots import CANCEL, EXPORT, is_snapshot
-from pipeline.sources.tips import is_reached, is_tip
+from pipeline.sources.tips import is_reached, tip_of
 from pipeline.transport import Follower, Slice, Source, Transport
 from pipeline.transport.fatal import stop_process
 
@@ -463,8 +464,8 @@ class StreamSource(Source):
                 gaps = tuple(msgspec.structs.replace(gap, before=found.first) for gap in gaps)
                 count, finished = len(found.records) + len(found.unreadable), iterator is None
                 awaited = self.snapshots is not None and self.snapshots.runs(shard.table)
-                if awaited and not (finished or found.behind) and is_tip(count, _size(found), idle):
-                    tip_at = asked
+                if awaited and not (finished or found.behind):
+                    tip_at = max(tip_at, tip_of(_last_time(found, asked), idle, asked))
                 if count or finished or gaps or (awaited and tip_at > told + TIP):
                     place = Place(shard.table, found.last or after, finished, round(asked, 3), round(tip_at, 3))
                     offered, after, gaps = (
@@ -571,8 +572,14 @@ def _start(shard_id: str, lineage: Lineage, beginning: Beginning, place: Place |
     return Start(first=lineage.first_of(shard_id) if wanted else beginning.oldest.get(shard_id))
 
 
-def _size(found: Cut) -> int:
-    return sum(len(record["value"]) for record in found.records)
+def _last_time(found: Cut, asked: float) -> float | None:
+    """Return when the last change of an answer happened, None when it has none."""
+    if not found.records:
+        return None
+    try:
+        return min(asked, decode(found.records[-1]["value"]).ts_us / 1e6)
+    except (MalformedChangeError, RecursionError):
+        return 0.0  # it says nothing
 
 
 def _say_once(failing: dict[str, str], what: str, error: HeadwaterError) -> None:

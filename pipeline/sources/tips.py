@@ -1,7 +1,7 @@
 """Has a stream been read to its tip? Pure. A page of a snapshot waits for that (docs/decisions/0017).
 
-AWS does not say it: a GetRecords answer of DynamoDB Streams has no `MillisBehindLatest`, can be empty although more
-comes, and ends at about a megabyte. So a tip is an answer that is small, or the second empty one in a row.
+AWS does not say it: a GetRecords answer of DynamoDB Streams has no `MillisBehindLatest`, and can be short, or empty, although
+more comes. So a record says that all before its own time has been read, and the second empty answer in a row that all has been.
 """
 
 from __future__ import annotations
@@ -12,15 +12,18 @@ from collections.abc import Iterable, Mapping
 from pipeline.sources.places import Place
 from pipeline.sources.shards import Shard
 
-SMALL, SMALL_BYTES = 100, 128 << 10
-"""An answer with less than both was not cut off at AWS's limits of 1,000 records and a megabyte."""
 CHILDLESS = 300.0
 """Seconds after which a shard that is read to its end, and of which no child is listed, has none."""
 
 
-def is_tip(records: int, size: int, empty_before: int) -> bool:
-    """Say whether an open shard's answer shows all that it has: records, their bytes, the empty answers in a row before."""
-    return empty_before > 0 if records == 0 else records < SMALL and size < SMALL_BYTES
+def tip_of(last: float | None, empty_before: int, asked: float) -> float:
+    """Return the time up to which an open shard has been read by an answer, 0 when it does not say.
+
+    `last` is the time of its last record, None for an empty answer; `empty_before` counts the empty answers in a row before it.
+    """
+    if last is not None:
+        return last
+    return asked if empty_before > 0 else 0.0
 
 
 def is_reached(listed: Iterable[Shard], places: Mapping[str, Place], since: float) -> bool:

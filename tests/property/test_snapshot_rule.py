@@ -15,6 +15,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from replayed import goes_back, replay
 
+from models.change import decode
 from models.snapshot import BEGIN, END, mark
 from pipeline.lab.simulator.dynamodb import DynamoDB
 from pipeline.lab.simulator.faults import Faults, Rates
@@ -24,7 +25,7 @@ from pipeline.sources.records import cut
 from pipeline.sources.scan import rows
 from pipeline.sources.shards import Lineage, Position, Shard
 from pipeline.sources.snapshots import Segment, Snapshot
-from pipeline.sources.tips import is_reached, is_tip
+from pipeline.sources.tips import is_reached, tip_of
 from pipeline.steps.snapshot import join
 
 SHORT = (Phase.explicit, Phase.reuse, Phase.generate)
@@ -112,11 +113,12 @@ class Pipeline:
         found = cut(body, self.arn)
         self.iterators[shard_id] = found.next_iterator or ""
         self.ingest([(record["key"], record["value"]) for record in found.records])
-        whole = limit == 1000
-        finished, size = found.next_iterator is None, sum(len(record["value"]) for record in found.records)
-        tips = whole and not finished and is_tip(len(found.records), size, self.empty.get(shard_id, 0))
-        self.empty[shard_id] = 0 if found.records else self.empty.get(shard_id, 0) + whole
-        self.places[shard_id] = Place(TABLE, found.last or before.after, finished, at, at if tips else before.tip)
+        finished, last = found.next_iterator is None, None
+        if found.records:
+            last = decode(found.records[-1]["value"]).ts_us / 1e6
+        read_to = 0.0 if finished else tip_of(last, self.empty.get(shard_id, 0), at)
+        self.empty[shard_id] = 0 if found.records else self.empty.get(shard_id, 0) + 1
+        self.places[shard_id] = Place(TABLE, found.last or before.after, finished, at, max(read_to, before.tip))
 
     def scan(self) -> None:
         """Scan a page of a segment, or let one go."""
@@ -140,8 +142,9 @@ class Pipeline:
 
     @property
     def drained(self) -> bool:
-        stream = self.world.tables[TABLE].stream
-        return len(self.listed) == len(stream.shards) and is_reached(self.listed, self.places, self.world.made)
+        """Whether nothing is left, now that the world stands still."""
+        shards = self.world.tables[TABLE].stream.shards
+        return all(s in self.places and (self.places[s].finished or self.empty.get(s, 0) > 0) for s in shards)
 
 
 def run(seed: int, lag: int, settle: int, before: int, items: int, during: int) -> Pipeline:
@@ -178,6 +181,7 @@ def run(seed: int, lag: int, settle: int, before: int, items: int, during: int) 
     assert pipeline.done
     pipeline.ingest([(None, mark(TABLE, "s1", END))])
     world.settle()
+    pipeline.empty.clear()
     for _ in range(2_000):
         pipeline.list()
         pipeline.read()

@@ -14,7 +14,7 @@ from pipeline.sources.places import Gap, Place
 from pipeline.sources.scan import Facts, forecast, rows, segments_for
 from pipeline.sources.shards import Shard
 from pipeline.sources.snapshots import Segment, Snapshot, Snapshots, repaired
-from pipeline.sources.tips import CHILDLESS, is_reached, is_tip
+from pipeline.sources.tips import CHILDLESS, is_reached, tip_of
 from pipeline.state.delivered import Memory, entries_of
 from pipeline.state.table_partitions import TablePartition
 from pipeline.steps.snapshot import join
@@ -97,12 +97,10 @@ def test_a_snapshot_that_begins_while_the_last_is_being_forgotten_keeps_its_own(
     assert join([a_row("a", "s2"), a_row("b", "s2")], again).keep == [True, False]
 
 
-def test_a_tip_is_a_small_answer_or_a_second_empty_one() -> None:
-    assert is_tip(5, 1_000, 0)
-    assert not is_tip(100, 1_000, 0)
-    assert not is_tip(2, 800_000, 0)
-    assert not is_tip(0, 0, 0)
-    assert is_tip(0, 0, 1)
+def test_a_record_says_up_to_when_and_a_second_empty_answer_says_now() -> None:
+    assert tip_of(90.0, 0, 100.0) == 90.0
+    assert tip_of(None, 0, 100.0) == 0.0
+    assert tip_of(None, 1, 100.0) == 100.0
 
 
 OLD, YOUNG = Shard("old"), Shard("young", ("old",))
