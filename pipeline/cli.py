@@ -55,6 +55,8 @@ Detach = Annotated[bool, typer.Option("--detach", help="Do not wait for the end;
 Directory = Annotated[Path, typer.Option("--dir", help="Where the stack keeps its data.")]
 LOCAL = Path(".headwater/local")
 DEMO = Path(".headwater/demo")
+QUIET = 20.0
+"""Seconds without progress of a snapshot after which that is worth a word."""
 
 
 def main() -> NoReturn:
@@ -262,8 +264,18 @@ def _watch(look: Callable[[], list[snapshotting.Progress]]) -> list[snapshotting
     )
     with Bars(*columns, console=err) as bars:
         tasks = {one.snapshot.stream: bars.add_task("", total=None, rate=0.0) for one in look()}
+        before, moved, said = look(), time.monotonic(), False
         while True:
             now = look()
+            if now != before:
+                before, moved, said = now, time.monotonic(), False
+            elif not said and time.monotonic() > moved + QUIET:
+                said = True
+                bars.console.print(
+                    f"nothing has come for {QUIET:.0f} s: does a worker with the agent ingest run, and are the shards being "
+                    "read? headwater status; the worker's log says what it waits for",
+                    highlight=False,
+                )
             for one in now:
                 snapshot, since = one.snapshot, time.time() - (one.snapshot.began or time.time())
                 done = snapshot.state in {"done", "cancelled"}

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from pipeline.errors import FatalError
 from pipeline.state.table_partitions import Partitions, TablePartition
 from pipeline.transport import Slice, Transport
 
@@ -123,6 +124,12 @@ class Delivered(Partitions):
 
     def memory(self, partition: int) -> Memory:
         """Return what a partition remembers, the slice under way included."""
+        if partition not in self.all:
+            raise FatalError(
+                f"partition {partition} of {self.fence} is not on this worker, though that of the ingest topic is: "
+                "the group has workers of another version",
+                hint="stop all workers, then start them in the new version",
+            )
         return Memory(self.all[partition], partial(self._leaving.add, partition))
 
     def _recovered(self, number: int, partition: TablePartition) -> None:
