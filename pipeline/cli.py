@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -55,6 +55,8 @@ Detach = Annotated[bool, typer.Option("--detach", help="Do not wait for the end;
 Directory = Annotated[Path, typer.Option("--dir", help="Where the stack keeps its data.")]
 LOCAL = Path(".headwater/local")
 DEMO = Path(".headwater/demo")
+UNHEARD = 15.0
+"""Seconds after which a snapshot that no worker has begun is worth a word."""
 
 
 def main() -> NoReturn:
@@ -182,15 +184,16 @@ def gaps_repair(
 ) -> None:
     """Read all items of the tables with gaps anew, as rows of a snapshot. Deletions within a gap stay unknown."""
     settings = settings_module.load()
-    open_gaps = {gap.table for gap, repaired in statuses.gaps(settings) if not repaired}
-    wanted = sorted(open_gaps.intersection(tables) if tables else open_gaps)
+    newest = {gap.table: gap.at for gap, repaired in statuses.gaps(settings) if not repaired}
+    wanted = sorted(newest.keys() & set(tables) if tables else newest)
     if not wanted:
         _say("there is nothing to repair")
         return
     _say(
         "what was deleted within a gap cannot be read any more: consumers keep such items until they change or are compared"
     )
-    _take_snapshots(settings, wanted, snapshotting.Wish(), detach=detach, as_json=as_json)
+    gaps = {table: newest[table] for table in wanted}
+    _take_snapshots(settings, gaps, snapshotting.Wish(), detach=detach, as_json=as_json)
 
 
 @app.command(rich_help_panel="Run")
@@ -224,23 +227,28 @@ def snapshot(
         for table in found if not as_json else ():
             out.print(f"{table}", highlight=False, soft_wrap=True)
     else:
-        _take_snapshots(settings, tables, wish, detach=detach, as_json=as_json)
+        _take_snapshots(settings, dict.fromkeys(tables, 0.0), wish, detach=detach, as_json=as_json)
 
 
 def _take_snapshots(
     settings: settings_module.Settings,
-    tables: Sequence[str],
+    newest_gaps: Mapping[str, float],
     wish: snapshotting.Wish,
     *,
     detach: bool,
     as_json: bool,
 ) -> None:
-    """Ask for snapshots and show how they go on; Ctrl-C leaves them to the workers."""
-    found = snapshotting.look_at(settings, tables)
+    """Ask for snapshots of tables, those under way excepted, and show how they go on; Ctrl-C leaves them to the workers."""
+    found = snapshotting.look_at(settings, newest_gaps)
+    there = snapshotting.under_way(settings, newest_gaps)
+    for one in there:
+        _say(f"{one.table}: the snapshot {one.id} is {one.state} already; --cancel ends it")
+    found = [table for table in found if table.facts.table not in {one.table for one in there}]
     for table in found:
         _say(f"{snapshotting.outlook(table, wish)}")
-    wanted = [snapshotting.new(table, wish) for table in found]
-    snapshotting.ask_for(settings, wanted)
+    new = [snapshotting.new(table, wish) for table in found]
+    snapshotting.ask_for(settings, new)
+    wanted = there + new
     outcome = [snapshotting.Progress(one, 0, 0.0) for one in wanted]
     if not detach:
         _say("the workers take it from here; Ctrl-C does not stop them, headwater snapshot --cancel does")
@@ -262,8 +270,14 @@ def _watch(look: Callable[[], list[snapshotting.Progress]]) -> list[snapshotting
     )
     with Bars(*columns, console=err) as bars:
         tasks = {one.snapshot.stream: bars.add_task("", total=None, rate=0.0) for one in look()}
+        patience = time.monotonic() + UNHEARD
         while True:
             now = look()
+            if time.monotonic() > patience and any(one.snapshot.state == "wanted" for one in now):
+                _say(
+                    "no worker has begun it yet: does one with ingest run, is an older stream still read? headwater status"
+                )
+                patience = float("inf")
             for one in now:
                 snapshot, since = one.snapshot, time.time() - (one.snapshot.began or time.time())
                 done = snapshot.state in {"done", "cancelled"}

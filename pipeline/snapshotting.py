@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,7 +19,7 @@ from pipeline.sources.scan import Facts, Forecast, Scanner, export_forecast, for
 from pipeline.sources.snapshot import plan
 from pipeline.sources.snapshots import CANCEL, Snapshot, Snapshots, is_snapshot
 from pipeline.status import read, reading
-from pipeline.topics import FENCE_PARTITIONS, Topics
+from pipeline.topics import FENCE_PARTITIONS, Topics, admin, look
 from pipeline.transport import Follower
 from pipeline.transport.producer import partition_of
 
@@ -80,8 +80,22 @@ def new(table: Table, wish: Wish) -> Snapshot:
 
 
 def ask_for(settings: Settings, snapshots: Sequence[Snapshot]) -> None:
-    """Write the wishes; the workers see them at once."""
+    """Write the wishes; the workers see them at once. Raise FatalError when there was never a worker to see them."""
+    topics, client = Topics(settings), admin(_conf(settings))
+    wanted = [topic for topic in topics.all() if topic.name == topics.shards]
+    if not all(found.partitions for found in look(client, wanted)):
+        raise FatalError(f"there is no topic {topics.shards}: no worker has run yet", hint="headwater run")
     _write(settings, {one.place.key: msgspec.json.encode(one) for one in snapshots})
+
+
+def under_way(settings: Settings, newest_gaps: Mapping[str, float]) -> list[Snapshot]:
+    """Return the snapshots of these tables that will still begin, or began after their newest gaps, and have not ended."""
+    return [
+        one
+        for one in of(settings).all.values()
+        if one.state == "wanted" or (one.state == "running" and one.began > newest_gaps.get(one.table, 0.0))
+        if one.table in newest_gaps
+    ]
 
 
 def cancel(settings: Settings, names: Sequence[str]) -> list[Snapshot]:
@@ -92,9 +106,13 @@ def cancel(settings: Settings, names: Sequence[str]) -> list[Snapshot]:
     return found
 
 
+def _conf(settings: Settings) -> dict[str, Any]:
+    return {"bootstrap.servers": settings.kafka.bootstrap_servers, **settings.kafka.properties}
+
+
 def _write(settings: Settings, records: dict[bytes, bytes]) -> None:
     topic = Topics(settings).shards
-    conf = {"bootstrap.servers": settings.kafka.bootstrap_servers, **settings.kafka.properties}
+    conf = _conf(settings)
     failures: list[str] = []
     producer = Producer({**conf, "enable.idempotence": True})
 
@@ -148,8 +166,7 @@ class Progress:
 def watching(settings: Settings, wanted: Sequence[Snapshot]) -> Iterator[Callable[[], list[Progress]]]:
     """Follow snapshots; yields a function that says how far each is now."""
     known = Snapshots({one.stream: one for one in wanted})
-    conf = {"bootstrap.servers": settings.kafka.bootstrap_servers, **settings.kafka.properties}
-    follower = Follower(conf, Topics(settings).shards, lambda records: _take(known, records))
+    follower = Follower(_conf(settings), Topics(settings).shards, lambda records: _take(known, records))
     follower.start()
     try:
         yield lambda: [progress(known, known.all[one.stream]) for one in wanted]

@@ -37,6 +37,8 @@ EXPORT_BYTES = 40e6
 """Bytes of an export that are read a second, about; AWS takes its time before."""
 SEGMENT_BYTES = 1 << 30
 """Bytes of a table above which another segment is worth while."""
+PAGE_ITEMS = 4_000
+"""Items of a page at most: a megabyte of tiny ones would be 75,000 rows, 46 MB."""
 SEGMENTS = 16
 """Segments of a table at most, when nothing else is said: each is one Scan at a time."""
 
@@ -154,6 +156,7 @@ class Scanner:
                 Segment=number,
                 TotalSegments=snapshot.segments,
                 ConsistentRead=True,
+                Limit=PAGE_ITEMS,
                 ReturnConsumedCapacity="TOTAL",
                 **start,
             )

@@ -401,7 +401,8 @@ class StreamSource(Source):
                 gaps = tuple(msgspec.structs.replace(gap, before=found.first) for gap in gaps)
                 count, finished = len(found.records) + len(found.unreadable), iterator is None
                 awaited = self.snapshots is not None and self.snapshots.runs(shard.table)
-                if awaited and not (finished or found.behind) and is_tip(count, _size(found), idle):
+                tips = awaited and not (finished or found.behind) and is_tip(count, _size(found), idle)
+                if tips:
                     tip_at = asked
                 if count or finished or gaps or (awaited and tip_at > told + TIP):
                     place = Place(shard.table, found.last or after, finished, round(asked, 3), round(tip_at, 3))
@@ -410,7 +411,9 @@ class StreamSource(Source):
                 if finished:  # also when this last answer has records: an answer can carry both
                     return
                 idle = 0 if count or found.behind else idle + 1
-                pause = max(found.wait, 0.0 if count >= FULL else self._pause(idle))
+                # A page of a snapshot waits for the tip: at the usual pace, a shard of large records would never show one.
+                at_once = count >= FULL or (awaited and not tips)
+                pause = max(found.wait, 0.0 if at_once else self._pause(idle))
             except NothingYetError:
                 pause = self._pacing.poll_interval
             except ExpiredIteratorError:
@@ -463,8 +466,16 @@ class StreamSource(Source):
         self._forget([shard])
 
     def captured(self) -> set[str]:
-        """Return the tables whose streams have been begun."""
-        return self._known.tables()
+        """Return the tables of this source of whose streams the newest has been begun, and the others are read to their ends.
+
+        What an older one still delivers is from before a gap: it must not speak for items that changed within the gap.
+        """
+        listed = {listing.table for listing in self._listings.values()}
+        return {table for table in listed & self._known.tables() if self._is_on_newest(table)}
+
+    def _is_on_newest(self, table: str) -> bool:
+        *older, _ = sorted(self._known.streams_of(table))  # by their dates
+        return all(self._drained.get(arn, 0) >= DRAINED for arn in older)
 
     def has_read(self, table: str, since: float) -> bool:
         """Say whether all that the table's streams had at a time has been read and committed."""
