@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -184,15 +185,19 @@ def gaps_repair(
 ) -> None:
     """Read all items of the tables with gaps anew, as rows of a snapshot. Deletions within a gap stay unknown."""
     settings = settings_module.load()
-    open_gaps = {gap.table for gap, repaired in statuses.gaps(settings) if not repaired}
-    wanted = sorted(open_gaps.intersection(tables) if tables else open_gaps)
+    newest = {gap.table: gap.at for gap, repaired in statuses.gaps(settings) if not repaired}
+    chosen = sorted(newest.keys() & set(tables) if tables else newest)
+    wanted = [table for table in chosen if snapshotting.source_of(settings, table) is not None]
+    for table in [one for one in chosen if one not in wanted]:
+        _say(f"{table}: no source of kind dynamodb-stream captures it, so its items cannot be read anew")
     if not wanted:
         _say("there is nothing to repair")
         return
     _say(
         "what was deleted within a gap cannot be read any more: consumers keep such items until they change or are compared"
     )
-    _take_snapshots(settings, wanted, snapshotting.Wish(), detach=detach, as_json=as_json)
+    gaps = {table: newest[table] for table in wanted}
+    _take_snapshots(settings, gaps, snapshotting.Wish(), detach=detach, as_json=as_json)
 
 
 @app.command(rich_help_panel="Run")
@@ -210,7 +215,7 @@ def snapshot(
 ) -> None:
     """Read all items of tables into raw, as changes of the kind READ, beside the capture of their streams."""
     settings = settings_module.load()
-    if export is not None and not export.startswith("s3://"):
+    if export is not None and not re.match(settings_module.S3_URL, export):
         raise UsageError(f"--export {export}: expected s3://bucket/prefix", hint="headwater snapshot --help")
     wish = snapshotting.Wish(units, segments, export)
     if cancel:
@@ -226,23 +231,28 @@ def snapshot(
         for table in found if not as_json else ():
             out.print(f"{table}", highlight=False, soft_wrap=True)
     else:
-        _take_snapshots(settings, tables, wish, detach=detach, as_json=as_json)
+        _take_snapshots(settings, dict.fromkeys(tables, 0.0), wish, detach=detach, as_json=as_json)
 
 
 def _take_snapshots(
     settings: settings_module.Settings,
-    tables: Sequence[str],
+    newest_gaps: Mapping[str, float],
     wish: snapshotting.Wish,
     *,
     detach: bool,
     as_json: bool,
 ) -> None:
-    """Ask for snapshots and show how they go on; Ctrl-C leaves them to the workers."""
-    found = snapshotting.look_at(settings, tables)
+    """Ask for snapshots of tables, those under way excepted, and show how they go on; Ctrl-C leaves them to the workers."""
+    found = snapshotting.look_at(settings, newest_gaps)
+    there = snapshotting.under_way(settings, newest_gaps)
+    for one in there:
+        _say(f"{one.table}: the snapshot {one.id} is {one.state} already; --cancel ends it")
+    found = [table for table in found if table.facts.table not in {one.table for one in there}]
     for table in found:
         _say(f"{snapshotting.outlook(table, wish)}")
-    wanted = [snapshotting.new(table, wish) for table in found]
-    snapshotting.ask_for(settings, wanted)
+    new = [snapshotting.new(table, wish) for table in found]
+    snapshotting.ask_for(settings, new)
+    wanted = there + new
     outcome = [snapshotting.Progress(one, 0, 0.0) for one in wanted]
     if not detach:
         _say("the workers take it from here; Ctrl-C does not stop them, headwater snapshot --cancel does")

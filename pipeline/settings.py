@@ -41,6 +41,7 @@ CONSUMER = r"^([A-Za-z0-9._-]{1,128}|arn:[a-z-]+:kinesis:[^/]+:stream/[A-Za-z0-9
 TableName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._*?-]+$", max_length=255)]
 
 
+S3_URL = r"^s3://[a-z0-9.-]+(/.*)?$"
 SESSION_TIMEOUT = 10.0
 OWNED = {
     "group.id",
@@ -148,7 +149,7 @@ class DynamoDBStream(Section):
     )
     snapshot_export: str | None = Field(
         None,
-        pattern=r"^s3://[a-z0-9.-]+(/.*)?$",
+        pattern=S3_URL,
         description="s3://bucket/prefix: snapshots read an export of the table to there instead of scanning it.",
     )
     snapshot_settle: float = Field(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,11 +15,11 @@ from confluent_kafka import OFFSET_BEGINNING, Message, Producer
 from pipeline.errors import FatalError, UsageError
 from pipeline.settings import DynamoDBStream, Settings
 from pipeline.sources.dynamodb import captures
-from pipeline.sources.scan import Facts, Forecast, Scanner, export_forecast, forecast
+from pipeline.sources.scan import Facts, Forecast, Scanner, export_forecast, forecast, segments_for
 from pipeline.sources.snapshot import plan
 from pipeline.sources.snapshots import CANCEL, Snapshot, Snapshots, is_snapshot
 from pipeline.status import read, reading
-from pipeline.topics import FENCE_PARTITIONS, Topics
+from pipeline.topics import FENCE_PARTITIONS, Topics, admin, look
 from pipeline.transport import Follower
 from pipeline.transport.producer import partition_of
 
@@ -34,11 +34,16 @@ class Table:
     source: DynamoDBStream
 
 
+def source_of(settings: Settings, table: str) -> DynamoDBStream | None:
+    """Return the source that captures a table from its stream, None when there is none."""
+    return next((one for one in settings.sources if isinstance(one, DynamoDBStream) and captures(one, table)), None)
+
+
 def look_at(settings: Settings, names: Iterable[str]) -> list[Table]:
     """Ask AWS about tables; raise UsageError for one that no source captures, FatalError for one that cannot be joined."""
     found = []
     for name in names:
-        source = next((s for s in settings.sources if isinstance(s, DynamoDBStream) and captures(s, name)), None)
+        source = source_of(settings, name)
         if source is None:
             raise UsageError(
                 f"no source of kind dynamodb-stream captures the table {name}: a snapshot is joined with its stream",
@@ -69,7 +74,7 @@ def outlook(table: Table, wish: Wish) -> Forecast:
     if wish.export or table.source.snapshot_export:
         return export_forecast(table.facts)
     allowed = table.source.snapshot_units or table.facts.units * table.source.snapshot_share
-    return forecast(table.facts, wish.units or allowed)
+    return forecast(table.facts, wish.units or allowed, wish.segments or segments_for(table.facts.size))
 
 
 def new(table: Table, wish: Wish) -> Snapshot:
@@ -80,8 +85,22 @@ def new(table: Table, wish: Wish) -> Snapshot:
 
 
 def ask_for(settings: Settings, snapshots: Sequence[Snapshot]) -> None:
-    """Write the wishes; the workers see them at once."""
+    """Write the wishes; the workers see them at once. Raise FatalError when there was never a worker to see them."""
+    topics, client = Topics(settings), admin(_conf(settings))
+    wanted = [topic for topic in topics.all() if topic.name == topics.shards]
+    if not all(found.partitions for found in look(client, wanted)):
+        raise FatalError(f"there is no topic {topics.shards}: no worker has run yet", hint="headwater run")
     _write(settings, {one.place.key: msgspec.json.encode(one) for one in snapshots})
+
+
+def under_way(settings: Settings, newest_gaps: Mapping[str, float]) -> list[Snapshot]:
+    """Return the snapshots of these tables that will still begin, or began after their newest gaps, and have not ended."""
+    return [
+        one
+        for one in of(settings).all.values()
+        if one.state == "wanted" or (one.state == "running" and one.began > newest_gaps.get(one.table, 0.0))
+        if one.table in newest_gaps
+    ]
 
 
 def cancel(settings: Settings, names: Sequence[str]) -> list[Snapshot]:
@@ -92,9 +111,13 @@ def cancel(settings: Settings, names: Sequence[str]) -> list[Snapshot]:
     return found
 
 
+def _conf(settings: Settings) -> dict[str, Any]:
+    return {"bootstrap.servers": settings.kafka.bootstrap_servers, **settings.kafka.properties}
+
+
 def _write(settings: Settings, records: dict[bytes, bytes]) -> None:
     topic = Topics(settings).shards
-    conf = {"bootstrap.servers": settings.kafka.bootstrap_servers, **settings.kafka.properties}
+    conf = _conf(settings)
     failures: list[str] = []
     producer = Producer({**conf, "enable.idempotence": True})
 
@@ -148,8 +171,7 @@ class Progress:
 def watching(settings: Settings, wanted: Sequence[Snapshot]) -> Iterator[Callable[[], list[Progress]]]:
     """Follow snapshots; yields a function that says how far each is now."""
     known = Snapshots({one.stream: one for one in wanted})
-    conf = {"bootstrap.servers": settings.kafka.bootstrap_servers, **settings.kafka.properties}
-    follower = Follower(conf, Topics(settings).shards, lambda records: _take(known, records))
+    follower = Follower(_conf(settings), Topics(settings).shards, lambda records: _take(known, records))
     follower.start()
     try:
         yield lambda: [progress(known, known.all[one.stream]) for one in wanted]

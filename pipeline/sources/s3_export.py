@@ -53,7 +53,7 @@ class Exports:
                 TableArn=table_arn,
                 S3Bucket=bucket,
                 ExportFormat="DYNAMODB_JSON",
-                ClientToken=sha256(snapshot.stream.encode()).hexdigest()[:32],
+                ClientToken=token(snapshot),
                 **more,
             )
         except (ClientError, BotoCoreError) as error:
@@ -122,6 +122,14 @@ class Exports:
                 for number, line in enumerate(lines):
                     if number >= skipped:
                         yield (index, number + 1), line
+
+
+def token(snapshot: Snapshot) -> str:
+    """Return what makes asking again harmless: no other's, not even that of the same first snapshot in another deployment.
+
+    With a token that it has seen within 8 hours AWS answers the export of that time, which may be from before this snapshot.
+    """
+    return sha256(f"{snapshot.stream}:{snapshot.began}:{snapshot.asked}".encode()).hexdigest()[:32]
 
 
 def bucket_and_prefix(url: str) -> tuple[str, str]:

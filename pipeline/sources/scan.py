@@ -37,6 +37,10 @@ EXPORT_BYTES = 40e6
 """Bytes of an export that are read a second, about; AWS takes its time before."""
 SEGMENT_BYTES = 1 << 30
 """Bytes of a table above which another segment is worth while."""
+SEGMENT_RATE = 2.5e6
+"""Bytes a second that a segment reads at most, about: what it may hold, over the time for which a page waits."""
+PAGE_ITEMS = 4_000
+"""Items of a page at most: a megabyte of tiny ones would be 75,000 rows, 46 MB."""
 SEGMENTS = 16
 """Segments of a table at most, when nothing else is said: each is one Scan at a time."""
 
@@ -90,10 +94,10 @@ class Forecast:
         return f"{self.table}: about {self.rows:,} items, {self.size / 1e9:,.3f} GB, {self.units:,} read units, {takes}, {cost}"
 
 
-def forecast(facts: Facts, rate: float | None, price: float = PRICE) -> Forecast:
-    """Return what a scan of the table takes, at so many units a second; None: without limit, as fast as it has units."""
+def forecast(facts: Facts, rate: float, segments: int, price: float = PRICE) -> Forecast:
+    """Return what a scan of the table takes, at so many units a second at most and in so many segments."""
     units = max(1, math.ceil(facts.size / UNIT_BYTES))
-    seconds = units / (rate or facts.units)
+    seconds = max(units / rate, facts.size / (segments * SEGMENT_RATE))
     dollars = units * price / 1e6 if facts.on_demand else 0.0
     return Forecast(facts.table, facts.items, facts.size, units, seconds, dollars)
 
@@ -154,6 +158,7 @@ class Scanner:
                 Segment=number,
                 TotalSegments=snapshot.segments,
                 ConsistentRead=True,
+                Limit=PAGE_ITEMS,
                 ReturnConsumedCapacity="TOTAL",
                 **start,
             )

@@ -34,8 +34,10 @@ STEP = 0.1
 """Seconds between two looks whether a page may go."""
 EXPORTING = 2.0
 """Seconds between two looks whether an export is complete."""
+WHOLE_SECOND = 2.0
+"""Seconds from the marks to an export: AWS counts its time in whole seconds, and must not round it to before them."""
 PATIENCE = 60.0
-"""Seconds after which a page that may not go is worth a word."""
+"""Seconds after which a page that may not go is worth a word, and a call that goes on failing another one."""
 SLOWEST = 10.0
 """Seconds of the longest pause after an error."""
 
@@ -80,7 +82,7 @@ class Host(Protocol):
         """Drop the place of a shard."""
 
     def captured(self) -> set[str]:
-        """Return the tables whose streams have been begun."""
+        """Return the tables of whose streams the newest has been begun, and the others are read to their ends."""
 
     def has_read(self, table: str, since: float) -> bool:
         """Say whether all that the table's streams had at a time has been read and committed."""
@@ -225,6 +227,7 @@ class Snapshotter:
         """Ask for the export, write down that it is under way, and then where its files are."""
         place, export = snapshot.export_place, self._export_of(snapshot)
         if not export.arn:
+            await asyncio.sleep(WHOLE_SECOND)
             facts = await self._patiently(host, self._scanner.facts, snapshot.table)
             export = Export(await self._patiently(host, self._exports.begin, snapshot, facts.arn))
             host.offer(Reading(place, NOTHING, export))
@@ -247,14 +250,16 @@ class Snapshotter:
 
     async def _patiently(self, host: Host, function: Callable[..., T], *args: Any) -> T:
         """Call AWS until it answers: a throttle, expired credentials, anything may pass."""
-        errors = 0
+        errors, said = 0, float("-inf")
         while True:
             try:
                 return await host.call(function, *args)
             except HeadwaterError as error:
                 errors += 1
-                if errors == (3 if isinstance(error, TransientError) else 1):  # said once
+                # One throttle is daily bread; more, or anything else, is said, and again while it lasts.
+                if errors >= (3 if isinstance(error, TransientError) else 1) and time.monotonic() > said + PATIENCE:
                     log.warning("Still trying: %s", error)
+                    said = time.monotonic()
             await asyncio.sleep(min(SLOWEST, 0.1 * 2**errors) * random.uniform(0.5, 1))  # noqa: S311 - jitter
 
 

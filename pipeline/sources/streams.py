@@ -530,8 +530,16 @@ class StreamSource(Source):
         self._forget([shard])
 
     def captured(self) -> set[str]:
-        """Return the tables whose streams have been begun."""
-        return self._known.tables()
+        """Return the tables of this source of whose streams the newest has been begun, and the others are read to their ends.
+
+        What an older one still delivers is from before a gap: it must not speak for items that changed within the gap.
+        """
+        listed = {listing.table for listing in self._listings.values()}
+        return {table for table in listed & self._known.tables() if self._is_on_newest(table)}
+
+    def _is_on_newest(self, table: str) -> bool:
+        *older, _ = sorted(self._known.streams_of(table))  # by their dates
+        return all(self._drained.get(arn, 0) >= DRAINED for arn in older)
 
     def has_read(self, table: str, since: float) -> bool:
         """Say whether all that the table's streams had at a time has been read and committed."""

@@ -1,7 +1,7 @@
 """The items that streams have delivered while snapshots of their tables run. On disk, exactly once, by partition.
 
-Items are kept by generation: one begins when a snapshot of a table begins while none of it runs. Its items are dropped
-when the last one has ended, some with each slice: there can be millions.
+Each snapshot has its own: what was delivered before it began says nothing, because a gap may lie between. Its items are
+dropped when it has ended, some with each slice: there can be millions.
 """
 
 from __future__ import annotations
@@ -24,19 +24,13 @@ DROPPED = 5_000
 encode = msgspec.json.encode
 
 
-class Running(msgspec.Struct):
-    """The snapshots of a table that run."""
-
-    generation: str
-    ids: list[str]
-
-
 class State(msgspec.Struct):
     """What a partition knows of snapshots."""
 
-    running: dict[str, Running] = msgspec.field(default_factory=dict)
-    leaving: list[str] = msgspec.field(default_factory=list)
-    """Generations whose items are to be dropped."""
+    running: dict[str, list[str]] = msgspec.field(default_factory=dict)
+    """By table the IDs of its snapshots."""
+    leaving: list[tuple[str, str]] = msgspec.field(default_factory=list)
+    """Tables and snapshots whose items are to be dropped."""
 
 
 decode = msgspec.json.Decoder(State).decode
@@ -56,58 +50,60 @@ class Memory:
         return bool(self._state.running)
 
     @property
-    def leaving(self) -> list[str]:
-        """Generations whose items are to be dropped."""
+    def leaving(self) -> list[tuple[str, str]]:
+        """Tables and snapshots whose items are to be dropped."""
         return self._state.leaving
 
     def runs(self, table: str, snapshot: str | None = None) -> bool:
         """Say whether this snapshot, or any, runs on the table."""
-        running = self._state.running.get(table)
-        return running is not None and (snapshot is None or snapshot in running.ids)
+        running = self._state.running.get(table, [])
+        return bool(running) if snapshot is None else snapshot in running
 
     def begin(self, table: str, snapshot: str) -> None:
         """From here on the items that the stream delivers are remembered."""
-        running = self._state.running.setdefault(table, Running(f"{table}/{snapshot}", []))
-        running.ids.append(snapshot)
-        self._write()
+        if not self.runs(table, snapshot):
+            self._state.running.setdefault(table, []).append(snapshot)
+            self._write()
 
     def end(self, table: str, snapshot: str) -> None:
-        """Forget the table's items, unless another snapshot of it runs."""
+        """Forget what was remembered for the snapshot."""
         if not self.runs(table, snapshot):
             return
         running = self._state.running[table]
-        running.ids.remove(snapshot)
-        if not running.ids:
+        running.remove(snapshot)
+        if not running:
             del self._state.running[table]
-            self._state.leaving.append(running.generation)
-            self._on_end()
+        self._state.leaving.append((table, snapshot))
+        self._on_end()
         self._write()
 
     def remember(self, table: str, key: bytes) -> None:
         """Take note that the stream has delivered a change of this item."""
-        entry = self._entry(table, key)
-        if self._part.get(entry) is None:
-            self._part.write({entry: b"1"})
+        for snapshot in self._state.running[table]:
+            entry = _entry(table, snapshot, key)
+            if self._part.get(entry) is None:
+                self._part.write({entry: b"1"})
 
-    def delivered(self, table: str, key: bytes) -> bool:
-        """Say whether it has, since the beginning."""
-        return self._part.get(self._entry(table, key)) is not None
+    def delivered(self, table: str, snapshot: str, key: bytes) -> bool:
+        """Say whether it has, since the snapshot's beginning."""
+        return self._part.get(_entry(table, snapshot, key)) is not None
 
-    def forget(self, generation: str) -> None:
-        """All items of a generation have been dropped."""
-        self._state.leaving.remove(generation)
+    def forget(self, table: str, snapshot: str) -> None:
+        """All items of a snapshot have been dropped."""
+        self._state.leaving.remove((table, snapshot))
         self._write()
-
-    def _entry(self, table: str, key: bytes) -> bytes:
-        return entries_of(self._state.running[table].generation) + blake2b(key, digest_size=16).digest()
 
     def _write(self) -> None:
         self._part.write({STATE: encode(self._state)})
 
 
-def entries_of(generation: str) -> bytes:
-    """Return what the keys of a generation's items begin with."""
-    return f"item/{generation}/".encode()
+def entries_of(table: str, snapshot: str) -> bytes:
+    """Return what the keys of the items begin with that are remembered for a snapshot."""
+    return f"item/{table}/{snapshot}/".encode()
+
+
+def _entry(table: str, snapshot: str, key: bytes) -> bytes:
+    return entries_of(table, snapshot) + blake2b(key, digest_size=16).digest()
 
 
 class Delivered(Partitions):
@@ -156,14 +152,15 @@ class Delivered(Partitions):
     def _drop_some(self, number: int) -> bool:
         """Return whether there is more to drop."""
         part, memory = self.all[number], self.memory(number)
-        for generation in memory.leaving:
-            prefix = entries_of(generation)
+        for table, snapshot in memory.leaving:
+            prefix = entries_of(table, snapshot)
+            part.write(dict.fromkeys(part.written(prefix)))  # in the slice that ends it, and in no store yet
             last = self._dropped.get(number, b"")
             found = list(islice(part.keys(prefix, last if last.startswith(prefix) else prefix), DROPPED))
             if found:
                 part.write(dict.fromkeys(found))
                 self._dropped[number] = found[-1]
             else:
-                memory.forget(generation)
+                memory.forget(table, snapshot)
             return True
         return False

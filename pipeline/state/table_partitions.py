@@ -72,6 +72,10 @@ class TablePartition:
         written = self._written()
         return (key for key in self._store.keys(prefix, start) if key not in written)
 
+    def written(self, prefix: bytes) -> list[bytes]:
+        """Return the keys with this prefix that have values and are not committed."""
+        return [key for key, value in self._written().items() if value is not None and key.startswith(prefix)]
+
     def __iter__(self) -> Iterator[bytes]:
         return (key for key, _ in self.items())
 

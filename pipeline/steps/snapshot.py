@@ -24,13 +24,13 @@ class Memory(Protocol):
         """From here on the items that the stream delivers are remembered."""
 
     def end(self, table: str, snapshot: str) -> None:
-        """Forget the table's items, unless another snapshot of it runs."""
+        """Forget what was remembered for the snapshot."""
 
     def remember(self, table: str, key: bytes) -> None:
         """Take note that the stream has delivered a change of this item."""
 
-    def delivered(self, table: str, key: bytes) -> bool:
-        """Say whether it has, since the beginning."""
+    def delivered(self, table: str, snapshot: str, key: bytes) -> bool:
+        """Say whether it has, since the snapshot's beginning."""
 
 
 class Joined(NamedTuple):
@@ -62,7 +62,7 @@ def join(records: Iterable[tuple[bytes | None, bytes]], memory: Memory) -> Joine
             memory.end(of.table, of.snapshot)
             keep.append(False)
         else:  # a row whose snapshot has ended was cancelled with it
-            counts = memory.runs(table, of.snapshot) and not memory.delivered(table, key or b"")
+            counts = memory.runs(table, of.snapshot) and not memory.delivered(table, of.snapshot, key or b"")
             written += counts
             superseded += not counts
             keep.append(counts)

@@ -217,7 +217,10 @@ class Transaction:
             raise error
         self.spoil(f"the transaction must be aborted: {failure}")
 
-    def _spoiled(self) -> str | None:
+    def _flush(self) -> str | None:
+        """Wait until everything is delivered; return why it is not."""
+        if left := self.producer.flush(TIMEOUT):
+            return f"{left} records could not be delivered in {TIMEOUT:.0f} s"
         return self.spoiled
 
     def _undelivered(self, error: KafkaError | None, message: Message) -> None:
@@ -259,14 +262,17 @@ class Transaction:
         step = "finish"
         try:
             self.begin()
+            if not self._exactly_once:  # a position, or an ID as seen, must not be there before what it speaks of
+                step = "first flush"
+                if (undelivered := self._flush()) is not None:
+                    self.abort(work, undelivered)
+                    return False
+                step = "finish"
             for participant in self.participants:
                 participant.finish(work)
             step = "flush"
             # With records in flight an abort would skip sequence numbers: everything is delivered first.
-            if left := self.producer.flush(TIMEOUT):
-                self.abort(work, f"{left} records could not be delivered in {TIMEOUT:.0f} s")
-                return False
-            if (undelivered := self._spoiled()) is not None:
+            if (undelivered := self._flush()) is not None:
                 self.abort(work, undelivered)
                 return False
             if (lost := self._lost_connection()) is not None:

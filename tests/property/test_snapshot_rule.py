@@ -54,7 +54,7 @@ class MemoryInADict:
     def remember(self, table: str, key: bytes) -> None:
         self.items.add((table, key))
 
-    def delivered(self, table: str, key: bytes) -> bool:
+    def delivered(self, table: str, snapshot: str, key: bytes) -> bool:
         return (table, key) in self.items
 
 
