@@ -19,7 +19,7 @@ from pipeline.sources.scan import Facts, Forecast, Scanner, export_forecast, for
 from pipeline.sources.snapshot import plan
 from pipeline.sources.snapshots import CANCEL, Snapshot, Snapshots, is_snapshot
 from pipeline.status import read, reading
-from pipeline.topics import FENCE_PARTITIONS, Topics, admin, look
+from pipeline.topics import FENCE_PARTITIONS, Topics, admin, look, silent
 from pipeline.transport import Follower
 from pipeline.transport.producer import partition_of
 
@@ -119,7 +119,7 @@ def _write(settings: Settings, records: dict[bytes, bytes]) -> None:
     topic = Topics(settings).shards
     conf = _conf(settings)
     failures: list[str] = []
-    producer = Producer({**conf, "enable.idempotence": True})
+    producer = Producer({**conf, "enable.idempotence": True}, logger=silent)  # what fails is said below, in one line
 
     def delivered(error: Any, _: Message) -> None:
         if error is not None:

@@ -20,6 +20,12 @@ from pipeline.topics import Topics, admin, look, unreachable
 COUNTED = 10_000
 """Records read at most to tell a small lag exactly: the ends of transactions take offsets too."""
 TIMEOUT = 20.0
+STARTING = {
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.NOT_COORDINATOR,
+}
+"""What a broker answers about a group while its coordinators come up, as they do when it is asked for the first time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +137,17 @@ def reading(settings: Settings) -> Iterator[Consumer]:
 
 
 def _members(client: AdminClient, group: str) -> int:
-    return len(client.describe_consumer_groups([group], request_timeout=TIMEOUT)[group].result().members)
+    deadline = time.monotonic() + TIMEOUT
+    while True:
+        try:
+            return len(client.describe_consumer_groups([group], request_timeout=TIMEOUT)[group].result().members)
+        except KafkaException as error:
+            code = error.args[0].code()
+            if code == KafkaError.GROUP_ID_NOT_FOUND:
+                return 0
+            if code not in STARTING or time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
 
 
 def _known(consumer: Consumer, topic: str, partitions: int) -> tuple[Known, Snapshots]:

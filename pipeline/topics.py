@@ -115,16 +115,16 @@ class Admin(AdminClient):
         self.refusal = ""
         """Why a broker has refused us, in its words: wrong credentials, no trust in its certificate."""
         ours: dict[str, Any] = {"socket.connection.setup.timeout.ms": 5_000, "error_cb": self._note}
-        super().__init__({**conf, **ours, "log_level": 0}, logger=_silent)
+        super().__init__({**conf, **ours, "log_level": 0}, logger=silent)
 
     def _note(self, error: KafkaError) -> None:
         if error.code() in {KafkaError._AUTHENTICATION, KafkaError._SSL}:  # noqa: SLF001 - documented names of the codes
             self.refusal = error.str()
 
 
-_silent = logging.getLogger("headwater.librdkafka.silent")
-_silent.addHandler(logging.NullHandler())
-_silent.propagate = False
+silent = logging.getLogger("headwater.librdkafka.silent")
+silent.addHandler(logging.NullHandler())
+silent.propagate = False
 
 
 def admin(conf: Mapping[str, Any]) -> Admin:
