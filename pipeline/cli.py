@@ -260,7 +260,10 @@ def _take_snapshots(
             outcome = _watch(look)
     if as_json:
         _print_json([one.json() for one in outcome])
-    if any(one.snapshot.state == "cancelled" for one in outcome):
+    failed = [one.snapshot for one in outcome if one.snapshot.state in {"cancelled", "failed"}]
+    for one in failed:
+        _say(f"{one.table}: the snapshot {one.id} was {one.state}" if not one.reason else f"{one.table}: {one.reason}")
+    if failed:
         raise typer.Exit(1)
 
 
@@ -288,12 +291,12 @@ def _watch(look: Callable[[], list[snapshotting.Progress]]) -> list[snapshotting
                 )
             for one in now:
                 snapshot, since = one.snapshot, time.time() - (one.snapshot.began or time.time())
-                done = snapshot.state in {"done", "cancelled"}
+                done = snapshot.has_ended
                 total = one.rows if done else max(snapshot.expected, one.rows) or None
                 rate = one.rows / since if since > 0 else 0.0
                 what = f"{snapshot.table} ({snapshot.state})"
                 bars.update(tasks[snapshot.stream], description=what, total=total, completed=one.rows, rate=rate)
-            if all(one.snapshot.state in {"done", "cancelled"} for one in now):
+            if all(one.snapshot.has_ended for one in now):
                 return now
             time.sleep(0.2)
 

@@ -33,6 +33,10 @@ Place = tuple[int, int]
 """The file among those of a segment, and how many of its lines were read."""
 
 
+class ExportFailedError(FatalError):
+    """AWS has given an export up."""
+
+
 class Exports:
     """Asks for exports and reads them. Raises HeadwaterErrors that name the table or the file."""
 
@@ -61,14 +65,14 @@ class Exports:
         return answer["ExportDescription"]["ExportArn"]
 
     def manifest(self, table: str, export_arn: str) -> str | None:
-        """Return the key of the list of files, None while the export is under way; raise FatalError when it has failed."""
+        """Return the key of the list of files, None while the export is under way; raise ExportFailedError when it failed."""
         try:
             found = self._tables.describe_export(ExportArn=export_arn)["ExportDescription"]
             if found["ExportStatus"] == "FAILED":
                 reason = found.get("FailureMessage", found.get("FailureCode", "AWS gives no reason"))
-                raise FatalError(
+                raise ExportFailedError(
                     f"the export of the table {table} has failed: {reason}",
-                    hint=f"headwater snapshot {table} --cancel, then ask again",
+                    hint=f"headwater snapshot {table}",
                 )
             if found["ExportStatus"] != "COMPLETED":
                 return None

@@ -151,7 +151,7 @@ class Scanner:
     def page(self, snapshot: Snapshot, number: int, at: Segment, keys: tuple[str, ...], now: float) -> Page:
         """Scan one page of a segment, strongly consistent, from where it is; `now` is the rows' time."""
         start: dict[str, Any] = {} if at.after is None else {"ExclusiveStartKey": _as_boto_has_it(at.after)}
-        what = f"the segment {number} of the table {snapshot.table}"
+        what = f"the table {snapshot.table} (segment {number})"
         try:
             answer = self._client.scan(
                 TableName=snapshot.table,

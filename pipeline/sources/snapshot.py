@@ -13,20 +13,24 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
 
 from models.snapshot import BEGIN, END, mark
 from pipeline.errors import FatalError, HeadwaterError, TransientError
+from pipeline.sources.aws import VanishedError
 from pipeline.sources.places import ShardOf
 from pipeline.sources.reading import NOTHING, Reading
-from pipeline.sources.s3_export import Exports
+from pipeline.sources.s3_export import ExportFailedError, Exports
 from pipeline.sources.scan import Facts, Page, Scanner, segments_for
 from pipeline.sources.snapshots import INITIAL, Export, Segment, Snapshot, Snapshots, ended
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+Outcome = Literal["done", "cancelled", "failed"]
+HOPELESS = (VanishedError, ExportFailedError)
+"""What does not pass: the table is gone, AWS has given its export up."""
 
 PAGES = 8
 """Pages (1 MB each at most) of a segment that are read and not committed: bounds memory."""
@@ -136,9 +140,10 @@ class Snapshotter:
                 self._forget(host, snapshot)
 
     def _scan_or_end(self, host: Host, snapshot: Snapshot) -> None:
-        cancelled = snapshot.stream in self._known.cancelled
-        if cancelled or self._known.finished(snapshot):
-            after = ended(snapshot, "cancelled" if cancelled else "done", self._known.rows(snapshot), _now())
+        cancelled, failure = snapshot.stream in self._known.cancelled, self._known.failure(snapshot)
+        if cancelled or failure or self._known.finished(snapshot):
+            state: Outcome = "cancelled" if cancelled else "failed" if failure else "done"
+            after = ended(snapshot, state, self._known.rows(snapshot), _now(), failure)
             self._once(host, snapshot, after, mark(snapshot.table, snapshot.id, END))
             return
         if snapshot.export and not self._export_of(snapshot).files:
@@ -163,6 +168,8 @@ class Snapshotter:
         if host.offer(Reading(before.place, NOTHING, after, marks=marks)):
             self._offered[what] = claim
             log.info("The snapshot %s of the table %s: %s, %d rows", after.id, after.table, after.state, after.rows)
+            if after.reason:
+                log.error("The snapshot %s of the table %s has failed: %s", after.id, after.table, after.reason)
 
     def _want_initial(self, host: Host, table: str) -> None:
         wanted = Snapshot(table, INITIAL, 1)
@@ -172,7 +179,10 @@ class Snapshotter:
 
     async def _plan(self, host: Host, wanted: Snapshot) -> None:
         """Ask for the first snapshot of a table, with as many segments and units as fit its size."""
-        facts = await self._patiently(host, self._scanner.facts, wanted.table)
+        try:
+            facts = await self._patiently(host, self._scanner.facts, wanted.table)
+        except HOPELESS:
+            return  # the table is gone, and with it the wish
         if refusal := facts.refusal():
             log.error("There can be no snapshot: %s", refusal)
         else:
@@ -181,7 +191,15 @@ class Snapshotter:
     # -- scanning -----------------------------------------------------------------------------------------------------
 
     async def _scan(self, host: Host, snapshot: Snapshot, number: int) -> None:
-        """Scan a segment from its position to its end; each page waits until the stream has been read past it."""
+        """Scan a segment from its position to its end, or until it is known that this cannot be."""
+        try:
+            await self._scan_pages(host, snapshot, number)
+        except HOPELESS as error:
+            lost = msgspec.structs.replace(self._known.segment(snapshot, number), failed=error.message)
+            host.offer(Reading(snapshot.segment(number), NOTHING, lost))
+
+    async def _scan_pages(self, host: Host, snapshot: Snapshot, number: int) -> None:
+        """Scan the pages of a segment; each waits until the stream has been read past it."""
         keys = (await self._patiently(host, self._scanner.facts, snapshot.table)).keys
         shard, at = snapshot.segment(number), self._known.segment(snapshot, number)
         purse, waiting = asyncio.Semaphore(PAGES), deque[tuple[Page, float]]()
@@ -224,6 +242,14 @@ class Snapshotter:
         return self._known.exports.get(snapshot.stream, Export(""))
 
     async def _export(self, host: Host, snapshot: Snapshot) -> None:
+        """Have the table exported, or write down why it cannot be."""
+        try:
+            await self._export_table(host, snapshot)
+        except HOPELESS as error:
+            lost = msgspec.structs.replace(self._export_of(snapshot), failed=error.message)
+            host.offer(Reading(snapshot.export_place, NOTHING, lost))
+
+    async def _export_table(self, host: Host, snapshot: Snapshot) -> None:
         """Ask for the export, write down that it is under way, and then where its files are."""
         place, export = snapshot.export_place, self._export_of(snapshot)
         if not export.arn:
@@ -254,6 +280,8 @@ class Snapshotter:
         while True:
             try:
                 return await host.call(function, *args)
+            except HOPELESS:
+                raise
             except HeadwaterError as error:
                 errors += 1
                 # One throttle is daily bread; more, or anything else, is said, and again while it lasts.

@@ -29,7 +29,9 @@ class Snapshot(msgspec.Struct, frozen=True):
     """Parts of the table that are scanned side by side."""
     units: float | None = None
     """Read capacity units a second that all segments take at most together; None: no limit."""
-    state: Literal["wanted", "running", "done", "cancelled"] = "wanted"
+    state: Literal["wanted", "running", "done", "cancelled", "failed"] = "wanted"
+    reason: str = ""
+    """Why it has failed."""
     asked: float = 0.0
     """When it was asked for, began, ended: seconds since the epoch."""
     began: float = 0.0
@@ -40,6 +42,11 @@ class Snapshot(msgspec.Struct, frozen=True):
     """What was read, in the end."""
     export: str = ""
     """`s3://bucket/prefix`: the rows come from an export to there, and not from scans."""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more comes of it."""
+        return self.state in {"done", "cancelled", "failed"}
 
     @property
     def stream(self) -> str:
@@ -69,6 +76,8 @@ class Segment(msgspec.Struct, frozen=True):
     rows: int = 0
     units: float = 0.0
     finished: bool = False
+    failed: str = ""
+    """Why it cannot be scanned any further, '' as long as it can."""
 
 
 class Export(msgspec.Struct, frozen=True):
@@ -77,11 +86,18 @@ class Export(msgspec.Struct, frozen=True):
     arn: str
     files: str = ""
     """Key of the object that lists its files; '' while it is under way."""
+    failed: str = ""
+    """Why there is none."""
 
 
 def is_snapshot(stream: str) -> bool:
     """Say whether what stands before the slash of a key is a snapshot, and not the ARN of a stream."""
     return stream.startswith(PREFIX)
+
+
+def is_news(shard_id: str, value: bytes) -> bool:
+    """Say whether a record of a snapshot makes something else happen: not so one more page."""
+    return not shard_id.isdecimal() or b'"finished":true' in value or b'"failed":""' not in value
 
 
 @dataclass(slots=True)
@@ -124,6 +140,11 @@ class Snapshots:
         """Say whether all segments have been scanned to their ends."""
         return all(segment.finished for segment in self.scanned(snapshot))
 
+    def failure(self, snapshot: Snapshot) -> str:
+        """Return why a snapshot cannot go on, or ''."""
+        export = self.exports.get(snapshot.stream)
+        return (export.failed if export else "") or next((s.failed for s in self.scanned(snapshot) if s.failed), "")
+
     def rows(self, snapshot: Snapshot) -> int:
         """Return how many items have been read so far."""
         return snapshot.rows or sum(segment.rows for segment in self.scanned(snapshot))
@@ -134,9 +155,11 @@ def repaired(gap: Gap, snapshots: Iterable[Snapshot]) -> bool:
     return any(one.table == gap.table and one.state == "done" and one.began > gap.at for one in snapshots)
 
 
-def ended(snapshot: Snapshot, state: Literal["done", "cancelled"], rows: int, at: float) -> Snapshot:
+def ended(
+    snapshot: Snapshot, state: Literal["done", "cancelled", "failed"], rows: int, at: float, reason: str = ""
+) -> Snapshot:
     """Return the snapshot as it is when it has ended."""
-    return msgspec.structs.replace(snapshot, state=state, rows=rows, ended=at)
+    return msgspec.structs.replace(snapshot, state=state, rows=rows, ended=at, reason=reason)
 
 
 _snapshot = msgspec.json.Decoder(Snapshot).decode

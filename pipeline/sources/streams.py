@@ -32,7 +32,7 @@ from pipeline.sources.reading import NOTHING, Reading
 from pipeline.sources.records import Cut
 from pipeline.sources.shards import Lineage, Position, Shard, ancestors
 from pipeline.sources.snapshot import Snapshotter
-from pipeline.sources.snapshots import CANCEL, EXPORT, is_snapshot
+from pipeline.sources.snapshots import is_news, is_snapshot
 from pipeline.sources.tips import is_reached, tip_of
 from pipeline.transport import Follower, Slice, Source, Transport
 from pipeline.transport.fatal import stop_process
@@ -258,13 +258,11 @@ class StreamSource(Source):
             key, value = cast("bytes", record.key()), record.value()
             stream, _, shard_id = key.decode().rpartition("/")
             if is_snapshot(stream):
-                if self.snapshots is None or not self.snapshots.take(stream, shard_id, value):
-                    continue
+                if self.snapshots is not None and self.snapshots.take(stream, shard_id, value):
+                    news |= value is not None and is_news(shard_id, value)
             elif self._api.owns(stream):
                 self._known.take(key, value)
-            else:
-                continue
-            news |= value is not None and (shard_id in {"", CANCEL, EXPORT} or b'"finished":true' in value)
+                news |= value is not None and (not shard_id or b'"finished":true' in value)
         if news and self._loop is not None:
             self._loop.call_soon_threadsafe(self._start_readers)
 

@@ -20,6 +20,7 @@ from waiting import until
 from pipeline import snapshotting
 from pipeline.lab.demo import Recorder
 from pipeline.lab.simulator import exports as simulated
+from pipeline.lab.simulator.faults import ApiError
 from pipeline.lab.simulator.server import Options, Running
 from pipeline.lab.simulator.world import Plan, World
 from pipeline.lab.stack import AWS_URL, Endpoints
@@ -239,6 +240,30 @@ def test_an_export_to_s3_is_read_instead_of_a_scan(
             assert goes_back(pairs(raw)) == []
             assert any(b'"READ"' in value for _, value in pairs(raw))
         assert world.simulator.calls["Scan"] == 0
+
+
+def test_a_snapshot_that_cannot_go_on_fails_and_says_why(
+    stack: Endpoints, tmp_path: Path, headwater: Headwater
+) -> None:
+    with Running(Options(plan=PLAN, rate=0)) as world:
+        world.do(long_ago)
+        deployment = Deployment(stack, tmp_path / "workers", world.address)
+        answers = world.simulator.answers
+        target = "DynamoDB_20120810.Scan"
+        answers[target], scan = lambda request: _gone(), answers[target]
+        with deployment.workers():
+            failed = headwater("snapshot", TABLE, "--json", **deployment.environment)
+            assert failed.returncode == 1
+            assert "the table orders (segment 0) does not exist" in failed.stderr
+            assert json.loads(failed.stdout)[0]["state"] == "failed"
+            answers[target] = scan
+            again = headwater("snapshot", TABLE, "--json", **deployment.environment)
+            assert again.returncode == 0, again.stderr
+        assert deployment.states() == ["failed", "done"]
+
+
+def _gone() -> bytes:
+    raise ApiError("ResourceNotFoundException", "Requested resource not found: Table: orders not found")
 
 
 def test_a_gap_is_repaired_by_reading_all_items_anew(stack: Endpoints, tmp_path: Path, headwater: Headwater) -> None:
