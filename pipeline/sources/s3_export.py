@@ -64,8 +64,8 @@ class Exports:
             raise _explain(error, snapshot.table) from error
         return answer["ExportDescription"]["ExportArn"]
 
-    def manifest(self, table: str, export_arn: str) -> str | None:
-        """Return the key of the list of files, None while the export is under way; raise ExportFailedError when it failed."""
+    def complete(self, table: str, export_arn: str) -> Export | None:
+        """Return where the files are, None while the export is under way; raise ExportFailedError when it has failed."""
         try:
             found = self._tables.describe_export(ExportArn=export_arn)["ExportDescription"]
             if found["ExportStatus"] == "FAILED":
@@ -79,16 +79,18 @@ class Exports:
             body = self._s3.get_object(Bucket=found["S3Bucket"], Key=found["ExportManifest"])["Body"].read()
         except (ClientError, BotoCoreError) as error:
             raise _explain(error, table) from error
-        return _decode_summary(body).files
+        return Export(export_arn, _decode_summary(body).files, found["ExportTime"].timestamp())
 
-    def page(
-        self, snapshot: Snapshot, export: Export, number: int, at: Segment, keys: tuple[str, ...], now: float
-    ) -> Page:
+    def leave(self, snapshot: Snapshot, number: int) -> None:
+        """Let go of the file that a segment is reading."""
+        self._open.pop((snapshot.stream, number), None)
+
+    def page(self, snapshot: Snapshot, export: Export, number: int, at: Segment, keys: tuple[str, ...]) -> Page:
         """Read some items of a segment, which is every so-manieth file of the export, from where it is."""
         bucket, _ = bucket_and_prefix(snapshot.export)
         place, segment = place_of(at), (snapshot.stream, number)
         opened, lines = self._open.pop(segment, (None, iter(())))
-        cut_rows = Rows(snapshot, keys, self._tables.meta.region_name, now)
+        cut_rows = Rows(snapshot, keys, self._tables.meta.region_name, export.at)
         try:
             if opened != place:
                 files = self._listed(bucket, export.files)[number :: snapshot.segments]

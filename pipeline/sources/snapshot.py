@@ -197,6 +197,8 @@ class Snapshotter:
         except HOPELESS as error:
             lost = msgspec.structs.replace(self._known.segment(snapshot, number), failed=error.message)
             host.offer(Reading(snapshot.segment(number), NOTHING, lost))
+        finally:
+            self._exports.leave(snapshot, number)
 
     async def _scan_pages(self, host: Host, snapshot: Snapshot, number: int) -> None:
         """Scan the pages of a segment; each waits until the stream has been read past it."""
@@ -234,7 +236,7 @@ class Snapshotter:
         if not snapshot.export:
             return await self._patiently(host, self._scanner.page, snapshot, number, at, keys, _now())
         export = self._export_of(snapshot)
-        return await self._patiently(host, self._exports.page, snapshot, export, number, at, keys, _now())
+        return await self._patiently(host, self._exports.page, snapshot, export, number, at, keys)
 
     # -- exporting ----------------------------------------------------------------------------------------------------
 
@@ -259,9 +261,9 @@ class Snapshotter:
             host.offer(Reading(place, NOTHING, export))
             log.info("The table %s is being exported: %s", snapshot.table, export.arn)
         while self._is_wanted(snapshot):
-            files = await self._patiently(host, self._exports.manifest, snapshot.table, export.arn)
-            if files is not None:
-                host.offer(Reading(place, NOTHING, Export(export.arn, files)))
+            complete = await self._patiently(host, self._exports.complete, snapshot.table, export.arn)
+            if complete is not None:
+                host.offer(Reading(place, NOTHING, complete))
                 return
             await asyncio.sleep(EXPORTING)
 

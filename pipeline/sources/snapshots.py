@@ -86,6 +86,8 @@ class Export(msgspec.Struct, frozen=True):
     arn: str
     files: str = ""
     """Key of the object that lists its files; '' while it is under way."""
+    at: float = 0.0
+    """The moment of which it holds the table, in seconds since the epoch."""
     failed: str = ""
     """Why there is none."""
 

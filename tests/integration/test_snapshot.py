@@ -200,18 +200,19 @@ def test_an_export_is_read_page_by_page_from_any_position(
     for key, body in simulated.Exports(world, "").objects(TABLE, "there"):
         client.put_object(Bucket=bucket, Key=key, Body=body)
     snapshot = Snapshot(TABLE, "s1", 3, export=f"s3://{bucket}/there")
-    export = Export("arn", "there/manifest-files.json")
+    export = Export("arn", "there/manifest-files.json", 7.0)
     exports, found = s3_export.Exports(None, 1), []
     for number in range(3):
         at = Segment()
         while not at.finished:
-            page = exports.page(snapshot, export, number, at, ("id",), 1.0)
+            page = exports.page(snapshot, export, number, at, ("id",))
             found += [(record["key"], record["value"]) for record in page.cut.records]
             at = page.segment
             if restarts:
                 exports = s3_export.Exports(None, 1)
     assert len(found) == len(truth(world))
     assert replay(found) == truth(world)
+    assert {json.loads(value)["dynamodb"]["ApproximateCreationDateTime"] for _, value in found} == {7}
 
 
 def test_an_export_to_s3_is_read_instead_of_a_scan(

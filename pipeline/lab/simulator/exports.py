@@ -54,6 +54,7 @@ class Exports:
         self._described[arn] = {
             "ExportArn": arn,
             "ExportStatus": "COMPLETED",
+            "ExportTime": round(self._world.clock(), 3),
             "ExportManifest": f"{folder}/manifest-summary.json",
             "TableArn": table_arn,
             "S3Bucket": bucket,
