@@ -44,7 +44,7 @@ class Metrics(Participant):
             ["cause"],
             registry=self.registry,
         )
-        self.partitions = Gauge("headwater_partitions", "Partitions that this worker owns.", registry=self.registry)
+        self.partitions = Gauge("headwater_partitions", "Partitions that this worker works on.", registry=self.registry)
         self.open_shards = Gauge("headwater_open_shards", "Shards that this worker is reading.", registry=self.registry)
         self._pending: Tally[tuple[Counter, tuple[str, ...]]] = Tally()
 

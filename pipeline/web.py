@@ -32,7 +32,7 @@ def add_pages(worker: Worker) -> None:
     @worker.app.page("/metrics")
     async def metrics(web: View, request: Request) -> Response:
         consumer: Any = worker.app.consumer
-        worker.metrics.partitions.set(len(consumer.assignment()))
+        worker.metrics.partitions.set(len(consumer.worked_on(consumer.assignment())))
         worker.metrics.open_shards.set(
             sum(source.reading for source in worker.transport.sources if hasattr(source, "reading"))
         )

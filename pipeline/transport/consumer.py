@@ -176,11 +176,15 @@ class Consumer(faust_consumer.Consumer):
             self._news.set()
         self.log.info(
             "Partitions: %d new, %d gone%s, %d in all",
-            len(new),
-            len(gone),
+            len(self.worked_on(new)),
+            len(self.worked_on(gone)),
             " (lost)" if lost else "",
-            len(self._assigned),
+            len(self.worked_on(self._assigned)),
         )
+
+    def worked_on(self, tps: Iterable[TP]) -> set[TP]:
+        """Return those of the partitions that are read: a fence goes with another one, and counts for nothing of its own."""
+        return {tp for tp in tps if not self._is_fence(tp.topic)}
 
     def _with_sources(self, tps: set[TP]) -> set[TP]:
         virtual = {TP(s.topic, tp.partition) for s in self.transport.sources for tp in tps if tp.topic == s.fence}
