@@ -46,7 +46,7 @@ group.initial.rebalance.delay.ms=0
 group.min.session.timeout.ms=1000
 # With KIP-848 the broker chooses them (45 s by default).
 group.consumer.min.session.timeout.ms=1000
-group.consumer.session.timeout.ms=6000
+group.consumer.session.timeout.ms=10000
 group.consumer.min.heartbeat.interval.ms=500
 group.consumer.heartbeat.interval.ms=1000
 # One broker: one replica of everything, and few partitions, so that it starts and stops quickly.
