@@ -239,7 +239,7 @@ class Lake(Participant):
             written = file.upload.result()
         except TransientError as error:
             file.upload, file.failures = None, file.failures + 1
-            file.not_before = self._clock() + min(SLOWEST, 0.5 * 2**file.failures)
+            file.not_before = self._clock() + min(SLOWEST, 0.5 * 2.0 ** min(file.failures, 10))
             log.warning("%s[%d] is tried again: %s", tp.topic, tp.partition, error)
             return None
         file.failures = 0

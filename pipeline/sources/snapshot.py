@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -19,7 +18,7 @@ import msgspec
 
 from models.snapshot import BEGIN, END, mark
 from pipeline.errors import FatalError, HeadwaterError, TransientError
-from pipeline.sources.aws import VanishedError
+from pipeline.sources.aws import VanishedError, backoff
 from pipeline.sources.places import ShardOf
 from pipeline.sources.reading import NOTHING, Reading
 from pipeline.sources.s3_export import ExportFailedError, Exports
@@ -42,8 +41,6 @@ WHOLE_SECOND = 2.0
 """Seconds from the marks to an export: AWS counts its time in whole seconds, and must not round it to before them."""
 PATIENCE = 60.0
 """Seconds after which a page that may not go is worth a word, and a call that goes on failing another one."""
-SLOWEST = 10.0
-"""Seconds of the longest pause after an error."""
 
 
 class Wishes(Protocol):
@@ -290,7 +287,7 @@ class Snapshotter:
                 if errors >= (3 if isinstance(error, TransientError) else 1) and time.monotonic() > said + PATIENCE:
                     log.warning("Still trying: %s", error)
                     said = time.monotonic()
-            await asyncio.sleep(min(SLOWEST, 0.1 * 2**errors) * random.uniform(0.5, 1))  # noqa: S311 - jitter
+            await asyncio.sleep(backoff(errors))
 
 
 def plan(facts: Facts, snapshot_id: str, wishes: Wishes, segments: int | None = None) -> Snapshot:

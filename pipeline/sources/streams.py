@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,7 @@ from faust.types import TP
 from models.change import MalformedChangeError, decode
 from pipeline.errors import HeadwaterError, TransientError
 from pipeline.metrics import Metrics
-from pipeline.sources.aws import ExpiredIteratorError, NothingYetError, TrimmedError, VanishedError
+from pipeline.sources.aws import ExpiredIteratorError, NothingYetError, TrimmedError, VanishedError, backoff
 from pipeline.sources.places import Beginning, Cause, Gap, Known, Place, ShardOf
 from pipeline.sources.purse import ALL_CREDITS, Purse
 from pipeline.sources.reading import NOTHING, Reading
@@ -43,8 +42,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-SLOWEST = 10.0
-"""Seconds of the longest pause after an error."""
 FULL = 100
 """Records in an answer from which on the next call comes at once: there is more."""
 IDLE = 1.0
@@ -495,7 +492,7 @@ class StreamSource(Source):
                 # One throttle is daily bread; more, or anything else, is said once.
                 if errors == (3 if isinstance(error, TransientError) else 1):
                     log.warning("Still trying: %s", error)
-                pause = min(SLOWEST, 0.1 * 2**errors) * random.uniform(0.5, 1)  # noqa: S311 - jitter
+                pause = backoff(errors)
             finally:
                 if not offered:
                     purse.give()

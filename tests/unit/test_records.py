@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from models.change import MalformedChangeError, decode, event_id, table_of
+from pipeline.sources.aws import backoff
 from pipeline.sources.records import cut, item_key
 
 EVENTS = Path(__file__).parents[1] / "events"
@@ -116,3 +117,8 @@ def test_an_unknown_event_name_is_malformed() -> None:
 def test_the_table_is_in_the_arn() -> None:
     assert table_of(ARN) == "orders"
     assert table_of("nonsense") == ""
+
+
+def test_the_pause_after_errors_grows_to_ten_seconds_and_never_fails() -> None:
+    assert 0.1 <= backoff(1) <= 0.2
+    assert all(5 <= backoff(errors) <= 10 for errors in (7, 100, 5_000))  # three hours of throttling are 1,100
