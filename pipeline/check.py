@@ -105,7 +105,7 @@ def _state(settings: Settings) -> str:
 
 def _kafka(settings: Settings) -> Iterator[Finding]:
     servers = settings.kafka.bootstrap_servers
-    client = admin({"bootstrap.servers": servers, **settings.kafka.properties})
+    client = admin(settings.kafka.conf)
     try:
         found = look(client, Topics(settings).all(), timeout=10)
     except HeadwaterError as error:

@@ -333,7 +333,7 @@ def topics(
 ) -> None:
     """List the topics: what each is for, and whether it is there."""
     settings = settings_module.load()
-    client = admin({"bootstrap.servers": settings.kafka.bootstrap_servers, **settings.kafka.properties})
+    client = admin(settings.kafka.conf)
     if create:
         ensure(client, Topics(settings).all(), settings.kafka.replication_factor)
     found = look(client, Topics(settings).all())

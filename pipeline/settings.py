@@ -85,6 +85,11 @@ class Kafka(Section):
         repr=False,  # passwords are among them
     )
 
+    @property
+    def conf(self) -> dict[str, Any]:
+        """What every client of the cluster is configured with, for librdkafka."""
+        return {"bootstrap.servers": self.bootstrap_servers, **self.properties}
+
     @field_validator("properties", mode="before")
     @classmethod
     def _flat(cls, properties: Any) -> Any:

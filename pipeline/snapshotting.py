@@ -86,7 +86,7 @@ def new(table: Table, wish: Wish) -> Snapshot:
 
 def ask_for(settings: Settings, snapshots: Sequence[Snapshot]) -> None:
     """Write the wishes; the workers see them at once. Raise FatalError when there was never a worker to see them."""
-    topics, client = Topics(settings), admin(_conf(settings))
+    topics, client = Topics(settings), admin(settings.kafka.conf)
     wanted = [topic for topic in topics.all() if topic.name == topics.shards]
     if not all(found.partitions for found in look(client, wanted)):
         raise FatalError(f"there is no topic {topics.shards}: no worker has run yet", hint="headwater run")
@@ -111,15 +111,12 @@ def cancel(settings: Settings, names: Sequence[str]) -> list[Snapshot]:
     return found
 
 
-def _conf(settings: Settings) -> dict[str, Any]:
-    return {"bootstrap.servers": settings.kafka.bootstrap_servers, **settings.kafka.properties}
-
-
 def _write(settings: Settings, records: dict[bytes, bytes]) -> None:
     topic = Topics(settings).shards
-    conf = _conf(settings)
     failures: list[str] = []
-    producer = Producer({**conf, "enable.idempotence": True}, logger=silent)  # what fails is said below, in one line
+    producer = Producer(
+        {**settings.kafka.conf, "enable.idempotence": True}, logger=silent
+    )  # what fails is said below, in one line
 
     def delivered(error: Any, _: Message) -> None:
         if error is not None:
@@ -171,7 +168,7 @@ class Progress:
 def watching(settings: Settings, wanted: Sequence[Snapshot]) -> Iterator[Callable[[], list[Progress]]]:
     """Follow snapshots; yields a function that says how far each is now."""
     known = Snapshots({one.stream: one for one in wanted})
-    follower = Follower(_conf(settings), Topics(settings).shards, lambda records: _take(known, records))
+    follower = Follower(settings.kafka.conf, Topics(settings).shards, lambda records: _take(known, records))
     follower.start()
     try:
         yield lambda: [progress(known, known.all[one.stream]) for one in wanted]

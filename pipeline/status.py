@@ -80,7 +80,7 @@ class Status:
 
 def status(settings: Settings) -> Status:
     """Read the state; raise FatalError when the cluster cannot be reached."""
-    topics, client = Topics(settings), admin(_conf(settings))
+    topics, client = Topics(settings), admin(settings.kafka.conf)
     there = {found.wanted.name: found.partitions for found in look(client, topics.all()) if found.partitions}
     with reading(settings) as consumer:
         reads = [("deduplicate", topics.ingest), ("transform", topics.raw)]
@@ -104,15 +104,11 @@ def gaps(settings: Settings) -> list[tuple[Gap, bool]]:
     Raises FatalError when the cluster cannot be reached.
     """
     topics = Topics(settings)
-    there = {found.wanted.name: found.partitions for found in look(admin(_conf(settings)), topics.all())}
+    there = {found.wanted.name: found.partitions for found in look(admin(settings.kafka.conf), topics.all())}
     with reading(settings) as consumer:
         _, snapshots = _known(consumer, topics.shards, there[topics.shards])
         found = _gaps(consumer, topics.gaps, there[topics.gaps])
     return [(gap, repaired(gap, snapshots.all.values())) for gap in found]
-
-
-def _conf(settings: Settings) -> dict[str, Any]:
-    return {"bootstrap.servers": settings.kafka.bootstrap_servers, **settings.kafka.properties}
 
 
 @contextmanager
@@ -120,7 +116,7 @@ def reading(settings: Settings) -> Iterator[Consumer]:
     """Give a consumer that stands outside the group; raise FatalError when the cluster cannot be reached."""
     consumer = Consumer(
         {
-            **_conf(settings),
+            **settings.kafka.conf,
             "group.id": settings.prefix,
             "enable.auto.commit": False,
             "auto.offset.reset": "earliest",

@@ -17,6 +17,7 @@ import msgspec
 
 from models.attributes import normal
 from models.change import Change
+from pipeline.steps.project import projection
 
 NAMES = ("op", "table", "key", "before", "after", "ttl_expired")
 BOUND = re.compile(r"\.(?:all|exists|exists_one|map|filter)\(\s*([A-Za-z_]\w*)\s*,")
@@ -79,25 +80,11 @@ def _image_decoder(name: str, text: str) -> Callable[[bytes], Any]:
     named = re.findall(rf"\b{name}\b(?:\s*\.\s*([A-Za-z_]\w*)(?!\s*\())?", text)
     if not named or "" in named:
         return _decode_item
-    return msgspec.json.Decoder(
-        msgspec.defstruct(
-            "Image", [(f"f{n}", Any, msgspec.field(name=one, default=None)) for n, one in _numbered(named)]
-        )
-    ).decode
-
-
-def _numbered(names: list[str]) -> list[tuple[int, str]]:
-    return list(enumerate(dict.fromkeys(names)))
+    return projection(dict.fromkeys(named, True))
 
 
 def _plain_image(image: bytes | None, decode: Callable[[bytes], Any]) -> dict[str, Any] | None:
-    if image is None:
-        return None
-    item = decode(image)
-    if isinstance(item, msgspec.Struct):
-        names = {field.name: field.encode_name for field in msgspec.structs.fields(item)}
-        item = {encoded: found for name, encoded in names.items() if (found := getattr(item, name)) is not None}
-    return {name: plain(value) for name, value in item.items()}
+    return None if image is None else {name: plain(value) for name, value in decode(image).items()}
 
 
 def plain(value: Mapping[str, Any]) -> Any:

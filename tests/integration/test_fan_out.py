@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Headwater
-from test_kinesis import CALM, deduplicating, in_order, list_all, reading
+from test_kinesis import CALM, deduplicating, in_order, list_all, reading, what_is_trimmed_unread_is_a_gap
 from test_source_traps import TABLE, Deployment, deployed, roll
 from waiting import until
 
@@ -149,17 +149,7 @@ def test_two_deployments_with_one_consumer_are_told_so_and_both_get_everything(
 
 
 def test_what_is_trimmed_before_it_was_pushed_is_a_gap(pushed: Deployment) -> None:
-    pushed.change(10)
-    with pushed.ingested() as found, pushed.gaps() as gaps:
-        with pushed.worker():
-            until(lambda: len(found()) >= 10, "the first changes")
-        pushed.change(10)
-        pushed.shape(lambda stream: stream.trim(stream.open[0], len(stream.open[0].records) - 4))
-        with pushed.worker():
-            until(lambda: len(found()) >= 14 and len(gaps()) >= 1, "what is left, and the gap")
-        (gap,) = gaps()
-    first = pushed.world.do(lambda world: world.tables[TABLE].stream.open[0].records[0].sequence)
-    assert (gap["cause"], gap["table"], gap["before"]) == ("trimmed", TABLE, str(first))
+    what_is_trimmed_unread_is_a_gap(pushed)
 
 
 def test_a_consumer_that_is_deleted_is_registered_again_and_nothing_is_taken_for_lost(pushed: Deployment) -> None:
