@@ -1,0 +1,286 @@
+"""The settings of flows: what stands in `[[flows]]` of headwater.toml, and on the flows topic."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$", max_length=120)]
+SinkName = Annotated[str, Field(pattern=r"^(?:[A-Za-z0-9._-]|\{(?:table|op|source)\})+$", max_length=200)]
+"""The name of a sink, or a template of it."""
+Path = Annotated[str, Field(pattern=r"^[^.\[\]]+(?:\.[^.\[\]]+|\[(?:\*|\d+)\])*$", max_length=1000)]
+"""Where an attribute is: `email`, `address.street`, `phones[*].number`, `enriched.customer.email`."""
+Where: TypeAlias = dict[str, Any] | str
+"""A pattern, or an expression in CEL."""
+KEY_URI = r"^(file:.+|kms:.+)$"
+
+
+class Section(BaseModel):
+    """A group of settings: unknown keys are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class Join(Section):
+    """Adds the current item of another captured table: a foreign-key join."""
+
+    kind: Literal["join"] = Field(description="The kind of the step.")
+    table: Name = Field(description="The reference table: a captured DynamoDB table.")
+    on: str = Field(
+        min_length=1, description="The attribute of the change that holds the reference table's partition key."
+    )
+    into: str = Field(min_length=1, description="Under which name the item is added to the change.")
+    missing: Literal["null", "drop", "reject"] = Field(
+        "null",
+        description="What becomes of a change when there is no such item: null is added (a left join), the change is left out "
+        "(an inner join), or it becomes a dead letter.",
+    )
+    hold: float = Field(
+        0.0,
+        ge=0,
+        le=86_400,
+        description="Seconds for which a change waits at most for an item that is not there yet; the later changes of its item "
+        "wait behind it.",
+    )
+    on_reference_change: Literal["ignore", "re-emit"] = Field(
+        "ignore", description="re-emit: when the item of the reference table changes, the changes that it was added to are sent again."
+    )
+
+
+class Compute(Section):
+    """Adds what an expression in CEL gives."""
+
+    kind: Literal["compute"] = Field(description="The kind of the step.")
+    expression: str = Field(alias="as", min_length=1, description="An expression in CEL; it sees what `where` sees, and `enriched`.")
+    into: str = Field(min_length=1, description="Under which name its value is added to the change.")
+
+
+class Sql(Section):
+    """Adds what a query gives, run by DuckDB over the changes of a batch."""
+
+    kind: Literal["sql"] = Field(description="The kind of the step.")
+    query: str = Field(
+        min_length=1,
+        description="Selects `id` (of the relation `changes`) and more columns: they are added to the change of this id under "
+        "their names. A change whose id does not come back is left out.",
+    )
+    tables: tuple[Name, ...] = Field((), description="Reference tables that the query reads, as relations of their names.")
+
+
+class Lookup(Section):
+    """Adds what an HTTP service or a DynamoDB table answers."""
+
+    kind: Literal["lookup"] = Field(description="The kind of the step.")
+    url: str | None = Field(None, description="http(s)://...: {name} stands for an attribute of the change. Answers JSON; 404: there is none.")
+    table: str | None = Field(None, min_length=3, description="A DynamoDB table, read by BatchGetItem, instead of a url.")
+    region: str | None = Field(None, description="The table's AWS Region; without it, boto3's default.")
+    key: dict[str, str] = Field(
+        default_factory=dict, description="With a table: for each of its key attributes the attribute of the change."
+    )
+    into: str = Field(min_length=1, description="Under which name the answer is added to the change.")
+    headers: dict[str, str] = Field(
+        default_factory=dict, description="HTTP headers; ${NAME} stands for a variable of the environment.", repr=False
+    )
+    ttl: float = Field(300.0, ge=0, description="Seconds for which an answer is kept.")
+    missing_ttl: float = Field(30.0, ge=0, description="Seconds for which it is kept that there is none.")
+    cache: int = Field(100_000, ge=0, description="Answers kept at most.")
+    timeout: float = Field(2.0, gt=0, le=10, description="Seconds that one call may take.")
+    concurrency: int = Field(8, ge=1, le=64, description="Calls under way at once.")
+    on_failure: Literal["retry", "reject", "pass"] = Field(
+        "retry",
+        description="When it does not answer: try the batch again until it does, make dead letters, or pass the change on with "
+        "null and the header lookup_failed.",
+    )
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Lookup:
+        if (self.url is None) == (self.table is None):
+            raise ValueError("lookup: name a url or a table")
+        if self.table is not None and not self.key:
+            raise ValueError("lookup: a table needs key = { its key attribute = the change's attribute }")
+        return self
+
+
+class Python(Section):
+    """Calls a function of your own, declared by `@enrich("name")` in a module of `modules`."""
+
+    kind: Literal["python"] = Field(description="The kind of the step.")
+    name: str = Field(min_length=1, description="The name that the function was declared with.")
+
+
+ENRICH_KINDS = ("join", "compute", "sql", "lookup", "python")
+
+
+def _kind(step: Any) -> Any:
+    return step.get("kind") if isinstance(step, Mapping) else getattr(step, "kind", None)
+
+
+EnrichSettings: TypeAlias = Annotated[
+    Annotated[Join, Tag("join")]
+    | Annotated[Compute, Tag("compute")]
+    | Annotated[Sql, Tag("sql")]
+    | Annotated[Lookup, Tag("lookup")]
+    | Annotated[Python, Tag("python")],
+    Discriminator(
+        _kind, custom_error_type="kind", custom_error_message=f"kind: expected one of {', '.join(ENRICH_KINDS)}"
+    ),
+]
+
+
+class Mask(Section):
+    """Makes an attribute unreadable before anything is written."""
+
+    path: Path = Field(description="The attribute: email, address.street, phones[*].number, enriched.customer.email.")
+    how: Literal["hash", "redact", "truncate", "tokenise", "drop"] = Field(
+        description="hash: HMAC-SHA-256, equal values stay equal. tokenise: AES-SIV, which the key's owner can undo. redact: "
+        "`text` stands there instead. truncate: the first `keep` characters stay. drop: it is left out."
+    )
+    text: str = Field("***", description="With redact: what stands there instead.")
+    keep: int = Field(4, ge=0, description="With truncate: how many characters stay.")
+
+
+def _short(value: Any) -> Any:
+    return {"kind": value} if isinstance(value, str) else value
+
+
+class Envelope(Section):
+    """The shape of a message."""
+
+    kind: Literal["dynamodb", "plain", "debezium", "cloudevents"] = Field(
+        "dynamodb", description="dynamodb: as AWS gives it. plain: the item as plain JSON. debezium, cloudevents: as those have it."
+    )
+    numbers: Literal["exact", "string"] = Field(
+        "exact", description="Numbers in plain JSON: as JSON numbers with all their digits, or as strings."
+    )
+    tombstone: bool | None = Field(
+        None,
+        description="plain: a deletion is a tombstone (the default), else the old item. debezium: a tombstone follows a deletion "
+        "(not by default).",
+    )
+    mode: Literal["binary", "structured"] = Field(
+        "binary", description="cloudevents: the attributes in headers, or all in one JSON object."
+    )
+
+
+class Format(Section):
+    """How messages are encoded."""
+
+    kind: Literal["json", "avro", "protobuf", "json-schema"] = Field(
+        "json", description="json, or a format with its schemas in the schema registry."
+    )
+    on_conflict: Literal["reject", "widen"] = Field(
+        "reject",
+        description="When a value does not fit the schema of its attribute: a dead letter, or from then on a wider type (a string).",
+    )
+
+
+class Route(Section):
+    """Where changes go."""
+
+    sink: SinkName = Field(description="The sink topic is <prefix>.sink.<sink>; {table}, {op} and {source} are filled in.")
+    where: Where | None = Field(
+        None, description="A pattern as in Lambda event filtering, or an expression in CEL; without it, everything."
+    )
+
+
+def _routes(value: Any) -> Any:
+    listed = [value] if isinstance(value, (str, Mapping)) else value
+    return [{"sink": one} if isinstance(one, str) else one for one in listed] if isinstance(listed, list | tuple) else listed
+
+
+class Flow(Section):
+    """A named path from raw to sink topics: filter, enrich, shape, route."""
+
+    name: Name = Field(description="Its name, of its own.")
+    tables: tuple[Name, ...] = Field(
+        (), validation_alias=AliasChoices("from", "tables"), description="Tables; empty: all."
+    )
+    where: Where | None = Field(
+        None,
+        description="A pattern as in Lambda event filtering, or an expression in CEL: what does not match is left out.",
+    )
+    enrich: tuple[EnrichSettings, ...] = Field((), description="What is added, step by step: see [[flows.enrich]].")
+    select: tuple[str, ...] = Field((), description="The attributes that stay; empty: all. Key attributes always stay in the key.")
+    drop: tuple[str, ...] = Field((), description="Attributes that are left out.")
+    rename: dict[str, str] = Field(default_factory=dict, description="New names of attributes, by their old ones.")
+    mask: tuple[Mask, ...] = Field((), description="Attributes that nobody downstream may read: see [[flows.mask]].")
+    mask_key: str | None = Field(
+        None,
+        pattern=KEY_URI,
+        description="The key of the masks: file:PATH of 32 random bytes in base64, or kms:PATH of a data key that AWS KMS has "
+        "encrypted.",
+    )
+    through: Name | None = Field(
+        None, description="Also writes what the steps made to <prefix>.enriched.<through>, before it is routed."
+    )
+    to: Annotated[tuple[Route, ...], BeforeValidator(_routes)] = Field(
+        min_length=1, description="Sinks, or rules that lead to sinks: see [[flows.to]]."
+    )
+    match: Literal["first", "all"] = Field(
+        "first", description="Whether a change goes to the first sink whose `where` matches, or to all of them."
+    )
+    otherwise: SinkName | None = Field(None, description="The sink of what no `where` matches; without it, it is left out.")
+    envelope: Annotated[Envelope, BeforeValidator(_short)] = Envelope()
+    format: Annotated[Format, BeforeValidator(_short)] = Format()
+    order: Literal["loose", "strict"] = Field(
+        "loose",
+        description="strict: after a change that was rejected, the later ones of its item wait until it was retried or skipped.",
+    )
+    reject_limit: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="The share of the last 1,000 changes that a flow may reject; beyond it, the flow stops instead of filling the "
+        "dead letters.",
+    )
+
+    @model_validator(mode="after")
+    def _masks_have_a_key(self) -> Flow:
+        if self.mask and self.mask_key is None:
+            raise ValueError("mask_key: masks need a key, their dead letters are encrypted with it; headwater flows new-key FILE makes one")
+        return self
+
+    @model_validator(mode="after")
+    def _every_route_can_be_reached(self) -> Flow:
+        whole = [n for n, route in enumerate(self.to) if route.where is None]
+        if self.match == "first" and whole and whole[0] < len(self.to) - 1:
+            raise ValueError(
+                f'to.{whole[0]} takes everything, so to.{whole[0] + 1} never gets anything: put it last, or match = "all"'
+            )
+        if whole and self.otherwise is not None:
+            raise ValueError(f"otherwise: never gets anything, to.{whole[0]} takes everything")
+        return self
+
+    @model_validator(mode="after")
+    def _formats_have_documents(self) -> Flow:
+        if self.format.kind != "json" and self.envelope.kind not in {"plain", "debezium"}:
+            raise ValueError(f"format {self.format.kind}: needs the envelope plain or debezium, not {self.envelope.kind}")
+        return self
+
+    @property
+    def references(self) -> list[str]:
+        """The reference tables that its steps read."""
+        found = []
+        for step in self.enrich:
+            found += [step.table] if isinstance(step, Join) else step.tables if isinstance(step, Sql) else []
+        return list(dict.fromkeys(found))
+
+    @property
+    def sinks(self) -> list[str]:
+        """The sinks that it names, templates among them."""
+        return list(dict.fromkeys([*(route.sink for route in self.to), *([self.otherwise] if self.otherwise else [])]))
+
+
+def fill(template: str, *, table: str, op: str, source: str) -> str:
+    """Return the name of a sink: the template, filled in."""
+    if "{" not in template:
+        return template
+    return template.replace("{table}", table).replace("{op}", op).replace("{source}", source)
+
+
+def is_template(sink: str) -> bool:
+    """Say whether a sink's name depends on the change."""
+    return bool(re.search(r"[{}]", sink))

@@ -1,0 +1,127 @@
+"""A change on its way through a flow, and what a step is.
+
+A step takes the events of a batch and changes them in place, each by itself: the same events in batches of any size come out the
+same. What it cannot handle it rejects (`event.error`), what it leaves out it marks (`event.gone`); such events are not
+given to later steps. Images stay bytes: they are cut into attributes when a step asks for them, and values are decoded
+only where one must look inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import msgspec
+
+from models.change import Change, canonical
+
+Value: TypeAlias = msgspec.Raw
+"""One attribute value, in DynamoDB's typed JSON: `{"S":"x"}`. `bytes(value)` are its bytes."""
+Item: TypeAlias = dict[str, Value]
+"""The attributes of an item, their values not decoded."""
+Headers: TypeAlias = list[tuple[str, bytes]]
+
+split = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+"""Cuts a JSON object into its members; the values stay bytes."""
+join = msgspec.json.encode
+"""Makes a JSON object of members again; raw values go in as they are."""
+NULL = msgspec.Raw(b'{"NULL":true}')
+"""The attribute value that stands for nothing."""
+
+
+class Event:
+    """A change, what steps have added to it, and what became of it."""
+
+    __slots__ = ("_after", "_before", "_keys", "added", "change", "error", "gone", "headers", "key", "output", "value")
+
+    def __init__(self, key: bytes | None, value: bytes, change: Change) -> None:
+        self.key = key
+        """The Kafka key: the item key, masked where an attribute of it is."""
+        self.value = value
+        """The record as it is on raw."""
+        self.change = change
+        """What of it steps read. Its images are those of raw: for what earlier steps have made of them ask the event."""
+        self.added: dict[str, Value] = {}
+        """What enrichment has added: attribute values by name."""
+        self.error: Exception | None = None
+        """Why a step has rejected it."""
+        self.gone = False
+        """Whether a step has left it out."""
+        self.output: bytes | None = None
+        """What is written to the sink topic; None is a tombstone. Set by the last step."""
+        self.headers: Headers = []
+        """Headers that an envelope wants beside the usual ones."""
+        self._before: Item | None = None
+        self._after: Item | None = None
+        self._keys: Item | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether later steps get it."""
+        return self.error is None and not self.gone
+
+    @property
+    def before(self) -> Item | None:
+        """The attributes before the change; None when there are none. To change them, set the property."""
+        if self._before is None and (image := self.change.before) is not None:
+            self._before = split(image)
+        return self._before
+
+    @before.setter
+    def before(self, item: Item) -> None:
+        self._before = item
+
+    @property
+    def after(self) -> Item | None:
+        """The attributes after the change; None when there are none (a deletion)."""
+        if self._after is None and (image := self.change.after) is not None:
+            self._after = split(image)
+        return self._after
+
+    @after.setter
+    def after(self, item: Item) -> None:
+        self._after = item
+
+    @property
+    def keys(self) -> Item:
+        """The key attributes."""
+        if self._keys is None:
+            self._keys = split(self.change.body.keys)
+        return self._keys
+
+    @keys.setter
+    def keys(self, item: Item) -> None:
+        self._keys = item
+        self.key = canonical(item)
+
+    @property
+    def image(self) -> Item | None:
+        """The item as the change left it; of a deletion, as it was."""
+        return self.before if self.change.after is None else self.after
+
+    @property
+    def before_json(self) -> bytes | None:
+        """The item before the change, in typed JSON."""
+        return self.change.before if self._before is None else join(self._before)
+
+    @property
+    def after_json(self) -> bytes | None:
+        """The item after the change, in typed JSON."""
+        return self.change.after if self._after is None else join(self._after)
+
+
+Step: TypeAlias = Callable[[Sequence[Event]], None]
+
+
+def each(change: Callable[[Event], None]) -> Step:
+    """Make a step of what is to be done with one event; what that raises rejects the event."""
+
+    def step(events: Sequence[Event]) -> None:
+        for event in events:
+            try:
+                change(event)
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others go on
+                event.error = error
+
+    return step
+
