@@ -9,7 +9,7 @@ only where one must look inside.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -32,9 +32,24 @@ NULL = msgspec.Raw(b'{"NULL":true}')
 class Event:
     """A change, what steps have added to it, and what became of it."""
 
-    __slots__ = ("_after", "_before", "_keys", "added", "change", "error", "gone", "headers", "key", "output", "value")
+    __slots__ = (
+        "_after",
+        "_before",
+        "_keys",
+        "added",
+        "at",
+        "change",
+        "error",
+        "gone",
+        "headers",
+        "key",
+        "looked",
+        "output",
+        "shaped",
+        "value",
+    )
 
-    def __init__(self, key: bytes | None, value: bytes, change: Change) -> None:
+    def __init__(self, key: bytes | None, value: bytes, change: Change, at: float = 0.0, looked: Any = None) -> None:
         self.key = key
         """The Kafka key: the item key, masked where an attribute of it is."""
         self.value = value
@@ -43,6 +58,12 @@ class Event:
         """What of it steps read. Its images are those of raw: for what earlier steps have made of them ask the event."""
         self.added: dict[str, Value] = {}
         """What enrichment has added: attribute values by name."""
+        self.at = at
+        """When it was written to raw, in seconds since the epoch."""
+        self.looked = looked
+        """What the patterns of the flow look at, decoded."""
+        self.shaped = False
+        """Whether a step has changed its images or its keys."""
         self.error: Exception | None = None
         """Why a step has rejected it."""
         self.gone = False
@@ -70,6 +91,7 @@ class Event:
     @before.setter
     def before(self, item: Item) -> None:
         self._before = item
+        self.shaped = True
 
     @property
     def after(self) -> Item | None:
@@ -81,6 +103,7 @@ class Event:
     @after.setter
     def after(self, item: Item) -> None:
         self._after = item
+        self.shaped = True
 
     @property
     def keys(self) -> Item:
@@ -92,6 +115,7 @@ class Event:
     @keys.setter
     def keys(self, item: Item) -> None:
         self._keys = item
+        self.shaped = True
         self.key = canonical(item)
 
     @property
