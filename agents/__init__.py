@@ -8,9 +8,11 @@
           |
     deduplicate   <p>.ingest            -> <p>.raw, <p>.seen, <p>.delivered  agents/deduplicate.py
           |
-    transform     <p>.raw               -> <p>.sink.*, <p>.reference.*  agents/transform.py
+    transform     <p>.raw+<p>.retry -> <p>.sink.*, <p>.enriched.*, <p>.reference.*, <p>.parked, <p>.flows  agents/transform.py
+          |  pipeline/running.py: the flows, compiled by pipeline/flows.py, their steps in pipeline/steps/
           |
     lake          <p>.sink.*            -> Parquet files              agents/lake.py
 
-What a step rejects goes to <p>.dead-letter; changes known to be lost are written to <p>.gaps.
+What a step rejects goes to <p>.dead-letter, what was done about it to <p>.dead-letter-states;
+changes known to be lost are written to <p>.gaps.
 """

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import math
 from collections.abc import Mapping
+from datetime import datetime, timedelta
 from decimal import Context, Decimal
 from typing import Any
 
@@ -43,3 +46,59 @@ def normal_item(item: Mapping[str, Mapping[str, Any]]) -> frozenset[tuple[str, t
 
 def _number(text: str) -> tuple[Any, ...]:
     return Decimal(text).normalize(EXACT).as_tuple()
+
+
+def typed(value: Any) -> dict[str, Any]:
+    """Return a Python value in typed JSON; raise ValueError when DynamoDB has no such value.
+
+    Numbers are int, Decimal or float (its shortest digits), binary is bytes, a set is of strings, numbers or bytes; times and
+    durations are text as JSON has them.
+    """
+    if value is None:
+        return {"NULL": True}
+    if isinstance(value, bool):
+        return {"BOOL": value}
+    if isinstance(value, str):
+        return {"S": value}
+    if isinstance(value, int | float | Decimal):
+        return {"N": number_text(value)}
+    if isinstance(value, bytes | bytearray):
+        return {"B": base64.b64encode(value).decode()}
+    if isinstance(value, Mapping):
+        return {"M": {_name(name): typed(one) for name, one in value.items()}}
+    if isinstance(value, list | tuple):
+        return {"L": [typed(one) for one in value]}
+    if isinstance(value, set | frozenset):
+        return _typed_set(value)
+    if isinstance(value, datetime):
+        return {"S": value.isoformat().replace("+00:00", "Z")}
+    if isinstance(value, timedelta):
+        return {"S": f"{value.total_seconds()}s"}
+    raise ValueError(f"DynamoDB has no value like {type(value).__name__}")
+
+
+def number_text(value: float | Decimal) -> str:
+    """Return the digits of a number; raise ValueError when it is none that DynamoDB could hold."""
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{value} is no number of DynamoDB")
+        return repr(int(value)) if value.is_integer() and abs(value) < 1 << 53 else repr(value)
+    if isinstance(value, Decimal) and not value.is_finite():
+        raise ValueError(f"{value} is no number of DynamoDB")
+    return str(value)
+
+
+def _name(name: Any) -> str:
+    if not isinstance(name, str):
+        raise ValueError(f"the name of an attribute is text, not {type(name).__name__}")  # noqa: TRY004 - of a value
+    return name
+
+
+def _typed_set(value: set[Any] | frozenset[Any]) -> dict[str, Any]:
+    tags = {"S": "SS", "N": "NS", "B": "BS"}
+    members = [typed(one) for one in value]
+    kinds = {next(iter(member)) for member in members}
+    if len(kinds) != 1 or not kinds <= tags.keys():
+        raise ValueError("a set holds strings, or numbers, or bytes, and is not empty")
+    (kind,) = kinds
+    return {tags[kind]: sorted(member[kind] for member in members)}

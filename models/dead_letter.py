@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 PREFIX = "__connect.errors."
 """The header names of Kafka Connect's dead-letter queues, so that the tools made for those work here."""
+FLOW = "headwater.flow"
+"""Header of what a flow has rejected: its name."""
+TOPIC, PARTITION, OFFSET = f"{PREFIX}topic", f"{PREFIX}partition", f"{PREFIX}offset"
+STAGE, REASON = f"{PREFIX}stage", f"{PREFIX}exception.message"
 
 Headers = list[tuple[str, bytes]]
 
@@ -22,16 +26,19 @@ class DeadLetter:
     key: bytes | None
     value: bytes | None
     original_headers: Headers
+    flow: str = ""
+    """The flow that rejected it; ''."""
 
     @property
     def headers(self) -> Headers:
         """The original headers, then where the message came from and why it was rejected."""
         return [
             *self.original_headers,
-            (f"{PREFIX}topic", self.topic.encode()),
-            (f"{PREFIX}partition", str(self.partition).encode()),
-            (f"{PREFIX}offset", str(self.offset).encode()),
-            (f"{PREFIX}stage", self.stage.encode()),
+            (TOPIC, self.topic.encode()),
+            (PARTITION, str(self.partition).encode()),
+            (OFFSET, str(self.offset).encode()),
+            (STAGE, self.stage.encode()),
             (f"{PREFIX}exception.class.name", type(self.error).__name__.encode()),
-            (f"{PREFIX}exception.message", str(self.error).encode()),
+            (REASON, str(self.error).encode()),
+            *([(FLOW, self.flow.encode())] if self.flow else []),
         ]

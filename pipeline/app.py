@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import socket
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
@@ -15,10 +16,11 @@ import mode
 from confluent_kafka import KafkaException
 from faust import Stream
 from faust.tables.manager import TableManager
+from faust.types import TP
 from mode import ServiceT
 
 from models.dead_letter import DeadLetter
-from pipeline.errors import FatalError, HeadwaterError, UsageError
+from pipeline.errors import FatalError, HeadwaterError, TransientError, UsageError, backoff
 from pipeline.metrics import Metrics
 from pipeline.offsets import require_remembered
 from pipeline.settings import Settings
@@ -34,6 +36,8 @@ Attach = Callable[["Worker"], None]
 Preflight = Callable[[], None]
 STOP_SECONDS = 9.5
 """Seconds that a worker may take to stop; what it has not committed by then is done again by the next owner."""
+AGAIN = "again"
+"""Holds partitions whose batch is to be tried again."""
 HEARTBEAT = 0.3
 """Seconds between two heartbeats at most."""
 AGENTS = "headwater.agents"
@@ -90,6 +94,8 @@ class Worker:
         self.topics = Topics(settings)
         self.metrics = Metrics()
         self.preflights: list[Preflight] = []
+        self.standing: list[Callable[[], Mapping[str, str]]] = []
+        """Tell what stands on purpose, and why: it makes the worker not ready."""
         self.app = App(
             settings.prefix,
             broker=[f"headwater://{server.strip()}" for server in settings.kafka.bootstrap_servers.split(",")],
@@ -98,6 +104,8 @@ class Worker:
             key_serializer="raw",
             topic_partitions=settings.partitions,
             topic_disable_leader=True,
+            # It tells the workers of a group apart, in the broker's own lists as well.
+            broker_client_id=f"{settings.prefix}-{socket.gethostname()}-{os.getpid()}",
             broker_session_timeout=settings.kafka.session_timeout,
             # A worker hears of a rebalance in the answer to a heartbeat, and until then partitions stand still.
             broker_heartbeat_interval=min(settings.kafka.session_timeout / 5, HEARTBEAT),
@@ -115,6 +123,8 @@ class Worker:
             table_standby_replicas=settings.standby_replicas,
         )
         self.app.worker = self
+        self._failures: dict[TP | None, int] = {}
+        """By partition, how often in a row its batch could not be done yet."""
         self.transport = cast("Transport", self.app.transport)
         self.transport.properties = settings.kafka.properties
         self.transport.group_protocol = settings.kafka.group_protocol
@@ -162,6 +172,9 @@ class Worker:
                 continue
             try:
                 await self.run(function, batch)
+                self._failures.pop(_place(batch), None)
+            except TransientError as error:
+                self._try_again(batch, error)
             except (HeadwaterError, KafkaException):
                 raise
             except Exception as error:
@@ -169,6 +182,16 @@ class Worker:
                 redo = self.settings.on_error == "dead_letter" and isinstance(batch, Batch)
                 if not (redo and consumer.blame(batch, error)):
                     raise
+
+    def _try_again(self, batch: Any, error: TransientError) -> None:
+        """Have a batch done again after a pause that grows; the other partitions go on."""
+        tp = _place(batch)
+        if tp is None:  # what a source offers has no place in Kafka
+            raise error
+        failures = self._failures[tp] = self._failures.get(tp, 0) + 1
+        consumer = cast("Consumer", self.app.consumer)
+        consumer.stand({tp}, AGAIN, f"{batch!r} is tried again: {error}")
+        self.app.loop.call_later(backoff(failures), consumer.release, {tp}, AGAIN)
 
     @property
     def produce(self) -> Callable[..., None]:
@@ -179,6 +202,10 @@ class Worker:
     def produce_batch(self) -> Callable[..., None]:
         """Write records without headers into the slice: topic, records, partition or by their keys."""
         return self.transport.transaction.produce_batch
+
+    def require_topic(self, name: str) -> None:
+        """Make a sink topic that nobody knew of before; blocks."""
+        ensure(admin(self.transport.client_conf()), [self.topics.late(name)], self.settings.kafka.replication_factor)
 
     def reject(self, batch: Batch, index: int, stage: str, error: Exception) -> None:
         """Write one message of a batch to the dead-letter topic, untouched, with the reason."""
@@ -200,6 +227,10 @@ class Worker:
         """Write a dead letter into the slice."""
         self.produce(self.topics.dead_letter, letter.key, letter.value, -1, letter.headers)
         self.metrics.count(self.metrics.dead_letters, 1, letter.stage)
+
+
+def _place(batch: Any) -> TP | None:
+    return TP(batch.topic, batch.partition) if isinstance(batch, Batch) else None
 
 
 def _is_free(host: str, port: int) -> bool:

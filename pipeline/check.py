@@ -17,8 +17,9 @@ from botocore.parsers import ResponseParserError
 
 from pipeline.app import known_agents, wanted_agents
 from pipeline.errors import HeadwaterError
-from pipeline.flows import compile_flow
-from pipeline.settings import DynamoDBStream, Flow, Kinesis, Settings
+from pipeline.flow_settings import Flow
+from pipeline.flows import compile_flow, onlooking
+from pipeline.settings import DynamoDBStream, Kinesis, Settings
 from pipeline.sources.aws import TABLES, client, explain
 from pipeline.sources.consumers import Consumers
 from pipeline.sources.kinds import captures, onlooker, snapshotter
@@ -81,14 +82,14 @@ def _agents(settings: Settings) -> str:
 
 
 def _flow(settings: Settings, flow: Flow) -> str:
-    for join in flow.join:
-        if settings.sources and not any(captures(source, join.table) for source in settings.sources):
+    for table in flow.references:
+        if settings.sources and not any(captures(source, table) for source in settings.sources):
             raise HeadwaterError(
-                f"joins the table {join.table}, which no source captures: it would always give null",
-                hint=f"add {join.table!r} to the tables of [[sources]]",
+                f"reads the table {table}, which no source captures: it would never find anything",
+                hint=f"add {table!r} to the tables of [[sources]]",
             )
-    compile_flow(flow, {join.table: lambda _: None for join in flow.join})
-    return f"{', '.join(flow.tables) or 'all tables'} -> {', '.join(route.sink for route in flow.to)}"
+    compile_flow(flow, onlooking(flow))
+    return f"{', '.join(flow.tables) or 'all tables'} -> {', '.join(flow.sinks)}"
 
 
 def _state(settings: Settings) -> str:

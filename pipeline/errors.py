@@ -11,6 +11,11 @@ Every error says what went wrong and where, and `hint` says what to type next.
 
 from __future__ import annotations
 
+import random
+
+SLOWEST = 10.0
+"""Seconds of the longest pause after an error."""
+
 
 class HeadwaterError(Exception):
     """The root of all errors that Headwater raises on purpose.
@@ -45,3 +50,11 @@ class UsageError(FatalError):
     """The command line or the settings are wrong."""
 
     exit_code = 2
+
+
+def backoff(errors: int) -> float:
+    """Return the seconds until the next try after so many errors in a row: doubled each time up to 10 s, with jitter.
+
+    For any number of errors: what is throttled for hours is tried for hours.
+    """
+    return min(SLOWEST, 0.1 * 2.0 ** min(errors, 10)) * random.uniform(0.5, 1)  # noqa: S311 - jitter

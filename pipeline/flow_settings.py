@@ -46,7 +46,8 @@ class Join(Section):
         "wait behind it.",
     )
     on_reference_change: Literal["ignore", "re-emit"] = Field(
-        "ignore", description="re-emit: when the item of the reference table changes, the changes that it was added to are sent again."
+        "ignore",
+        description="re-emit: when the item of the reference table changes, the changes that it was added to are sent again.",
     )
 
 
@@ -54,7 +55,9 @@ class Compute(Section):
     """Adds what an expression in CEL gives."""
 
     kind: Literal["compute"] = Field(description="The kind of the step.")
-    expression: str = Field(alias="as", min_length=1, description="An expression in CEL; it sees what `where` sees, and `enriched`.")
+    expression: str = Field(
+        alias="as", min_length=1, description="An expression in CEL; it sees what `where` sees, and `enriched`."
+    )
     into: str = Field(min_length=1, description="Under which name its value is added to the change.")
 
 
@@ -67,15 +70,22 @@ class Sql(Section):
         description="Selects `id` (of the relation `changes`) and more columns: they are added to the change of this id under "
         "their names. A change whose id does not come back is left out.",
     )
-    tables: tuple[Name, ...] = Field((), description="Reference tables that the query reads, as relations of their names.")
+    tables: tuple[Name, ...] = Field(
+        (), description="Reference tables that the query reads, as relations of their names."
+    )
 
 
 class Lookup(Section):
     """Adds what an HTTP service or a DynamoDB table answers."""
 
     kind: Literal["lookup"] = Field(description="The kind of the step.")
-    url: str | None = Field(None, description="http(s)://...: {name} stands for an attribute of the change. Answers JSON; 404: there is none.")
-    table: str | None = Field(None, min_length=3, description="A DynamoDB table, read by BatchGetItem, instead of a url.")
+    url: str | None = Field(
+        None,
+        description="http(s)://...: {name} stands for an attribute of the change. Answers JSON; 404: there is none.",
+    )
+    table: str | None = Field(
+        None, min_length=3, description="A DynamoDB table, read by BatchGetItem, instead of a url."
+    )
     region: str | None = Field(None, description="The table's AWS Region; without it, boto3's default.")
     key: dict[str, str] = Field(
         default_factory=dict, description="With a table: for each of its key attributes the attribute of the change."
@@ -150,15 +160,16 @@ class Envelope(Section):
     """The shape of a message."""
 
     kind: Literal["dynamodb", "plain", "debezium", "cloudevents"] = Field(
-        "dynamodb", description="dynamodb: as AWS gives it. plain: the item as plain JSON. debezium, cloudevents: as those have it."
+        "dynamodb",
+        description="dynamodb: as AWS gives it. plain: the item as plain JSON. debezium, cloudevents: as those have it.",
     )
     numbers: Literal["exact", "string"] = Field(
         "exact", description="Numbers in plain JSON: as JSON numbers with all their digits, or as strings."
     )
     tombstone: bool | None = Field(
         None,
-        description="plain: a deletion is a tombstone (the default), else the old item. debezium: a tombstone follows a deletion "
-        "(not by default).",
+        description="plain: a deletion is a tombstone (the default), else the old item. debezium: one follows a "
+        "deletion (not by default).",
     )
     mode: Literal["binary", "structured"] = Field(
         "binary", description="cloudevents: the attributes in headers, or all in one JSON object."
@@ -173,14 +184,16 @@ class Format(Section):
     )
     on_conflict: Literal["reject", "widen"] = Field(
         "reject",
-        description="When a value does not fit the schema of its attribute: a dead letter, or from then on a wider type (a string).",
+        description="When a value does not fit its attribute's schema: a dead letter, or from then on a wider type.",
     )
 
 
 class Route(Section):
     """Where changes go."""
 
-    sink: SinkName = Field(description="The sink topic is <prefix>.sink.<sink>; {table}, {op} and {source} are filled in.")
+    sink: SinkName = Field(
+        description="The sink topic is <prefix>.sink.<sink>; {table}, {op} and {source} are filled in."
+    )
     where: Where | None = Field(
         None, description="A pattern as in Lambda event filtering, or an expression in CEL; without it, everything."
     )
@@ -188,7 +201,11 @@ class Route(Section):
 
 def _routes(value: Any) -> Any:
     listed = [value] if isinstance(value, (str, Mapping)) else value
-    return [{"sink": one} if isinstance(one, str) else one for one in listed] if isinstance(listed, list | tuple) else listed
+    return (
+        [{"sink": one} if isinstance(one, str) else one for one in listed]
+        if isinstance(listed, list | tuple)
+        else listed
+    )
 
 
 class Flow(Section):
@@ -203,7 +220,9 @@ class Flow(Section):
         description="A pattern as in Lambda event filtering, or an expression in CEL: what does not match is left out.",
     )
     enrich: tuple[EnrichSettings, ...] = Field((), description="What is added, step by step: see [[flows.enrich]].")
-    select: tuple[str, ...] = Field((), description="The attributes that stay; empty: all. Key attributes always stay in the key.")
+    select: tuple[str, ...] = Field(
+        (), description="The attributes that stay; empty: all. Key attributes always stay in the key."
+    )
     drop: tuple[str, ...] = Field((), description="Attributes that are left out.")
     rename: dict[str, str] = Field(default_factory=dict, description="New names of attributes, by their old ones.")
     mask: tuple[Mask, ...] = Field((), description="Attributes that nobody downstream may read: see [[flows.mask]].")
@@ -222,25 +241,29 @@ class Flow(Section):
     match: Literal["first", "all"] = Field(
         "first", description="Whether a change goes to the first sink whose `where` matches, or to all of them."
     )
-    otherwise: SinkName | None = Field(None, description="The sink of what no `where` matches; without it, it is left out.")
+    otherwise: SinkName | None = Field(
+        None, description="The sink of what no `where` matches; without it, it is left out."
+    )
     envelope: Annotated[Envelope, BeforeValidator(_short)] = Envelope()
     format: Annotated[Format, BeforeValidator(_short)] = Format()
     order: Literal["loose", "strict"] = Field(
         "loose",
-        description="strict: after a change that was rejected, the later ones of its item wait until it was retried or skipped.",
+        description="strict: after a rejected change, the later ones of its item wait until it was retried or skipped.",
     )
     reject_limit: float = Field(
         0.5,
         gt=0,
         le=1,
-        description="The share of the last 1,000 changes that a flow may reject; beyond it, the flow stops instead of filling the "
+        description="The share of the last 1,000 changes that a flow may reject; beyond it, it stops instead of filling the "
         "dead letters.",
     )
 
     @model_validator(mode="after")
     def _masks_have_a_key(self) -> Flow:
         if self.mask and self.mask_key is None:
-            raise ValueError("mask_key: masks need a key, their dead letters are encrypted with it; headwater flows new-key FILE makes one")
+            raise ValueError(
+                "mask_key: masks need a key, their dead letters are encrypted with it; headwater flows new-key FILE makes one"
+            )
         return self
 
     @model_validator(mode="after")
@@ -257,13 +280,15 @@ class Flow(Section):
     @model_validator(mode="after")
     def _formats_have_documents(self) -> Flow:
         if self.format.kind != "json" and self.envelope.kind not in {"plain", "debezium"}:
-            raise ValueError(f"format {self.format.kind}: needs the envelope plain or debezium, not {self.envelope.kind}")
+            raise ValueError(
+                f"format {self.format.kind}: needs the envelope plain or debezium, not {self.envelope.kind}"
+            )
         return self
 
     @property
     def references(self) -> list[str]:
         """The reference tables that its steps read."""
-        found = []
+        found: list[str] = []
         for step in self.enrich:
             found += [step.table] if isinstance(step, Join) else step.tables if isinstance(step, Sql) else []
         return list(dict.fromkeys(found))

@@ -33,6 +33,12 @@ class Metrics(Participant):
         self.sunk = Counter(
             "headwater_sink_records", "Records written to a sink topic.", ["sink"], registry=self.registry
         )
+        self.flow_changes = Counter(
+            "headwater_flow_changes",
+            "Changes that a flow has worked on: taken (sent, or left out by a step), rejected, parked.",
+            ["flow", "outcome"],
+            registry=self.registry,
+        )
         self.files = Counter("headwater_lake_files", "Parquet files written.", ["sink"], registry=self.registry)
         self.rows = Counter("headwater_lake_rows", "Rows in Parquet files written.", ["sink"], registry=self.registry)
         self.slices = Counter(

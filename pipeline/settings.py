@@ -11,10 +11,8 @@ from typing import Annotated, Any, Literal, TypeAlias, cast
 
 from dotenv import dotenv_values
 from pydantic import (
-    AliasChoices,
     AwareDatetime,
     BaseModel,
-    ConfigDict,
     Discriminator,
     Field,
     Tag,
@@ -32,10 +30,24 @@ from pydantic_settings import (
 )
 
 from pipeline.errors import UsageError
+from pipeline.flow_settings import (
+    ENRICH_KINDS,
+    Compute,
+    Envelope,
+    Flow,
+    Format,
+    Join,
+    Lookup,
+    Mask,
+    Name,
+    Python,
+    Route,
+    Section,
+    Sql,
+)
 
 ENV_PREFIX = "HEADWATER_"
 DEFAULT_FILE = "headwater.toml"
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$", max_length=120)]
 StreamName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._*?-]+$", max_length=128)]
 CONSUMER = r"^([A-Za-z0-9._-]{1,128}|arn:[a-z-]+:kinesis:[^/]+:stream/[A-Za-z0-9._-]+/consumer/[A-Za-z0-9._-]+:[0-9]+)$"
 TableName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._*?-]+$", max_length=255)]
@@ -54,12 +66,6 @@ OWNED = {
 }
 """Properties of librdkafka that are not the user's to set."""
 SETTINGS_OF_THEIR_OWN = {"group.protocol": "group_protocol", "group.instance.id": "instance_id"}
-
-
-class Section(BaseModel):
-    """A group of settings: unknown keys are errors, values do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
 class Kafka(Section):
@@ -252,6 +258,8 @@ def _kind(source: Any) -> Any:
 
 
 KINDS = ("dynamodb-stream", "kinesis")
+PARTS = (DynamoDBStream, Kinesis, Flow, Route, Join, Compute, Sql, Lookup, Python, Mask, Envelope, Format)
+"""What stands in lists."""
 SourceSettings: TypeAlias = Annotated[
     Annotated[DynamoDBStream, Tag("dynamodb-stream")] | Annotated[Kinesis, Tag("kinesis")],
     Discriminator(
@@ -262,38 +270,20 @@ SourceSettings: TypeAlias = Annotated[
 ]
 
 
-class Join(Section):
-    """Adds the current item of another captured table: a foreign-key join."""
+class Registry(Section):
+    """A Schema Registry with Confluent's API, for the formats that need one."""
 
-    table: Name = Field(description="The reference table: a captured DynamoDB table.")
-    on: str = Field(
-        min_length=1, description="The attribute of the change that holds the reference table's partition key."
-    )
-    into: str = Field(min_length=1, description="Under which name the item is added to the change.")
-
-
-class Route(Section):
-    """Where changes go: the first route whose pattern matches."""
-
-    sink: Name = Field(description="The sink topic is <prefix>.sink.<sink>.")
-    where: dict[str, Any] | str | None = Field(
-        None, description="A pattern as in Lambda event filtering, or an expression in CEL; without it, everything."
+    url: str | None = Field(None, description="http(s)://host:port, several comma-separated.")
+    properties: dict[str, str | int | float | bool] = Field(
+        default_factory=dict,
+        description="More of the registry's client: basic.auth.user.info, ssl.ca.location, ...",
+        repr=False,  # passwords are among them
     )
 
-
-class Flow(Section):
-    """A named path from raw to sink topics: filter, enrich, route."""
-
-    name: Name = Field(description="Its name, of its own.")
-    tables: tuple[Name, ...] = Field(
-        (), validation_alias=AliasChoices("from", "tables"), description="Tables; empty: all."
-    )
-    where: dict[str, Any] | str | None = Field(
-        None,
-        description="A pattern as in Lambda event filtering, or an expression in CEL: what does not match is left out.",
-    )
-    join: tuple[Join, ...] = ()
-    to: tuple[Route, ...] = Field(min_length=1)
+    @field_validator("properties", mode="before")
+    @classmethod
+    def _flat(cls, properties: Any) -> Any:
+        return _flatten(properties) if isinstance(properties, Mapping) else properties
 
 
 class Lake(Section):
@@ -355,6 +345,8 @@ class Settings(BaseSettings):
     kafka: Kafka = Kafka()
     sources: tuple[SourceSettings, ...] = Field((), description="Where changes come from: see [[sources]].")
     flows: tuple[Flow, ...] = ()
+    modules: tuple[str, ...] = Field((), description="Python modules with functions for flows: see @enrich.")
+    schema_registry: Registry = Registry()
     lake: Lake = Lake()
     web: Web = Web()
 
@@ -453,14 +445,16 @@ def _guess(variable: str) -> str:
 
 
 def _explain(problem: dict[str, Any]) -> str:
-    problem["loc"] = [part for part in problem["loc"] if part not in KINDS]  # pydantic's name for a member of the union
+    place = problem["loc"]
+    known = {*KINDS, *ENRICH_KINDS}  # pydantic puts the members of unions in
+    problem["loc"] = [part for n, part in enumerate(place) if n == len(place) - 1 or part not in known]
     path = ".".join(str(part) for part in problem["loc"])
     if problem["type"] != "extra_forbidden":
         return f"{path}: {problem['msg']}"
     last = str(problem["loc"][-1])
     parent = ".".join(str(part) for part in problem["loc"][:-1])
     names = {key.rpartition(".")[2] for key in keys() if key.rpartition(".")[0] == parent} or {
-        name for model in (DynamoDBStream, Kinesis, Flow, Route, Join) for name in model.model_fields
+        name for model in PARTS for name in model.model_fields
     }
     near = difflib.get_close_matches(last, sorted(names), n=1)
     return f"{path}: there is no such key" + (f", did you mean {near[0]}?" if near else "")

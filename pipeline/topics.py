@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,8 +13,9 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from pipeline.errors import FatalError, HeadwaterError, UsageError
+from pipeline.flow_settings import Flow, fill, is_template
 from pipeline.limits import MESSAGE_MAX
-from pipeline.settings import Settings
+from pipeline.settings import DynamoDBStream, Settings
 
 FENCE_PARTITIONS = 16
 """Partitions of the shards topic: more than there will be workers, so that shards spread."""
@@ -37,8 +38,10 @@ class Topic:
 class Topics:
     """The names of all topics of a deployment, and how each is made."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, flows: Sequence[Flow] | None = None) -> None:
+        """`flows` are others than those of the settings."""
         self._settings = settings
+        self._flows = settings.flows if flows is None else flows
         self.ingest = self._name("ingest")
         self.raw = self._name("raw")
         self.shards = self._name("shards")
@@ -46,6 +49,10 @@ class Topics:
         self.delivered = self._name("delivered")
         self.dead_letter = self._name("dead-letter")
         self.gaps = self._name("gaps")
+        self.flows = self._name("flows")
+        self.retry = self._name("retry")
+        self.parked = self._name("parked")
+        self.dead_letter_states = self._name("dead-letter-states")
 
     def _name(self, rest: str) -> str:
         return f"{self._settings.prefix}.{rest}"
@@ -54,19 +61,47 @@ class Topics:
         """Return the topic of a sink."""
         return self._name(f"sink.{name}")
 
+    def enriched(self, name: str) -> str:
+        """Return the topic that a flow publishes on its way (`through`)."""
+        return self._name(f"enriched.{name}")
+
     def reference(self, table: str) -> str:
         """Return the compacted topic that holds the current items of a reference table."""
         return self._name(f"reference.{table}")
 
     @property
     def sinks(self) -> dict[str, str]:
-        """Sink names and their topics, in the order in which the flows name them."""
-        return {route.sink: self.sink(route.sink) for flow in self._settings.flows for route in flow.to}
+        """Sink names and their topics, in the order in which the flows name them; of templates those that are known."""
+        names = [sink for flow in self._flows for template in flow.sinks for sink in self._filled(flow, template)]
+        return {name: self.sink(name) for name in names}
+
+    def _filled(self, flow: Flow, template: str) -> list[str]:
+        if not is_template(template):
+            return [template]
+        tables = flow.tables or tuple(
+            table
+            for source in self._settings.sources
+            for table in (source.tables if isinstance(source, DynamoDBStream) else source.streams)
+            if not set("*?") & set(table)
+        )
+        if "{op}" in template or "{source}" in template:  # made when the first change goes there
+            return []
+        return [fill(template, table=table, op="", source="") for table in tables]
+
+    @property
+    def through(self) -> list[str]:
+        """The topics that flows publish on their way."""
+        return [self.enriched(flow.through) for flow in self._flows if flow.through]
 
     @property
     def references(self) -> dict[str, str]:
         """Reference tables and their topics."""
-        return {join.table: self.reference(join.table) for flow in self._settings.flows for join in flow.join}
+        return {table: self.reference(table) for flow in self._flows for table in flow.references}
+
+    def late(self, name: str) -> Topic:
+        """Return the topic of a sink that was not known before a change went there."""
+        large = {"max.message.bytes": str(MESSAGE_MAX)}
+        return Topic(name, self._settings.partitions, "sink of a template", {"retention.ms": "-1", **large})
 
     def all(self) -> list[Topic]:
         """Return every topic that the settings have use for."""
@@ -85,6 +120,11 @@ class Topics:
             Topic(self.dead_letter, 1, "rejected messages", kept),
             Topic(self.gaps, 1, "changes known to be lost", kept),
             *(Topic(name, count, f"items of {table}", compacted) for table, name in self.references.items()),
+            Topic(self.flows, 1, "versions of the flows, and who runs which", compacted),
+            Topic(self.retry, count, "rejected changes to be tried again", {"retention.ms": str(7 * DAY_MS)}),
+            Topic(self.parked, count, "changes that wait behind one of their item", compacted),
+            Topic(self.dead_letter_states, 1, "which dead letters are done with", compacted),
+            *(Topic(name, count, "what a flow publishes on its way", kept) for name in self.through),
             *(Topic(name, count, f"sink {sink}", kept) for sink, name in self.sinks.items()),
         ]
         return [replace(topic, config={**topic.config, **large}) for topic in topics]

@@ -51,6 +51,8 @@ def why_not_ready(worker: Worker) -> str:
             return reason
     if (seconds := consumer.standing()) > STANDING:
         return f"there is work, and no slice was committed for {seconds:.0f} s"
+    if stopped := [reason for stands in worker.standing for reason in stands().values()]:
+        return "; ".join(stopped)
     if consumer.backlog.held:
         return f"state is being recovered for {len(consumer.backlog.held)} partitions"
     return ""

@@ -21,8 +21,9 @@ from pydantic import AwareDatetime, BaseModel
 from pydantic.fields import FieldInfo
 
 from pipeline.cli import app
+from pipeline.flow_settings import Compute, Envelope, Flow, Format, Join, Lookup, Mask, Python, Route, Sql
 from pipeline.metrics import Metrics
-from pipeline.settings import ENV_PREFIX, DynamoDBStream, Flow, Join, Kafka, Kinesis, Lake, Route, Settings, Web
+from pipeline.settings import ENV_PREFIX, DynamoDBStream, Kafka, Kinesis, Lake, Registry, Settings, Web
 from pipeline.topics import Topics
 
 HERE = Path(__file__).parent
@@ -47,14 +48,25 @@ def code(words: str) -> str:
 
 # -- settings ---------------------------------------------------------------------------------------------------------
 
+ENRICH: Mapping[str, type[BaseModel]] = {
+    "join": Join,
+    "compute": Compute,
+    "sql": Sql,
+    "lookup": Lookup,
+    "python": Python,
+}
 SECTIONS: Sequence[tuple[str, str, type[BaseModel]]] = [
     ("Top level", "", Settings),
     ("[kafka]", "kafka", Kafka),
     ("[[sources]] of kind dynamodb-stream", "sources", DynamoDBStream),
     ("[[sources]] of kind kinesis", "sources", Kinesis),
     ("[[flows]]", "flows", Flow),
-    ("flows: join", "flows.join", Join),
+    *((f'flows: enrich, kind = "{name}"', "flows.enrich", model) for name, model in ENRICH.items()),
+    ("flows: mask", "flows.mask", Mask),
     ("flows: to", "flows.to", Route),
+    ("flows: envelope", "flows.envelope", Envelope),
+    ("flows: format", "flows.format", Format),
+    ("[schema_registry]", "schema_registry", Registry),
     ("[lake]", "lake", Lake),
     ("[web]", "web", Web),
 ]
@@ -102,7 +114,7 @@ def settings_page() -> str:
 
 def _key(name: str, field: FieldInfo) -> str:
     choices = getattr(field.validation_alias, "choices", None)
-    return str(choices[0]) if choices else name
+    return str(choices[0]) if choices else field.alias or name
 
 
 def _type(annotation: Any) -> str:
@@ -239,7 +251,7 @@ def topics_page() -> str:
     flow = {
         "name": "flow",
         "from": ["TABLE"],
-        "join": [{"table": "TABLE", "on": "a", "into": "b"}],
+        "enrich": [{"kind": "join", "table": "TABLE", "on": "a", "into": "b"}],
         "to": [{"sink": "NAME"}],
     }
     with _no_environment():

@@ -354,7 +354,7 @@ class Demo:
             table = pq.read_table(io.BytesIO(self.objects.read(path)))
             found = table.to_pylist()
             rows.setdefault(sink, []).extend(_actual_row(row) for row in found)
-            joined += sum(1 for row in found if row["enriched"] and '"customer":null' not in row["enriched"])
+            joined += sum(1 for row in found if row["enriched"] and '"customer":{"NULL"' not in row["enriched"])
             self.progress.parquet_rows += len(found)
         return rows, joined
 

@@ -5,7 +5,6 @@ Credentials, Region and endpoints come from boto3's default chain, nowhere else.
 
 from __future__ import annotations
 
-import random
 import zlib
 from typing import Any, cast
 
@@ -34,8 +33,6 @@ THROTTLES = {
 }
 USER_AGENT = f"Headwater Boto3/{boto3.__version__}"
 """Who calls, for CloudTrail. Without it botocore puts a long name together twice a call: a fifth of what a call costs."""
-SLOWEST = 10.0
-"""Seconds of the longest pause after an error."""
 TABLES = "aws dynamodb list-tables; headwater check"
 
 
@@ -72,14 +69,6 @@ class VanishedError(HeadwaterError):
 
 class CredentialsError(FatalError):
     """AWS does not accept the credentials; they may be refreshed."""
-
-
-def backoff(errors: int) -> float:
-    """Return the seconds until the next try after so many errors in a row: doubled each time up to 10 s, with jitter.
-
-    For any number of errors: what is throttled for hours is tried for hours.
-    """
-    return min(SLOWEST, 0.1 * 2.0 ** min(errors, 10)) * random.uniform(0.5, 1)  # noqa: S311 - jitter
 
 
 def take_body(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any) -> None:

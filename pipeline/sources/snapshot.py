@@ -17,8 +17,8 @@ from typing import Any, Literal, Protocol, TypeVar
 import msgspec
 
 from models.snapshot import BEGIN, END, mark
-from pipeline.errors import FatalError, HeadwaterError, TransientError
-from pipeline.sources.aws import VanishedError, backoff
+from pipeline.errors import FatalError, HeadwaterError, TransientError, backoff
+from pipeline.sources.aws import VanishedError
 from pipeline.sources.places import ShardOf
 from pipeline.sources.reading import NOTHING, Reading
 from pipeline.sources.s3_export import ExportFailedError, Exports

@@ -22,9 +22,9 @@ from confluent_kafka import Message
 from faust.types import TP
 
 from models.change import MalformedChangeError, decode
-from pipeline.errors import HeadwaterError, TransientError
+from pipeline.errors import HeadwaterError, TransientError, backoff
 from pipeline.metrics import Metrics
-from pipeline.sources.aws import ExpiredIteratorError, NothingYetError, TrimmedError, VanishedError, backoff
+from pipeline.sources.aws import ExpiredIteratorError, NothingYetError, TrimmedError, VanishedError
 from pipeline.sources.places import Beginning, Cause, Gap, Known, Place, ShardOf
 from pipeline.sources.purse import ALL_CREDITS, Purse
 from pipeline.sources.reading import NOTHING, Reading

@@ -1,28 +1,92 @@
-"""Add what a change does not carry itself: a foreign-key join with the current item of another table."""
+"""Add what a change does not carry itself: an item of another table (a join), or what an expression gives. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import msgspec
 
+from models.attributes import typed
 from models.change import Change, canonical
+from pipeline.steps.event import NULL, Event, Step, Value, each
+from pipeline.steps.expression import compile_value
 
 Lookup = Callable[[bytes], bytes | None]
 """Takes a reference key, returns the item as typed JSON, or None."""
 
-_decode_image = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_value = msgspec.json.Decoder(dict[str, str]).decode
+_decode_any = msgspec.json.Decoder(dict[str, Any]).decode
 _decode_key = msgspec.json.Decoder(dict[str, dict[str, str]]).decode
 
 
-class JoinStep(NamedTuple):
+class MissingReferenceError(ValueError):
+    """There is no such item in the reference table, and the join says that the change waits, or is rejected.
+
+    `until` is when the change no longer waits, in seconds since the epoch; 0: it never did.
+    """
+
+    def __init__(self, table: str, key: bytes, until: float) -> None:
+        super().__init__(f"there is no item in the reference table {table} for the value that the change has")
+        self.table, self.key, self.until = table, key, until
+
+
+@dataclass(frozen=True, slots=True)
+class JoinStep:
     """One join: which attribute of the change points where, and the name under which the item is added."""
 
+    table: str
     on: str
     into: str
     lookup: Lookup
+    missing: Literal["null", "drop", "reject"] = "null"
+    hold: float = 0.0
+    clock: Callable[[], float] = time.time
+
+    def __call__(self, event: Event) -> None:
+        """Add the item."""
+        key = self._key(event)
+        item = self.lookup(key) if key else None
+        if item is not None:
+            event.added[self.into] = msgspec.Raw(b'{"M":' + item + b"}")
+            return
+        if key and self.hold and self.clock() < (until := event.at + self.hold):
+            raise MissingReferenceError(self.table, key, until)
+        if self.missing == "reject":
+            raise MissingReferenceError(self.table, key, 0.0)
+        event.gone = self.missing == "drop"
+        event.added[self.into] = NULL
+
+    def _key(self, event: Event) -> bytes:
+        """Return the key of the item that the change points to; b'' when it points to none."""
+        value = (event.image or {}).get(self.on) if not self.on.startswith("enriched.") else _within(event, self.on)
+        return b"" if value is None else reference(value)
+
+
+def join(step: JoinStep) -> Step:
+    """Return the join as a step."""
+    return each(step)
+
+
+def compute(text: str, into: str) -> Step:
+    """Return the step that adds what an expression gives."""
+    evaluate = compile_value(text)
+
+    def add(event: Event) -> None:
+        value = evaluate(event.value, event.change, event.added)
+        event.added[into] = msgspec.Raw(msgspec.json.encode(typed(value)))
+
+    return each(add)
+
+
+def reference(value: Value) -> bytes:
+    """Return an attribute value as the key of a reference table; b'' for a type that no key attribute has."""
+    try:
+        return canonical(_decode_value(value))
+    except msgspec.DecodeError:  # a set, a list, a map, a boolean
+        return b""
 
 
 def reference_key(change: Change) -> bytes:
@@ -37,25 +101,14 @@ def reference_key(change: Change) -> bytes:
     return canonical(value)
 
 
-def enrich(value: bytes, change: Change, joins: Sequence[JoinStep]) -> bytes:
-    """Return the change with a member `enriched` that holds, by join, the item found or null (a left join).
-
-    The change's own bytes are kept as they are.
-    """
-    if not joins:
-        return value
-    image = change.after or change.before
-    attributes = _decode_image(image) if image is not None else {}
-    parts = []
-    for join in joins:
-        foreign = attributes.get(join.on)
-        item = join.lookup(_foreign_key(foreign)) if foreign is not None else None
-        parts.append(msgspec.json.encode(join.into) + b":" + (item or b"null"))
-    return value.rstrip()[:-1] + b',"enriched":{' + b",".join(parts) + b"}}"
-
-
-def _foreign_key(value: msgspec.Raw) -> bytes:
-    try:
-        return canonical(_decode_value(value))
-    except msgspec.DecodeError:  # a set, a list, a map, a boolean: no key attribute has such a type
-        return b""
+def _within(event: Event, path: str) -> Value | None:
+    """Return an attribute of what was added: enriched.customer.region."""
+    _, first, *rest = path.split(".")
+    if (found := event.added.get(first)) is None:
+        return None
+    value = _decode_any(found)
+    for name in rest:
+        value = value.get("M", {}).get(name)
+        if value is None:
+            return None
+    return msgspec.Raw(msgspec.json.encode(value))

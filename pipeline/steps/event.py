@@ -1,9 +1,9 @@
 """A change on its way through a flow, and what a step is.
 
-A step takes the events of a batch and changes them in place, each by itself: the same events in batches of any size come out the
-same. What it cannot handle it rejects (`event.error`), what it leaves out it marks (`event.gone`); such events are not
-given to later steps. Images stay bytes: they are cut into attributes when a step asks for them, and values are decoded
-only where one must look inside.
+A step takes the events of a batch and changes them in place, each by itself: in batches of any size they come out the same.
+What it cannot handle it rejects (`event.error`), what it leaves out it marks (`event.gone`); such events are not given to
+later steps. Images stay bytes: they are cut into attributes when a step asks for them, and values are decoded only where
+one must look inside.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from models.change import Change, canonical
+from pipeline.errors import TransientError
 
 Value: TypeAlias = msgspec.Raw
 """One attribute value, in DynamoDB's typed JSON: `{"S":"x"}`. `bytes(value)` are its bytes."""
@@ -138,14 +139,15 @@ Step: TypeAlias = Callable[[Sequence[Event]], None]
 
 
 def each(change: Callable[[Event], None]) -> Step:
-    """Make a step of what is to be done with one event; what that raises rejects the event."""
+    """Make a step of what is to be done with one event; what that raises rejects the event; TransientError comes through."""
 
     def step(events: Sequence[Event]) -> None:
         for event in events:
             try:
                 change(event)
+            except TransientError:
+                raise
             except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others go on
                 event.error = error
 
     return step
-

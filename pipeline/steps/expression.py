@@ -1,15 +1,15 @@
 """Conditions in CEL (the Common Expression Language) over a change. Pure; the binding is behind `compile_expression`.
 
 What an expression can name: `op` (c, u, d, r), `table`, `key`, `before`, `after` (the item, as plain values, or null),
-`changed("attribute")`, `ttl_expired`. Only what it names is decoded. Numbers of DynamoDB are CEL's integers where they are
-whole and fit in 64 bits, else its doubles.
+`changed("attribute")`, `ttl_expired`; behind the enrichment also `enriched`, what it has added. Only what it names is
+decoded. Numbers of DynamoDB are CEL's integers where they are whole and fit in 64 bits, else its doubles.
 """
 
 from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import cel
@@ -20,10 +20,13 @@ from models.change import Change
 from pipeline.steps.project import projection
 
 NAMES = ("op", "table", "key", "before", "after", "ttl_expired")
+ENRICHED = "enriched"
 BOUND = re.compile(r"\.(?:all|exists|exists_one|map|filter)\(\s*([A-Za-z_]\w*)\s*,")
 """Finds the names that a macro gives to the elements of a list."""
 Condition = Callable[[bytes, Change], bool]
 """Takes a change's bytes and the change; raises ExpressionError when it cannot be told."""
+Evaluate = Callable[[bytes, Change, Mapping[str, msgspec.Raw]], Any]
+"""Takes a change's bytes, the change and what was added to it; raises ExpressionError when there is no value."""
 
 
 class ExpressionError(ValueError):
@@ -31,35 +34,48 @@ class ExpressionError(ValueError):
 
 
 def compile_expression(text: str) -> Condition:
-    """Compile an expression; raise ExpressionError that says what is wrong.
+    """Compile a condition over a change; raise ExpressionError that says what is wrong.
 
     >>> big = compile_expression('table == "orders" && op != "d" && after.total > 100')
     """
+    evaluate = compile_value(text, NAMES)
+    return lambda value, change: truth(text, evaluate(value, change, {}))
+
+
+def truth(text: str, answer: Any) -> bool:
+    """Return the answer of a condition; raise ExpressionError when it is neither true nor false."""
+    if not isinstance(answer, bool):
+        raise ExpressionError(f"{text}: gave {answer!r}, expected true or false")
+    return answer
+
+
+def compile_value(text: str, names: Sequence[str] = (*NAMES, ENRICHED)) -> Evaluate:
+    """Compile an expression that gives a value, and may name these; raise ExpressionError that says what is wrong."""
     try:
         program = cel.compile(text)
     except ValueError as error:
         raise ExpressionError(_first_line(error)) from error
     named = program.variables()
-    unknown = sorted(set(named) - set(NAMES) - set(BOUND.findall(text)))
+    unknown = sorted(set(named) - set(names) - set(BOUND.findall(text)))
     if unknown:
-        raise ExpressionError(f"{', '.join(unknown)}: there is no such name, expected one of {', '.join(NAMES)}")
+        raise ExpressionError(f"{', '.join(unknown)}: there is no such name, expected one of {', '.join(names)}")
     facts = {name: _fact(name, text) for name in NAMES if name in named}
     asks_changed = "changed" in program.functions()
+    asks_enriched = ENRICHED in named
 
-    def condition(value: bytes, change: Change) -> bool:
+    def evaluate(value: bytes, change: Change, added: Mapping[str, msgspec.Raw]) -> Any:
         found: dict[str, Any] = {name: fact(value, change) for name, fact in facts.items()}
         if asks_changed:
             found["changed"] = lambda attribute: _changed(change, attribute)
+        if asks_enriched:
+            found[ENRICHED] = {name: plain(_decode_value(one)) for name, one in added.items()}
         try:
-            answer = program.execute(found)
+            return program.execute(found)
         except (KeyError, ValueError, TypeError, OverflowError, RuntimeError, ArithmeticError) as error:
             missing = f"there is no {error}: ask has() first" if isinstance(error, KeyError) else _first_line(error)
             raise ExpressionError(f"{text}: {missing}") from error
-        if not isinstance(answer, bool):
-            raise ExpressionError(f"{text}: gave {answer!r}, expected true or false")
-        return answer
 
-    return condition
+    return evaluate
 
 
 def _fact(name: str, text: str) -> Callable[[bytes, Change], Any]:
@@ -136,6 +152,7 @@ class _Deletion(msgspec.Struct):
         return self.identity is not None and self.identity.principal == "dynamodb.amazonaws.com"
 
 
+_decode_value = msgspec.json.Decoder(dict[str, Any]).decode
 _decode_item = msgspec.json.Decoder(dict[str, dict[str, Any]]).decode
 _decode_identity = msgspec.json.Decoder(_Deletion).decode
 

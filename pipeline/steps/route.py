@@ -1,57 +1,43 @@
-"""Decide what becomes of a change in a flow: which sink topic, with which value and headers."""
+"""Decide to which sinks a change goes, and with which headers. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from models.change import Change
-from pipeline.steps.enrich import JoinStep, enrich
+from pipeline.steps.event import Event, Headers
 
-Where = Callable[[bytes, Change, Any], bool]
-"""Takes a change's bytes, the change, and what `FlowSteps.look` has decoded of it; says whether it matches."""
-
-
-class RouteStep(NamedTuple):
-    """A sink and the predicate that leads there; None: everything does."""
-
-    sink: str
-    where: Where | None
+Router = Callable[[Event], tuple[str, ...]]
+"""Returns the names of the sinks; none: the change is left out."""
 
 
-class FlowSteps(NamedTuple):
-    """A flow, compiled."""
+class Rule(NamedTuple):
+    """A sink and the condition that leads there; None: everything does."""
 
-    name: str
-    tables: frozenset[str]
-    where: Where | None
-    joins: Sequence[JoinStep]
-    routes: Sequence[RouteStep]
-    look: Callable[[bytes], Any] | None
-    """Decodes what the patterns look at, and nothing else; None: they look at nothing."""
+    sink: Callable[[Change], str]
+    where: Callable[[Event], bool] | None
 
 
-class Routed(NamedTuple):
-    """One message for one sink topic."""
+def router(rules: Sequence[Rule], *, every: bool, otherwise: Callable[[Change], str] | None) -> Router:
+    """Return what finds the sinks of an event: of the first rule that holds, or of each that does (`every`)."""
 
-    sink: str
-    value: bytes
+    def route(event: Event) -> tuple[str, ...]:
+        found: list[str] = []
+        for sink, where in rules:
+            if where is None or where(event):
+                found.append(sink(event.change))
+                if not every:
+                    break
+        if not found and otherwise is not None:
+            return (otherwise(event.change),)
+        # One that two rules name gets a change once.
+        return tuple(dict.fromkeys(found))
 
-
-def run_flow(flow: FlowSteps, value: bytes, change: Change) -> Iterator[Routed]:
-    """Filter, enrich and route one change: no message, or one, for the first route that matches."""
-    if flow.tables and change.table not in flow.tables:
-        return
-    looked = {} if flow.look is None else flow.look(value)
-    if flow.where is not None and not flow.where(value, change, looked):
-        return
-    for route in flow.routes:
-        if route.where is None or route.where(value, change, looked):
-            yield Routed(route.sink, enrich(value, change, flow.joins))
-            return
+    return route
 
 
-def headers(change: Change) -> list[tuple[str, bytes]]:
+def headers(change: Change) -> Headers:
     """Return the headers of a message on a sink topic."""
     return [
         ("event_id", change.event_id.encode()),

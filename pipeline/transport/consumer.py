@@ -69,6 +69,8 @@ class Consumer(faust_consumer.Consumer):
         self._generation = 0
         self._offered = 0
         self._lost_before = self._refused = 0
+        self._stood = False
+        """Whether the slice under way was given up because a partition must stand."""
         self._rebalancing = self._stopping = self._closing = False
         self._stop_by = self._next_commit = 0.0
         self._moved = time.monotonic()
@@ -129,6 +131,12 @@ class Consumer(faust_consumer.Consumer):
             if not holders:
                 self.backlog.held.pop(tp, None)
         self._news.set()
+
+    def stand(self, tps: Iterable[TP], holder: str, reason: str) -> None:
+        """Give the slice under way up, and keep partitions back until they are released: no record of them is at fault."""
+        self.hold(tps, holder)
+        self.transaction.spoil(reason)
+        self._stood = True
 
     def offer(self, tp: TP, value: Any) -> bool:
         """Add what a source has read to the backlog; False: the partition is not this worker's any more, drop it."""
@@ -280,6 +288,8 @@ class Consumer(faust_consumer.Consumer):
         await self._deliver()
         if await self._end(membership):
             self._refused = 0
+        elif self._stood:
+            self._stood = False
         elif not self._stopping:
             self._refused += 1
             if self._refused >= MOST_REFUSED:

@@ -113,7 +113,11 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
 
 def environment(secured: Secured, mechanism: str, password: str = SECRET) -> dict[str, str]:
     """Return every part of a worker that has a client of its own: standbys, a join's follower, the transaction."""
-    flow = {"name": "all", "join": [{"table": "t", "on": "id", "into": "it"}], "to": [{"sink": "all"}]}
+    flow = {
+        "name": "all",
+        "enrich": [{"kind": "join", "table": "t", "on": "id", "into": "it"}],
+        "to": [{"sink": "all"}],
+    }
     return {
         "HEADWATER_KAFKA__PROPERTIES": json.dumps(secured.properties(mechanism, password)),
         "HEADWATER_AGENTS": '["deduplicate", "transform"]',

@@ -7,13 +7,11 @@ from typing import Any
 
 import pytest
 from cel_expr_python import cel as oracle  # type: ignore[import-untyped]
+from flowing import flow, sinks
 
 from models.change import decode
 from pipeline.errors import UsageError
-from pipeline.flows import compile_flow
-from pipeline.settings import Flow
 from pipeline.steps.expression import ExpressionError, compile_expression, plain
-from pipeline.steps.route import run_flow
 
 BEFORE: dict[str, Any] = {"id": {"S": "o-1"}, "total": {"N": "5"}, "tags": {"SS": ["b", "a"]}, "gone": {"BOOL": True}}
 AFTER: dict[str, Any] = {
@@ -102,7 +100,7 @@ def test_what_cannot_be_compiled_says_why(text: str, words: str) -> None:
     with pytest.raises(ExpressionError, match=words):
         compile_expression(text)
     with pytest.raises(UsageError, match=f"flow f, where: .*{words}"):
-        compile_flow(Flow.model_validate({"name": "f", "where": text, "to": [{"sink": "s"}]}), {})
+        flow(where=text)
 
 
 @pytest.mark.parametrize(
@@ -120,18 +118,8 @@ def test_what_cannot_be_told_is_an_error_and_no_answer(text: str, words: str) ->
 
 
 def test_patterns_and_expressions_mix_in_a_flow() -> None:
-    flow = compile_flow(
-        Flow.model_validate(
-            {
-                "name": "f",
-                "where": {"eventName": ["MODIFY"]},
-                "to": [
-                    {"sink": "big", "where": "after.total > 100.0"},
-                    {"sink": "small", "where": {"tableName": ["orders"]}},
-                ],
-            }
-        ),
-        {},
+    mixed = flow(
+        where={"eventName": ["MODIFY"]},
+        to=[{"sink": "big", "where": "after.total > 100.0"}, {"sink": "small", "where": {"tableName": ["orders"]}}],
     )
-    value = change()
-    assert [message.sink for message in run_flow(flow, value, decode(value))] == ["small"]
+    assert sinks(mixed, change()) == ["small"]

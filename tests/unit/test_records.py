@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from models.change import MalformedChangeError, decode, event_id, table_of
-from pipeline.sources.aws import backoff
+from pipeline.errors import backoff
 from pipeline.sources.records import cut, item_key
 
 EVENTS = Path(__file__).parents[1] / "events"

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from flowing import flow, run, sinks
+from pydantic import ValidationError
 
 from models.change import decode
 from pipeline.errors import UsageError
-from pipeline.flows import compile_flow
-from pipeline.settings import Flow
 from pipeline.steps.deduplicate import deduplicate
-from pipeline.steps.enrich import JoinStep, enrich, reference_key
+from pipeline.steps.enrich import MissingReferenceError, reference_key
 from pipeline.steps.filter import PatternError, compile_pattern
-from pipeline.steps.route import headers, run_flow
+from pipeline.steps.flow import Result
+from pipeline.steps.route import headers
 
 ARN = "arn:aws:dynamodb:eu-west-1:123456789012:table/orders/stream/2026-11-23T00:00:00.000"
 RECORD = json.loads((Path(__file__).parents[1] / "events" / "dynamodb-stream-modify.json").read_text())
@@ -82,23 +85,72 @@ def test_a_pattern_that_cannot_be_compiled_says_where(pattern: dict[str, object]
 
 
 def test_a_flow_with_a_bad_pattern_is_named() -> None:
-    flow = Flow.model_validate({"name": "f", "where": {"a": 1}, "to": [{"sink": "s"}]})
     with pytest.raises(UsageError, match="flow f, where: a: expected"):
-        compile_flow(flow, {})
+        flow(where={"a": 1})
+
+
+CUSTOMER = {"kind": "join", "table": "customers", "on": "customer_id", "into": "customer"}
 
 
 def test_a_join_adds_the_item_and_keeps_every_byte_of_the_change() -> None:
     items = {b'{"S":"c-1"}': b'{"name":{"S":"Ada"}}'}
-    value = enrich(VALUE, decode(VALUE), [JoinStep("customer_id", "customer", items.get)])
-    assert value.startswith(VALUE[:-1])
-    assert json.loads(value)["enriched"] == {"customer": {"name": {"S": "Ada"}}}
-    assert decode(value).enriched == b'{"customer":{"name":{"S":"Ada"}}}'
+    (result,) = run(flow({"customers": items.get}, enrich=[CUSTOMER]), VALUE)
+    (message,) = result.messages
+    assert message.value is not None
+    assert message.value.startswith(VALUE[:-1])
+    assert json.loads(message.value)["enriched"] == {"customer": {"M": {"name": {"S": "Ada"}}}}
+    assert decode(message.value).enriched == b'{"customer":{"M":{"name":{"S":"Ada"}}}}'
 
 
-@pytest.mark.parametrize("on", ["status", "nothing"])
-def test_a_join_that_finds_nothing_gives_null(on: str) -> None:
-    value = enrich(VALUE, decode(VALUE), [JoinStep(on, "customer", lambda _: None)])
-    assert json.loads(value)["enriched"] == {"customer": None}
+@pytest.mark.parametrize("on", ["status", "nothing", "enriched.nothing.at_all"])
+def test_a_join_that_finds_nothing_gives_null_or_leaves_the_change_out_or_rejects_it(on: str) -> None:
+    def joined(**more: Any) -> Result:
+        return run(flow({"customers": lambda _: None}, enrich=[{**CUSTOMER, "on": on, **more}]), VALUE)[0]
+
+    (message,) = joined().messages
+    assert json.loads(message.value or b"")["enriched"] == {"customer": {"NULL": True}}
+    assert joined(missing="drop").messages == []
+    rejected = joined(missing="reject")
+    assert (rejected.messages, rejected.stage) == ([], "enrich.0 join")
+    assert isinstance(rejected.error, MissingReferenceError)
+
+
+def test_a_join_waits_for_a_late_reference_until_its_time_is_over() -> None:
+    def joined(at: float) -> Result:
+        waiting = flow({"customers": lambda _: None}, enrich=[{**CUSTOMER, "hold": 60}])
+        return run(waiting, VALUE, at=at)[0]
+
+    now = time.time()
+    assert isinstance(waits := joined(now).error, MissingReferenceError)
+    assert (waits.table, waits.key, waits.until) == ("customers", b'{"S":"c-1"}', now + 60)
+    assert len(joined(now - 61).messages) == 1
+
+
+def test_joins_follow_one_another_and_expressions_see_what_they_found() -> None:
+    customers = {b'{"S":"c-1"}': b'{"name":{"S":"Ada"},"region":{"S":"eu"}}'}
+    regions = {b'{"S":"eu"}': b'{"rate":{"N":"1.25"}}'}
+    region = {"kind": "join", "table": "regions", "on": "enriched.customer.region", "into": "region"}
+    price = {"kind": "compute", "as": "enriched.region.rate * 4.0", "into": "price"}
+    chain = flow(
+        {"customers": customers.get, "regions": regions.get},
+        enrich=[CUSTOMER, region, price],
+        to=[{"sink": "five", "where": "enriched.price == 5"}, {"sink": "other"}],
+    )
+    (result,) = run(chain, VALUE)
+    (message,) = result.messages
+    assert message.sink == "five"
+    assert json.loads(message.value or b"")["enriched"]["price"] == {"N": "5"}
+
+
+def test_a_pattern_of_a_route_sees_what_was_added() -> None:
+    items = {b'{"S":"c-1"}': b'{"tier":{"S":"gold"}}'}
+    gold = {"enriched": {"customer": {"M": {"tier": {"S": ["gold"]}}}}, "eventName": ["MODIFY"]}
+    routed = flow({"customers": items.get}, enrich=[CUSTOMER], to=[{"sink": "gold", "where": gold}, {"sink": "rest"}])
+    assert sinks(routed, VALUE) == ["gold"]
+    items.clear()
+    assert sinks(routed, VALUE) == ["rest"]
+    with pytest.raises(UsageError, match="nothing is added yet"):
+        flow(where=gold)
 
 
 def test_a_reference_is_looked_up_by_the_value_of_its_only_key_attribute() -> None:
@@ -108,25 +160,60 @@ def test_a_reference_is_looked_up_by_the_value_of_its_only_key_attribute() -> No
         reference_key(decode(VALUE))
 
 
+PAID = {"dynamodb": {"NewImage": {"status": {"S": ["paid"]}}}}
+
+
 def test_a_change_goes_to_the_first_route_that_matches() -> None:
-    paid = {"dynamodb": {"NewImage": {"status": {"S": ["paid"]}}}}
-    flow = compile_flow(
-        Flow.model_validate(
-            {"name": "f", "from": ["orders"], "to": [{"sink": "paid", "where": paid}, {"sink": "rest"}]}
-        ),
-        {},
-    )
-    assert [message.sink for message in run_flow(flow, VALUE, decode(VALUE))] == ["paid"]
+    routed = flow(tables=["orders"], to=[{"sink": "paid", "where": PAID}, {"sink": "rest"}])
+    assert sinks(routed, VALUE) == ["paid"]
+    assert sinks(routed, VALUE.replace(b'"paid"', b'"sent"')) == ["rest"]
+    assert run(routed, VALUE.replace(b"table/orders", b"table/others")) == []
+
+
+def test_a_change_goes_to_all_routes_that_match_when_the_flow_says_so() -> None:
+    both = [{"sink": "paid", "where": PAID}, {"sink": "modified", "where": 'op == "u"'}]
+    assert sinks(flow(to=both, match="all"), VALUE) == ["paid", "modified"]
+    assert sinks(flow(to=both, match="all", otherwise="rest"), VALUE.replace(b'"paid"', b'"sent"')) == ["modified"]
+    assert sinks(flow(to=["a", "b", "a"], match="all"), VALUE) == ["a", "b"]
+
+
+def test_what_no_route_takes_goes_otherwise_or_nowhere() -> None:
     other = VALUE.replace(b'"paid"', b'"sent"')
-    assert [message.sink for message in run_flow(flow, other, decode(other))] == ["rest"]
-    foreign = VALUE.replace(b"table/orders", b"table/others")
-    assert list(run_flow(flow, foreign, decode(foreign))) == []
+    assert sinks(flow(to=[{"sink": "paid", "where": PAID}], otherwise="rest"), other) == ["rest"]
+    assert sinks(flow(to=[{"sink": "paid", "where": PAID}]), other) == []
+
+
+def test_a_template_names_the_sink_by_the_change() -> None:
+    assert sinks(flow(to="{table}-{op}.{source}"), VALUE) == ["orders-u.dynamodb-stream"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"to": ["a", "b"]}, "to.0 takes everything, so to.1 never gets anything"),
+        ({"otherwise": "b"}, "otherwise: never gets anything"),
+        ({"to": "{tabel}"}, "to.0.sink"),
+        ({"mask": [{"path": "email", "how": "hash"}]}, "mask_key: masks need a key"),
+        ({"format": "avro"}, "format avro: needs the envelope plain or debezium, not dynamodb"),
+        ({"enrich": [{"kind": "joyn"}]}, "kind: expected one of join, compute, sql, lookup, python"),
+    ],
+)
+def test_a_flow_that_cannot_be_meant_says_why(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        flow(**settings)
+
+
+def test_a_rejected_change_leaves_the_others_of_its_batch_alone() -> None:
+    without = VALUE.replace(b'"status"', b'"nothing"')
+    good, bad, after = run(flow(where='after.status == "paid"'), VALUE, without, VALUE)
+    assert [len(result.messages) for result in (good, bad, after)] == [1, 0, 1]
+    assert (bad.stage, str(bad.error)) == ("where", "after.status == \"paid\": there is no 'status': ask has() first")
 
 
 def test_a_flow_without_patterns_takes_everything_undecoded() -> None:
-    flow = compile_flow(Flow.model_validate({"name": "f", "to": [{"sink": "all"}]}), {})
-    assert flow.look is None
-    assert [message.value for message in run_flow(flow, VALUE, decode(VALUE))] == [VALUE]
+    whole = flow()
+    assert whole.look is None
+    assert [message.value for result in run(whole, VALUE) for message in result.messages] == [VALUE]
 
 
 def test_the_headers_of_a_sink_message_are_the_contract() -> None:

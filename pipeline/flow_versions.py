@@ -1,0 +1,210 @@
+"""Which flows the workers run: those of their settings, until a version is applied; then that one, on all of them.
+
+A version stands on the flows topic, whole, under the key `flows`; each worker writes there what it runs, under `worker/` and
+its client ID. A worker takes a version up between two slices: no slice is done half by one and half by another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar, cast
+
+import msgspec
+from confluent_kafka import Message
+from faust.types import TP
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline.errors import HeadwaterError, UsageError
+from pipeline.flow_settings import Flow
+from pipeline.transport import Follower, Participant, Slice, Transport
+from pipeline.transport.consumer import Consumer
+from pipeline.transport.fatal import stop_process
+
+KEY = b"flows"
+WORKER = b"worker/"
+T = TypeVar("T")
+_flows = TypeAdapter(tuple[Flow, ...])
+
+
+class Version(msgspec.Struct, frozen=True):
+    """Flows that were applied."""
+
+    number: int
+    """From 1 on; 0 stands for the settings of a worker."""
+    at: float = 0.0
+    """When, in seconds since the epoch."""
+    flows: list[dict[str, Any]] = []
+
+
+class WorkerFlows(msgspec.Struct, frozen=True):
+    """What a worker says of its flows."""
+
+    version: int
+    """The version that it runs; 0: the flows of its settings."""
+    at: float
+    """Since when, in seconds since the epoch."""
+    stopped: dict[str, str] = {}
+    """Flows that stand, and why: nothing goes on from raw before another version is applied."""
+    refused: str = ""
+    """Why a later version was not taken up."""
+
+
+decode_version = msgspec.json.Decoder(Version).decode
+decode_worker = msgspec.json.Decoder(WorkerFlows).decode
+encode = msgspec.json.encode
+
+
+def parse(flows: Sequence[Any]) -> tuple[Flow, ...]:
+    """Return the flows of a version; raise UsageError when this program does not know them."""
+    try:
+        return _flows.validate_python(flows)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, problem["loc"]))
+        raise UsageError(
+            f"flows.{place}: {problem['msg']}", hint="headwater flows apply, by the workers' version"
+        ) from error
+
+
+def dump(flows: Sequence[Flow]) -> list[dict[str, Any]]:
+    """Return flows as plain data, without what is not set."""
+    return cast(
+        "list[dict[str, Any]]", _flows.dump_python(tuple(flows), mode="json", by_alias=True, exclude_defaults=True)
+    )
+
+
+class FlowVersions(Participant, Generic[T]):
+    """What this worker runs. `build` compiles flows; it is called on the event loop and may raise HeadwaterError.
+
+    The partitions of `gate` wait until the flows topic has been read to its end once.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        topic: str,
+        gate: Sequence[str],
+        own: Sequence[Flow],
+        build: Callable[[Sequence[Flow]], T],
+        client_id: str,
+    ) -> None:
+        self.topic, self.gate = topic, frozenset(gate)
+        self._transport, self._own, self._build = transport, own, build
+        self._key = WORKER + client_id.encode()
+        self._current: T | None = None
+        self._next: tuple[Version, T] | None = None
+        self._seen = Version(0)
+        """The last version that was read."""
+        self._said = WorkerFlows(-1, 0.0)
+        self._runs = WorkerFlows(0, time.time())
+        self._stopped: dict[str, str] = {}
+        self._follower: Follower | None = None
+        self._caught_up = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def current(self) -> T:
+        """What runs; only within a slice."""
+        if self._current is None:
+            raise RuntimeError("the flows are not there before the gate is open")
+        return self._current
+
+    @property
+    def stopped(self) -> dict[str, str]:
+        """Flows that stand, and why."""
+        return self._stopped
+
+    # -- on the event loop --------------------------------------------------------------------------------------------
+
+    def assigned(self, partitions: frozenset[TP]) -> None:
+        """Hold new partitions of the gate until it is known what runs; for ever while a flow stands."""
+        gated = {tp for tp in partitions if tp.topic in self.gate}
+        if not gated:
+            return
+        consumer = cast("Consumer", self._transport.app.consumer)
+        consumer.hold(gated, self.topic)
+        task = asyncio.ensure_future(self._catch_up(consumer, gated))
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            stop_process(
+                f"{error}" if not isinstance(error, HeadwaterError) else error.message, hint=getattr(error, "hint", "")
+            )
+
+    async def _catch_up(self, consumer: Consumer, gated: set[TP]) -> None:
+        self._loop = asyncio.get_running_loop()
+        if self._follower is None:
+            self._follower = Follower(self._transport.client_conf(), self.topic, self._apply)
+            self._follower.start()
+        await self._follower.wait_until({0: await consumer.questions.end(TP(self.topic, 0))})
+        if not self._caught_up:
+            self._caught_up = True
+            flows = parse(self._seen.flows) if self._seen.number else self._own
+            self._take_up(self._seen, self._build(flows))
+        if not self._stopped:
+            consumer.release(gated, self.topic)
+
+    def _apply(self, records: Sequence[Message]) -> None:
+        """Take note of a version; in the follower's thread."""
+        versions = [record.value() for record in records if record.key() == KEY and record.value()]
+        if versions:
+            self._seen = decode_version(cast("bytes", versions[-1]))
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._prepare, self._seen)
+
+    def _prepare(self, version: Version) -> None:
+        if not self._caught_up or version.number == self._runs.version:
+            return
+        try:
+            self._next = version, self._build(parse(version.flows))
+        except HeadwaterError as error:
+            self._runs = msgspec.structs.replace(self._runs, refused=f"version {version.number}: {error}")
+
+    def stand(self, flow: str, reason: str) -> None:
+        """Stop: the slice under way is given up, and nothing goes on from raw before another version is applied."""
+        self._stopped = {**self._stopped, flow: reason}
+        self._runs = msgspec.structs.replace(self._runs, stopped=self._stopped)
+        consumer = cast("Consumer", self._transport.app.consumer)
+        consumer.stand({tp for tp in consumer.assignment() if tp.topic in self.gate}, self.topic, reason)
+
+    def _go_on(self) -> None:
+        consumer = cast("Consumer", self._transport.app.consumer)
+        consumer.release({tp for tp in consumer.assignment() if tp.topic in self.gate}, self.topic)
+
+    # -- in the transaction's thread ----------------------------------------------------------------------------------
+
+    def due(self) -> bool:
+        """Say whether there is a version to take up, or something to say."""
+        return self._next is not None or (self._caught_up and self._runs != self._said)
+
+    def finish(self, work: Slice) -> None:
+        """Say what runs."""
+        if self._next is not None:
+            self._take_up(*self._next)
+            self._next = None
+        if self._caught_up and self._runs != self._said:
+            self._transport.transaction.produce(self.topic, self._key, encode(self._runs), 0)
+
+    def committed(self, work: Slice) -> None:
+        """Take note that what was said is known."""
+        self._said = self._runs
+
+    def _take_up(self, version: Version, what: T) -> None:
+        # The slice's records have been worked on by now: those of the next one meet the new flows.
+        self._current, stood = what, bool(self._stopped)
+        self._stopped = {}
+        self._runs = WorkerFlows(version.number, time.time())
+        if stood and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._go_on)
+
+
+def text_of(flows: Sequence[Flow]) -> str:
+    """Return flows in a form in which equal flows are equal."""
+    return json.dumps(dump(flows), sort_keys=True)

@@ -1,0 +1,254 @@
+"""Runs the flows over the batches of raw: what the transform agent does. In the transaction's thread, but for `_build`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from models.change import decode
+from models.dead_letter import FLOW, OFFSET, DeadLetter
+from pipeline import flow_settings as settings
+from pipeline.app import Worker
+from pipeline.errors import HeadwaterError
+from pipeline.flow_versions import FlowVersions
+from pipeline.flows import Means, compile_flow
+from pipeline.state.parked import Head, Parked, Place, Waiting
+from pipeline.state.reference import ReferenceTable
+from pipeline.steps.enrich import MissingReferenceError, reference_key
+from pipeline.steps.flow import Flow, Given, Result
+from pipeline.transport import Batch
+from pipeline.transport.consumer import Consumer
+
+STAGE = "transform"
+RATIO_OF = 1_000
+"""Changes over which the share of rejected ones is taken."""
+AT_LEAST = 100
+"""Changes before the share says anything."""
+SKIP = "headwater.skip"
+"""Header of a message on the retry topic: the change itself is given up, those behind it go on."""
+
+
+class RejectLimit:
+    """Whether a flow rejects more than its share of the last changes."""
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+        self._seen = self._rejected = 0.0
+
+    def add(self, seen: int, rejected: int) -> bool:
+        """Count changes; return True when the flow must stop."""
+        self._seen += seen
+        self._rejected += rejected
+        over = self._seen >= AT_LEAST and self._rejected > self._share * self._seen
+        if self._seen > RATIO_OF:  # older ones count less and less
+            self._seen, self._rejected = self._seen / 2, self._rejected / 2
+        return over
+
+
+@dataclass(frozen=True)
+class RunningFlow:
+    """A flow that runs."""
+
+    settings: settings.Flow
+    steps: Flow
+    limit: RejectLimit
+    parks: bool
+    """Whether changes of it may wait."""
+
+    @property
+    def is_strict(self) -> bool:
+        """Whether the changes of an item wait behind a rejected one."""
+        return self.settings.order == "strict"
+
+
+class FlowRunner:
+    """The flows of a worker, and what they need: reference tables, what is parked, the version that runs."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker, self.topics = worker, worker.topics
+        self._references: dict[str, ReferenceTable] = {}
+        self._known = {topic.name for topic in worker.topics.all()}
+        transport, topics = worker.transport, worker.topics
+        # It frees what waits before the reference tables and the others finish the slice.
+        self.parked = Parked(
+            transport,
+            topics.raw,
+            topics.parked,
+            worker.settings.state_dir,
+            is_there=lambda table, key: self._find(table)(key) is not None,
+            release=self._release,
+        )
+        transport.join(self.parked)
+        for flow in worker.settings.flows:
+            for table in flow.references:
+                self._reference(table)
+        own, client_id = worker.settings.flows, worker.app.conf.broker_client_id
+        self.versions = FlowVersions(transport, topics.flows, (topics.raw, topics.retry), own, self._build, client_id)
+        transport.join(self.versions)
+        worker.standing.append(lambda: self.versions.stopped)
+
+    # -- flows are built ----------------------------------------------------------------------------------------------
+
+    def _build(self, flows: Sequence[settings.Flow]) -> list[RunningFlow]:
+        for table in {table for flow in flows for table in flow.references}:
+            if self._reference(table):
+                consumer = cast("Consumer", self._worker.app.consumer)
+                self._references[table].assigned(frozenset(consumer.assignment()))
+        means = Means(references={table: self._find(table) for flow in flows for table in flow.references})
+        return [
+            RunningFlow(
+                flow,
+                compile_flow(flow, means),
+                RejectLimit(flow.reject_limit),
+                flow.order == "strict" or any(isinstance(step, settings.Join) and step.hold for step in flow.enrich),
+            )
+            for flow in flows
+        ]
+
+    def _reference(self, table: str) -> bool:
+        """Follow a reference table; return whether it is new."""
+        if table in self._references:
+            return False
+        topic = self.topics.reference(table)
+        self._references[table] = ReferenceTable(
+            self._worker.transport, topic, self.topics.raw, self._worker.settings.state_dir
+        )
+        self._worker.transport.join(self._references[table])
+        return True
+
+    def _find(self, table: str) -> Callable[[bytes], bytes | None]:
+        return self._references[table].get
+
+    # -- batches come -------------------------------------------------------------------------------------------------
+
+    def write(self, batch: Batch) -> None:
+        """Run the changes of a batch through every flow. Nothing is written before all flows have run."""
+        if batch.topic == self.topics.retry:
+            self._again(batch)
+            return
+        flows, given = self.versions.current, self._given(batch)
+        results = [(flow, flow.steps.run(given)) for flow in flows]
+        for flow, some in results:
+            self._settle(flow, batch.partition, some, fresh=True)
+        metrics = self._worker.metrics
+        metrics.count(metrics.changes, len(batch), STAGE)
+
+    def _given(self, batch: Batch) -> list[Given]:
+        given = []
+        references = self._references
+        for index, record in enumerate(batch.records):
+            value = record.value() or b""
+            try:
+                change = decode(value)
+                if references and change.table in references:
+                    references[change.table].put(reference_key(change), change.after, batch.partition)
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others go on
+                self._worker.reject(batch, index, STAGE, error)
+                continue
+            given.append(Given(cast("int", record.offset()), record.key(), value, change, record.timestamp()[1] / 1000))
+        return given
+
+    def _settle(self, flow: RunningFlow, partition: int, results: Iterable[Result], *, fresh: bool) -> None:
+        """Write what a flow made of changes of one partition, in their order; park what must wait."""
+        seen = rejected = parked = 0
+        lot = self.parked.lot(partition) if flow.parks else None
+        for result in results:
+            seen += 1
+            given = result.given
+            if lot is not None:
+                place = Place(flow.settings.name, given.key or b"")
+                if lot.head(place) is not None:
+                    lot.park(place, Waiting(given.offset, given.at, given.key, given.value))
+                    parked += 1
+                    continue
+                missing = result.error
+                if isinstance(missing, MissingReferenceError) and missing.until:
+                    lot.block(place, Head(*place, given.offset, (missing.table, missing.key), missing.until))
+                    lot.park(place, Waiting(given.offset, given.at, given.key, given.value))
+                    parked += 1
+                    continue
+                if result.error is not None and flow.is_strict:
+                    lot.block(place, Head(*place, given.offset))
+            if result.error is not None:
+                self._reject(flow, partition, given, result)
+                rejected += 1
+                continue
+            self._send(flow, partition, result)
+        metrics, name = self._worker.metrics, flow.settings.name
+        for outcome, count in (("rejected", rejected), ("parked", parked), ("taken", seen - rejected - parked)):
+            metrics.count(metrics.flow_changes, count, name, outcome)
+        if flow.limit.add(seen, rejected) and fresh:
+            self._stand(flow)
+
+    def _send(self, flow: RunningFlow, partition: int, result: Result) -> None:
+        key = result.given.key
+        for message in result.messages:
+            topic = (
+                self.topics.sink(message.sink) if message.sink else self.topics.enriched(flow.settings.through or "")
+            )
+            if topic not in self._known:
+                self._worker.require_topic(topic)
+                self._known.add(topic)
+            # An item stays in its partition; one whose key is masked goes where its new key belongs.
+            self._worker.produce(
+                topic, message.key, message.value, partition if message.key is key else -1, message.headers
+            )
+            if message.sink:
+                self._worker.metrics.count(self._worker.metrics.sunk, 1, message.sink)
+
+    def _reject(self, flow: RunningFlow, partition: int, given: Given, result: Result) -> None:
+        error = cast("Exception", result.error)
+        letter = DeadLetter(
+            self.topics.raw, partition, given.offset, STAGE, error, given.key, given.value, [], flow.settings.name
+        )
+        self._worker.reject_letter(letter)
+
+    def _stand(self, flow: RunningFlow) -> None:
+        share = f"{flow.settings.reject_limit:.0%}"
+        reason = (
+            f"the flow {flow.settings.name} rejects more than {share} of its changes (reject_limit); it stands, and "
+            "nothing goes on from raw: see headwater dlq list, mend the flow, then headwater flows apply"
+        )
+        self._worker.transport.transaction.spoil(reason)
+        loop: asyncio.AbstractEventLoop = self._worker.app.loop
+        loop.call_soon_threadsafe(self.versions.stand, flow.settings.name, reason)
+
+    # -- what has waited goes on --------------------------------------------------------------------------------------
+
+    def _release(self, partition: int, place: Place) -> None:
+        """Send what has waited for a reference."""
+        self._go_on(partition, place, [])
+
+    def _again(self, batch: Batch) -> None:
+        """Try rejected changes again, or give them up, and let go on what waits behind them."""
+        for index, record in enumerate(batch.records):
+            headers = cast("dict[str, bytes]", dict(record.headers() or []))
+            try:
+                name = headers[FLOW].decode()
+                offset = int(headers[OFFSET])
+                value = record.value() or b""
+                first = (
+                    []
+                    if SKIP in headers
+                    else [Given(offset, record.key(), value, decode(value), record.timestamp()[1] / 1000)]
+                )
+            except Exception as error:  # noqa: BLE001 - somebody else writes here
+                self._worker.reject(batch, index, STAGE, error)
+                continue
+            self._go_on(batch.partition, Place(name, record.key() or b""), first)
+
+    def _go_on(self, partition: int, place: Place, first: list[Given]) -> None:
+        flow = next((one for one in self.versions.current if one.settings.name == place.flow), None)
+        waiting = self.parked.lot(partition).free(place)
+        given = first + [Given(one.offset, one.key, one.value, decode(one.value), one.at) for one in waiting]
+        if flow is None:
+            gone = HeadwaterError(f"there is no flow {place.flow} any more")
+            for one in given:
+                letter = DeadLetter(
+                    self.topics.raw, partition, one.offset, STAGE, gone, one.key, one.value, [], place.flow
+                )
+                self._worker.reject_letter(letter)
+            return
+        self._settle(flow, partition, flow.steps.run(given), fresh=False)

@@ -1,0 +1,186 @@
+"""Changes that wait: behind a rejected one of their item, where the flow keeps the order, or for a reference.
+
+By partition of raw, on disk, exactly once: what is parked, sent or given up enters the transaction of the slice. An item
+that is blocked has a head entry, which says why; the changes that wait stand in the order of their offsets on raw.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from hashlib import blake2b
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from pipeline.errors import FatalError
+from pipeline.state.table_partitions import Partitions, TablePartition
+from pipeline.transport import Slice, Transport
+
+EVERY = 0.1
+"""Seconds between two looks at what waits for references."""
+LOOKED_AT = 2_000
+"""Items that are looked at in one of them at most."""
+
+
+class Head(msgspec.Struct, array_like=True, frozen=True):
+    """Why the changes of an item wait."""
+
+    flow: str
+    item: bytes
+    """The item key."""
+    offset: int
+    """Where the first of them stands on raw."""
+    reference: tuple[str, bytes] | None = None
+    """The table and the key whose item is awaited; None: the first was rejected."""
+    until: float = 0.0
+    """When it no longer waits, in seconds since the epoch."""
+
+
+class Waiting(msgspec.Struct, array_like=True, frozen=True):
+    """A change that waits."""
+
+    offset: int
+    at: float
+    key: bytes | None
+    value: bytes
+
+
+class Place(NamedTuple):
+    """A flow and an item whose changes wait."""
+
+    flow: str
+    item: bytes
+
+
+encode = msgspec.msgpack.encode
+_decode_head = msgspec.msgpack.Decoder(Head).decode
+_decode_waiting = msgspec.msgpack.Decoder(Waiting).decode
+HEADS = b"h/"
+
+
+class Lot:
+    """What is parked of one partition of raw, within a slice."""
+
+    def __init__(self, part: TablePartition, on_block: Callable[[Place, Head], None]) -> None:
+        self._part, self._on_block = part, on_block
+
+    def head(self, place: Place) -> Head | None:
+        """Return why the changes of an item wait; None: they do not."""
+        found = self._part.get(_head_of(place))
+        return None if found is None else _decode_head(found)
+
+    def block(self, place: Place, head: Head) -> None:
+        """From here on the changes of an item wait."""
+        self._part.write({_head_of(place): encode(head)})
+        self._on_block(place, head)
+
+    def park(self, place: Place, waiting: Waiting) -> None:
+        """Keep a change until its item is free."""
+        self._part.write({_queue_of(place) + waiting.offset.to_bytes(8, "big"): encode(waiting)})
+
+    def free(self, place: Place) -> list[Waiting]:
+        """Return the changes of an item that wait, in order; they and their head are parked no more."""
+        entries = self._entries(place)
+        found = [_decode_waiting(value) for value in self._part.get_many(entries) if value is not None]
+        self._part.write(dict.fromkeys([*entries, _head_of(place)]))
+        return found
+
+    def count(self, place: Place) -> int:
+        """Return how many changes of an item wait."""
+        return len(self._entries(place))
+
+    def _entries(self, place: Place) -> list[bytes]:
+        prefix = _queue_of(place)
+        return sorted({*self._part.keys(prefix, prefix), *self._part.written(prefix)})
+
+    def heads(self) -> Iterator[Head]:
+        """Yield all that is blocked and committed."""
+        for key in self._part.keys(HEADS, HEADS):
+            if (found := self._part.get(key)) is not None:
+                yield _decode_head(found)
+
+
+def _digest(place: Place) -> bytes:
+    return blake2b(place.flow.encode() + b"\0" + place.item, digest_size=16).digest()
+
+
+def _head_of(place: Place) -> bytes:
+    return HEADS + _digest(place)
+
+
+def _queue_of(place: Place) -> bytes:
+    return b"q/" + _digest(place) + b"/"
+
+
+class Parked(Partitions):
+    """Follows the slices. `lot` is for the transform agent; `release` is called for each item whose wait is over."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        topic: str,
+        changelog: str,
+        directory: Path,
+        *,
+        is_there: Callable[[str, bytes], bool],
+        release: Callable[[int, Place], None],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`is_there` says whether a reference table has an item; `release` sends what waits, in the slice."""
+        super().__init__(
+            transport, changelog, directory, changelog, sends=True, on_recovered=self._recovered, works_on=topic
+        )
+        self._is_there, self._release, self._clock = is_there, release, clock
+        self._awaiting: dict[tuple[int, Place], Head] = {}
+        """What waits for references. May hold what waits no more: a look finds out."""
+        self._next_look = 0.0
+
+    def lot(self, partition: int) -> Lot:
+        """Return what is parked of a partition, the slice under way included."""
+        if partition not in self.all:
+            raise FatalError(
+                f"partition {partition} of {self.fence} is not on this worker, though that of raw is: "
+                "the group has workers of another version",
+                hint="stop all workers, then start them in the new version",
+            )
+
+        def on_block(place: Place, head: Head) -> None:
+            if head.reference is not None:
+                self._awaiting[partition, place] = head
+
+        return Lot(self.all[partition], on_block)
+
+    def _recovered(self, number: int, partition: TablePartition) -> None:
+        for head in self.lot(number).heads():
+            if head.reference is not None:
+                self._awaiting[number, Place(head.flow, head.item)] = head
+
+    def due(self) -> bool:
+        """Say whether it is time to look whether a wait is over."""
+        return (bool(self._awaiting) and self._clock() >= self._next_look and bool(self._over())) or super().due()
+
+    def _over(self) -> list[tuple[int, Place]]:
+        now = self._clock()
+        self._next_look = now + EVERY
+        found = []
+        for (number, place), head in list(self._awaiting.items())[:LOOKED_AT]:
+            # To the end of the queue: the next look begins with others.
+            self._awaiting[number, place] = self._awaiting.pop((number, place))
+            if number not in self.all:
+                del self._awaiting[number, place]  # its new owner looks
+            elif head.until <= now or (head.reference is not None and self._is_there(*head.reference)):
+                found.append((number, place))
+        return found
+
+    def finish(self, work: Slice) -> None:
+        """Send what need not wait any more, and write the changelog."""
+        if self._awaiting:
+            for number, place in self._over():
+                head = self.lot(number).head(place)
+                if head is None or head.reference is None:
+                    self._awaiting.pop((number, place), None)
+                else:
+                    self._release(number, place)
+        super().finish(work)

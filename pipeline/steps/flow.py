@@ -1,0 +1,166 @@
+"""A flow, compiled, and how it is run over the changes of a batch: filter, enrich, route, shape, encode. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from models.change import Change
+from pipeline.steps.event import Event, Headers, Step
+from pipeline.steps.route import Router, headers
+
+Where = Callable[[bytes, Change, Any], bool]
+"""Takes a change's bytes, the change, and what `Flow.look` has decoded of it; says whether it matches."""
+Watch = Callable[[str, Sequence[Event]], None]
+"""Is told what each step has made of the events: the step's name, the events that it was given."""
+
+
+class Output(Protocol):
+    """The last step: sets `event.output` to what is written to a sink topic."""
+
+    @property
+    def tombstone_follows(self) -> bool:
+        """Whether a tombstone follows what is written for a deletion."""
+
+    def __call__(self, events: Sequence[Event]) -> None:
+        """Encode events."""
+
+
+class Given(NamedTuple):
+    """A change of a batch, as a flow is given it."""
+
+    offset: int
+    """Its place in its partition of raw."""
+    key: bytes | None
+    value: bytes
+    change: Change
+    at: float
+    """When it was written to raw, in seconds since the epoch."""
+
+
+class Message(NamedTuple):
+    """One message for one topic."""
+
+    sink: str
+    """The sink's name; of what `through` publishes, ''."""
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+
+@dataclass(slots=True)
+class Result:
+    """What a flow made of one change."""
+
+    given: Given
+    messages: list[Message] = field(default_factory=list)
+    error: Exception | None = None
+    """Why it was rejected; then there are no messages."""
+    stage: str = ""
+    """The step that rejected it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """A flow, compiled."""
+
+    name: str
+    tables: frozenset[str]
+    """Empty: all."""
+    where: Where | None
+    look: Callable[[bytes], Any] | None
+    """Decodes what the patterns look at, and nothing else; None: they look at nothing."""
+    enrich: Sequence[tuple[str, Step]]
+    router: Router
+    shape: Sequence[tuple[str, Step]]
+    output: Callable[[str], Output]
+    """Gives the last step of a sink."""
+    through: Output | None = None
+
+    def run(self, changes: Iterable[Given], watch: Watch | None = None) -> list[Result]:
+        """Return what becomes of each change that the flow takes, in order; those that it leaves out have no messages."""
+        picked = self._pick(changes)
+        if watch is not None:
+            watch("where", [event for _, event in picked])
+        self._steps(self.enrich, picked, watch)
+        sinks: list[tuple[str, ...]] = [()] * len(picked)
+        for number, (result, event) in enumerate(picked):
+            if event.error is None and not event.gone:
+                try:
+                    sinks[number] = self.router(event)
+                except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others go on
+                    event.error = error
+                    result.stage = "to"
+        self._steps(self.shape, picked, watch)
+        self._encode(picked, sinks, watch)
+        for result, event in picked:
+            if event.error is not None:
+                result.error = event.error
+                result.messages.clear()
+        return [result for result, _ in picked]
+
+    def _pick(self, changes: Iterable[Given]) -> list[tuple[Result, Event]]:
+        tables, where, look = self.tables, self.where, self.look
+        picked = []
+        for given in changes:
+            _, key, value, change, at = given
+            if tables and change.table not in tables:
+                continue
+            error, looked = None, None
+            try:
+                if look is not None:
+                    looked = look(value)
+                if where is not None and not where(value, change, looked):
+                    continue
+            except Exception as failure:  # noqa: BLE001 - whatever is wrong with one change, the others go on
+                error = failure
+            event = Event(key, value, change, at, looked)
+            event.error = error
+            picked.append((Result(given, stage="where"), event))
+        return picked
+
+    def _steps(
+        self, steps: Sequence[tuple[str, Step]], picked: Sequence[tuple[Result, Event]], watch: Watch | None
+    ) -> None:
+        for name, step in steps:
+            alive = [(result, event) for result, event in picked if event.error is None and not event.gone]
+            events = [event for _, event in alive]
+            step(events)
+            for result, event in alive:
+                if event.error is not None:
+                    result.stage = name
+            if watch is not None:
+                watch(name, events)
+
+    def _encode(
+        self, picked: Sequence[tuple[Result, Event]], sinks: Sequence[tuple[str, ...]], watch: Watch | None
+    ) -> None:
+        outputs: dict[str, list[tuple[Result, Event]]] = {}
+        for (result, event), wanted in zip(picked, sinks, strict=True):
+            if event.error is None and not event.gone:
+                for sink in wanted:
+                    outputs.setdefault(sink, []).append((result, event))
+        if self.through is not None:
+            alive = [(result, event) for result, event in picked if event.error is None and not event.gone]
+            self._write("", self.through, alive, watch)
+        for sink, some in outputs.items():
+            self._write(sink, self.output(sink), some, watch)
+
+    def _write(self, sink: str, output: Output, some: Sequence[tuple[Result, Event]], watch: Watch | None) -> None:
+        events = [event for _, event in some]
+        output(events)
+        follows = output.tombstone_follows
+        for result, event in some:
+            if event.error is not None:
+                result.stage = "output"
+                continue
+            change = event.change
+            own = headers(change)
+            result.messages.append(
+                Message(sink, event.key, event.output, own + event.headers if event.headers else own)
+            )
+            if follows and event.output is not None and change.after is None:
+                result.messages.append(Message(sink, event.key, None, own))
+        if watch is not None:
+            watch(f"to {sink}" if sink else "through", events)
