@@ -15,11 +15,10 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import msgspec
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
@@ -29,6 +28,8 @@ from pipeline import settings as settings_module
 from pipeline import snapshotting
 from pipeline import status as statuses
 from pipeline.app import create_app
+from pipeline.commands import dlq, flows
+from pipeline.console import Json, err, one_of, out, print_json, say
 from pipeline.errors import HeadwaterError, UsageError
 from pipeline.topics import Topics, admin, ensure, look
 
@@ -45,13 +46,11 @@ bench = typer.Typer(help="Measure Headwater against peers, on this machine.", no
 app.add_typer(bench, name="bench", rich_help_panel="Lab")
 soak = typer.Typer(help="Run for a while with everything that can happen, and prove the outcome.", no_args_is_help=True)
 app.add_typer(soak, name="soak", rich_help_panel="Lab")
-flows_app = typer.Typer(help="Look at flows, and at what their patterns match.", no_args_is_help=True)
-app.add_typer(flows_app, name="flows", rich_help_panel="Look")
+app.add_typer(flows.app, name="flows", rich_help_panel="Look")
+app.add_typer(dlq.app, name="dlq", rich_help_panel="Repair")
 gaps_app = typer.Typer(help="What is known to be lost, and how to have it again.", invoke_without_command=True)
 app.add_typer(gaps_app, name="gaps", rich_help_panel="Look")
-out, err = Console(), Console(stderr=True)
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 Detach = Annotated[bool, typer.Option("--detach", help="Do not wait for the end; headwater status shows how it goes.")]
 Directory = Annotated[Path, typer.Option("--dir", help="Where the stack keeps its data.")]
 LOCAL = Path(".headwater/local")
@@ -96,10 +95,6 @@ def _root(
     pass
 
 
-def _print_json(data: Any) -> None:
-    sys.stdout.write(json.dumps(data) + "\n")
-
-
 @app.command(rich_help_panel="Run")
 def run(
     agents: Annotated[list[str] | None, typer.Argument(help="The agents to run; without, all that have work.")] = None,
@@ -131,7 +126,7 @@ def check(as_json: Json = False) -> None:
             if finding.hint:
                 out.print(f"     try: {finding.hint}", markup=False, highlight=False, soft_wrap=True)
     if as_json:
-        _print_json([finding.json() for finding in findings])
+        print_json([finding.json() for finding in findings])
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
 
@@ -141,11 +136,17 @@ def status(as_json: Json = False) -> None:
     """Show shards and positions, lag, dead letters, gaps."""
     found = statuses.status(settings_module.load())
     if as_json:
-        _print_json(found.json())
+        print_json(found.json())
         return
     out.print(f"group {found.group}: {found.workers} workers, {found.dead_letters} dead letters, {found.gaps} gaps")
     if found.gaps:
         out.print("[red]incomplete[/]: changes are known to be lost; headwater gaps says which")
+    for worker in found.flows:
+        version = f"version {worker.version}" if worker.version else "those of its settings"
+        behind = f", {worker.applied} is applied" if worker.version < worker.applied else ""
+        out.print(f"flows of {worker.worker}: {version}{behind}", highlight=False)
+        for reason in [*worker.stopped.values(), *([f"refused {worker.refused}"] if worker.refused else [])]:
+            out.print(f"[red]stands[/]: {reason}" if worker.stopped else f"[red]{reason}[/]", highlight=False)
     shards = Table("table", "shard", "read up to", "finished")
     for shard in found.shards:
         shards.add_row(shard.table, shard.shard, shard.after or "nothing yet", "yes" if shard.finished else "")
@@ -165,7 +166,7 @@ def gaps(context: typer.Context, as_json: Json = False) -> None:
         return
     found = statuses.gaps(settings_module.load())
     if as_json:
-        _print_json([{**msgspec.to_builtins(gap), "repaired": repaired} for gap, repaired in found])
+        print_json([{**msgspec.to_builtins(gap), "repaired": repaired} for gap, repaired in found])
     elif found:
         table = Table("noticed", "table", "shard", "after", "before", "cause", "repaired")
         for gap, repaired in found:
@@ -189,11 +190,11 @@ def gaps_repair(
     chosen = sorted(newest.keys() & set(tables) if tables else newest)
     wanted = [table for table in chosen if snapshotting.source_of(settings, table) is not None]
     for table in [one for one in chosen if one not in wanted]:
-        _say(f"{table}: no source of kind dynamodb-stream captures it, so its items cannot be read anew")
+        say(f"{table}: no source of kind dynamodb-stream captures it, so its items cannot be read anew")
     if not wanted:
-        _say("there is nothing to repair")
+        say("there is nothing to repair")
         return
-    _say(
+    say(
         "what was deleted within a gap cannot be read any more: consumers keep such items until they change or are compared"
     )
     gaps = {table: newest[table] for table in wanted}
@@ -221,13 +222,13 @@ def snapshot(
     if cancel:
         ended = snapshotting.cancel(settings, tables)
         for one in ended:
-            _say(f"{one.table}: the snapshot {one.id} will end")
+            say(f"{one.table}: the snapshot {one.id} will end")
         if not ended:
-            _say("there is none that runs")
+            say("there is none that runs")
     elif forecast:
         found = [snapshotting.outlook(table, wish) for table in snapshotting.look_at(settings, tables)]
         if as_json:
-            _print_json([asdict(one) for one in found])
+            print_json([asdict(one) for one in found])
         for table in found if not as_json else ():
             out.print(f"{table}", highlight=False, soft_wrap=True)
     else:
@@ -246,23 +247,23 @@ def _take_snapshots(
     found = snapshotting.look_at(settings, newest_gaps)
     there = snapshotting.under_way(settings, newest_gaps)
     for one in there:
-        _say(f"{one.table}: the snapshot {one.id} is {one.state} already; --cancel ends it")
+        say(f"{one.table}: the snapshot {one.id} is {one.state} already; --cancel ends it")
     found = [table for table in found if table.facts.table not in {one.table for one in there}]
     for table in found:
-        _say(f"{snapshotting.outlook(table, wish)}")
+        say(f"{snapshotting.outlook(table, wish)}")
     new = [snapshotting.new(table, wish) for table in found]
     snapshotting.ask_for(settings, new)
     wanted = there + new
     outcome = [snapshotting.Progress(one, 0, 0.0) for one in wanted]
     if not detach:
-        _say("the workers take it from here; Ctrl-C does not stop them, headwater snapshot --cancel does")
+        say("the workers take it from here; Ctrl-C does not stop them, headwater snapshot --cancel does")
         with suppress(KeyboardInterrupt), snapshotting.watching(settings, wanted) as look:
             outcome = _watch(look)
     if as_json:
-        _print_json([one.json() for one in outcome])
+        print_json([one.json() for one in outcome])
     failed = [one.snapshot for one in outcome if one.snapshot.state in {"cancelled", "failed"}]
     for one in failed:
-        _say(f"{one.table}: the snapshot {one.id} was {one.state}" if not one.reason else f"{one.table}: {one.reason}")
+        say(f"{one.table}: the snapshot {one.id} was {one.state}" if not one.reason else f"{one.table}: {one.reason}")
     if failed:
         raise typer.Exit(1)
 
@@ -301,31 +302,6 @@ def _watch(look: Callable[[], list[snapshotting.Progress]]) -> list[snapshotting
             time.sleep(0.2)
 
 
-@flows_app.command(name="match")
-def flows_match(
-    pattern: Annotated[Path, typer.Argument(help="A file with a pattern, as EventBridge takes it.")],
-    events: Annotated[Path, typer.Argument(help="Events, one JSON object a line; -: stdin.")] = Path("-"),
-    count: Annotated[bool, typer.Option("--count", help="Print how many match, not which.")] = False,
-) -> None:
-    """Print the events that a pattern matches, as they came. Exit 1 when a line is no JSON."""
-    from pipeline.matching import Matcher, Tally
-
-    matcher, tally = Matcher(pattern), Tally()
-    try:
-        with suppress(BrokenPipeError), sys.stdin.buffer if events == Path("-") else events.open("rb") as lines:
-            found = matcher.of(lines, tally)
-            if count:
-                sys.stdout.write(f"{sum(1 for _ in found)}\n")
-            else:
-                sys.stdout.buffer.writelines(found)
-    except OSError as error:
-        raise UsageError(f"{events}: {error.strerror}", hint=f"ls {events.parent}") from error
-    if tally.unreadable:
-        raise HeadwaterError(
-            f"{events}: {tally.unreadable} of {tally.lines} lines are no JSON, the first is {tally.first_unreadable}"
-        )
-
-
 @app.command(rich_help_panel="Look")
 def topics(
     as_json: Json = False,
@@ -339,7 +315,7 @@ def topics(
     found = look(client, Topics(settings).all())
     if as_json:
         rows = [(t.wanted.name, t.wanted.purpose, t.wanted.partitions, t.partitions, t.problem) for t in found]
-        _print_json(
+        print_json(
             [dict(zip(("name", "purpose", "wanted", "partitions", "problem"), row, strict=True)) for row in rows]
         )
     else:
@@ -363,14 +339,14 @@ def up(
 
     endpoints = local_up(
         directory,
-        _one_of("--broker", broker, "auto", "kafka", "noida"),
-        _one_of("--aws", aws, "ministack", "dynamodb-local"),
-        progress=_say,
+        one_of("--broker", broker, "auto", "kafka", "noida"),
+        one_of("--aws", aws, "ministack", "dynamodb-local"),
+        progress=say,
     )
     if as_json:
-        _print_json(endpoints.environment())
+        print_json(endpoints.environment())
         return
-    _say(f"{endpoints.broker}: {endpoints.reason}")
+    say(f"{endpoints.broker}: {endpoints.reason}")
     for name, value in endpoints.environment().items():
         out.print(f"export {name}={value}", highlight=False, soft_wrap=True)
 
@@ -382,9 +358,9 @@ def down(directory: Directory = LOCAL, as_json: Json = False) -> None:
 
     stopped = local_down(directory)
     if as_json:
-        _print_json([process._asdict() for process in stopped])
+        print_json([process._asdict() for process in stopped])
     else:
-        _say(f"stopped: {', '.join(process.name for process in stopped) or 'nothing was running'}")
+        say(f"stopped: {', '.join(process.name for process in stopped) or 'nothing was running'}")
 
 
 @local.command(name="status")
@@ -394,7 +370,7 @@ def local_status_command(directory: Directory = LOCAL, as_json: Json = False) ->
 
     found = local_status(directory)
     if as_json:
-        _print_json([process._asdict() for process in found])
+        print_json([process._asdict() for process in found])
     else:
         for process in found:
             out.print(
@@ -402,7 +378,7 @@ def local_status_command(directory: Directory = LOCAL, as_json: Json = False) ->
             )
     if not any(process.alive for process in found):
         if not found:
-            _say(f"no local stack in {directory}; try: headwater local up")
+            say(f"no local stack in {directory}; try: headwater local up")
         raise typer.Exit(1)
 
 
@@ -433,9 +409,9 @@ def demo(
         changes=changes,
         seed=seed,
         workers=workers,
-        broker=_one_of("--broker", broker, "auto", "kafka", "noida"),
-        aws=_one_of("--aws", aws, "ministack", "dynamodb-local"),
-        fault=_one_of("--fault", fault, "none", "kill", "freeze"),
+        broker=one_of("--broker", broker, "auto", "kafka", "noida"),
+        aws=one_of("--aws", aws, "ministack", "dynamodb-local"),
+        fault=one_of("--fault", fault, "none", "kill", "freeze"),
         keep=keep,
     )
     progress = demos.Progress()
@@ -443,9 +419,9 @@ def demo(
         report, ran = demos.run(options, progress, screen.say)
     show(err, report)
     if keep:
-        _say(ran.how_to_look_around())
+        say(ran.how_to_look_around())
     if as_json:
-        _print_json(report.json())
+        print_json(report.json())
     if not report.ok:
         raise typer.Exit(1)
 
@@ -465,10 +441,10 @@ def chaos(
 
     shutil.rmtree(directory, ignore_errors=True)
     options = Options(directory=directory.absolute(), faults=faults, seed=seed, rate=rate, page=page)
-    _say(f"seed {seed}")
-    report = chaoses.run(options, say=_say)
+    say(f"seed {seed}")
+    report = chaoses.run(options, say=say)
     for name, why in report.left_out.items():
-        _say(f"left out: {name}: {why}")
+        say(f"left out: {name}: {why}")
     verdict = "[bold green]PROVED[/]" if report.ok else "[bold red]FAILED[/]"
     err.print(
         f"{verdict} {sum(report.faults.values())} faults, {report.input:,} changes; lost {report.lost}, "
@@ -476,7 +452,7 @@ def chaos(
         highlight=False,
     )
     if as_json:
-        _print_json(report.json())
+        print_json(report.json())
     if not report.ok:
         raise typer.Exit(1)
 
@@ -527,7 +503,7 @@ def soak_sources(
 
     shutil.rmtree(directory, ignore_errors=True)
     options = soaks.Options(directory.absolute(), seconds=seconds, seed=seed, rate=rate, kinesis=kinesis, page=page)
-    report = soaks.run(options, say=_say)
+    report = soaks.run(options, say=say)
     verdict = "[bold green]PROVED[/]" if report.ok else "[bold red]FAILED[/]"
     err.print(
         f"{verdict} {report.changes:,} changes, {report.reshards} reshardings, {report.kills} kills; lost {report.lost}, "
@@ -536,7 +512,7 @@ def soak_sources(
         highlight=False,
     )
     if as_json:
-        _print_json(report.json())
+        print_json(report.json())
     if not report.ok:
         raise typer.Exit(1)
 
@@ -554,12 +530,12 @@ def bench_dedup(
     from pipeline.lab.bench import dedup, report  # its picture is drawn by matplotlib, of the extra `bench`
 
     options = dedup.Options(messages=messages, rounds=rounds, peers=peers, growth=growth)
-    results = dedup.measure(options, _say)
+    results = dedup.measure(options, say)
     report.show(results, err)
     if plot is not None:
-        _say(f"wrote {report.plot(results, plot)}")
+        say(f"wrote {report.plot(results, plot)}")
     if as_json:
-        _print_json(results.as_json())
+        print_json(results.as_json())
     if results.failures:
         raise HeadwaterError("; ".join(results.failures), hint="run it again; keep the directory it names")
 
@@ -573,22 +549,12 @@ def bench_ingest(
     """Ingest, exactly once: a worker that reads 1, 8 and 64 canned shards against a plain boto3 loop; and 64 idle shards."""
     from pipeline.lab.bench import ingest, ingest_report
 
-    results = ingest.measure(ingest.Options(messages=messages, rounds=rounds), _say)
+    results = ingest.measure(ingest.Options(messages=messages, rounds=rounds), say)
     ingest_report.show(results, err)
     if as_json:
-        _print_json(results.as_json())
+        print_json(results.as_json())
     if results.failures:
         raise HeadwaterError("; ".join(results.failures), hint="run it again; keep the directory it names")
-
-
-def _say(message: str) -> None:
-    err.print(message, highlight=False, soft_wrap=True)
-
-
-def _one_of(option: str, value: str, *choices: str) -> Any:
-    if value not in choices:
-        raise UsageError(f"{option} {value}: expected one of {', '.join(choices)}", hint="headwater --help")
-    return value
 
 
 if __name__ == "__main__":

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import msgspec
 from confluent_kafka import Message
@@ -23,6 +24,7 @@ from pipeline.transport import Follower, Participant, Slice, Transport
 from pipeline.transport.consumer import Consumer
 from pipeline.transport.fatal import stop_process
 
+log = logging.getLogger(__name__)
 KEY = b"flows"
 WORKER = b"worker/"
 T = TypeVar("T")
@@ -50,6 +52,14 @@ class WorkerFlows(msgspec.Struct, frozen=True):
     """Flows that stand, and why: nothing goes on from raw before another version is applied."""
     refused: str = ""
     """Why a later version was not taken up."""
+
+
+class Versions(NamedTuple):
+    """What stands on the flows topic."""
+
+    applied: Version
+    workers: dict[str, WorkerFlows]
+    """What each worker said last, by its client ID."""
 
 
 decode_version = msgspec.json.Decoder(Version).decode
@@ -147,6 +157,10 @@ class FlowVersions(Participant, Generic[T]):
         if not self._caught_up:
             self._caught_up = True
             flows = parse(self._seen.flows) if self._seen.number else self._own
+            if self._seen.number and text_of(self._own) != text_of(flows):
+                log.warning(
+                    "The flows of version %d run, not those of the settings: headwater flows apply", self._seen.number
+                )
             self._take_up(self._seen, self._build(flows))
         if not self._stopped:
             consumer.release(gated, self.topic)

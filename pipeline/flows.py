@@ -21,6 +21,14 @@ from pipeline.steps.project import projection
 from pipeline.steps.route import Rule, router
 
 
+class FlowError(UsageError):
+    """A flow that cannot be compiled: which, where in it, and why."""
+
+    def __init__(self, flow: str, place: str, error: Exception) -> None:
+        super().__init__(f"flow {flow}, {place}: {error}", hint="headwater check")
+        self.place: list[str | int] = [int(part) if part.isdigit() else part for part in place.split(".")]
+
+
 @dataclass(frozen=True)
 class Means:
     """What steps need from outside."""
@@ -88,7 +96,7 @@ class _Compiler:
         self._flow, self._means = flow, means
 
     def _fail(self, place: str, error: Exception) -> UsageError:
-        return UsageError(f"flow {self._flow.name}, {place}: {error}", hint="headwater check")
+        return FlowError(self._flow.name, place, error)
 
     def where(self) -> Where | None:
         where = self._flow.where

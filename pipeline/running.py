@@ -223,10 +223,11 @@ class FlowRunner:
 
     def _again(self, batch: Batch) -> None:
         """Try rejected changes again, or give them up, and let go on what waits behind them."""
+        current = self.versions.current
         for index, record in enumerate(batch.records):
             headers = cast("dict[str, bytes]", dict(record.headers() or []))
             try:
-                name = headers[FLOW].decode()
+                names = [headers[FLOW].decode()] if FLOW in headers else [one.settings.name for one in current]
                 offset = int(headers[OFFSET])
                 value = record.value() or b""
                 first = (
@@ -237,7 +238,8 @@ class FlowRunner:
             except Exception as error:  # noqa: BLE001 - somebody else writes here
                 self._worker.reject(batch, index, STAGE, error)
                 continue
-            self._go_on(batch.partition, Place(name, record.key() or b""), first)
+            for name in names:
+                self._go_on(batch.partition, Place(name, record.key() or b""), first)
 
     def _go_on(self, partition: int, place: Place, first: list[Given]) -> None:
         flow = next((one for one in self.versions.current if one.settings.name == place.flow), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,6 +12,7 @@ import msgspec
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from pipeline.flow_versions import KEY, WORKER, Version, Versions, WorkerFlows, decode_version, decode_worker
 from pipeline.settings import Settings
 from pipeline.sources.places import Gap, Known
 from pipeline.sources.snapshots import Snapshots, is_snapshot, repaired
@@ -61,11 +62,28 @@ class Lag:
 
 
 @dataclass(frozen=True, slots=True)
+class FlowsStatus:
+    """Which version of the flows a worker runs."""
+
+    worker: str
+    version: int
+    """0: the flows of its settings."""
+    applied: int
+    """The newest version."""
+    stopped: dict[str, str]
+    """Flows that stand, and why."""
+    refused: str
+    """Why it has not taken a later version up."""
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """The state of a deployment."""
 
     group: str
     workers: int
+    flows: list[FlowsStatus]
+    """What each worker runs."""
     shards: list[ShardStatus]
     snapshots: list[SnapshotStatus]
     lag: list[Lag]
@@ -82,6 +100,7 @@ def status(settings: Settings) -> Status:
     """Read the state; raise FatalError when the cluster cannot be reached."""
     topics, client = Topics(settings), admin(settings.kafka.conf)
     there = {found.wanted.name: found.partitions for found in look(client, topics.all()) if found.partitions}
+    members = _members(client, settings.prefix)
     with reading(settings) as consumer:
         reads = [("deduplicate", topics.ingest), ("transform", topics.raw)]
         reads += [("lake", topic) for topic in topics.sinks.values()] if settings.lake.url else []
@@ -89,7 +108,8 @@ def status(settings: Settings) -> Status:
         gaps = _gaps(consumer, topics.gaps, there.get(topics.gaps, 0))
         return Status(
             group=settings.prefix,
-            workers=_members(client, settings.prefix),
+            workers=len(members),
+            flows=_flows(consumer, topics.flows, there.get(topics.flows, 0), members),
             shards=_shards(known),
             snapshots=_snapshots(snapshots),
             lag=[_lag(consumer, agent, topic, there[topic]) for agent, topic in reads if topic in there],
@@ -132,15 +152,21 @@ def reading(settings: Settings) -> Iterator[Consumer]:
         consumer.close()
 
 
-def _members(client: AdminClient, group: str) -> int:
+def clients(settings: Settings) -> list[str]:
+    """Return the client IDs of the workers that are there."""
+    return _members(admin(settings.kafka.conf), settings.prefix)
+
+
+def _members(client: AdminClient, group: str) -> list[str]:
     deadline = time.monotonic() + TIMEOUT
     while True:
         try:
-            return len(client.describe_consumer_groups([group], request_timeout=TIMEOUT)[group].result().members)
+            members = client.describe_consumer_groups([group], request_timeout=TIMEOUT)[group].result().members
+            return sorted(member.client_id for member in members)
         except KafkaException as error:
             code = error.args[0].code()
             if code == KafkaError.GROUP_ID_NOT_FOUND:
-                return 0
+                return []
             if code not in STARTING or time.monotonic() > deadline:
                 raise
             time.sleep(0.2)
@@ -169,6 +195,27 @@ def _shards(known: Known) -> list[ShardStatus]:
 def _snapshots(snapshots: Snapshots) -> list[SnapshotStatus]:
     found = sorted(snapshots.all.values(), key=lambda one: one.asked)
     return [SnapshotStatus(one.table, one.id, one.state, snapshots.rows(one), one.expected) for one in found]
+
+
+def _flows(consumer: Consumer, topic: str, partitions: int, members: Iterable[str]) -> list[FlowsStatus]:
+    found = flow_versions(consumer, topic, partitions)
+    return [
+        FlowsStatus(name, worker.version, found.applied.number, worker.stopped, worker.refused)
+        for name, worker in sorted(found.workers.items())
+        if name in set(members)
+    ]
+
+
+def flow_versions(consumer: Consumer, topic: str, partitions: int) -> Versions:
+    """Read the flows topic."""
+    applied, workers = Version(0), dict[str, WorkerFlows]()
+    for record in read(consumer, topic, dict.fromkeys(range(partitions), OFFSET_BEGINNING), None):
+        key, value = bytes(record.key() or b""), record.value()
+        if key == KEY and value:
+            applied = decode_version(value)
+        elif key.startswith(WORKER) and value:
+            workers[key.removeprefix(WORKER).decode()] = decode_worker(value)
+    return Versions(applied, workers)
 
 
 def _gaps(consumer: Consumer, topic: str, partitions: int) -> list[Gap]:

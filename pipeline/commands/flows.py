@@ -1,0 +1,80 @@
+"""`headwater flows`: look at flows, try them, and have the workers run them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline import applying
+from pipeline import settings as settings_module
+from pipeline.console import Json, print_json, say
+from pipeline.errors import HeadwaterError, UsageError
+
+app = typer.Typer(help="Look at flows, try them, and have the workers run them.", no_args_is_help=True)
+
+
+@app.command()
+def apply(
+    check: Annotated[bool, typer.Option("--check", help="Only say whether they can be applied.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Do not wait for the workers.")] = False,
+    seconds: Annotated[float, typer.Option("--wait", min=0, help="Seconds to wait for the workers at most.")] = 60.0,
+    as_json: Json = False,
+) -> None:
+    """Have all workers run the flows of the settings file, without a restart. Exit 1 when one has not taken them up."""
+    settings, file = settings_module.load(), settings_module.config_file(os.environ)
+    if check:
+        applying.validate(settings.flows, file)
+        say(f"{file}: {len(settings.flows)} flows can be applied")
+        return
+    version, new = applying.apply(settings, file)
+    say(f"version {version.number} {'is published' if new else 'has these flows already'}")
+    if detach:
+        if as_json:
+            print_json({"version": version.number, "new": new})
+        return
+    found = applying.wait(settings, version, seconds)
+    for worker, reason in found.refused.items():
+        say(f"{worker} refuses: {reason}")
+    for worker in found.waiting:
+        say(f"{worker} has not taken it up in {seconds:g} s: headwater status")
+    if not (found.taken or found.refused or found.waiting):
+        say("no worker runs flows now: the next one takes it up when it starts")
+    else:
+        say(f"{len(found.taken)} workers run it")
+    if settings.lake.url:
+        say("a sink that is new gets into the lake when the workers with the agent lake are restarted")
+    if as_json:
+        names = {"taken": found.taken, "refused": found.refused, "waiting": found.waiting}
+        print_json({"version": version.number, "new": new, **names})
+    if found.refused or found.waiting:
+        raise typer.Exit(1)
+
+
+@app.command()
+def match(
+    pattern: Annotated[Path, typer.Argument(help="A file with a pattern, as EventBridge takes it.")],
+    events: Annotated[Path, typer.Argument(help="Events, one JSON object a line; -: stdin.")] = Path("-"),
+    count: Annotated[bool, typer.Option("--count", help="Print how many match, not which.")] = False,
+) -> None:
+    """Print the events that a pattern matches, as they came. Exit 1 when a line is no JSON."""
+    from pipeline.matching import Matcher, Tally
+
+    matcher, tally = Matcher(pattern), Tally()
+    try:
+        with suppress(BrokenPipeError), sys.stdin.buffer if events == Path("-") else events.open("rb") as lines:
+            found = matcher.of(lines, tally)
+            if count:
+                sys.stdout.write(f"{sum(1 for _ in found)}\n")
+            else:
+                sys.stdout.buffer.writelines(found)
+    except OSError as error:
+        raise UsageError(f"{events}: {error.strerror}", hint=f"ls {events.parent}") from error
+    if tally.unreadable:
+        raise HeadwaterError(
+            f"{events}: {tally.unreadable} of {tally.lines} lines are no JSON, the first is {tally.first_unreadable}"
+        )

@@ -1,0 +1,223 @@
+"""`headwater dlq`: what was rejected, and what is done about it.
+
+A letter is known by its place on the dead-letter topic, `partition-offset`. What was done about one stands on a topic of its
+own: the letters themselves stay as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Literal, cast
+
+from confluent_kafka import OFFSET_BEGINNING, KafkaException, Message, Producer
+
+from models.change import MalformedChangeError, decode
+from models.dead_letter import FLOW, OFFSET, PARTITION, PREFIX, REASON, STAGE, TOPIC
+from pipeline.errors import FatalError, UsageError
+from pipeline.running import SKIP
+from pipeline.settings import Settings
+from pipeline.status import read, reading
+from pipeline.topics import Topics, admin, look, silent, unreachable
+from pipeline.transport.producer import partition_of
+
+TIMEOUT = 30.0
+State = Literal["open", "retried", "skipped", "edited"]
+Done = Literal["retried", "skipped", "edited"]
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A dead letter, and what was done about it."""
+
+    id: str
+    at: float
+    """When it was rejected, in seconds since the epoch."""
+    stage: str
+    flow: str
+    """The flow that rejected it; ''."""
+    error: str
+    """The error's class."""
+    reason: str
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...]
+    """Those of the message itself."""
+    state: State = "open"
+
+    def json(self) -> dict[str, Any]:
+        """Return it as plain data, without the value."""
+        when = datetime.fromtimestamp(self.at, UTC).isoformat(timespec="milliseconds")
+        return {
+            "id": self.id,
+            "at": when.replace("+00:00", "Z"),
+            "state": self.state,
+            "stage": self.stage,
+            "flow": self.flow,
+            "error": self.error,
+            "reason": self.reason,
+            "topic": self.topic,
+            "partition": self.partition,
+            "offset": self.offset,
+            "key": None if self.key is None else self.key.decode(errors="replace"),
+        }
+
+    def whole(self) -> dict[str, Any]:
+        """Return it as plain data, with the value: as JSON where it is, else as text."""
+        try:
+            value: Any = json.loads(self.value or b"")
+        except ValueError:
+            value = None if self.value is None else self.value.decode(errors="backslashreplace")
+        headers = {name: one.decode(errors="backslashreplace") for name, one in self.headers}
+        return self.json() | {"headers": headers, "value": value}
+
+
+def letter(record: Message) -> Letter:
+    """Return a record of the dead-letter topic as a letter."""
+    headers = cast("list[tuple[str, bytes]]", record.headers() or [])
+    said = {name: value.decode(errors="replace") for name, value in headers}
+    return Letter(
+        id=f"{record.partition()}-{record.offset()}",
+        at=record.timestamp()[1] / 1000,
+        stage=said.get(STAGE, ""),
+        flow=said.get(FLOW, ""),
+        error=said.get(f"{PREFIX}exception.class.name", ""),
+        reason=said.get(REASON, ""),
+        topic=said.get(TOPIC, ""),
+        partition=int(said.get(PARTITION, "-1")),
+        offset=int(said.get(OFFSET, "-1")),
+        key=cast("Any", record.key()),
+        value=record.value(),
+        headers=tuple((name, value) for name, value in headers if not name.startswith(PREFIX) and name != FLOW),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which letters are meant; what is not given does not matter."""
+
+    ids: Sequence[str] = ()
+    flow: str = ""
+    stage: str = ""
+    reason: str = ""
+    """A part of the reason."""
+    done: bool = False
+    """Those that are done with, too."""
+
+    def __call__(self, one: Letter) -> bool:
+        """Say whether a letter is meant."""
+        return (
+            (not self.ids or one.id in self.ids)
+            and self.flow in {"", one.flow}
+            and self.stage in {"", one.stage}
+            and self.reason in one.reason
+            and (self.done or one.state == "open")
+        )
+
+
+def letters(settings: Settings, wanted: Wanted) -> list[Letter]:
+    """Return dead letters, oldest first; raise FatalError when the cluster cannot be reached, UsageError for an unknown ID."""
+    topics = Topics(settings)
+    names = {topics.dead_letter, topics.dead_letter_states}
+    there = {
+        found.wanted.name: found.partitions
+        for found in look(admin(settings.kafka.conf), [topic for topic in topics.all() if topic.name in names])
+    }
+
+    def all_of(topic: str) -> list[Message]:
+        return read(consumer, topic, dict.fromkeys(range(there[topic]), OFFSET_BEGINNING), None)
+
+    with reading(settings) as consumer:
+        states = {
+            bytes(record.key() or b"").decode(): json.loads(record.value() or b"{}")["state"]
+            for record in all_of(topics.dead_letter_states)
+        }
+        found = [letter(record) for record in all_of(topics.dead_letter)]
+    found = [replace(one, state=states.get(one.id, "open")) for one in found]
+    if unknown := set(wanted.ids) - {one.id for one in found}:
+        raise UsageError(f"there is no dead letter {', '.join(sorted(unknown))}", hint="headwater dlq list --all")
+    return sorted(filter(wanted, found), key=lambda one: one.at)
+
+
+def retry(settings: Settings, chosen: Iterable[Letter], value: bytes | None = None) -> int:
+    """Have letters tried again, with another value if one is given; return how many. All of them or none.
+
+    Raises UsageError for one that cannot be tried again.
+    """
+    done: Done = "retried" if value is None else "edited"
+    return _act(settings, chosen, done, lambda one: _again(settings, one, value))
+
+
+def skip(settings: Settings, chosen: Iterable[Letter]) -> int:
+    """Give letters up: they are done with, and what waits behind them goes on. Return how many."""
+    return _act(settings, chosen, "skipped", lambda one: _given_up(settings, one))
+
+
+Record = tuple[str, bytes | None, bytes | None, int, list[tuple[str, bytes]]]
+"""Topic, key, value, partition, headers."""
+
+
+def _again(settings: Settings, one: Letter, value: bytes | None) -> Record:
+    topics = Topics(settings)
+    new = one.value if value is None else value
+    if value is not None:
+        try:
+            decode(value)
+        except MalformedChangeError as error:
+            raise UsageError(f"{one.id}: the new value is {error}", hint=f"headwater dlq show {one.id}") from error
+    if one.stage == "transform":
+        return topics.retry, one.key, new, one.partition, _to_flow(one)
+    if one.stage in {"ingest", "deduplicate"}:
+        where = one.partition if one.topic == topics.ingest else partition_of(one.key or b"", settings.partitions)
+        return topics.ingest, one.key, new, where, list(one.headers)
+    raise UsageError(
+        f"{one.id}: the stage {one.stage} rejected a message of {one.topic}, which others read as well: it cannot be sent "
+        "again for this stage alone",
+        hint=f"headwater dlq show {one.id}, then headwater dlq skip {one.id}",
+    )
+
+
+def _to_flow(one: Letter) -> list[tuple[str, bytes]]:
+    flow = [(FLOW, one.flow.encode())] if one.flow else []
+    return [*one.headers, *flow, (OFFSET, str(one.offset).encode())]
+
+
+def _given_up(settings: Settings, one: Letter) -> Record | None:
+    if one.stage != "transform" or not one.flow:
+        return None
+    return Topics(settings).retry, one.key, one.value, one.partition, [*_to_flow(one), (SKIP, b"1")]
+
+
+def _act(settings: Settings, chosen: Iterable[Letter], done: Done, make: Callable[[Letter], Record | None]) -> int:
+    acts = [(one, make(one)) for one in chosen]
+    if not acts:
+        return 0
+    states = Topics(settings).dead_letter_states
+    name = f"{settings.prefix}-dlq-{uuid.uuid4().hex[:12]}"
+    producer = Producer(
+        {**settings.kafka.conf, "transactional.id": name, "partitioner": "murmur2_random"}, logger=silent
+    )
+    try:
+        producer.init_transactions(TIMEOUT)
+        producer.begin_transaction()
+        for one, record in acts:
+            if record is not None:
+                topic, key, value, partition, headers = record
+                producer.produce(
+                    topic, value, key, partition, headers=cast("Any", headers)
+                )  # its stubs know invariant lists
+            producer.produce(states, json.dumps({"state": done, "at": time.time()}), one.id, 0)
+            producer.poll(0)
+        producer.commit_transaction(TIMEOUT)
+    except KafkaException as error:
+        raise unreachable(error) from error
+    except BufferError as error:
+        raise FatalError("too many letters at once", hint="headwater dlq retry ID ID ...") from error
+    return len(acts)

@@ -1,0 +1,237 @@
+"""Flows on Apache Kafka: applied while they run, in order behind a rejected change, waiting for references, stopped."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import Producer
+from conftest import Headwater
+from fleet import Fleet, log_of
+from waiting import until
+
+from pipeline.lab.demo import Recorder
+from pipeline.lab.stack import Endpoints
+from pipeline.lab.workers import Workers
+from pipeline.settings import Settings
+from pipeline.topics import Topics, admin, ensure
+
+pytestmark = pytest.mark.kafka
+
+
+class Flowing:
+    """Workers with the agent transform on topics of their own, and raw to write to."""
+
+    def __init__(self, stack: Endpoints, directory: Path, flows: list[dict[str, Any]]) -> None:
+        variables = {"HEADWATER_AGENTS": '["transform"]', "HEADWATER_FLOWS": json.dumps(flows)}
+        self.fleet = Fleet(stack, directory, variables, partitions=2)
+        self.flows = flows
+        self.topics = self.use(flows)
+        ensure(admin(self.fleet.conf), self.topics.all(), 1)
+        self._producer = Producer({**self.fleet.conf, "partitioner": "murmur2_random"})
+        self._number = 0
+
+    def use(self, flows: list[dict[str, Any]]) -> Topics:
+        settings = {"prefix": self.fleet.prefix, "partitions": 2, "flows": flows}
+        return Topics(Settings.model_validate(settings))
+
+    def environment(self, flows: list[dict[str, Any]] | None = None) -> dict[str, str]:
+        """What a command reads; with other flows than the workers have."""
+        own = {} if flows is None else {"HEADWATER_FLOWS": json.dumps(flows)}
+        return {**self.fleet.environment, **own}
+
+    def change(self, key: str, item: Mapping[str, Any], table: str = "orders") -> None:
+        """Write a change to raw, as deduplicate does."""
+        self._number += 1
+        image = {name: {"N": str(v)} if isinstance(v, int) else {"S": v} for name, v in item.items()}
+        value = {
+            "eventID": f"e{self._number}",
+            "eventName": "MODIFY",
+            "tableName": table,
+            "dynamodb": {"Keys": {"id": {"S": key}}, "NewImage": {"id": {"S": key}, **image}},
+        }
+        key_bytes = json.dumps({"id": {"S": key}}, separators=(",", ":")).encode()
+        self._producer.produce(self.topics.raw, json.dumps(value).encode(), key_bytes)
+        assert self._producer.flush(20) == 0
+
+    @contextmanager
+    def recorded(self, topic: str) -> Iterator[Recorder]:
+        with Recorder(self.fleet.conf, topic) as recorder:
+            yield recorder
+
+
+def events(records: Recorder) -> list[str]:
+    """The event IDs on a topic, in the order of each partition."""
+    return [json.loads(record.value() or b"")["eventID"] for record in records]
+
+
+def ready(workers: Workers) -> tuple[int, str]:
+    process = workers.all[0].process
+    assert process is not None
+    try:
+        with urllib.request.urlopen(f"{process.address}/readyz", timeout=5) as answer:  # noqa: S310 - our own worker
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def test_flows_are_applied_without_a_restart(kafka_stack: Endpoints, tmp_path: Path, headwater: Headwater) -> None:
+    flowing = Flowing(kafka_stack, tmp_path, [{"name": "f", "to": "a"}])
+    later = [{"name": "f", "to": "b", "where": {"tableName": ["orders"]}, "through": "way"}]
+    with (
+        flowing.recorded(flowing.topics.sink("a")) as first,
+        flowing.fleet.running() as workers,
+    ):
+        flowing.change("k", {"n": 1})
+        until(lambda: len(first) == 1, "a change by the flows of the settings")
+        bad = headwater("flows", "apply", **flowing.environment([{"name": "f", "to": "b", "where": {"a": 1}}]))
+        assert bad.returncode == 2
+        assert "flow f, where: a: expected a list" in bad.stderr
+        done = headwater("flows", "apply", "--json", **flowing.environment(later))
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["version"] == 1
+        with (
+            flowing.recorded(flowing.topics.sink("b")) as second,
+            flowing.recorded(flowing.topics.enriched("way")) as way,
+        ):
+            flowing.change("k", {"n": 2})
+            until(lambda: len(second) == 1 and len(way) == 1, "a change by the version that was applied")
+        again = headwater("flows", "apply", "--json", **flowing.environment(later))
+        assert json.loads(again.stdout) == {**json.loads(done.stdout), "new": False}
+        (worker,) = json.loads(headwater("status", "--json", **flowing.environment()).stdout)["flows"]
+        assert (worker["version"], worker["applied"], worker["stopped"]) == (1, 1, {})
+        assert workers.all[0].starts == 1
+        assert len(first) == 1
+    with flowing.fleet.running() as workers, flowing.recorded(flowing.topics.sink("b")) as second:
+        flowing.change("k", {"n": 3})
+        until(lambda: len(second) == 2, "a change after a restart, by the version still")
+        assert "The flows of version 1 run, not those of the settings" in log_of(workers.all[0])
+
+
+STRICT = {"name": "f", "to": "a", "where": "after.n > 0", "order": "strict", "reject_limit": 1.0}
+
+
+def test_in_strict_order_later_changes_of_an_item_wait_behind_a_rejected_one(
+    kafka_stack: Endpoints, tmp_path: Path, headwater: Headwater
+) -> None:
+    flowing = Flowing(kafka_stack, tmp_path, [STRICT])
+    with (
+        flowing.recorded(flowing.topics.sink("a")) as sink,
+        flowing.recorded(flowing.topics.dead_letter) as dead,
+    ):
+        with flowing.fleet.running():
+            flowing.change("x", {"n": 1})  # e1
+            flowing.change("x", {"m": 1})  # e2 cannot be told
+            flowing.change("x", {"n": 3})  # e3 waits
+            flowing.change("y", {"n": 4})  # e4 goes on
+            until(lambda: len(dead) == 1 and len(sink) == 2, "what is before, and what is beside")
+        (tmp_path / "worker-1.state").rename(tmp_path / "lost.state")  # what waits is in Kafka, not on this disk
+        with flowing.fleet.running():
+            flowing.change("x", {"n": 5})  # e5 waits as well
+            flowing.change("y", {"n": 6})  # e6
+            until(lambda: len(sink) == 3, "what is beside")
+            listed = headwater("dlq", "list", **flowing.environment())
+            assert listed.returncode == 1
+            (letter,) = map(json.loads, listed.stdout.splitlines())
+            assert (letter["flow"], letter["stage"], letter["state"]) == ("f", "transform", "open")
+            assert "there is no 'n': ask has() first" in letter["reason"]
+            again = headwater("dlq", "retry", letter["id"], **flowing.environment())
+            assert again.returncode == 0, again.stderr
+            until(lambda: len(dead) == 2, "that it fails once more")
+            first, second = map(
+                json.loads, headwater("dlq", "list", "--all", **flowing.environment()).stdout.splitlines()
+            )
+            assert [first["state"], second["state"]] == ["retried", "open"]
+            assert second["offset"] == letter["offset"]
+            (whole,) = map(
+                json.loads, headwater("dlq", "show", second["id"], **flowing.environment()).stdout.splitlines()
+            )
+            whole["value"]["dynamodb"]["NewImage"]["n"] = {"N": "2"}
+            (tmp_path / "new.json").write_text(json.dumps(whole["value"]))
+            edited = headwater("dlq", "edit", second["id"], str(tmp_path / "new.json"), **flowing.environment())
+            assert edited.returncode == 0, edited.stderr
+            until(lambda: len(sink) == 6, "all changes")
+            flowing.change("x", {"n": 7})  # e7 waits no more
+            until(lambda: len(sink) == 7, "the next one")
+        assert headwater("dlq", "list", **flowing.environment()).returncode == 0
+        of_x = [one for one in events(sink) if one not in {"e4", "e6"}]
+        assert of_x == ["e1", "e2", "e3", "e5", "e7"]
+
+
+def test_what_is_skipped_lets_go_what_waits_behind_it(
+    kafka_stack: Endpoints, tmp_path: Path, headwater: Headwater
+) -> None:
+    flowing = Flowing(kafka_stack, tmp_path, [STRICT])
+    with (
+        flowing.recorded(flowing.topics.sink("a")) as sink,
+        flowing.recorded(flowing.topics.dead_letter) as dead,
+        flowing.fleet.running(),
+    ):
+        for item in ({"m": 1}, {"n": 2}, {"m": 3}, {"n": 4}):
+            flowing.change("x", item)
+        until(lambda: len(dead) == 1, "the first dead letter")
+        assert headwater("dlq", "skip", "--flow", "f", "--yes", **flowing.environment()).returncode == 0
+        until(lambda: len(dead) == 2 and len(sink) == 1, "the next change, and the next dead letter")
+        assert headwater("dlq", "skip", "--flow", "f", "--yes", **flowing.environment()).returncode == 0
+        until(lambda: len(sink) == 2, "the last change")
+        assert events(sink) == ["e2", "e4"]
+
+
+def test_a_join_waits_for_a_late_reference_and_the_changes_of_its_item_behind_it(
+    kafka_stack: Endpoints, tmp_path: Path
+) -> None:
+    join = {"kind": "join", "table": "customers", "on": "customer", "into": "c", "hold": 600}
+    flowing = Flowing(kafka_stack, tmp_path, [{"name": "f", "from": ["orders"], "enrich": [join], "to": "a"}])
+    with flowing.recorded(flowing.topics.sink("a")) as sink:
+        with flowing.fleet.running():
+            flowing.change("o1", {"customer": "late", "n": 1})
+            flowing.change("o1", {"n": 2})  # points to nobody, and waits behind it
+            flowing.change("o2", {"n": 3})
+            until(lambda: len(sink) == 1, "what need not wait")
+        with flowing.fleet.running():
+            flowing.change("late", {"name": "Ada"}, table="customers")
+            until(lambda: len(sink) == 3, "what has waited")
+        assert [one for one in events(sink) if one != "e3"] == ["e1", "e2"]
+        joined = [json.loads(record.value() or b"")["enriched"]["c"] for record in sink]
+        assert joined.count({"NULL": True}) == 2
+        assert {"M": {"id": {"S": "late"}, "name": {"S": "Ada"}}} in joined
+
+
+def test_a_join_waits_no_longer_than_it_was_told(kafka_stack: Endpoints, tmp_path: Path) -> None:
+    join = {"kind": "join", "table": "customers", "on": "customer", "into": "c", "hold": 1.5}
+    flowing = Flowing(kafka_stack, tmp_path, [{"name": "f", "from": ["orders"], "enrich": [join], "to": "a"}])
+    with flowing.recorded(flowing.topics.sink("a")) as sink, flowing.fleet.running():
+        flowing.change("o1", {"customer": "never", "n": 1})
+        until(lambda: len(sink) == 1, "the change without its reference")
+        (record,) = sink
+        value = json.loads(record.value() or b"")
+        assert value["enriched"]["c"] == {"NULL": True}
+
+
+def test_a_flow_that_rejects_too_much_stands_until_another_version_is_applied(
+    kafka_stack: Endpoints, tmp_path: Path, headwater: Headwater
+) -> None:
+    flowing = Flowing(kafka_stack, tmp_path, [{"name": "f", "to": "a", "where": "after.n > 0"}])
+    with (
+        flowing.recorded(flowing.topics.sink("a")) as sink,
+        flowing.recorded(flowing.topics.dead_letter) as dead,
+        flowing.fleet.running() as workers,
+    ):
+        for number in range(300):
+            flowing.change(f"k{number}", {"m": 1})
+        until(lambda: ready(workers)[0] == 503 and "rejects more than 50%" in ready(workers)[1], "that it stands")
+        stands = json.loads(headwater("status", "--json", **flowing.environment()).stdout)["flows"][0]["stopped"]
+        assert "headwater flows apply" in stands["f"]
+        assert len(dead) <= 200, "it did not fill the dead letters"
+        done = headwater("flows", "apply", **flowing.environment([{"name": "f", "to": "a"}]))
+        assert done.returncode == 0, done.stderr
+        until(lambda: len(sink) + len(dead) == 300, "all of them")
+        until(lambda: ready(workers)[0] == 200, "readiness")
+        assert workers.all[0].starts == 1
