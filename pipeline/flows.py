@@ -37,9 +37,10 @@ class Means:
     """By table, what finds its current items."""
 
 
-def onlooking(flow: settings.Flow) -> Means:
-    """Return what lets a flow be compiled where it is not run: its reference tables are empty."""
-    return Means(references={table: lambda _: None for table in flow.references})
+def onlooking(*flows: settings.Flow, references: Mapping[str, Lookup] | None = None) -> Means:
+    """Return what lets flows be compiled where no worker is: their reference tables are empty, or those given."""
+    empty: dict[str, Lookup] = {table: lambda _: None for flow in flows for table in flow.references}
+    return Means(references={**empty, **(references or {})})
 
 
 def compile_flow(flow: settings.Flow, means: Means) -> Flow:

@@ -10,9 +10,9 @@ from typing import Annotated
 
 import typer
 
-from pipeline import applying
+from pipeline import applying, golden, graphing
 from pipeline import settings as settings_module
-from pipeline.console import Json, print_json, say
+from pipeline.console import Json, one_of, print_json, say
 from pipeline.errors import HeadwaterError, UsageError
 
 app = typer.Typer(help="Look at flows, try them, and have the workers run them.", no_args_is_help=True)
@@ -53,6 +53,35 @@ def apply(
         print_json({"version": version.number, "new": new, **names})
     if found.refused or found.waiting:
         raise typer.Exit(1)
+
+
+@app.command()
+def test(
+    place: Annotated[Path, typer.Argument(help="Golden files: a directory, or one file.")] = Path("flow-tests"),
+    update: Annotated[bool, typer.Option("--update", help="Write into the files what the flows make now.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run the flows on the events of golden files, and compare with what they expect. Exit 1 when one differs."""
+    flows = settings_module.load().flows
+    verdicts = [golden.check(file, flows, update=update) for file in golden.cases(place)]
+    if as_json:
+        print_json([{"file": str(one.file), "ok": one.ok, "differences": one.differences} for one in verdicts])
+    for verdict in verdicts:
+        say(f"{'ok  ' if verdict.ok else 'FAIL'} {verdict.file}")
+        for line in verdict.differences:
+            say(f"     {line}")
+    if not all(one.ok for one in verdicts):
+        raise typer.Exit(1)
+
+
+@app.command()
+def graph(
+    form: Annotated[str, typer.Option("--format", help="mermaid or svg.")] = "mermaid",
+) -> None:
+    """Print the flows of the settings as a picture: tables, what is done with their changes, sinks."""
+    flows = settings_module.load().flows
+    draw = {"mermaid": graphing.mermaid, "svg": graphing.svg}[one_of("--format", form, "mermaid", "svg")]
+    sys.stdout.write(draw(flows))
 
 
 @app.command()

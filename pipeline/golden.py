@@ -1,0 +1,133 @@
+"""`headwater flows test`: golden files. Each holds an event and what the flows must make of it.
+
+    {"event": {...as on raw...},
+     "references": {"customers": [{"customer_id": {"S": "c-1"}}]},
+     "expect": [{"flow": "orders", "sink": "orders-settled", "key": {...}, "value": {...}, "headers": {"op": "c"}}]}
+
+Of `key` and `headers` only what is named is compared; values are compared as JSON, whole. A rejected change is expected as
+`{"flow": "orders", "rejected": "part of the reason"}`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from models.change import MalformedChangeError, canonical
+from pipeline.errors import UsageError
+from pipeline.explaining import FlowTrace, explain
+from pipeline.flow_settings import Flow
+from pipeline.flows import Means, onlooking
+
+Finds = Callable[[bytes], bytes | None]
+
+
+class Case(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """What a golden file holds."""
+
+    event: dict[str, Any]
+    references: dict[str, list[dict[str, dict[str, Any]]]] = {}
+    expect: list[dict[str, Any]] = []
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of a golden file."""
+
+    file: Path
+    differences: list[str]
+
+    @property
+    def ok(self) -> bool:
+        """Whether the flows made of the event what was expected."""
+        return not self.differences
+
+
+def cases(place: Path) -> list[Path]:
+    """Return the golden files of a directory, or the one file; raise UsageError when there are none."""
+    found = sorted(place.rglob("*.json")) if place.is_dir() else [place] if place.is_file() else []
+    if not found:
+        raise UsageError(f"there are no golden files in {place}", hint="docs/how-to/test-flows.md")
+    return found
+
+
+def check(file: Path, flows: Sequence[Flow], *, update: bool = False) -> Verdict:
+    """Run the flows on the event of a golden file and compare; with `update`, write what they made into it instead."""
+    case = load(file)
+    actual = [one for trace in outcome(file, case, flows) for one in _actual(trace)]
+    if update:
+        file.write_text(
+            json.dumps({**msgspec.to_builtins(case), "expect": actual}, indent=2, ensure_ascii=False) + "\n"
+        )
+        return Verdict(file, [])
+    expected = case.expect
+    differences = []
+    if len(expected) != len(actual):
+        differences.append(f"expected {len(expected)} outcomes, there are {len(actual)}: {_short(actual)}")
+    for number, (want, have) in enumerate(zip(expected, actual, strict=False)):
+        differences += [f"{number}: {line}" for line in _differences(want, have)]
+    return Verdict(file, differences)
+
+
+def load(file: Path) -> Case:
+    """Read a golden file; raise UsageError when it is none."""
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=Case)
+    except (OSError, msgspec.DecodeError) as error:
+        raise UsageError(f"{file}: no golden file: {error}", hint="docs/how-to/test-flows.md") from error
+
+
+def outcome(file: Path, case: Case, flows: Sequence[Flow]) -> list[FlowTrace]:
+    """Return what the flows make of the event of a golden file."""
+    try:
+        return explain(flows, msgspec.json.encode(case.event), means(flows, case.references))
+    except MalformedChangeError as error:
+        raise UsageError(f"{file}: event: {error}", hint="docs/how-to/test-flows.md") from error
+
+
+def means(flows: Sequence[Flow], references: Mapping[str, Sequence[Mapping[str, Any]]]) -> Means:
+    """Return means whose reference tables hold these items, each found by any of its attributes that is a key's."""
+    tables: dict[str, Finds] = {table: lambda _: None for flow in flows for table in flow.references}
+    for table, items in references.items():
+        known = {
+            canonical(value): json.dumps(item).encode()
+            for item in reversed(items)
+            for value in item.values()
+            if value.keys() <= {"S", "N", "B"}
+        }
+        tables[table] = known.get
+    return onlooking(*flows, references=tables)
+
+
+def _actual(trace: FlowTrace) -> list[dict[str, Any]]:
+    if trace.outcome == "rejected":
+        return [{"flow": trace.flow, "rejected": trace.reason}]
+    return [
+        {"flow": trace.flow, "sink": one.sink, "key": json.loads(one.key), "value": one.value, "headers": one.headers}
+        for one in trace.messages
+    ]
+
+
+def _differences(want: Mapping[str, Any], have: Mapping[str, Any]) -> list[str]:
+    found = []
+    for name, expected in want.items():
+        actual = have.get(name)
+        if name == "rejected":
+            same = actual is not None and expected in actual
+        elif name == "headers":
+            same = actual is not None and expected.items() <= actual.items()
+        else:
+            same = actual == expected
+        if not same:
+            found.append(f"{name}: expected {_short(expected)}, got {_short(actual)}")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) < 2_000 else f"{text[:2_000]}..."
