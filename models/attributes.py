@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from decimal import Context, Decimal
 from typing import Any
@@ -102,3 +102,55 @@ def _typed_set(value: set[Any] | frozenset[Any]) -> dict[str, Any]:
         raise ValueError("a set holds strings, or numbers, or bytes, and is not empty")
     (kind,) = kinds
     return {tags[kind]: sorted(member[kind] for member in members)}
+
+
+def python_item(item: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an item in typed JSON as Python values: numbers are Decimal, binary is bytes, sets are sets."""
+    return {name: python_value(value) for name, value in item.items()}
+
+
+def python_value(value: Any) -> Any:
+    """Return an attribute value in typed JSON as a Python value; raise ValueError when it is none."""
+    if not isinstance(value, Mapping) or len(value) != 1:
+        raise ValueError("an attribute value has one type tag")
+    ((tag, inner),) = value.items()
+    if (convert := _PYTHON.get(tag)) is None:
+        raise ValueError(f"unknown attribute type {tag!r}")
+    return convert(inner)
+
+
+_PYTHON: Mapping[str, Callable[[Any], Any]] = {
+    "S": str,
+    "N": Decimal,
+    "B": base64.b64decode,
+    "BOOL": bool,
+    "NULL": lambda _: None,
+    "M": python_item,
+    "L": lambda elements: [python_value(one) for one in elements],
+    "SS": set,
+    "NS": lambda numbers: set(map(Decimal, numbers)),
+    "BS": lambda texts: set(map(base64.b64decode, texts)),
+}
+
+
+def from_client(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an attribute value as boto3's clients have it in typed JSON: binary as base64 text."""
+    return _binary(value, lambda content: base64.b64encode(content).decode())
+
+
+def to_client(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an attribute value in typed JSON as boto3's clients take it: binary as bytes."""
+    return _binary(value, base64.b64decode)
+
+
+def _binary(value: Mapping[str, Any], convert: Callable[[Any], Any]) -> dict[str, Any]:
+    ((tag, inner),) = value.items()
+    if tag == "B":
+        return {tag: convert(inner)}
+    if tag == "BS":
+        return {tag: [convert(one) for one in inner]}
+    if tag == "L":
+        return {tag: [_binary(one, convert) for one in inner]}
+    if tag == "M":
+        return {tag: {name: _binary(one, convert) for name, one in inner.items()}}
+    return {tag: inner}

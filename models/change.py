@@ -22,6 +22,11 @@ canonical = msgspec.json.Encoder(order="sorted").encode
 """Encodes key attributes as the item key: sorted, without white space."""
 
 
+def item_key(keys: bytes | msgspec.Raw) -> bytes:
+    """Return the item key of key attributes as they stand in a change: canonical JSON, the Kafka key everywhere."""
+    return canonical(msgspec.json.decode(keys))
+
+
 class MalformedChangeError(ValueError):
     """The value is not a change: not JSON, or without a field that every change has."""
 

@@ -8,6 +8,8 @@ PREFIX = "__connect.errors."
 """The header names of Kafka Connect's dead-letter queues, so that the tools made for those work here."""
 FLOW = "headwater.flow"
 """Header of what a flow has rejected: its name."""
+SEALED = "headwater.sealed"
+"""Header of a letter whose key, value and reason are sealed in its value: the fingerprint of the key that opens it."""
 TOPIC, PARTITION, OFFSET = f"{PREFIX}topic", f"{PREFIX}partition", f"{PREFIX}offset"
 STAGE, REASON = f"{PREFIX}stage", f"{PREFIX}exception.message"
 
@@ -28,6 +30,8 @@ class DeadLetter:
     original_headers: Headers
     flow: str = ""
     """The flow that rejected it; ''."""
+    sealed: str = ""
+    """The fingerprint of the key that its value is sealed with; ''."""
 
     @property
     def headers(self) -> Headers:
@@ -41,4 +45,5 @@ class DeadLetter:
             (f"{PREFIX}exception.class.name", type(self.error).__name__.encode()),
             (REASON, str(self.error).encode()),
             *([(FLOW, self.flow.encode())] if self.flow else []),
+            *([(SEALED, self.sealed.encode())] if self.sealed else []),
         ]

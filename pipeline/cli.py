@@ -541,6 +541,29 @@ def bench_dedup(
         raise HeadwaterError("; ".join(results.failures), hint="run it again; keep the directory it names")
 
 
+@bench.command(name="flows")
+def bench_flows(
+    messages: Annotated[int, typer.Option(min=5_000, help="Changes a run.")] = 300_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of all systems by turns; medians are shown.")] = 3,
+    peers: Annotated[
+        bool, typer.Option("--peers/--no-peers", help="Quix Streams, Faust and Kafka Streams too.")
+    ] = True,
+    task: Annotated[list[str] | None, typer.Option(help="A flow; more than one may be named; without, all.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Flows, exactly once, from raw to a sink topic: pass-through, filters, a join, SQL, envelopes; and peers at the same."""
+    from pipeline.lab.bench import flow_report
+    from pipeline.lab.bench import flows as flow_bench
+
+    tasks = tuple(one_of("--task", one, *flow_bench.TASKS) for one in task or flow_bench.TASKS)
+    results = flow_bench.measure(flow_bench.Options(messages=messages, rounds=rounds, peers=peers, tasks=tasks), say)
+    flow_report.show(results, err)
+    if as_json:
+        print_json(results.as_json())
+    if results.failures:
+        raise HeadwaterError("; ".join(results.failures), hint="run it again; keep the directory it names")
+
+
 @bench.command(name="ingest")
 def bench_ingest(
     messages: Annotated[int, typer.Option(min=5_000, help="Changes a run.")] = 600_000,

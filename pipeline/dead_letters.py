@@ -17,11 +17,13 @@ from typing import Any, Literal, cast
 from confluent_kafka import OFFSET_BEGINNING, KafkaException, Message, Producer
 
 from models.change import MalformedChangeError, decode
-from models.dead_letter import FLOW, OFFSET, PARTITION, PREFIX, REASON, STAGE, TOPIC
+from models.dead_letter import FLOW, OFFSET, PARTITION, PREFIX, REASON, SEALED, STAGE, TOPIC
 from pipeline.errors import FatalError, UsageError
 from pipeline.running import SKIP
+from pipeline.secrets import mask_key
 from pipeline.settings import Settings
 from pipeline.status import read, reading
+from pipeline.steps.secrecy import WrongKeyError, is_sealed, open_letter
 from pipeline.topics import Topics, admin, look, silent, unreachable
 from pipeline.transport.producer import partition_of
 
@@ -79,6 +81,22 @@ class Letter:
         return self.json() | {"headers": headers, "value": value}
 
 
+def opened(settings: Settings, one: Letter) -> Letter:
+    """Return a letter with what is sealed in it; raise UsageError when the key is not here, or another."""
+    if not is_sealed(one.value or b""):
+        return one
+    uri = next((flow.mask_key for flow in settings.flows if flow.name == one.flow), None)
+    if uri is None:
+        raise UsageError(
+            f"{one.id} is sealed, and the flow {one.flow} of the settings has no mask_key", hint="headwater check"
+        )
+    try:
+        secret = open_letter(mask_key(uri), one.value or b"")
+    except WrongKeyError as error:
+        raise UsageError(f"{one.id}: {error}", hint="headwater check (mask_key)") from error
+    return replace(one, key=secret.key, value=secret.value, reason=secret.reason)
+
+
 def letter(record: Message) -> Letter:
     """Return a record of the dead-letter topic as a letter."""
     headers = cast("list[tuple[str, bytes]]", record.headers() or [])
@@ -95,7 +113,9 @@ def letter(record: Message) -> Letter:
         offset=int(said.get(OFFSET, "-1")),
         key=cast("Any", record.key()),
         value=record.value(),
-        headers=tuple((name, value) for name, value in headers if not name.startswith(PREFIX) and name != FLOW),
+        headers=tuple(
+            (name, value) for name, value in headers if not name.startswith(PREFIX) and name not in {FLOW, SEALED}
+        ),
     )
 
 

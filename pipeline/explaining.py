@@ -9,10 +9,10 @@ from typing import Any
 
 from msgspec.json import decode as decode_json
 
-from models.change import Change, canonical, decode
+from models.change import Change, decode, item_key
 from pipeline import flow_settings as settings
 from pipeline.flows import Means, compile_flow
-from pipeline.steps.event import Event, Value, split
+from pipeline.steps.event import Event, Value
 from pipeline.steps.expression import ENRICHED, ExpressionError, compile_value, truth
 from pipeline.steps.filter import compile_pattern, fields
 from pipeline.steps.flow import Given, Message
@@ -59,7 +59,7 @@ class FlowTrace:
 def explain(flows: Sequence[settings.Flow], value: bytes, means: Means, at: float = 0.0) -> list[FlowTrace]:
     """Return what each flow makes of an event; raise MalformedChangeError when it is no change."""
     change = decode(value)
-    key = canonical(split(change.body.keys))
+    key = item_key(change.body.keys)
     return [_flow(flow, Given(0, key, value, change, at), means) for flow in flows]
 
 

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from models.change import Change
 from pipeline import flow_settings as settings
 from pipeline.errors import UsageError
+from pipeline.lookups import lookup
+from pipeline.secrets import mask_key
+from pipeline.settings import Settings
 from pipeline.steps.enrich import JoinStep, Lookup, compute, join
+from pipeline.steps.envelope import compile_envelope
 from pipeline.steps.event import Event, Step
 from pipeline.steps.expression import ENRICHED, ExpressionError, compile_expression, compile_value, truth
 from pipeline.steps.filter import PatternError, Predicate, compile_pattern, fields, merge
 from pipeline.steps.flow import Flow, Output, Where
+from pipeline.steps.mask import compile_masks
 from pipeline.steps.project import projection
+from pipeline.steps.python import Function, call, load
 from pipeline.steps.route import Rule, router
+from pipeline.steps.secrecy import MaskKey
+from pipeline.steps.shape import drop, rename, select
+
+if TYPE_CHECKING:  # of extras
+    from pipeline.steps.formats.registered import Registry
+    from pipeline.steps.sql import Rows
 
 
 class FlowError(UsageError):
@@ -35,12 +48,59 @@ class Means:
 
     references: Mapping[str, Lookup] = field(default_factory=dict)
     """By table, what finds its current items."""
+    rows: Mapping[str, Rows] = field(default_factory=dict)
+    """By table, all its current items."""
+    functions: Mapping[str, Function] = field(default_factory=dict)
+    """What users have declared by `@enrich`."""
+    mask_key: Callable[[str], MaskKey] = field(default=mask_key)
+    """Returns the key of a URI."""
+    lookup: Callable[[settings.Lookup], Step] = field(default=lambda step: lookup(step, os.environ))
+    """Returns the step of a lookup."""
+    topic: Callable[[str], str] = field(default=lambda sink: sink)
+    """Returns the topic of a sink."""
+    registry: Registry | None = None
+    """The Schema Registry; None: there is none."""
 
 
-def onlooking(*flows: settings.Flow, references: Mapping[str, Lookup] | None = None) -> Means:
-    """Return what lets flows be compiled where no worker is: their reference tables are empty, or those given."""
-    empty: dict[str, Lookup] = {table: lambda _: None for flow in flows for table in flow.references}
-    return Means(references={**empty, **(references or {})})
+def schema_registry(settings: Settings) -> Registry | None:
+    """Return the registry of the settings, None when there is none; raise UsageError when its packages are not here."""
+    if settings.schema_registry.url is None:
+        return None
+    try:
+        from pipeline.registry import SchemaRegistry  # noqa: PLC0415 - of the extra `registry`
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"schema_registry: the package {error.name} is not here", hint="pip install 'headwater[registry]'"
+        ) from error
+    return SchemaRegistry(settings.schema_registry)
+
+
+class NoRows:
+    """A reference table without items."""
+
+    def version(self) -> object:
+        """Return always the same."""
+        return 0
+
+    def rows(self) -> Sequence[tuple[bytes, bytes]]:
+        """Return nothing."""
+        return ()
+
+
+def onlooking(
+    *flows: settings.Flow,
+    references: Mapping[str, Lookup] | None = None,
+    functions: Mapping[str, Function] | None = None,
+    modules: Sequence[str] = (),
+) -> Means:
+    """Return what lets flows be compiled where no worker is: reference tables are empty, or those given."""
+    tables = {table for flow in flows for table in flow.references}
+    empty: dict[str, Lookup] = {table: lambda _: None for table in tables}
+    return Means(
+        references={**empty, **(references or {})},
+        rows={table: NoRows() for table in tables},
+        functions=load(modules) if functions is None else functions,
+    )
 
 
 def compile_flow(flow: settings.Flow, means: Means) -> Flow:
@@ -65,23 +125,8 @@ def compile_flow(flow: settings.Flow, means: Means) -> Flow:
         ),
         shape=compiler.shape(),
         output=compiler.output(),
-        through=None if flow.through is None else plain_output,
+        through=None if flow.through is None else compile_envelope(settings.Envelope()),
     )
-
-
-class _AsGiven:
-    """The envelope `dynamodb`."""
-
-    tombstone_follows = False
-
-    def __call__(self, events: Sequence[Event]) -> None:
-        for event in events:
-            event.output = event.value
-            if event.added:
-                event.output = event.value.rstrip()[:-1] + b',"enriched":' + msgspec.json.encode(event.added) + b"}"
-
-
-plain_output = _AsGiven()
 
 
 def _name(sink: str) -> Callable[[Change], str]:
@@ -134,13 +179,54 @@ class _Compiler:
                 return compute(step.expression, step.into)
             except ExpressionError as error:
                 raise self._fail(f"{place}.as", error) from error
-        raise self._fail(place, ValueError(f"{step.kind} is not there yet"))
+        if isinstance(step, settings.Sql):
+            return self._sql(step, place)
+        if isinstance(step, settings.Lookup):
+            return self._means.lookup(step)
+        if (function := self._means.functions.get(step.name)) is None:
+            known = ", ".join(sorted(self._means.functions)) or "none"
+            raise self._fail(
+                f"{place}.name", ValueError(f"there is no function {step.name!r} in `modules`, only {known}")
+            )
+        return call(function)
+
+    def _sql(self, step: settings.Sql, place: str) -> Step:
+        try:
+            from pipeline.steps.sql import QueryError, compile_query  # noqa: PLC0415 - of the extra `sql`
+        except ModuleNotFoundError as error:
+            raise self._fail(place, ValueError("SQL needs DuckDB: pip install 'headwater[sql]'")) from error
+        try:
+            return compile_query(step.query, {table: self._means.rows[table] for table in step.tables})
+        except QueryError as error:
+            raise self._fail(f"{place}.query", error) from error
 
     def shape(self) -> Sequence[tuple[str, Step]]:
-        return []
+        flow = self._flow
+        steps: list[tuple[str, Step]] = []
+        if flow.mask and flow.mask_key is not None:
+            # First, under the names that they have in DynamoDB: no other step can move an attribute out of reach.
+            steps.append(("mask", compile_masks(flow.mask, self._means.mask_key(flow.mask_key))))
+        if flow.select:
+            steps.append(("select", select(flow.select)))
+        if flow.drop:
+            steps.append(("drop", drop(flow.drop)))
+        if flow.rename:
+            steps.append(("rename", rename(flow.rename)))
+        return steps
 
     def output(self) -> Callable[[str], Output]:
-        return cache(lambda sink: plain_output)
+        flow, means = self._flow, self._means
+        if flow.format.kind == "json":
+            encoder = compile_envelope(flow.envelope)
+            return lambda sink: encoder
+        registry = means.registry
+        if registry is None:
+            raise self._fail("format", ValueError(f"{flow.format.kind} needs schema_registry.url"))
+        try:
+            from pipeline.steps.formats.registered import compile_format  # noqa: PLC0415 - of the extra `registry`
+        except ModuleNotFoundError as error:
+            raise self._fail("format", ValueError("needs more packages: pip install 'headwater[registry]'")) from error
+        return cache(lambda sink: compile_format(flow.envelope, flow.format, means.topic(sink), registry))
 
 
 def _expression_rule(text: str) -> Callable[[Event], bool]:

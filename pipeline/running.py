@@ -13,11 +13,14 @@ from pipeline import flow_settings as settings
 from pipeline.app import Worker
 from pipeline.errors import HeadwaterError
 from pipeline.flow_versions import FlowVersions
-from pipeline.flows import Means, compile_flow
+from pipeline.flows import Means, compile_flow, schema_registry
+from pipeline.secrets import mask_key
 from pipeline.state.parked import Head, Parked, Place, Waiting
 from pipeline.state.reference import ReferenceTable
 from pipeline.steps.enrich import MissingReferenceError, reference_key
 from pipeline.steps.flow import Flow, Given, Result
+from pipeline.steps.python import load
+from pipeline.steps.secrecy import MaskKey, WrongKeyError, is_sealed, open_letter, seal_letter
 from pipeline.transport import Batch
 from pipeline.transport.consumer import Consumer
 
@@ -56,6 +59,8 @@ class RunningFlow:
     limit: RejectLimit
     parks: bool
     """Whether changes of it may wait."""
+    key: MaskKey | None
+    """Of its masks: its dead letters are sealed with it."""
 
     @property
     def is_strict(self) -> bool:
@@ -69,6 +74,8 @@ class FlowRunner:
     def __init__(self, worker: Worker) -> None:
         self._worker, self.topics = worker, worker.topics
         self._references: dict[str, ReferenceTable] = {}
+        self._functions = load(worker.settings.modules)
+        self._registry = schema_registry(worker.settings)
         self._known = {topic.name for topic in worker.topics.all()}
         transport, topics = worker.transport, worker.topics
         # It frees what waits before the reference tables and the others finish the slice.
@@ -96,13 +103,21 @@ class FlowRunner:
             if self._reference(table):
                 consumer = cast("Consumer", self._worker.app.consumer)
                 self._references[table].assigned(frozenset(consumer.assignment()))
-        means = Means(references={table: self._find(table) for flow in flows for table in flow.references})
+        tables = {table for flow in flows for table in flow.references}
+        means = Means(
+            references={table: self._find(table) for table in tables},
+            rows={table: self._references[table] for table in tables},
+            functions=self._functions,
+            topic=self.topics.sink,
+            registry=self._registry,
+        )
         return [
             RunningFlow(
                 flow,
                 compile_flow(flow, means),
                 RejectLimit(flow.reject_limit),
                 flow.order == "strict" or any(isinstance(step, settings.Join) and step.hold for step in flow.enrich),
+                mask_key(flow.mask_key) if flow.mask_key is not None and flow.mask else None,
             )
             for flow in flows
         ]
@@ -203,7 +218,7 @@ class FlowRunner:
         letter = DeadLetter(
             self.topics.raw, partition, given.offset, STAGE, error, given.key, given.value, [], flow.settings.name
         )
-        self._worker.reject_letter(letter)
+        self._worker.reject_letter(letter if flow.key is None else seal_letter(flow.key, letter))
 
     def _stand(self, flow: RunningFlow) -> None:
         share = f"{flow.settings.reject_limit:.0%}"
@@ -228,21 +243,20 @@ class FlowRunner:
             headers = cast("dict[str, bytes]", dict(record.headers() or []))
             try:
                 names = [headers[FLOW].decode()] if FLOW in headers else [one.settings.name for one in current]
-                offset = int(headers[OFFSET])
-                value = record.value() or b""
-                first = (
-                    []
-                    if SKIP in headers
-                    else [Given(offset, record.key(), value, decode(value), record.timestamp()[1] / 1000)]
-                )
+                key, value = _opened(record.key(), record.value() or b"", self._flow(names[0]))
+                at = record.timestamp()[1] / 1000
+                first = [] if SKIP in headers else [Given(int(headers[OFFSET]), key, value, decode(value), at)]
             except Exception as error:  # noqa: BLE001 - somebody else writes here
                 self._worker.reject(batch, index, STAGE, error)
                 continue
             for name in names:
-                self._go_on(batch.partition, Place(name, record.key() or b""), first)
+                self._go_on(batch.partition, Place(name, key or b""), first)
+
+    def _flow(self, name: str) -> RunningFlow | None:
+        return next((one for one in self.versions.current if one.settings.name == name), None)
 
     def _go_on(self, partition: int, place: Place, first: list[Given]) -> None:
-        flow = next((one for one in self.versions.current if one.settings.name == place.flow), None)
+        flow = self._flow(place.flow)
         waiting = self.parked.lot(partition).free(place)
         given = first + [Given(one.offset, one.key, one.value, decode(one.value), one.at) for one in waiting]
         if flow is None:
@@ -254,3 +268,13 @@ class FlowRunner:
                 self._worker.reject_letter(letter)
             return
         self._settle(flow, partition, flow.steps.run(given), fresh=False)
+
+
+def _opened(key: bytes | None, value: bytes, flow: RunningFlow | None) -> tuple[bytes | None, bytes]:
+    """Return key and value of a letter, as they were before it was sealed."""
+    if not is_sealed(value):
+        return key, value
+    if flow is None or flow.key is None:
+        raise WrongKeyError("the letter is sealed, and its flow has no key")
+    secret = open_letter(flow.key, value)
+    return secret.key, secret.value or b""

@@ -55,7 +55,8 @@ def list_letters(
 @app.command()
 def show(ids: Annotated[list[str], typer.Argument(help="Letters, by their IDs.")], as_json: Json = False) -> None:
     """Print letters whole, as JSON: why, from where, headers, and the value."""
-    found = dead_letters.letters(settings_module.load(), Wanted(ids, done=True))
+    settings = settings_module.load()
+    found = [dead_letters.opened(settings, one) for one in dead_letters.letters(settings, Wanted(ids, done=True))]
     if as_json or not sys.stdout.isatty():
         print_lines(one.whole() for one in found)
     else:
@@ -103,7 +104,9 @@ def edit(
 ) -> None:
     """Have a letter tried again with another value. The letter itself stays as it is."""
     settings = settings_module.load()
-    (one,) = dead_letters.letters(settings, Wanted((letter,), done=True))
+    (one,) = [
+        dead_letters.opened(settings, one) for one in dead_letters.letters(settings, Wanted((letter,), done=True))
+    ]
     value = _edited(one) if file is None else sys.stdin.buffer.read() if file == Path("-") else _content(file)
     if value.strip() == (one.value or b"").strip():
         say("the value is what it was: nothing was done")

@@ -74,6 +74,15 @@ def test(
         raise typer.Exit(1)
 
 
+@app.command(name="new-key")
+def new_key(file: Annotated[Path, typer.Argument(help="Where to write it; never over a file that is there.")]) -> None:
+    """Write a key for masks: 32 random bytes that only the owner of the file may read."""
+    from pipeline.secrets import new_key as write
+
+    write(file)
+    say(f'mask_key = "file:{file.absolute()}"; without this file nobody undoes a token or opens a dead letter')
+
+
 @app.command()
 def graph(
     form: Annotated[str, typer.Option("--format", help="mermaid or svg.")] = "mermaid",

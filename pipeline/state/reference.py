@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from pipeline.transport.consumer import Consumer
 
 log = logging.getLogger(__name__)
+EVERY = 1.0
+"""Seconds between two looks at whether all items must be read anew."""
 
 
 @dataclass(slots=True)
@@ -46,6 +49,9 @@ class ReferenceTable(Participant):
         """Items of the slice under way."""
         self._ahead: dict[bytes, _Written] = {}
         """Items that were committed here and have not come back by the topic yet."""
+        self._applied = self._seen = 0
+        """Records applied, and how many there were at the last look."""
+        self._looked_at = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
 
     def get(self, key: bytes) -> bytes | None:
@@ -55,6 +61,17 @@ class ReferenceTable(Participant):
         if (ahead := self._ahead.get(key)) is not None and not self._is_back(ahead):
             return ahead.item
         return None if self._store is None else self._store.get(key)
+
+    def version(self) -> object:
+        """Return what is another when the items may be others; once a second at most, since all of them are read then."""
+        now = time.monotonic()
+        if now >= self._looked_at + EVERY:
+            self._looked_at, self._seen = now, self._applied
+        return self._seen
+
+    def rows(self) -> list[tuple[bytes, bytes]]:
+        """Return all items that are committed, by their keys."""
+        return [] if self._store is None else list(self._store.items())
 
     def put(self, key: bytes, item: bytes | None, partition: int) -> None:
         """Set or remove (None) an item, in the slice under way. In the transaction's thread."""
@@ -115,4 +132,5 @@ class ReferenceTable(Participant):
         if self._store is None:
             return
         puts = [(key, item) for key, item in latest.items() if item is not None]
+        self._applied += len(records)
         self._store.write(puts, [key for key, item in latest.items() if item is None], **offsets)

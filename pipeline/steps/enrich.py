@@ -61,7 +61,7 @@ class JoinStep:
 
     def _key(self, event: Event) -> bytes:
         """Return the key of the item that the change points to; b'' when it points to none."""
-        value = (event.image or {}).get(self.on) if not self.on.startswith("enriched.") else _within(event, self.on)
+        value = attribute(event, self.on)
         return b"" if value is None else reference(value)
 
 
@@ -99,6 +99,11 @@ def reference_key(change: Change) -> bytes:
         raise ValueError(f"the reference table {change.table} has {len(keys)} key attributes, a join needs one")
     (value,) = keys.values()
     return canonical(value)
+
+
+def attribute(event: Event, name: str) -> Value | None:
+    """Return an attribute of the item as the change left it, or of what was added: enriched.customer.region."""
+    return _within(event, name) if name.startswith("enriched.") else (event.image or {}).get(name)
 
 
 def _within(event: Event, path: str) -> Value | None:

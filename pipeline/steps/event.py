@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from models.change import Change, canonical
+from models.change import Change, item_key
 from pipeline.errors import TransientError
 
 Value: TypeAlias = msgspec.Raw
@@ -45,6 +45,7 @@ class Event:
         "headers",
         "key",
         "looked",
+        "marks",
         "output",
         "shaped",
         "value",
@@ -73,6 +74,8 @@ class Event:
         """What is written to the sink topic; None is a tombstone. Set by the last step."""
         self.headers: Headers = []
         """Headers that an envelope wants beside the usual ones."""
+        self.marks: Headers = []
+        """Headers that other steps want."""
         self._before: Item | None = None
         self._after: Item | None = None
         self._keys: Item | None = None
@@ -117,7 +120,7 @@ class Event:
     def keys(self, item: Item) -> None:
         self._keys = item
         self.shaped = True
-        self.key = canonical(item)
+        self.key = item_key(join(item))
 
     @property
     def image(self) -> Item | None:

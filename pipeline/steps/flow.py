@@ -157,9 +157,9 @@ class Flow:
                 continue
             change = event.change
             own = headers(change)
-            result.messages.append(
-                Message(sink, event.key, event.output, own + event.headers if event.headers else own)
-            )
+            if event.headers or event.marks:
+                own = [*own, *event.headers, *event.marks]
+            result.messages.append(Message(sink, event.key, event.output, own))
             if follows and event.output is not None and change.after is None:
                 result.messages.append(Message(sink, event.key, None, own))
         if watch is not None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple, cast
 
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
@@ -125,6 +125,16 @@ def compare(found: Sequence[bytes], given: Input) -> Outcome:
 
 def read(servers: str, topic: str) -> Iterator[bytes]:
     """Yield the committed values of a topic up to its present end."""
+    return (cast("bytes", message.value()) for message in messages(servers, topic))
+
+
+def read_headers(servers: str, topic: str) -> Iterator[list[tuple[str, bytes]]]:
+    """Yield the headers of the committed messages of a topic up to its present end."""
+    return (cast("list[tuple[str, bytes]]", message.headers() or []) for message in messages(servers, topic))
+
+
+def messages(servers: str, topic: str) -> Iterator[Message]:
+    """Yield the committed messages of a topic up to its present end."""
     consumer = Consumer(
         {"bootstrap.servers": servers, "group.id": f"{topic}.check", "enable.auto.commit": False}
         | {"auto.offset.reset": "earliest", "isolation.level": "read_committed", "enable.partition.eof": True}
@@ -134,7 +144,7 @@ def read(servers: str, topic: str) -> Iterator[bytes]:
     while ends:
         for message in consumer.consume(5_000, 1.0):
             if message.error() is None:
-                yield cast("bytes", message.value())
+                yield message
             elif cast("int", message.offset()) >= ends.get(partition := cast("int", message.partition()), 0):
                 ends.pop(partition, None)
     consumer.close()

@@ -94,7 +94,9 @@ class Progress:
         """Wait until the program could begin to work."""
         processes.wait_until_ready(process, self.is_assigned, seconds=START_SECONDS)
 
-    def follow(self, process: Process, end: int, begin: int = 0) -> Pace:
+    def follow(
+        self, process: Process, end: int, begin: int = 0, on_first: Callable[[int], None] = lambda done: None
+    ) -> Pace:
         """Wait until `end` records were committed; measure from the first progress beyond `begin` that is seen."""
         first: tuple[int, float] | None = None
         last, moved = begin, time.monotonic()
@@ -102,7 +104,9 @@ class Progress:
             done, now = self.committed(), time.monotonic()
             if done > last:
                 last, moved = done, now
-                first = first or (done, now)
+                if first is None:
+                    first = (done, now)
+                    on_first(done)
             if done >= end and first is not None:
                 if first[0] >= end:  # all of it in one step: too little to measure
                     return Pace(0, 0.0)

@@ -15,6 +15,7 @@ from pipeline.lab.machine import describe
 
 if TYPE_CHECKING:
     from pipeline.lab.bench.dedup import Results
+    from pipeline.lab.bench.flows import Results as Flowed
     from pipeline.lab.bench.ingest import Results as Ingested
 
 HEADINGS = ("system", "records/s", "CPU us/record", "peak MiB", "missing", "doubled", "spread")
@@ -90,7 +91,7 @@ def markdown(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
-def machine(results: Results | Ingested) -> str:
+def machine(results: Results | Ingested | Flowed) -> str:
     """Describe the run and where it was made, in one line."""
     return f"{results.began:%Y-%m-%d %H:%M} UTC; {describe(results.broker)}; {results.messages:,} records a run"
 

@@ -88,12 +88,12 @@ def peers() -> list[System]:
             "quix_at_least_once",
             "Quix Streams, at least once",
             partial(_quix, guarantee="at-least-once"),
-            _prepare_quix,
+            prepare_quix,
         ),
         System(
-            "quix_exactly_once", "Quix Streams, exactly once", partial(_quix, guarantee="exactly-once"), _prepare_quix
+            "quix_exactly_once", "Quix Streams, exactly once", partial(_quix, guarantee="exactly-once"), prepare_quix
         ),
-        System("kafka_streams_exactly_once", "Kafka Streams, exactly once", _kafka_streams, _prepare_kafka_streams),
+        System("kafka_streams_exactly_once", "Kafka Streams, exactly once", _kafka_streams, prepare_kafka_streams),
     ]
 
 
@@ -143,15 +143,25 @@ def _faust_idiomatic(place: Place) -> Process:
 
 
 def _quix(place: Place, guarantee: str) -> Process:
+    return run_quix(place, "dedup.py", [*_arguments(place), guarantee])
+
+
+def run_quix(place: Place, program: str, arguments: Sequence[str]) -> Process:
+    """Start a program in the environment of Quix Streams."""
     python = cache.directory() / QUIX_CACHE / "bin" / "python"
-    return _start(place, [str(python), "-I", str(QUIX / "dedup.py"), *_arguments(place), guarantee])
+    return _start(place, [str(python), "-I", str(QUIX / program), *arguments])
 
 
 def _kafka_streams(place: Place) -> Process:
+    return run_java(place, "Dedup", _arguments(place))
+
+
+def run_java(place: Place, program: str, arguments: Sequence[str]) -> Process:
+    """Start a program of Kafka Streams."""
     made = cache.directory() / _streams_cache()
     classes = f"{made / 'target' / 'classes'}{os.pathsep}{made / 'jars'}/*"
     java = ["java", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-Xmx1g", "-cp", classes]
-    return _start(place, [*java, "headwater.lab.Dedup", *_arguments(place)])
+    return _start(place, [*java, f"headwater.lab.{program}", *arguments])
 
 
 def _arguments(place: Place, *more: str) -> list[str]:
@@ -164,7 +174,8 @@ def _start(place: Place, command: Sequence[str], environment: Mapping[str, str] 
     return processes.start(place.prefix, command, log=log, address="", environment=environment, detached=False)
 
 
-def _prepare_quix(say: Say) -> None:
+def prepare_quix(say: Say) -> None:
+    """Install Quix Streams into an environment of its own, once."""
     requirements = QUIX / "requirements.txt"
     if not cache.is_cached(QUIX_CACHE, requirements):
         say("installing Quix Streams from PyPI (once)")
@@ -178,7 +189,8 @@ def _install(requirements: Path, into: Path) -> None:
     cache.fetch(pip, what=what, again=again)
 
 
-def _prepare_kafka_streams(say: Say) -> None:
+def prepare_kafka_streams(say: Say) -> None:
+    """Build the programs of Kafka Streams, once."""
     name, pom = _streams_cache(), STREAMS / "pom.xml"
     if (kafka.java_version() or 0) < kafka.JAVA_NEEDED:
         raise HeadwaterError(

@@ -1,0 +1,185 @@
+"""Asks services for `lookup` steps: HTTP by urllib3, DynamoDB by boto3. Blocks; in the transaction's thread."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from typing import Any
+from urllib.parse import quote
+
+import boto3
+import msgspec
+import urllib3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from models.attributes import from_client, normal_item, to_client, typed
+from pipeline.errors import UsageError
+from pipeline.flow_settings import Lookup
+from pipeline.steps.enrich import attribute
+from pipeline.steps.event import Event, Step
+from pipeline.steps.lookup import (
+    Answer,
+    Breaker,
+    LookupFailedError,
+    Memory,
+    Question,
+    RefusedError,
+    compile_lookup,
+    raw,
+)
+
+PLACE = re.compile(r"\{([^{}]+)\}")
+VARIABLE = re.compile(r"\$\{(\w+)\}")
+BATCH = 100
+"""Keys that BatchGetItem takes."""
+ATTEMPTS = 5
+"""Calls for keys that DynamoDB leaves unprocessed."""
+TRANSIENT = {401, 403, 408, 425, 429}
+"""Of the 4xx, those that another try may change."""
+_answer = msgspec.json.Decoder(float_hook=Decimal).decode
+_value = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+def lookup(settings: Lookup, environment: Mapping[str, str]) -> Step:
+    """Return the step of a lookup; raise UsageError when a variable that its headers name is not there."""
+    memory = Memory(settings.cache, settings.ttl, settings.missing_ttl)
+    if settings.url is not None:
+        http = Http(settings, environment)
+        return compile_lookup(settings.into, http.question, http, memory, Breaker(), settings.on_failure)
+    items = Items(settings)
+    return compile_lookup(settings.into, items.question, items, memory, Breaker(), settings.on_failure)
+
+
+class Http:
+    """GET, as many at once as the settings say."""
+
+    def __init__(self, settings: Lookup, environment: Mapping[str, str]) -> None:
+        self._template = settings.url or ""
+        self._names = PLACE.findall(self._template)
+        self._headers = {name: _filled(value, environment) for name, value in settings.headers.items()}
+        self._timeout = urllib3.Timeout(total=settings.timeout)
+        self._pool = urllib3.PoolManager(maxsize=settings.concurrency, retries=False)
+        self._threads = ThreadPoolExecutor(settings.concurrency, "lookup")
+
+    def question(self, event: Event) -> Question | None:
+        """Return the URL, None when the change lacks an attribute that it names."""
+        values = {}
+        for name in self._names:
+            if (text := _text(event, name)) is None:
+                return None
+            values[name] = quote(text, safe="")
+        return PLACE.sub(lambda match: values[match[1]], self._template).encode()
+
+    def __call__(self, questions: Sequence[Question]) -> dict[Question, Answer]:
+        """Ask for each URL."""
+        return dict(zip(questions, self._threads.map(self._ask, questions), strict=True))
+
+    def _ask(self, question: Question) -> Answer:
+        # Errors name the host alone: a URL holds values of the change.
+        try:
+            response = self._pool.request(
+                "GET", question.decode(), headers=self._headers, timeout=self._timeout, redirect=False
+            )
+        except urllib3.exceptions.HTTPError as error:
+            return LookupFailedError(f"{self._host}: {type(error).__name__}")
+        status = response.status
+        if status in {404, 204, 410}:
+            return None
+        if status == 200:
+            try:
+                return raw(typed(_answer(response.data)))
+            except (msgspec.DecodeError, ValueError) as error:
+                return RefusedError(f"{self._host} answered what is no JSON value: {type(error).__name__}")
+        if 400 <= status < 500 and status not in TRANSIENT:
+            return RefusedError(f"{self._host} answered {status}")
+        return LookupFailedError(f"{self._host} answered {status}")
+
+    @property
+    def _host(self) -> str:
+        return urllib3.util.parse_url(PLACE.sub("x", self._template)).netloc or "the service"
+
+
+class Items:
+    """BatchGetItem, 100 keys a call."""
+
+    def __init__(self, settings: Lookup) -> None:
+        self._table, self._key = settings.table or "", settings.key
+        config = Config(
+            connect_timeout=settings.timeout,
+            read_timeout=settings.timeout,
+            retries={"total_max_attempts": 2},
+            max_pool_connections=settings.concurrency,
+        )
+        self._client = boto3.client("dynamodb", region_name=settings.region, config=config)
+        self._threads = ThreadPoolExecutor(settings.concurrency, "lookup")
+
+    def question(self, event: Event) -> Question | None:
+        """Return the key, None when the change lacks an attribute of it."""
+        values = {name: attribute(event, own) for name, own in self._key.items()}
+        if any(value is None for value in values.values()):
+            return None
+        return msgspec.json.encode(dict(sorted(values.items())))
+
+    def __call__(self, questions: Sequence[Question]) -> dict[Question, Answer]:
+        """Ask for all keys."""
+        chunks = [questions[n : n + BATCH] for n in range(0, len(questions), BATCH)]
+        found: dict[Question, Answer] = {}
+        for some in self._threads.map(self._ask, chunks):
+            found |= some
+        return found
+
+    def _ask(self, questions: Sequence[Question]) -> dict[Question, Answer]:
+        found: dict[Question, Answer] = dict.fromkeys(questions)
+        keys = [_item(_value(question), to_client) for question in questions]
+        by_key = {_known(key): question for key, question in zip(keys, questions, strict=True)}
+        try:
+            for attempt in range(ATTEMPTS):
+                answer: Any = self._client.batch_get_item(RequestItems={self._table: {"Keys": keys}})
+                for item in answer["Responses"].get(self._table, []):
+                    question = by_key[_known({name: item[name] for name in self._key})]
+                    found[question] = raw({"M": _item(item, from_client)})
+                rest = answer.get("UnprocessedKeys", {}).get(self._table, {}).get("Keys")
+                if not rest:
+                    return found
+                keys = list(rest)
+                time.sleep(0.05 * 2**attempt)
+        except ClientError as error:
+            code = error.response.get("Error", {}).get("Code", "")
+            failure: Exception = LookupFailedError(f"table {self._table}: {code}")
+            if code == "ValidationException":
+                failure = RefusedError(f"table {self._table}: the key is not of its types")
+            return dict.fromkeys(questions, failure)
+        except BotoCoreError as error:
+            return dict.fromkeys(questions, LookupFailedError(f"table {self._table}: {type(error).__name__}"))
+        left = {by_key[_known(key)] for key in keys}
+        throttled = LookupFailedError(f"table {self._table}: keys were left unprocessed {ATTEMPTS} times")
+        return {question: throttled if question in left else answer for question, answer in found.items()}
+
+
+def _known(key: Mapping[str, Any]) -> frozenset[Any]:
+    return normal_item(key)  # DynamoDB says 1 where it was asked for 1.0
+
+
+def _item(item: Mapping[str, Any], convert: Callable[[Mapping[str, Any]], Any]) -> dict[str, Any]:
+    return {name: convert(value) for name, value in item.items()}
+
+
+def _text(event: Event, name: str) -> str | None:
+    """Return an attribute as it stands in a URL; None when it is not there, or is neither text nor a number."""
+    if (value := attribute(event, name)) is None:
+        return None
+    found = _value(value)
+    return next((found[tag] for tag in ("S", "N") if tag in found), None)
+
+
+def _filled(value: str, environment: Mapping[str, str]) -> str:
+    def variable(match: re.Match[str]) -> str:
+        if match[1] not in environment:
+            raise UsageError(f"lookup: the variable {match[1]} of a header is not set", hint=f"export {match[1]}=...")
+        return environment[match[1]]
+
+    return VARIABLE.sub(variable, value)

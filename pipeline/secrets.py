@@ -1,0 +1,61 @@
+"""Where keys come from: a file, or a data key that AWS KMS decrypts. They are never shown."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+from functools import lru_cache
+from pathlib import Path
+
+import boto3
+from botocore.exceptions import BotoCoreError, ClientError
+
+from pipeline.errors import FatalError, UsageError
+from pipeline.sources.aws import explain
+from pipeline.steps.secrecy import KEY_BYTES, MaskKey
+
+
+@lru_cache
+def mask_key(uri: str) -> MaskKey:
+    """Return the key of `file:PATH` (32 random bytes, base64) or `kms:PATH` (a data key that KMS has encrypted, base64).
+
+    Raise UsageError when there is no such file or it holds no key, FatalError when KMS does not decrypt it.
+    """
+    kind, _, path = uri.partition(":")
+    content = _content(Path(path))
+    if kind == "kms":
+        content = _decrypt(content, path)
+    try:
+        return MaskKey(content)
+    except ValueError as error:
+        raise UsageError(f"{uri}: {error}", hint=f"headwater flows new-key {path}.new") from error
+
+
+def new_key(path: Path) -> None:
+    """Write a new key that only its owner may read; raise UsageError when the file is there."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError as error:
+        raise UsageError(f"{path} is there already: a key is never written over", hint="another name") from error
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}", hint=f"ls -ld {path.parent}") from error
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(base64.b64encode(os.urandom(KEY_BYTES)) + b"\n")
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return base64.b64decode(path.read_bytes().strip(), validate=True)
+    except OSError as error:
+        raise UsageError(f"mask_key: {path}: {error.strerror}", hint=f"headwater flows new-key {path}") from error
+    except binascii.Error as error:
+        raise UsageError(f"mask_key: {path} holds no base64", hint=f"headwater flows new-key {path}.new") from error
+
+
+def _decrypt(content: bytes, path: str) -> bytes:
+    try:
+        return boto3.client("kms").decrypt(CiphertextBlob=content)["Plaintext"]
+    except (ClientError, BotoCoreError) as error:
+        found = explain(error, f"the data key {path}")
+        raise FatalError(f"mask_key: {found.message}", hint=found.hint) from error

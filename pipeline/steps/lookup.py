@@ -1,0 +1,126 @@
+"""Enrichment by what a service answers: which questions a batch asks, what is remembered, what a failure means. Pure.
+
+Who asks is given in (`Ask`): a batch's different questions are asked at once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import msgspec
+from cachetools import TTLCache
+
+from pipeline.errors import TransientError
+from pipeline.steps.event import NULL, Event, Step, Value
+
+Question = bytes
+Answer = Value | Exception | None
+"""An attribute value; None: there is no such thing; an exception: no answer could be had."""
+Ask = Callable[[Sequence[Question]], Mapping[Question, Answer]]
+Clock = Callable[[], float]
+FAILURES = 5
+"""Failures in a row after which a service is left alone for a while."""
+SHORTEST, LONGEST = 1.0, 30.0
+"""Seconds of that while: doubled each time."""
+
+
+class LookupFailedError(ValueError):
+    """The service gave no answer."""
+
+
+class RefusedError(ValueError):
+    """The service takes the question for none: to ask again gives nothing else."""
+
+
+class Breaker:
+    """Leaves a service alone that has failed often in a row; then one batch tries whether it is back."""
+
+    def __init__(self, clock: Clock = time.monotonic) -> None:
+        self._clock = clock
+        self._failures, self._until = 0, 0.0
+
+    @property
+    def open(self) -> bool:
+        """Whether the service is left alone now."""
+        return self._clock() < self._until
+
+    def count(self, failed: bool) -> None:
+        """Take note of a call."""
+        self._failures = self._failures + 1 if failed else 0
+        if self._failures >= FAILURES:
+            self._until = self._clock() + min(LONGEST, SHORTEST * 2.0 ** min(self._failures - FAILURES, 10))
+
+
+class Memory:
+    """Answers, for as long as each may be used."""
+
+    def __init__(self, size: int, ttl: float, missing_ttl: float, clock: Clock = time.monotonic) -> None:
+        self._found: TTLCache[Question, Value] = TTLCache(max(size, 1), ttl, clock)
+        self._missing: TTLCache[Question, None] = TTLCache(max(size, 1), missing_ttl, clock)
+        self._size = size
+
+    def get(self, question: Question, default: Answer) -> Answer:
+        """Return what is remembered, or the default."""
+        if (found := self._found.get(question)) is not None:
+            return found
+        return None if question in self._missing else default
+
+    def put(self, question: Question, answer: Answer) -> None:
+        """Remember an answer; failures are not."""
+        if self._size == 0 or isinstance(answer, Exception):
+            return
+        if answer is None:
+            self._missing[question] = None
+        else:
+            self._found[question] = answer
+
+
+def compile_lookup(
+    into: str,
+    question_of: Callable[[Event], Question | None],
+    ask: Ask,
+    memory: Memory,
+    breaker: Breaker,
+    on_failure: Literal["retry", "reject", "pass"],
+) -> Step:
+    """Return the step that adds answers under a name. What has no question gets null, as what has no answer."""
+    unknown: Answer = LookupFailedError("not asked")
+
+    def step(events: Sequence[Event]) -> None:
+        questions = [question_of(event) for event in events]
+        answers = {one: memory.get(one, unknown) for one in dict.fromkeys(questions) if one is not None}
+        wanted = [one for one, answer in answers.items() if answer is unknown]
+        if wanted:
+            answers |= _asked(wanted, ask, memory, breaker)
+        if on_failure == "retry":
+            failed = next((answer for answer in answers.values() if isinstance(answer, LookupFailedError)), None)
+            if failed is not None:
+                raise TransientError(f"the lookup into {into} has no answer: {failed}")
+        for event, question in zip(events, questions, strict=True):
+            answer = None if question is None else answers[question]
+            if not isinstance(answer, Exception):
+                event.added[into] = NULL if answer is None else answer
+            elif on_failure == "pass":
+                event.added[into] = NULL
+                event.marks.append(("lookup_failed", into.encode()))
+            else:
+                event.error = answer
+
+    return step
+
+
+def _asked(wanted: Sequence[Question], ask: Ask, memory: Memory, breaker: Breaker) -> dict[Question, Answer]:
+    if breaker.open:
+        return dict.fromkeys(wanted, LookupFailedError("it has failed often and is left alone for a while"))
+    answers = dict(ask(wanted))
+    breaker.count(any(isinstance(answer, LookupFailedError) for answer in answers.values()))
+    for question, answer in answers.items():
+        memory.put(question, answer)
+    return answers
+
+
+def raw(value: object) -> Value:
+    """Return an attribute value as bytes."""
+    return msgspec.Raw(msgspec.json.encode(value))

@@ -1,0 +1,136 @@
+"""Make attributes unreadable, before anything is written. Pure.
+
+A mask reaches the images before and after, what was added, and the key: an attribute of the key is masked in `Keys` and in
+the Kafka key as well. There only what tells items apart is allowed: hash and tokenise.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import msgspec
+
+from models.attributes import normal
+from pipeline.flow_settings import Mask
+from pipeline.steps.event import Event, Item, Step, Value, each
+from pipeline.steps.secrecy import MaskKey
+
+Part: TypeAlias = str | int | None
+"""A step of a path: a name, the number of an element, or None for all of them."""
+Change: TypeAlias = Callable[[Any], Any]
+"""Takes an attribute value, decoded; returns what stands there instead, GONE for nothing."""
+GONE: Any = object()
+ADDED = "enriched"
+KEEPS_APART = {"hash", "tokenise"}
+PARTS = re.compile(r"\[(\*|\d+)\]|([^.\[\]]+)")
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
+_encode = msgspec.json.Encoder(order="deterministic").encode
+
+
+class KeyMaskError(ValueError):
+    """An attribute of the key is masked in a way that does not tell items apart."""
+
+
+def compile_masks(masks: Sequence[Mask], key: MaskKey) -> Step:
+    """Return the step that masks attributes; a path that a change does not have masks nothing."""
+    compiled = [(parse(mask.path), mask, _change(mask, key)) for mask in masks]
+
+    def step(event: Event) -> None:
+        for path, mask, change in compiled:
+            name, rest = str(path[0]), path[1:]
+            if name == ADDED and rest:
+                event.added = _masked(event.added, str(rest[0]), rest[1:], change)
+                continue
+            if name in event.keys:
+                if mask.how not in KEEPS_APART or rest:
+                    raise KeyMaskError(f"{mask.path} is an attribute of the key: hash or tokenise it, not {mask.how}")
+                event.keys = _masked(event.keys, name, rest, change)
+            if (before := event.before) is not None and name in before:
+                event.before = _masked(before, name, rest, change)
+            if (after := event.after) is not None and name in after:
+                event.after = _masked(after, name, rest, change)
+
+    return each(step)
+
+
+def parse(path: str) -> tuple[Part, ...]:
+    """Return the steps of a path.
+
+    >>> parse("phones[*].number")
+    ('phones', None, 'number')
+    """
+    return tuple(_part(index, name) for index, name in PARTS.findall(path))
+
+
+def _part(index: str, name: str) -> Part:
+    if name:
+        return name
+    return None if index == "*" else int(index)
+
+
+def _change(mask: Mask, key: MaskKey) -> Change:
+    if mask.how == "hash":
+        return lambda value: {"S": key.hash(canonical(value))}
+    if mask.how == "tokenise":
+        return lambda value: {"S": key.tokenise(_encode(value))}
+    if mask.how == "redact":
+        return lambda value: {"S": mask.text}
+    if mask.how == "drop":
+        return lambda value: GONE
+
+    def truncate(value: Any) -> Any:
+        if "S" not in value:  # of a number, or of binary, the beginning says too much or nothing
+            return {"S": "***"}
+        return {"S": value["S"][: mask.keep]}
+
+    return truncate
+
+
+def canonical(value: Any) -> bytes:
+    """Return a value in a form in which equal values are equal: 1.0 is 1, sets have no order."""
+    tag, inner = normal(value)
+    return f"{tag}:{_sorted(inner)!r}".encode()
+
+
+def _sorted(inner: Any) -> Any:
+    """Return the normal form with its sets in an order: that of their own differs from one process to the next."""
+    if isinstance(inner, frozenset):
+        return sorted((_sorted(one) for one in inner), key=repr)
+    return tuple(_sorted(one) for one in inner) if isinstance(inner, tuple) else inner
+
+
+def _masked(item: Item, name: str, rest: Sequence[Part], change: Change) -> Item:
+    value = item.get(name)
+    if value is None:
+        return item
+    new = _within(_decode(value), rest, change)
+    if new is GONE:
+        return {other: one for other, one in item.items() if other != name}
+    return {**item, name: _raw(new)}
+
+
+def _raw(value: Any) -> Value:
+    return msgspec.Raw(msgspec.json.encode(value))
+
+
+def _within(value: Any, path: Sequence[Part], change: Change) -> Any:
+    """Return an attribute value in which what the path leads to is changed."""
+    if not path:
+        return change(value)
+    part, rest = path[0], path[1:]
+    if isinstance(part, str):
+        members = value.get("M")
+        if members is None or part not in members:
+            return value
+        new = _within(members[part], rest, change)
+        others = {name: one for name, one in members.items() if name != part}
+        return {"M": others if new is GONE else {**members, part: new}}
+    elements = value.get("L")
+    if elements is None:
+        return value
+    masked = [
+        _within(one, rest, change) if part is None or part == number else one for number, one in enumerate(elements)
+    ]
+    return {"L": [one for one in masked if one is not GONE]}

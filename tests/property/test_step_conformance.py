@@ -1,0 +1,156 @@
+"""Every step, and whole flows, in both forms: a batch of changes comes out as the same changes one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+import pytest
+from events_made import event, outcome, records
+from flowing import flow
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from models.change import decode
+from pipeline.flow_settings import Envelope, Format, Mask
+from pipeline.registry import SchemaRegistry
+from pipeline.settings import Registry
+from pipeline.steps.enrich import JoinStep, compute, join
+from pipeline.steps.envelope import compile_envelope
+from pipeline.steps.event import Event, Step
+from pipeline.steps.flow import Given
+from pipeline.steps.formats.registered import compile_format
+from pipeline.steps.lookup import Answer, Breaker, Memory, Question, RefusedError, compile_lookup
+from pipeline.steps.mask import compile_masks
+from pipeline.steps.python import DROP, Change, Function, call
+from pipeline.steps.secrecy import MaskKey
+from pipeline.steps.shape import drop, rename, select
+from pipeline.steps.sql import compile_query
+
+KEY = MaskKey(bytes(range(32)))
+
+
+def price(change: Change) -> Any:
+    after = change.after
+    if after is None:
+        return DROP
+    if "total" not in after:
+        raise LookupError("total")
+    return {"kind": type(after["total"]).__name__, "op": change.op}
+
+
+def prices(changes: list[Change]) -> list[Any]:
+    return [price(change) for change in changes]
+
+
+def ask(questions: Any) -> Mapping[Question, Answer]:
+    return {
+        one: RefusedError("odd") if b"7" in one else None if b"3" in one else msgspec.Raw(b'{"N":"1"}')
+        for one in questions
+    }
+
+
+def found(key: bytes) -> bytes | None:
+    return b'{"name":{"S":"x"}}' if len(key) % 2 else None
+
+
+def registered(kind: str, envelope: str) -> Step:
+    registry = SchemaRegistry(Registry(url="mock://conformance"))
+    format_settings = Format.model_validate({"kind": kind, "on_conflict": "widen"})
+    return compile_format(Envelope.model_validate({"kind": envelope}), format_settings, "p.sink.s", registry)
+
+
+STEPS: dict[str, Callable[[], Step]] = {
+    "join": lambda: join(JoinStep("customers", "status", "customer", found)),
+    "join, inner": lambda: join(JoinStep("customers", "status", "customer", found, missing="drop")),
+    "compute": lambda: compute('has(after.total) ? string(after.total) : "none"', "text"),
+    "sql": lambda: compile_query("SELECT id, op || table_name AS what, after FROM changes WHERE op <> 'd'", {}),
+    "sql, odd": lambda: compile_query(
+        "SELECT id, CAST(json_extract_string(after, '$.n') AS INT) AS n FROM changes", {}
+    ),
+    "lookup": lambda: compile_lookup("a", lambda one: one.key, ask, Memory(100, 60, 60), Breaker(), "reject"),
+    "lookup, pass": lambda: compile_lookup("a", lambda one: one.key, ask, Memory(0, 60, 60), Breaker(), "pass"),
+    "python": lambda: call(Function("price", price, batch=False)),
+    "python, batch": lambda: call(Function("prices", prices, batch=True)),
+    "select": lambda: select(["id", "total", "größe"]),
+    "drop": lambda: drop(["total", "a-b"]),
+    "rename": lambda: rename({"total": "status", "status": "total"}),
+    "mask": lambda: compile_masks(
+        [
+            Mask(path="id", how="hash"),
+            Mask(path="email", how="tokenise"),
+            Mask(path="address.n", how="redact"),
+            Mask(path="phones[*]", how="truncate"),
+            Mask(path="total", how="drop"),
+        ],
+        KEY,
+    ),
+    "dynamodb": lambda: compile_envelope(Envelope()),
+    "plain": lambda: compile_envelope(Envelope(kind="plain")),
+    "debezium": lambda: compile_envelope(Envelope(kind="debezium", numbers="string")),
+    "cloudevents": lambda: compile_envelope(Envelope(kind="cloudevents")),
+    "cloudevents, structured": lambda: compile_envelope(Envelope(kind="cloudevents", mode="structured")),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+@given(values=st.lists(records(), min_size=1, max_size=8))
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_a_step_does_the_same_in_a_batch_and_change_by_change(name: str, values: list[bytes]) -> None:
+    together = [event(value) for value in values]
+    STEPS[name]()(together)
+    apart = [event(value) for value in values]
+    step = STEPS[name]()
+    for one in apart:
+        step([one])
+    assert list(map(outcome, together)) == list(map(outcome, apart))
+
+
+@pytest.mark.parametrize("envelope", ["plain", "debezium"])
+@pytest.mark.parametrize("kind", ["avro", "protobuf", "json-schema"])
+@given(values=st.lists(records(), min_size=1, max_size=6))
+@settings(max_examples=25, deadline=None)
+def test_a_format_says_the_same_in_a_batch_and_change_by_change(kind: str, envelope: str, values: list[bytes]) -> None:
+    """Once the schema is there: how many versions it takes to come there depends on the batches."""
+    step = registered(kind, envelope)
+
+    def encoded(events: list[Event]) -> list[Any]:
+        return [(one.output, None if one.error is None else str(one.error)) for one in events]
+
+    step([event(value) for value in values])
+    together, apart = [event(value) for value in values], [event(value) for value in values]
+    step(together)
+    for one in apart:
+        step([one])
+    assert encoded(together) == encoded(apart)
+
+
+FLOWS: dict[str, dict[str, Any]] = {
+    "pass": {},
+    "pattern": {"where": {"eventName": ["INSERT", "MODIFY"]}, "envelope": "plain"},
+    "expression": {"where": "has(after.total) && changed('total')", "order": "strict"},
+    "routes": {
+        "enrich": [{"kind": "compute", "as": "op == 'c' ? 1 : 2", "into": "n"}],
+        "to": [{"sink": "a", "where": "enriched.n == 1"}, {"sink": "{table}", "where": {"eventName": ["MODIFY"]}}],
+        "match": "all",
+        "otherwise": "rest",
+        "rename": {"total": "sum"},
+        "through": "way",
+        "envelope": {"kind": "debezium", "tombstone": True},
+    },
+}
+
+
+@pytest.mark.parametrize("name", FLOWS)
+@given(values=st.lists(records(), min_size=1, max_size=8))
+@settings(max_examples=60, deadline=None)
+def test_a_flow_does_the_same_in_a_batch_and_change_by_change(name: str, values: list[bytes]) -> None:
+    compiled = flow(**FLOWS[name])
+    changes = [Given(n, b"k", value, decode(value), 0.0) for n, value in enumerate(values)]
+
+    def told(results: Any) -> list[Any]:
+        return [(one.given.offset, one.messages, str(one.error), one.stage if one.error else "") for one in results]
+
+    apart = [result for one in changes for result in compiled.run([one])]
+    assert told(compiled.run(changes)) == told(apart)

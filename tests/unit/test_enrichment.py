@@ -1,0 +1,275 @@
+"""Enrichment by SQL, by look-up and by functions of users."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from decimal import Decimal
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from events_made import done, event, outcome, record
+
+from headwater import DROP, Change, enrich
+from headwater.testing import change, run
+from pipeline.errors import TransientError, UsageError
+from pipeline.flow_settings import Lookup
+from pipeline.lookups import lookup
+from pipeline.steps.lookup import FAILURES, Breaker, Memory
+from pipeline.steps.python import load
+from pipeline.steps.sql import QueryError, compile_query
+
+ORDER: dict[str, Any] = {
+    "id": {"S": "o-1"},
+    "customer": {"S": "c 1/ä"},
+    "total": {"N": "10.50"},
+    "lines": {"L": [{"N": "1"}]},
+}
+
+
+# -- SQL --------------------------------------------------------------------------------------------------------------
+
+
+class Table:
+    """A reference table of one item."""
+
+    def version(self) -> object:
+        return 1
+
+    def rows(self) -> list[tuple[bytes, bytes]]:
+        return [(b'{"S":"c 1/\xc3\xa4"}', b'{"id":{"S":"c 1/\xc3\xa4"},"tier":{"S":"gold"}}')]
+
+
+def added(query: str, *values: bytes) -> list[Any]:
+    return [outcome(one) for one in done(compile_query(query, {"customers": Table()}), *values)]
+
+
+def test_a_query_adds_its_columns_by_their_types() -> None:
+    (one,) = added(
+        "SELECT id, 2 * CAST(json_extract_string(after, '$.total') AS DECIMAL(38, 2)) AS doubled, 1.5::DOUBLE AS d, "
+        "'x' AS text, NULL AS nothing, true AS yes, [1, 2] AS list, {'a': 1} AS struct, 'a'::BLOB AS blob FROM changes",
+        record(ORDER),
+    )
+    assert one["added"] == {
+        "doubled": {"N": "21"},
+        "d": {"N": "1.5"},
+        "text": {"S": "x"},
+        "nothing": {"NULL": True},
+        "yes": {"BOOL": True},
+        "list": {"L": [{"N": "1"}, {"N": "2"}]},
+        "struct": {"M": {"a": {"N": "1"}}},
+        "blob": {"B": "YQ=="},
+    }
+
+
+def test_a_query_joins_reference_tables_and_leaves_out_what_it_does_not_give_back() -> None:
+    query = (
+        "SELECT changes.id, item ->> 'tier' AS tier FROM changes JOIN customers "
+        "ON json_extract_string(after, '$.customer') = json_extract_string(customers.key, '$')"
+    )
+    one, other = added(query, record(ORDER), record({**ORDER, "customer": {"S": "nobody"}}))
+    assert one["added"] == {"tier": {"S": "gold"}}
+    assert other["gone"]
+
+
+def test_a_query_over_a_window_of_the_batch_sees_the_whole_batch() -> None:
+    first, second = added("SELECT id, count(*) OVER () AS n FROM changes", record(ORDER), record(ORDER, number=2))
+    assert first["added"] == second["added"] == {"n": {"N": "2"}}
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("SELECT", "Parser Error"),
+        ("SELECT nothing FROM changes", "nothing"),
+        ("SELECT * FROM read_csv('/etc/passwd')", "disabled"),
+    ],
+)
+def test_a_query_that_cannot_be_run_is_refused_before(query: str, words: str) -> None:
+    with pytest.raises(QueryError, match=words):
+        compile_query(query, {})
+
+
+def test_only_the_changes_at_fault_are_rejected() -> None:
+    odd = record({**ORDER, "total": {"S": "much"}})
+    good, bad = added("SELECT id, CAST(after ->> 'total' AS DECIMAL) AS n FROM changes", record(ORDER), odd)
+    assert good["error"] is None
+    assert "Conversion Error" in bad["error"]
+    (twice,) = added("SELECT id, unnest([1, 2]) AS n FROM changes", record(ORDER))
+    assert "more than one row for a change" in twice["error"]
+
+
+# -- look-ups ---------------------------------------------------------------------------------------------------------
+
+
+class Service:
+    """An HTTP service that answers what it is told, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, Mapping[str, str]]] = []
+        self.status, self.body = 200, b'{"tier": "gold", "score": 0.1234567890123456789}'
+
+    @contextmanager
+    def running(self) -> Iterator[str]:
+        service = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                service.asked.append((self.path, dict(self.headers)))
+                self.send_response(service.status)
+                self.send_header("Content-Length", str(len(service.body)))
+                self.end_headers()
+                self.wfile.write(service.body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+
+@pytest.fixture
+def service() -> Service:
+    return Service()
+
+
+def looked_up(address: str, *values: bytes, **more: Any) -> list[Any]:
+    settings = Lookup.model_validate({"kind": "lookup", "url": f"{address}/c/{{customer}}", "into": "c", **more})
+    step = lookup(settings, {"TOKEN": "s3cret"})
+    return [outcome(one) for one in done(step, *values)]
+
+
+def test_an_answer_is_added_exact_and_each_question_is_asked_once(service: Service) -> None:
+    with service.running() as address:
+        one, other = looked_up(address, record(ORDER), record(ORDER), headers={"Authorization": "Bearer ${TOKEN}"})
+    assert one["added"]["c"] == {"M": {"tier": {"S": "gold"}, "score": {"N": "0.1234567890123456789"}}}
+    assert other == one
+    ((path, headers),) = service.asked
+    assert path == "/c/c%201%2F%C3%A4"
+    assert headers["Authorization"] == "Bearer s3cret"
+
+
+def test_what_is_not_there_is_null_and_what_is_refused_is_rejected(service: Service) -> None:
+    service.status = 404
+    with service.running() as address:
+        assert looked_up(address, record(ORDER))[0]["added"] == {"c": {"NULL": True}}
+        assert looked_up(address, record({"id": {"S": "x"}}))[0]["added"] == {"c": {"NULL": True}}
+        service.status = 400
+        assert "answered 400" in looked_up(address, record(ORDER))[0]["error"]
+
+
+def test_a_failure_is_tried_again_rejected_or_passed_on(service: Service) -> None:
+    service.status = 503
+    with service.running() as address:
+        with pytest.raises(TransientError, match=r"the lookup into c has no answer: .* answered 503") as caught:
+            looked_up(address, record(ORDER))
+        assert "%C3%A4" not in str(caught.value), "no values of the change in messages"
+        assert "answered 503" in looked_up(address, record(ORDER), on_failure="reject")[0]["error"]
+        passed = looked_up(address, record(ORDER), on_failure="pass")[0]
+        assert passed["added"] == {"c": {"NULL": True}}
+        assert passed["marks"] == [("lookup_failed", b"c")]
+    with pytest.raises(TransientError, match=r"127\.0\.0\.1"):
+        looked_up(address, record(ORDER))
+
+
+def test_a_variable_that_is_not_set_is_said_at_once() -> None:
+    settings = Lookup.model_validate({"kind": "lookup", "url": "http://x", "into": "c", "headers": {"A": "${NOTHING}"}})
+    with pytest.raises(UsageError, match="the variable NOTHING"):
+        lookup(settings, {})
+
+
+def test_a_service_that_fails_often_is_left_alone_for_a_while() -> None:
+    now = [0.0]
+    breaker = Breaker(lambda: now[0])
+    for _ in range(FAILURES):
+        assert not breaker.open
+        breaker.count(failed=True)
+    assert breaker.open
+    now[0] = 1.1
+    assert not breaker.open
+    breaker.count(failed=True)
+    now[0] = 2.5
+    assert breaker.open, "twice as long as before"
+    now[0] = 3.2
+    breaker.count(failed=False)
+    breaker.count(failed=True)
+    assert not breaker.open
+
+
+def test_answers_are_remembered_as_long_as_they_may() -> None:
+    now = [0.0]
+    memory = Memory(10, ttl=10, missing_ttl=1, clock=lambda: now[0])
+    value = event(record(ORDER)).change.body.keys
+    memory.put(b"a", value)
+    memory.put(b"b", None)
+    memory.put(b"c", ValueError())
+    unknown = ValueError()
+    assert [memory.get(one, unknown) for one in (b"a", b"b", b"c")] == [value, None, unknown]
+    now[0] = 2
+    assert [memory.get(one, unknown) for one in (b"a", b"b")] == [value, unknown]
+    now[0] = 11
+    assert memory.get(b"a", unknown) is unknown
+
+
+# -- functions --------------------------------------------------------------------------------------------------------
+
+
+@enrich("vat")
+def vat(change: Change) -> Any:
+    if change.after is None:
+        return DROP
+    return {"vat": change.after["total"] / 5, "who": f"{change.op} {change.table} {change.key['id']}"}
+
+
+@enrich("shares", batch=True)
+def shares(changes: list[Change]) -> list[Any]:
+    return [{"share": one.after["total"]} if one.after else None for one in changes]
+
+
+def test_a_function_is_tried_without_kafka() -> None:
+    found = run(
+        vat, change("orders", new={"id": "o", "total": 100, "seal": b"\x00"}), change("orders", old={"id": "o"})
+    )
+    assert found == [{"vat": Decimal(20), "who": "c orders o"}, DROP]
+    with pytest.raises(KeyError, match="total"):
+        run(vat, change("orders", new={"id": "o"}))
+    assert run(shares, change("t", new={"id": "a", "total": 1.5}), change("t", old={"id": "b"})) == [
+        {"share": Decimal("1.5")},
+        {},
+    ]
+
+
+def test_a_change_is_made_of_plain_values() -> None:
+    one = change("orders", new={"id": "o", "tags": {"b", "a"}}, old={"id": "o"}, event_id="e", at=5)
+    assert one["eventName"] == "MODIFY"
+    assert one["dynamodb"]["NewImage"]["tags"] == {"SS": ["a", "b"]}
+    assert one["dynamodb"]["Keys"] == {"id": {"S": "o"}}
+
+
+def test_functions_are_found_in_modules_by_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine_found.py").write_text(
+        "from headwater import enrich\n@enrich('one')\ndef first(change):\n    return {'n': 1}\n"
+    )
+    (tmp_path / "mine_broken.py").write_text("import nothing_of_the_kind\n")
+    (tmp_path / "mine_twice.py").write_text(
+        "from headwater import enrich\n@enrich('one')\ndef other(change):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert list(load(["mine_found"])) == ["one"]
+    with pytest.raises(UsageError, match="mine_broken cannot be imported: ModuleNotFoundError"):
+        load(["mine_broken"])
+    with pytest.raises(UsageError, match="two functions are declared as 'one'"):
+        load(["mine_found", "mine_twice"])
+    for name in ("mine_found", "mine_twice"):
+        sys.modules.pop(name)

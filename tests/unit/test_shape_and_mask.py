@@ -1,0 +1,162 @@
+"""Attributes that are selected, dropped, renamed and masked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from events_made import done, event, outcome, record
+
+from models.dead_letter import DeadLetter
+from pipeline.errors import UsageError
+from pipeline.flow_settings import Mask
+from pipeline.secrets import mask_key, new_key
+from pipeline.steps.mask import compile_masks, parse
+from pipeline.steps.secrecy import MaskKey, WrongKeyError, is_sealed, open_letter, seal_letter
+from pipeline.steps.shape import drop, rename, select
+
+KEY = MaskKey(bytes(range(32)))
+ADA: dict[str, Any] = {
+    "id": {"S": "c-1"},
+    "email": {"S": "ada@example.com"},
+    "address": {"M": {"street": {"S": "1 Loop"}, "city": {"S": "Delft"}}},
+    "phones": {"L": [{"M": {"number": {"N": "123"}}}, {"M": {"number": {"N": "456"}}}]},
+    "born": {"N": "1815"},
+}
+OLD = {**ADA, "email": {"S": "old@example.com"}}
+
+
+def masked(*masks: dict[str, Any], new: Any = ADA, old: Any = OLD) -> Any:
+    (one,) = done(compile_masks([Mask.model_validate(mask) for mask in masks], KEY), record(new, old))
+    return outcome(one)
+
+
+def test_selected_dropped_and_renamed_attributes_and_a_key_that_stays() -> None:
+    (one,) = done(select(["email", "born"]), record(ADA, OLD))
+    assert list(outcome(one)["after"]) == ["email", "born"]
+    assert list(outcome(one)["before"]) == ["email", "born"]
+    assert one.key == b'{"id":{"S":"c-1"}}'
+    (one,) = done(drop(["email", "id"]), record(ADA))
+    assert list(outcome(one)["after"]) == ["address", "phones", "born"]
+    (one,) = done(rename({"email": "born", "born": "email", "nothing": "x"}), record(ADA))
+    assert outcome(one)["after"]["born"] == {"S": "ada@example.com"}
+    assert outcome(one)["after"]["email"] == {"N": "1815"}
+    (one,) = done(rename({"email": "born"}), record(ADA))
+    assert outcome(one)["after"]["born"] == {"S": "ada@example.com"}
+
+
+def test_what_was_added_is_selected_dropped_and_renamed_by_its_own_name() -> None:
+    one = event(record(ADA))
+    one.added = {"customer": one.after["email"], "price": one.after["born"]}  # type: ignore[index]
+    rename({"enriched.price": "enriched.cost"})([one])
+    drop(["enriched.customer"])([one])
+    assert outcome(one)["added"] == {"cost": {"N": "1815"}}
+    select(["email"])([one])
+    assert outcome(one)["added"] == {}
+
+
+def test_a_hash_is_the_same_for_equal_values_and_another_with_another_key() -> None:
+    one = masked({"path": "born", "how": "hash"}, old={**OLD, "born": {"N": "1815.0"}})
+    assert one["after"]["born"] == one["before"]["born"]
+    assert len(one["after"]["born"]["S"]) == 64
+    other = done(compile_masks([Mask(path="born", how="hash")], MaskKey(bytes(32))), record(ADA))
+    assert outcome(other[0])["after"]["born"] != one["after"]["born"]
+    text = masked({"path": "born", "how": "hash"}, new={**ADA, "born": {"S": "1815"}})
+    assert text["after"]["born"] != one["after"]["born"], "text is no number"
+
+
+def test_a_set_is_hashed_without_its_order() -> None:
+    first = masked({"path": "s", "how": "hash"}, new={**ADA, "s": {"SS": ["a", "b", "c"]}})
+    second = masked({"path": "s", "how": "hash"}, new={**ADA, "s": {"SS": ["c", "a", "b"]}})
+    assert first["after"]["s"] == second["after"]["s"]
+
+
+def test_what_is_redacted_truncated_and_dropped() -> None:
+    one = masked(
+        {"path": "email", "how": "truncate", "keep": 3},
+        {"path": "address.street", "how": "redact", "text": "-"},
+        {"path": "phones[*].number", "how": "drop"},
+        {"path": "born", "how": "truncate"},
+    )
+    assert one["after"]["email"] == {"S": "ada"}
+    assert one["before"]["email"] == {"S": "old"}
+    assert one["after"]["address"]["M"] == {"street": {"S": "-"}, "city": {"S": "Delft"}}
+    assert one["after"]["phones"] == {"L": [{"M": {}}, {"M": {}}]}
+    assert one["after"]["born"] == {"S": "***"}
+
+
+def test_one_element_and_a_whole_attribute() -> None:
+    one = masked({"path": "phones[0]", "how": "redact"}, {"path": "email", "how": "drop"})
+    assert one["after"]["phones"]["L"][0] == {"S": "***"}
+    assert one["after"]["phones"]["L"][1] == {"M": {"number": {"N": "456"}}}
+    assert "email" not in one["after"]
+    assert masked({"path": "nothing.at.all", "how": "hash"})["after"] == ADA
+
+
+def test_a_token_is_undone_by_the_key_alone() -> None:
+    one = masked({"path": "email", "how": "tokenise"})
+    token = one["after"]["email"]["S"]
+    assert json.loads(KEY.detokenise(token)) == {"S": "ada@example.com"}
+    with pytest.raises(WrongKeyError):
+        MaskKey(bytes(32)).detokenise(token)
+    assert token == masked({"path": "email", "how": "tokenise"})["after"]["email"]["S"]
+
+
+def test_an_attribute_of_the_key_is_masked_everywhere_in_the_same_way() -> None:
+    one = masked({"path": "id", "how": "hash"})
+    assert one["after"]["id"] == one["before"]["id"]
+    assert json.loads(one["key"]) == {"id": one["after"]["id"]}
+    assert b"c-1" not in one["key"]
+
+
+@pytest.mark.parametrize("how", ["redact", "truncate", "drop"])
+def test_an_attribute_of_the_key_is_not_masked_so_that_items_run_together(how: str) -> None:
+    assert "hash or tokenise it" in masked({"path": "id", "how": how})["error"]
+
+
+def test_what_a_join_has_added_is_masked() -> None:
+    one = event(record(ADA))
+    one.added["customer"] = type(one.change.body.keys)(b'{"M":{"email":{"S":"x@y"},"tier":{"S":"gold"}}}')
+    compile_masks([Mask(path="enriched.customer.email", how="redact")], KEY)([one])
+    assert outcome(one)["added"] == {"customer": {"M": {"email": {"S": "***"}, "tier": {"S": "gold"}}}}
+
+
+def test_paths() -> None:
+    assert parse("phones[*].number[2].x") == ("phones", None, "number", 2, "x")
+
+
+def test_a_sealed_letter_shows_nothing_and_the_key_opens_it() -> None:
+    letter = DeadLetter(
+        "raw", 1, 2, "transform", ValueError("ada@example.com is odd"), b"key ada", b"value ada", [], "f"
+    )
+    sealed = seal_letter(KEY, letter)
+    shown = b"".join([sealed.key or b"", sealed.value or b"", *(value for _, value in sealed.headers)])
+    assert b"ada" not in shown
+    assert sealed.value is not None
+    assert is_sealed(sealed.value)
+    secret = open_letter(KEY, sealed.value)
+    assert (secret.key, secret.value) == (b"key ada", b"value ada")
+    assert secret.reason == "ValueError: ada@example.com is odd"
+    with pytest.raises(WrongKeyError, match="it was sealed with the key"):
+        open_letter(MaskKey(bytes(32)), sealed.value)
+    with pytest.raises(WrongKeyError, match="changed"):
+        open_letter(KEY, sealed.value[:-1] + b"x")
+
+
+def test_a_key_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "mask.key"
+    new_key(file)
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert "object" not in repr(mask_key(f"file:{file}"))
+    with pytest.raises(UsageError, match="a key is never written over"):
+        new_key(file)
+    (tmp_path / "short").write_text("YWJj")
+    with pytest.raises(UsageError, match="32 bytes, this has 3"):
+        mask_key(f"file:{tmp_path / 'short'}")
+    (tmp_path / "odd").write_text("no base64!")
+    with pytest.raises(UsageError, match="holds no base64"):
+        mask_key(f"file:{tmp_path / 'odd'}")
+    with pytest.raises(UsageError, match="No such file"):
+        mask_key(f"file:{tmp_path / 'nothing'}")
