@@ -22,7 +22,7 @@ from pipeline.steps.event import Event
 from pipeline.steps.python import DROP, MARK, Function, call
 
 __all__ = ["change", "run"]
-_NAMES = {op: name for name, op in OPS.items()}
+_NAMES: dict[str, str] = {op: name for name, op in OPS.items()}
 
 
 def change(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -15,7 +16,7 @@ from pipeline.errors import HeadwaterError
 from pipeline.flow_versions import FlowVersions
 from pipeline.flows import Means, compile_flow, schema_registry
 from pipeline.secrets import mask_key
-from pipeline.state.parked import Head, Parked, Place, Waiting
+from pipeline.state.parked import Head, Lot, Parked, Place, Waiting
 from pipeline.state.reference import ReferenceTable
 from pipeline.steps.enrich import MissingReferenceError, reference_key
 from pipeline.steps.flow import Flow, Given, Result
@@ -29,6 +30,8 @@ RATIO_OF = 1_000
 """Changes over which the share of rejected ones is taken."""
 AT_LEAST = 100
 """Changes before the share says anything."""
+PIECE = 500
+"""Changes that go through the flows at once: 1 to 3 us a change less than with batches of 4,000."""
 SKIP = "headwater.skip"
 """Header of a message on the retry topic: the change itself is given up, those behind it go on."""
 
@@ -59,6 +62,8 @@ class RunningFlow:
     limit: RejectLimit
     parks: bool
     """Whether changes of it may wait."""
+    asks: bool
+    """Whether it asks others for many changes at once: a database, a service, a function of the user."""
     key: MaskKey | None
     """Of its masks: its dead letters are sealed with it."""
 
@@ -76,6 +81,8 @@ class FlowRunner:
         self._references: dict[str, ReferenceTable] = {}
         self._functions = load(worker.settings.modules)
         self._registry = schema_registry(worker.settings)
+        self._topics_of: dict[str, str] = {}
+        """The topics of sinks that are there."""
         self._known = {topic.name for topic in worker.topics.all()}
         transport, topics = worker.transport, worker.topics
         # It frees what waits before the reference tables and the others finish the slice.
@@ -117,6 +124,7 @@ class FlowRunner:
                 compile_flow(flow, means),
                 RejectLimit(flow.reject_limit),
                 flow.order == "strict" or any(isinstance(step, settings.Join) and step.hold for step in flow.enrich),
+                any(step.kind in {"sql", "lookup", "python"} for step in flow.enrich),
                 mask_key(flow.mask_key) if flow.mask_key is not None and flow.mask else None,
             )
             for flow in flows
@@ -139,14 +147,16 @@ class FlowRunner:
     # -- batches come -------------------------------------------------------------------------------------------------
 
     def write(self, batch: Batch) -> None:
-        """Run the changes of a batch through every flow. Nothing is written before all flows have run."""
+        """Run the changes of a batch through every flow, in pieces: what is held no longer than needed stays in the cache."""
         if batch.topic == self.topics.retry:
             self._again(batch)
             return
-        flows, given = self.versions.current, self._given(batch)
-        results = [(flow, flow.steps.run(given)) for flow in flows]
-        for flow, some in results:
-            self._settle(flow, batch.partition, some, fresh=True)
+        flows = self.versions.current
+        piece = len(batch) if any(flow.asks for flow in flows) else PIECE
+        for begin in range(0, len(batch), piece):
+            given = self._given(batch[begin : begin + piece])
+            for flow in flows:
+                self._settle(flow, batch.partition, flow.steps.run(given), fresh=True)
         metrics = self._worker.metrics
         metrics.count(metrics.changes, len(batch), STAGE)
 
@@ -167,51 +177,62 @@ class FlowRunner:
 
     def _settle(self, flow: RunningFlow, partition: int, results: Iterable[Result], *, fresh: bool) -> None:
         """Write what a flow made of changes of one partition, in their order; park what must wait."""
-        seen = rejected = parked = 0
+        sent, seen, parked, rejected = [], 0, 0, 0
         lot = self.parked.lot(partition) if flow.parks else None
         for result in results:
             seen += 1
-            given = result.given
-            if lot is not None:
-                place = Place(flow.settings.name, given.key or b"")
-                if lot.head(place) is not None:
-                    lot.park(place, Waiting(given.offset, given.at, given.key, given.value))
-                    parked += 1
-                    continue
-                missing = result.error
-                if isinstance(missing, MissingReferenceError) and missing.until:
-                    lot.block(place, Head(*place, given.offset, (missing.table, missing.key), missing.until))
-                    lot.park(place, Waiting(given.offset, given.at, given.key, given.value))
-                    parked += 1
-                    continue
-                if result.error is not None and flow.is_strict:
-                    lot.block(place, Head(*place, given.offset))
-            if result.error is not None:
-                self._reject(flow, partition, given, result)
+            if lot is not None and self._parks(flow, lot, result):
+                parked += 1
+            elif result.error is not None:
                 rejected += 1
-                continue
-            self._send(flow, partition, result)
+                self._reject(flow, partition, result.given, result)
+            else:
+                sent.append(result)
+        self._send(flow, partition, sent)
         metrics, name = self._worker.metrics, flow.settings.name
-        for outcome, count in (("rejected", rejected), ("parked", parked), ("taken", seen - rejected - parked)):
+        for outcome, count in (("rejected", rejected), ("parked", parked), ("taken", len(sent))):
             metrics.count(metrics.flow_changes, count, name, outcome)
         if flow.limit.add(seen, rejected) and fresh:
             self._stand(flow)
 
-    def _send(self, flow: RunningFlow, partition: int, result: Result) -> None:
-        key = result.given.key
-        for message in result.messages:
-            topic = (
-                self.topics.sink(message.sink) if message.sink else self.topics.enriched(flow.settings.through or "")
-            )
-            if topic not in self._known:
-                self._worker.require_topic(topic)
-                self._known.add(topic)
-            # An item stays in its partition; one whose key is masked goes where its new key belongs.
-            self._worker.produce(
-                topic, message.key, message.value, partition if message.key is key else -1, message.headers
-            )
-            if message.sink:
-                self._worker.metrics.count(self._worker.metrics.sunk, 1, message.sink)
+    def _parks(self, flow: RunningFlow, lot: Lot, result: Result) -> bool:
+        """Park a change that must wait: behind another of its item, or for a reference. Return whether it was."""
+        given, error = result.given, result.error
+        place = Place(flow.settings.name, given.key or b"")
+        waits = lot.head(place) is not None
+        if not waits and isinstance(error, MissingReferenceError) and error.until:
+            lot.block(place, Head(*place, given.offset, (error.table, error.key), error.until))
+            waits = True
+        if waits:
+            lot.park(place, Waiting(given.offset, given.at, given.key, given.value))
+        elif error is not None and flow.is_strict:
+            lot.block(place, Head(*place, given.offset))
+        return waits
+
+    def _send(self, flow: RunningFlow, partition: int, results: Iterable[Result]) -> None:
+        """Write the messages of changes. An item stays in its partition; one whose key is masked goes where that belongs."""
+        sunk: Tally[str] = Tally()
+        records = []
+        for result in results:
+            given_key = result.given.key
+            for sink, key, value, headers in result.messages:
+                topic = self._topics_of.get(sink) or self._topic(flow, sink)
+                records.append((topic, key, value, partition if key is given_key else -1, headers))
+                sunk[sink] += 1
+        self._worker.transport.transaction.produce_many(records)
+        for sink, count in sunk.items():
+            if sink:
+                self._worker.metrics.count(self._worker.metrics.sunk, count, sink)
+
+    def _topic(self, flow: RunningFlow, sink: str) -> str:
+        """Return the topic of a sink, or of what the flow publishes on its way (''); make it where it is not there."""
+        topic = self.topics.sink(sink) if sink else self.topics.enriched(flow.settings.through or "")
+        if topic not in self._known:
+            self._worker.require_topic(topic)
+            self._known.add(topic)
+        if sink:
+            self._topics_of[sink] = topic
+        return topic
 
     def _reject(self, flow: RunningFlow, partition: int, given: Given, result: Result) -> None:
         error = cast("Exception", result.error)

@@ -130,12 +130,13 @@ class Event:
     @property
     def before_json(self) -> bytes | None:
         """The item before the change, in typed JSON."""
-        return self.change.before if self._before is None else join(self._before)
+        # An image that was only looked at is written as it came.
+        return self.change.before if self._before is None or not self.shaped else join(self._before)
 
     @property
     def after_json(self) -> bytes | None:
         """The item after the change, in typed JSON."""
-        return self.change.after if self._after is None else join(self._after)
+        return self.change.after if self._after is None or not self.shaped else join(self._after)
 
 
 Step: TypeAlias = Callable[[Sequence[Event]], None]

@@ -23,6 +23,9 @@ NAMES = ("op", "table", "key", "before", "after", "ttl_expired")
 ENRICHED = "enriched"
 BOUND = re.compile(r"\.(?:all|exists|exists_one|map|filter)\(\s*([A-Za-z_]\w*)\s*,")
 """Finds the names that a macro gives to the elements of a list."""
+_TEXT = r"""(?:"[^"\\]*"|'[^'\\]*')"""
+CHEAP = re.compile(rf"\s*(?:op|table)\s*(?:(?:==|!=)\s*{_TEXT}|in\s*\[\s*{_TEXT}(?:\s*,\s*{_TEXT})*\s*\])\s*").fullmatch
+"""Matches a comparison of `op` or `table` with constants."""
 Condition = Callable[[bytes, Change], bool]
 """Takes a change's bytes and the change; raises ExpressionError when it cannot be told."""
 Evaluate = Callable[[bytes, Change, Mapping[str, msgspec.Raw]], Any]
@@ -39,7 +42,46 @@ def compile_expression(text: str) -> Condition:
     >>> big = compile_expression('table == "orders" && op != "d" && after.total > 100')
     """
     evaluate = compile_value(text, NAMES)
-    return lambda value, change: truth(text, evaluate(value, change, {}))
+    cheap, dear = _parts(text)
+    if not cheap or not dear:
+        return lambda value, change: truth(text, evaluate(value, change, {}))
+    first, rest = compile_value(" && ".join(cheap), NAMES), compile_value(" && ".join(dear), NAMES)
+
+    def condition(value: bytes, change: Change) -> bool:
+        # false && anything is false in CEL, an error as well: what needs no image is asked before one is decoded.
+        if first(value, change, {}) is False:
+            return False
+        return truth(text, rest(value, change, {}))
+
+    return condition
+
+
+def _parts(text: str) -> tuple[list[str], list[str]]:
+    """Return what `&&` joins at the top of an expression: what asks for `op` and `table` alone, and the others."""
+    parts, depth, begin, at, quoted = [], 0, 0, 0, ""
+    while at < len(text):
+        char = text[at]
+        if quoted:
+            at += char == "\\"
+            quoted = "" if char == quoted else quoted
+        elif char in "\"'":
+            if text[at : at + 3] in {'"""', "'''"} or text[at - 1 : at] in {"r", "R"}:
+                return [], [text]  # strings of other kinds: left whole
+            quoted = char
+        elif char in "([{":
+            depth += 1
+        elif char in ")]}":
+            depth -= 1
+        elif depth == 0 and (char == "?" or text.startswith("||", at)):
+            return [], [text]
+        elif depth == 0 and text.startswith("&&", at):
+            parts.append(text[begin:at])
+            begin = at + 2
+            at += 1
+        at += 1
+    parts.append(text[begin:])
+    cheap = [part for part in parts if CHEAP(part) is not None]
+    return cheap, [part for part in parts if CHEAP(part) is None]
 
 
 def truth(text: str, answer: Any) -> bool:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from models import change as changes
 from models.change import Change
 from pipeline.steps.event import Event, Headers
 
+OPS = {name: op.encode() for name, op in changes.OPS.items()}
 Router = Callable[[Event], tuple[str, ...]]
 """Returns the names of the sinks; none: the change is left out."""
 
@@ -42,8 +44,8 @@ def headers(change: Change) -> Headers:
     return [
         ("event_id", change.event_id.encode()),
         ("table", change.table.encode()),
-        ("op", change.op.encode()),
+        ("op", OPS[change.event_name]),
         ("source", change.source.encode()),
-        ("ts_us", str(change.ts_us).encode()),
+        ("ts_us", b"%d" % change.ts_us),
         ("sequence", change.body.sequence.encode()),
     ]

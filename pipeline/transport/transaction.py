@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -26,7 +26,7 @@ from faust.types import TP
 
 from pipeline.errors import FatalError, TransientError
 from pipeline.limits import MESSAGE_MAX
-from pipeline.transport.batch import Record
+from pipeline.transport.batch import Headers, Record
 from pipeline.transport.fatal import ends_process_after, stop_process
 from pipeline.transport.participant import Participant, Slice
 
@@ -207,6 +207,18 @@ class Transaction:
                 self.spoil_or_raise(error)
                 return
             else:
+                return
+
+    def produce_many(self, records: Iterable[tuple[str, bytes | None, bytes | None, int, Headers]]) -> None:
+        """Write records with headers, in their order: topic, key, value, partition (-1: by the key), headers. See `produce`."""
+        produce = self.begin().produce
+        for topic, key, value, partition, headers in records:
+            try:
+                produce(topic, value, key, partition, headers=cast("Any", headers))
+            except BufferError:
+                self.produce(topic, key, value, partition, headers)
+            except KafkaException as error:
+                self.spoil_or_raise(error)
                 return
 
     def spoil_or_raise(self, error: KafkaException) -> None:

@@ -192,19 +192,21 @@ def test_a_variable_that_is_not_set_is_said_at_once() -> None:
 def test_a_service_that_fails_often_is_left_alone_for_a_while() -> None:
     now = [0.0]
     breaker = Breaker(lambda: now[0])
+    left_alone = []
     for _ in range(FAILURES):
-        assert not breaker.open
+        left_alone.append(breaker.open)
         breaker.count(failed=True)
-    assert breaker.open
+    left_alone.append(breaker.open)
     now[0] = 1.1
-    assert not breaker.open
+    left_alone.append(breaker.open)
     breaker.count(failed=True)
     now[0] = 2.5
-    assert breaker.open, "twice as long as before"
+    left_alone.append(breaker.open)  # twice as long as before
     now[0] = 3.2
     breaker.count(failed=False)
     breaker.count(failed=True)
-    assert not breaker.open
+    left_alone.append(breaker.open)
+    assert left_alone == [False] * FAILURES + [True, False, True, False]
 
 
 def test_answers_are_remembered_as_long_as_they_may() -> None:

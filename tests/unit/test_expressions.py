@@ -11,7 +11,7 @@ from flowing import flow, sinks
 
 from models.change import decode
 from pipeline.errors import UsageError
-from pipeline.steps.expression import ExpressionError, compile_expression, plain
+from pipeline.steps.expression import ExpressionError, _parts, compile_expression, plain
 
 BEFORE: dict[str, Any] = {"id": {"S": "o-1"}, "total": {"N": "5"}, "tags": {"SS": ["b", "a"]}, "gone": {"BOOL": True}}
 AFTER: dict[str, Any] = {
@@ -123,3 +123,26 @@ def test_patterns_and_expressions_mix_in_a_flow() -> None:
         to=[{"sink": "big", "where": "after.total > 100.0"}, {"sink": "small", "where": {"tableName": ["orders"]}}],
     )
     assert sinks(mixed, change()) == ["small"]
+
+
+@pytest.mark.parametrize(
+    ("text", "cheap"),
+    [
+        ('op == "u" && after.total > 1', ['op == "u" ']),
+        ('after.total > 1 && table in ["a", "b"] && op != "d"', [' table in ["a", "b"] ', ' op != "d"']),
+        ('op == "u" || table == "a" && op == "c"', []),
+        ('(op == "u" && table == "a") && after.x == 1', []),
+        ('after.s == "a && op == 1" && op == "u"', [' op == "u"']),
+        ("after.s == 'it\\'s && op' && op == 'u'", [" op == 'u'"]),
+        ('op == "u" ? true : false', []),
+        ('op == after.op && table == "x"', [' table == "x"']),
+    ],
+)
+def test_what_needs_no_image_is_told_apart(text: str, cheap: list[str]) -> None:
+    assert _parts(text)[0] == cheap
+
+
+def test_a_cheap_part_that_does_not_hold_decides_without_the_image() -> None:
+    assert compile_expression('op == "c" && after.nowhere > 1')(change(), decode(change())) is False
+    with pytest.raises(ExpressionError, match="there is no 'nowhere'"):
+        compile_expression('op == "u" && after.nowhere > 1')(change(), decode(change()))

@@ -197,6 +197,7 @@ class _Bench:
         load.make_topics(place.servers, [place.source, place.output, place.changelog])
         flow_load.preload(place.servers, place.source, flow_load.orders(count))
         flow_load.preload(place.servers, place.changelog, flow_load.customers())
+        load.begin(place.servers, place.prefix, place.source)  # a reference table that is there was made by someone
         process = system.start(place, task)
         try:
             with Progress(place.servers, place.prefix, place.source) as progress:

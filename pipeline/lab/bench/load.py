@@ -100,6 +100,15 @@ def make_topics(servers: str, names: Iterable[str]) -> None:
     _settle(admin.create_topics([NewTopic(name, num_partitions=PARTITIONS, replication_factor=1) for name in names]))
 
 
+def begin(servers: str, group: str, topic: str) -> None:
+    """Commit offset 0 of all partitions for a group, as if it had been there before."""
+    consumer = Consumer({"bootstrap.servers": servers, "group.id": group, "enable.auto.commit": False})
+    consumer.commit(
+        offsets=[TopicPartition(topic, partition, 0) for partition in range(PARTITIONS)], asynchronous=False
+    )
+    consumer.close()
+
+
 def drop_topics(servers: str, prefix: str) -> None:
     """Delete what a run has left: the broker's memory and disk are wanted by the next."""
     admin = _admin(servers)
