@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from confluent_kafka import Producer
 
 from pipeline.errors import FatalError, UsageError
-from pipeline.flow_settings import Flow
 from pipeline.flow_versions import KEY, Version, Versions, dump, encode, text_of
 from pipeline.flows import FlowError, compile_flow, onlooking
 from pipeline.settings import Settings
@@ -30,11 +29,11 @@ def versions(settings: Settings) -> Versions:
         return flow_versions(consumer, topics.flows, found.partitions)
 
 
-def validate(flows: Sequence[Flow], file: Path) -> None:
+def validate(settings: Settings, file: Path) -> None:
     """Compile flows; raise UsageError with file, line and what was expected for the first that cannot be."""
-    for number, flow in enumerate(flows):
+    for number, flow in enumerate(settings.flows):
         try:
-            compile_flow(flow, onlooking(flow))
+            compile_flow(flow, onlooking([flow], settings.modules))
         except FlowError as error:
             text = file.read_text() if file.is_file() else ""
             line = line_of(text, ("flows", number, *error.place))
@@ -49,7 +48,7 @@ def apply(settings: Settings, file: Path) -> tuple[Version, bool]:
     flows = settings.flows
     if not flows:
         raise UsageError(f"{file}: there are no [[flows]]", hint="docs/how-to/write-a-flow.md")
-    validate(flows, file)
+    validate(settings, file)
     topics = Topics(settings)
     ensure(admin(settings.kafka.conf), topics.all(), settings.kafka.replication_factor)
     applied = versions(settings).applied

@@ -19,6 +19,7 @@ from pipeline.app import known_agents, wanted_agents
 from pipeline.errors import HeadwaterError
 from pipeline.flow_settings import Flow
 from pipeline.flows import compile_flow, onlooking
+from pipeline.secrets import mask_key
 from pipeline.settings import DynamoDBStream, Kinesis, Settings
 from pipeline.sources.aws import TABLES, client, explain
 from pipeline.sources.consumers import Consumers
@@ -88,7 +89,9 @@ def _flow(settings: Settings, flow: Flow) -> str:
                 f"reads the table {table}, which no source captures: it would never find anything",
                 hint=f"add {table!r} to the tables of [[sources]]",
             )
-    compile_flow(flow, onlooking(flow))
+    compile_flow(flow, onlooking([flow], settings.modules))
+    if flow.mask and flow.mask_key is not None:
+        mask_key(flow.mask_key)
     return f"{', '.join(flow.tables) or 'all tables'} -> {', '.join(flow.sinks)}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from pipeline.secrets import mask_key
 from pipeline.settings import Settings
 from pipeline.steps.enrich import JoinStep, Lookup, compute, join
 from pipeline.steps.envelope import compile_envelope
-from pipeline.steps.event import Event, Step
+from pipeline.steps.event import NULL, Event, Step, each
 from pipeline.steps.expression import ENRICHED, ExpressionError, compile_expression, compile_value, truth
 from pipeline.steps.filter import PatternError, Predicate, compile_pattern, fields, merge
 from pipeline.steps.flow import Flow, Output, Where
@@ -26,7 +26,7 @@ from pipeline.steps.mask import compile_masks
 from pipeline.steps.project import projection
 from pipeline.steps.python import Function, call, load
 from pipeline.steps.route import Rule, router
-from pipeline.steps.secrecy import MaskKey
+from pipeline.steps.secrecy import KEY_BYTES, MaskKey
 from pipeline.steps.shape import drop, rename, select
 
 if TYPE_CHECKING:  # of extras
@@ -75,32 +75,67 @@ def schema_registry(settings: Settings) -> Registry | None:
     return SchemaRegistry(settings.schema_registry)
 
 
-class NoRows:
-    """A reference table without items."""
+class GivenRows:
+    """A reference table that does not change."""
+
+    def __init__(self, items: Mapping[bytes, bytes]) -> None:
+        self._items = items
 
     def version(self) -> object:
         """Return always the same."""
         return 0
 
     def rows(self) -> Sequence[tuple[bytes, bytes]]:
-        """Return nothing."""
-        return ()
+        """Return keys and items."""
+        return list(self._items.items())
+
+
+class NewRegistry:
+    """A Schema Registry of its own, for flows that are only looked at."""
+
+    def __init__(self) -> None:
+        self._schemas: dict[str, str] = {}
+
+    def latest(self, subject: str) -> str | None:
+        """Return the newest schema of a subject."""
+        return self._schemas.get(subject)
+
+    def register(self, subject: str, schema: str, kind: str) -> int:
+        """Register a schema."""
+        self._schemas[subject] = schema
+        return 1
+
+
+STAND_IN = MaskKey(bytes(KEY_BYTES))
+"""The key of flows that are only looked at: what it hashes is another than in a worker."""
 
 
 def onlooking(
-    *flows: settings.Flow,
-    references: Mapping[str, Lookup] | None = None,
-    functions: Mapping[str, Function] | None = None,
+    flows: Iterable[settings.Flow],
     modules: Sequence[str] = (),
+    references: Mapping[str, Mapping[bytes, bytes]] | None = None,
 ) -> Means:
-    """Return what lets flows be compiled where no worker is: reference tables are empty, or those given."""
-    tables = {table for flow in flows for table in flow.references}
-    empty: dict[str, Lookup] = {table: lambda _: None for table in tables}
+    """Return what lets flows be compiled and run where no worker is.
+
+    Reference tables hold the items given, by reference key; no service is asked, no key is read, no schema registered.
+    """
+    given = references or {}
+    tables = {table for flow in flows for table in flow.references} | set(given)
     return Means(
-        references={**empty, **(references or {})},
-        rows={table: NoRows() for table in tables},
-        functions=load(modules) if functions is None else functions,
+        references={table: given.get(table, {}).get for table in tables},
+        rows={table: GivenRows(given.get(table, {})) for table in tables},
+        functions=load(modules),
+        mask_key=lambda uri: STAND_IN,
+        lookup=_not_asked,
+        registry=NewRegistry(),
     )
+
+
+def _not_asked(step: settings.Lookup) -> Step:
+    def add_null(event: Event) -> None:
+        event.added[step.into] = NULL
+
+    return each(add_null)
 
 
 def compile_flow(flow: settings.Flow, means: Means) -> Flow:

@@ -11,7 +11,7 @@ Of `key` and `headers` only what is named is compared; values are compared as JS
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,8 @@ import msgspec
 from models.change import MalformedChangeError, canonical
 from pipeline.errors import UsageError
 from pipeline.explaining import FlowTrace, explain
-from pipeline.flow_settings import Flow
 from pipeline.flows import Means, onlooking
-
-Finds = Callable[[bytes], bytes | None]
+from pipeline.settings import Settings
 
 
 class Case(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -56,10 +54,10 @@ def cases(place: Path) -> list[Path]:
     return found
 
 
-def check(file: Path, flows: Sequence[Flow], *, update: bool = False) -> Verdict:
+def check(file: Path, settings: Settings, *, update: bool = False) -> Verdict:
     """Run the flows on the event of a golden file and compare; with `update`, write what they made into it instead."""
     case = load(file)
-    actual = [one for trace in outcome(file, case, flows) for one in _actual(trace)]
+    actual = [one for trace in outcome(file, case, settings) for one in _actual(trace)]
     if update:
         file.write_text(
             json.dumps({**msgspec.to_builtins(case), "expect": actual}, indent=2, ensure_ascii=False) + "\n"
@@ -82,26 +80,26 @@ def load(file: Path) -> Case:
         raise UsageError(f"{file}: no golden file: {error}", hint="docs/how-to/test-flows.md") from error
 
 
-def outcome(file: Path, case: Case, flows: Sequence[Flow]) -> list[FlowTrace]:
+def outcome(file: Path, case: Case, settings: Settings) -> list[FlowTrace]:
     """Return what the flows make of the event of a golden file."""
     try:
-        return explain(flows, msgspec.json.encode(case.event), means(flows, case.references))
+        return explain(settings.flows, msgspec.json.encode(case.event), means(settings, case.references))
     except MalformedChangeError as error:
         raise UsageError(f"{file}: event: {error}", hint="docs/how-to/test-flows.md") from error
 
 
-def means(flows: Sequence[Flow], references: Mapping[str, Sequence[Mapping[str, Any]]]) -> Means:
-    """Return means whose reference tables hold these items, each found by any of its attributes that is a key's."""
-    tables: dict[str, Finds] = {table: lambda _: None for flow in flows for table in flow.references}
-    for table, items in references.items():
-        known = {
+def means(settings: Settings, references: Mapping[str, Sequence[Mapping[str, Any]]]) -> Means:
+    """Return means whose reference tables hold these items, each found by any of its attributes that could be its key."""
+    tables = {
+        table: {
             canonical(value): json.dumps(item).encode()
             for item in reversed(items)
             for value in item.values()
             if value.keys() <= {"S", "N", "B"}
         }
-        tables[table] = known.get
-    return onlooking(*flows, references=tables)
+        for table, items in references.items()
+    }
+    return onlooking(settings.flows, settings.modules, tables)
 
 
 def _actual(trace: FlowTrace) -> list[dict[str, Any]]:

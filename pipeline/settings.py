@@ -358,6 +358,13 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _formats_have_a_registry(self) -> Settings:
+        for number, flow in enumerate(self.flows):
+            if flow.format.kind != "json" and self.schema_registry.url is None:
+                raise ValueError(f"flows.{number}.format: {flow.format.kind} needs schema_registry.url")
+        return self
+
+    @model_validator(mode="after")
     def _standbys_read_committed_records(self) -> Settings:
         if self.standby_replicas > 0 and self.processing_guarantee != "exactly_once":
             raise ValueError("standby_replicas: needs processing_guarantee exactly_once")

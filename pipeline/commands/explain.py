@@ -40,7 +40,7 @@ def explain(
     value = _content(event) if event is not None else _fetch(settings, topic, partition, offset)
     tables = {file.stem: [json.loads(line) for line in _content(file).splitlines()] for file in reference or ()}
     try:
-        traces = explain_event(settings.flows, value, golden.means(settings.flows, tables), time.time())
+        traces = explain_event(settings.flows, value, golden.means(settings, tables), time.time())
     except MalformedChangeError as error:
         raise UsageError(f"{event or topic}: {error}", hint="docs/how-to/test-flows.md") from error
     if as_json:

@@ -28,7 +28,7 @@ def apply(
     """Have all workers run the flows of the settings file, without a restart. Exit 1 when one has not taken them up."""
     settings, file = settings_module.load(), settings_module.config_file(os.environ)
     if check:
-        applying.validate(settings.flows, file)
+        applying.validate(settings, file)
         say(f"{file}: {len(settings.flows)} flows can be applied")
         return
     version, new = applying.apply(settings, file)
@@ -62,8 +62,8 @@ def test(
     as_json: Json = False,
 ) -> None:
     """Run the flows on the events of golden files, and compare with what they expect. Exit 1 when one differs."""
-    flows = settings_module.load().flows
-    verdicts = [golden.check(file, flows, update=update) for file in golden.cases(place)]
+    settings = settings_module.load()
+    verdicts = [golden.check(file, settings, update=update) for file in golden.cases(place)]
     if as_json:
         print_json([{"file": str(one.file), "ok": one.ok, "differences": one.differences} for one in verdicts])
     for verdict in verdicts:

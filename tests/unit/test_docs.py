@@ -164,7 +164,7 @@ def test_settings_files_on_the_pages_load(
     monkeypatch.setenv("HEADWATER_CONFIG", str(file))
     settings = load()
     for flow in settings.flows:
-        compile_flow(flow, onlooking(flow))
+        compile_flow(flow, onlooking([flow]))
     captured = {table for source in settings.sources if isinstance(source, DynamoDBStream) for table in source.tables}
     assert captured >= {table for flow in settings.flows for table in flow.references}, page
 
@@ -176,7 +176,7 @@ PATTERNS = re.findall(r"^\| `(\{.+?\})` \|", TEXT["docs/how-to/write-a-flow.md"]
 def test_patterns_on_the_pages_can_be_compiled(pattern: str) -> None:
     where = tomllib.loads(f"where = {pattern}")["where"]
     flow = Settings(flows=({"name": "f", "where": where, "to": [{"sink": "s"}]},)).flows[0]
-    assert compile_flow(flow, onlooking(flow)).where is not None
+    assert compile_flow(flow, onlooking([flow])).where is not None
 
 
 def test_properties_in_the_environment_are_laid_over_those_of_the_file(
