@@ -22,9 +22,9 @@ UPLOADS = 2
 
 def attach(worker: Worker) -> None:
     """Attach the agent, with the lake of the settings."""
-    settings, sinks = worker.settings.lake, worker.topics.sinks
+    settings, sinks = worker.settings.lake, worker.topics.lake_sinks
     if settings.url is None or not sinks:
-        raise UsageError("the agent lake needs lake.url and a flow", hint="headwater check")
+        raise UsageError("the agent lake needs lake.url and a flow with the envelope dynamodb", hint="headwater check")
 
     def hold(tp: TP, held: bool) -> None:
         consumer: Consumer = worker.app.consumer  # type: ignore[assignment]  # Faust types it by its interface

@@ -252,7 +252,11 @@ def wanted_agents(settings: Settings) -> tuple[str, ...]:
     """Return the agents that a worker runs: those named, or all that the settings have work for."""
     if settings.agents:
         return settings.agents
-    has_work = {"ingest": settings.sources, "transform": settings.flows, "lake": settings.lake.url and settings.flows}
+    has_work = {
+        "ingest": settings.sources,
+        "transform": settings.flows,
+        "lake": settings.lake.url and Topics(settings).lake_sinks,
+    }
     return tuple(name for name in known_agents() if has_work.get(name, True))
 
 

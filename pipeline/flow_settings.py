@@ -15,7 +15,7 @@ Path = Annotated[str, Field(pattern=r"^[^.\[\]]+(?:\.[^.\[\]]+|\[(?:\*|\d+)\])*$
 """Where an attribute is: `email`, `address.street`, `phones[*].number`, `enriched.customer.email`."""
 Where: TypeAlias = dict[str, Any] | str
 """A pattern, or an expression in CEL."""
-KEY_URI = r"^(file:.+|kms:.+)$"
+KEY_URI = r"^(file:.+|kms:.+|env:\w+)$"
 
 
 class Section(BaseModel):
@@ -229,8 +229,8 @@ class Flow(Section):
     mask_key: str | None = Field(
         None,
         pattern=KEY_URI,
-        description="The key of the masks: file:PATH of 32 random bytes in base64, or kms:PATH of a data key that AWS KMS has "
-        "encrypted.",
+        description="The key of the masks: file:PATH of 32 random bytes in base64, env:NAME of a variable that holds them, or "
+        "kms:PATH of a data key that AWS KMS has encrypted.",
     )
     through: Name | None = Field(
         None, description="Also writes what the steps made to <prefix>.enriched.<through>, before it is routed."

@@ -1,4 +1,4 @@
-"""Where keys come from: a file, or a data key that AWS KMS decrypts. They are never shown."""
+"""Where keys come from: a file, a variable, or a data key that AWS KMS decrypts. They are never shown."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from pipeline.steps.secrecy import KEY_BYTES, MaskKey
 
 @lru_cache
 def mask_key(uri: str) -> MaskKey:
-    """Return the key of `file:PATH` (32 random bytes, base64) or `kms:PATH` (a data key that KMS has encrypted, base64).
+    """Return the key of `file:PATH`, `env:NAME` (32 random bytes, base64) or `kms:PATH` (a data key that KMS has encrypted).
 
-    Raise UsageError when there is no such file or it holds no key, FatalError when KMS does not decrypt it.
+    Raise UsageError when it is not there or no key, FatalError when KMS does not decrypt it.
     """
-    kind, _, path = uri.partition(":")
-    content = _content(Path(path))
+    kind, _, place = uri.partition(":")
+    content = _decoded(_variable(place) if kind == "env" else _content(Path(place)), uri)
     if kind == "kms":
-        content = _decrypt(content, path)
+        content = _decrypt(content, place)
     try:
         return MaskKey(content)
     except ValueError as error:
-        raise UsageError(f"{uri}: {error}", hint=f"headwater flows new-key {path}.new") from error
+        raise UsageError(f"mask_key: {uri}: {error}", hint="headwater flows new-key mask.key") from error
 
 
 def new_key(path: Path) -> None:
@@ -46,11 +46,22 @@ def new_key(path: Path) -> None:
 
 def _content(path: Path) -> bytes:
     try:
-        return base64.b64decode(path.read_bytes().strip(), validate=True)
+        return path.read_bytes()
     except OSError as error:
         raise UsageError(f"mask_key: {path}: {error.strerror}", hint=f"headwater flows new-key {path}") from error
+
+
+def _variable(name: str) -> bytes:
+    if name not in os.environ:
+        raise UsageError(f"mask_key: the variable {name} is not set", hint=f"export {name}=$(cat mask.key)")
+    return os.environ[name].encode()
+
+
+def _decoded(text: bytes, uri: str) -> bytes:
+    try:
+        return base64.b64decode(text.strip(), validate=True)
     except binascii.Error as error:
-        raise UsageError(f"mask_key: {path} holds no base64", hint=f"headwater flows new-key {path}.new") from error
+        raise UsageError(f"mask_key: {uri} holds no base64", hint="headwater flows new-key mask.key") from error
 
 
 def _decrypt(content: bytes, path: str) -> bytes:

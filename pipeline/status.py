@@ -103,7 +103,7 @@ def status(settings: Settings) -> Status:
     members = _members(client, settings.prefix)
     with reading(settings) as consumer:
         reads = [("deduplicate", topics.ingest), ("transform", topics.raw)]
-        reads += [("lake", topic) for topic in topics.sinks.values()] if settings.lake.url else []
+        reads += [("lake", topic) for topic in topics.lake_sinks.values()] if settings.lake.url else []
         known, snapshots = _known(consumer, topics.shards, there.get(topics.shards, 0))
         gaps = _gaps(consumer, topics.gaps, there.get(topics.gaps, 0))
         return Status(

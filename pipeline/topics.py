@@ -75,6 +75,18 @@ class Topics:
         names = [sink for flow in self._flows for template in flow.sinks for sink in self._filled(flow, template)]
         return {name: self.sink(name) for name in names}
 
+    @property
+    def lake_sinks(self) -> dict[str, str]:
+        """The sinks whose messages the lake can read, and their topics: changes as AWS gives them, in JSON."""
+        other = {
+            sink
+            for flow in self._flows
+            if (flow.envelope.kind, flow.format.kind) != ("dynamodb", "json")
+            for template in flow.sinks
+            for sink in self._filled(flow, template)
+        }
+        return {name: topic for name, topic in self.sinks.items() if name not in other}
+
     def _filled(self, flow: Flow, template: str) -> list[str]:
         if not is_template(template):
             return [template]

@@ -8,6 +8,8 @@ twice, late or altered.
 from __future__ import annotations
 
 import base64
+import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Context, Decimal, localcontext
@@ -92,13 +94,13 @@ class Verdict:
         return not (self.lost or self.duplicated or self.out_of_order or self.altered or self.unexpected)
 
 
-def compare(expected: Truth, actual: Iterable[Actual]) -> Verdict:
+def compare(expected: Truth, actual: Iterable[Actual], comparison: Comparison | None = None) -> Verdict:
     """Compare what came out with what must have come out; in linear time.
 
     `actual` is in the order in which it was read, at least for each item: partition after partition will do.
     """
     with localcontext(EXACT):
-        comparison = _Comparison(expected)
+        comparison = comparison or Comparison(expected)
         for change in actual:
             comparison.see(change)
         return comparison.verdict()
@@ -139,7 +141,7 @@ def json_value(value: Mapping[str, Any]) -> dict[str, Any]:
     return {tag: inner}
 
 
-class _Comparison:
+class Comparison:
     """What has been seen so far. A change is known by its item, its version and whether it is a delete."""
 
     def __init__(self, expected: Truth) -> None:
@@ -159,8 +161,8 @@ class _Comparison:
         """Count one change that came out, under at most one fault beside `altered`."""
         table, key, event_id, op, new_json, old_json = actual
         self._seen += 1
-        new, old = _image(new_json), _image(old_json)
-        identity = ((table, key), _version(new or old), new is None)
+        new, old = self.read(new_json), self.read(old_json)
+        identity = ((table, key), self.version(new or old), new is None)
         known_event = (table, event_id) in self._event_ids
         self._event_ids.add((table, event_id))
         if identity not in self._places:
@@ -181,9 +183,21 @@ class _Comparison:
             self._show("out of order", event_id, identity)
         self._unseen.pop(identity, None)
         self._latest[identity[0]] = max(place, self._latest.get(identity[0], -1))
-        if op != expected.op or not _same(new, expected.new) or not _same(old, expected.old):
+        if op != expected.op or not self.same(new, old, expected):
             self._altered += 1
             self._show("altered", event_id, identity)
+
+    def read(self, image: bytes | None) -> Item | None:
+        """Return an image, decoded."""
+        return None if image is None else orjson.loads(image)
+
+    def version(self, item: Item | None) -> int:
+        """Return the item's version, or -1, which no change has, when it cannot be read."""
+        return _version(item)
+
+    def same(self, new: Item | None, old: Item | None, expected: Expected) -> bool:
+        """Say whether images are those that were written."""
+        return _same(new, expected.new) and _same(old, expected.old)
 
     def verdict(self) -> Verdict:
         """Count what never came, and judge."""
@@ -210,8 +224,66 @@ class _Comparison:
             self._examples.append(f"{fault}: {table} {key.decode(errors='replace')} {what} {version}{event}")
 
 
-def _image(image: bytes | None) -> Item | None:
-    return None if image is None else orjson.loads(image)
+class Masks:
+    """Values and what stands for them: one to one, and nothing that shows the value."""
+
+    def __init__(self) -> None:
+        self._hash_of: dict[str, str] = {}
+        self._value_of: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._hash_of)
+
+    def fits(self, value: str, shown: Any) -> bool:
+        """Say whether this may stand for a value, as far as is known by now."""
+        if not isinstance(shown, str) or not re.fullmatch("[0-9a-f]{64}", shown):
+            return False
+        return self._hash_of.setdefault(value, shown) == shown and self._value_of.setdefault(shown, value) == value
+
+
+class PlainComparison(Comparison):
+    """Compares plain JSON of items, one attribute of which is masked, with what was written."""
+
+    def __init__(self, expected: Truth, masked: str, masks: Masks) -> None:
+        super().__init__(expected)
+        self._masked, self._masks = masked, masks
+
+    def read(self, image: bytes | None) -> Item | None:
+        """Return an item, its numbers exact."""
+        return None if image is None else json.loads(image, parse_float=Decimal, parse_int=Decimal)
+
+    def version(self, item: Item | None) -> int:
+        """Return the item's version."""
+        plain: Mapping[str, Any] = item or {}
+        return int(plain.get(VERSION, -1))
+
+    def same(self, new: Item | None, old: Item | None, expected: Expected) -> bool:
+        """Say whether the item is the one that was written, with a mask in its place."""
+        shown = new if new is not None else old
+        written = expected.new if expected.new is not None else expected.old
+        if shown is None or written is None:
+            return False
+        wanted: dict[str, Any] = {name: plain(value) for name, value in written.items()}
+        clear = wanted.pop(self._masked, None)
+        mask = shown.pop(self._masked, None)
+        return shown == wanted and ((clear is None and mask is None) or self._masks.fits(str(clear), mask))
+
+
+def plain(value: Mapping[str, Any]) -> Any:
+    """Return an attribute value that boto3 takes as plain JSON says it: written apart from the product's own way."""
+    ((tag, inner),) = value.items()
+    if tag == "N":
+        return Decimal(inner)
+    if tag == "NS":
+        return sorted(map(Decimal, inner))
+    if tag == "NULL":
+        return None
+    if tag == "L":
+        return [plain(one) for one in inner]
+    if tag == "M":
+        return {name: plain(one) for name, one in inner.items()}
+    ((_, text),) = json_value(value).items()
+    return sorted(text) if tag in {"SS", "BS"} else text
 
 
 def _version(item: Item | None) -> int:

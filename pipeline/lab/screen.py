@@ -62,7 +62,8 @@ def show(console: Console, report: Report) -> None:
     )
     console.print(
         f"       {report.duplicates_injected:,} duplicates injected, {report.duplicates_dropped:,} dropped; "
-        f"{sum(report.sinks.values()):,} messages in {len(report.sinks)} sinks ({report.joined:,} joined), "
+        f"{sum(report.sinks.values()):,} messages in {len(report.sinks)} sinks ({report.joined:,} joined, "
+        f"{report.masked:,} names masked), "
         f"{report.parquet_rows:,} rows in {report.parquet_files:,} Parquet files; "
         f"{report.seconds} s on {report.broker}",
         highlight=False,

@@ -83,6 +83,15 @@ def compute(text: str, into: str) -> Step:
 
 def reference(value: Value) -> bytes:
     """Return an attribute value as the key of a reference table; b'' for a type that no key attribute has."""
+    raw = bytes(value)
+    if (
+        raw.startswith(b'{"S":"')
+        and raw.count(b'"') == 4
+        and raw.endswith(b'"}')
+        and b"\\" not in raw
+        and raw.isascii()
+    ):
+        return raw  # as canonical JSON writes it
     try:
         return canonical(_decode_value(value))
     except msgspec.DecodeError:  # a set, a list, a map, a boolean

@@ -102,35 +102,32 @@ def plain_document(event: Event, numbers: Numbers) -> dict[str, Plain]:
 
 
 def _debezium(numbers: Numbers) -> Callable[[Event], Plain]:
-    return lambda event: debezium_document(event, numbers)
+    def document(event: Event) -> Plain:
+        change = event.change
+        us = change.ts_us
+        before, after = event.before_json, event.after_json
+        found = {
+            "before": None if before is None else plain_item(before, numbers),
+            "after": None if after is None else plain_item(after, numbers),
+            "source": source(change),
+            "op": change.op,
+            "ts_ms": us // 1_000,
+            "ts_us": us,
+            "ts_ns": us * 1_000,
+            "transaction": None,
+        }
+        if event.added:
+            found["enriched"] = plain_added(event.added, numbers)
+        return found
 
-
-def debezium_document(event: Event, numbers: Numbers) -> dict[str, Plain]:
-    """Return a change as Debezium's connectors have it: before, after, source, op, ts_ms, ts_us, ts_ns, transaction.
-
-    `source` has the fields of every Debezium connector (version, connector, name, ts_ms, snapshot, db, sequence, ts_us, ts_ns)
-    and, beside them, what names a change of DynamoDB: table, stream ARN, event ID.
-    """
-    change = event.change
-    us = change.ts_us
-    before, after = event.before_json, event.after_json
-    document = {
-        "before": None if before is None else plain_item(before, numbers),
-        "after": None if after is None else plain_item(after, numbers),
-        "source": source(change),
-        "op": change.op,
-        "ts_ms": us // 1_000,
-        "ts_us": us,
-        "ts_ns": us * 1_000,
-        "transaction": None,
-    }
-    if event.added:
-        document["enriched"] = plain_added(event.added, numbers)
     return document
 
 
 def source(change: Change) -> dict[str, str | int]:
-    """Return Debezium's `source`."""
+    """Return Debezium's `source`: the fields of every connector, and what names a change of DynamoDB.
+
+    Those are version, connector, name, ts_ms, snapshot, db, sequence, ts_us, ts_ns; ours are table, stream_arn, event_id.
+    """
     us = change.ts_us
     return {
         "version": VERSION,

@@ -24,6 +24,8 @@ ENRICHED = "enriched"
 BOUND = re.compile(r"\.(?:all|exists|exists_one|map|filter)\(\s*([A-Za-z_]\w*)\s*,")
 """Finds the names that a macro gives to the elements of a list."""
 _TEXT = r"""(?:"[^"\\]*"|'[^'\\]*')"""
+EQUALITY = re.compile(r"""\s*(before|after)\.([A-Za-z]\w*)\s*==\s*(?:"([^"\\]+)"|'([^'\\]+)')\s*""").fullmatch
+"""Matches a comparison of an attribute with text."""
 CHEAP = re.compile(rf"\s*(?:op|table)\s*(?:(?:==|!=)\s*{_TEXT}|in\s*\[\s*{_TEXT}(?:\s*,\s*{_TEXT})*\s*\])\s*").fullmatch
 """Matches a comparison of `op` or `table` with constants."""
 Condition = Callable[[bytes, Change], bool]
@@ -43,17 +45,49 @@ def compile_expression(text: str) -> Condition:
     """
     evaluate = compile_value(text, NAMES)
     cheap, dear = _parts(text)
-    if not cheap or not dear:
-        return lambda value, change: truth(text, evaluate(value, change, {}))
-    first, rest = compile_value(" && ".join(cheap), NAMES), compile_value(" && ".join(dear), NAMES)
+    rules = [rule for part in dear if (rule := _equality(part)) is not None]
+    first = compile_value(" && ".join(cheap), NAMES) if cheap else None
+    rest = compile_value(" && ".join(dear), NAMES) if cheap and dear else evaluate
 
     def condition(value: bytes, change: Change) -> bool:
-        # false && anything is false in CEL, an error as well: what needs no image is asked before one is decoded.
-        if first(value, change, {}) is False:
+        # false && anything is false in CEL, an error as well: what needs no image, or little of one, is asked first.
+        if first is not None and (first(value, change, {}) is False or not dear):
+            return truth(text, first(value, change, {}))
+        if any(rule(change) for rule in rules):
             return False
         return truth(text, rest(value, change, {}))
 
     return condition
+
+
+def _equality(part: str) -> Callable[[Change], bool] | None:
+    """Return what tells that `after.name == "text"` does not hold, as there is other text; None: it is no such part."""
+    if (match := EQUALITY(part)) is None:
+        return None
+    image, name, text = match[1], match[2], match[3] or match[4]
+    one = msgspec.defstruct("One", [("value", Text, msgspec.field(name=name, default=NO_TEXT))])
+    look = msgspec.json.Decoder(one).decode
+
+    def differs(change: Change) -> bool:
+        content = change.after if image == "after" else change.before
+        if content is None:
+            return False
+        try:
+            found = look(content).value.text  # type: ignore[attr-defined]  # made at run time
+        except msgspec.DecodeError:
+            return False
+        return found is not None and found != text
+
+    return differs
+
+
+class Text(msgspec.Struct, gc=False, frozen=True):
+    """An attribute value, if it is text."""
+
+    text: str | None = msgspec.field(name="S", default=None)
+
+
+NO_TEXT = Text()
 
 
 def _parts(text: str) -> tuple[list[str], list[str]]:

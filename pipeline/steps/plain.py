@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
 import msgspec
@@ -121,4 +122,10 @@ def _other(value: Tagged, number: Callable[[str], Plain]) -> Plain:
 
 def plain_added(added: Mapping[str, msgspec.Raw], numbers: Numbers = "exact") -> dict[str, Plain]:
     """Return what was added to a change as plain values."""
-    return {name: plain_value(value, numbers) for name, value in added.items()}
+    return {name: _rendered(bytes(value), numbers) for name, value in added.items()}
+
+
+@lru_cache(maxsize=16_384)
+def _rendered(value: bytes, numbers: Numbers) -> Plain:
+    """Return an attribute value as plain JSON. The items of a reference table come again and again."""
+    return msgspec.Raw(encode(plain_value(value, numbers)))

@@ -14,6 +14,7 @@ import pytest
 from confluent_kafka import Producer
 from conftest import Headwater
 from fleet import Fleet, log_of
+from serving import Service
 from waiting import until
 
 from pipeline.lab.demo import Recorder
@@ -235,3 +236,69 @@ def test_a_flow_that_rejects_too_much_stands_until_another_version_is_applied(
         until(lambda: len(sink) + len(dead) == 300, "all of them")
         until(lambda: ready(workers)[0] == 200, "readiness")
         assert workers.all[0].starts == 1
+
+
+def test_what_is_masked_is_nowhere_in_clear_and_a_sealed_letter_can_be_tried_again(
+    kafka_stack: Endpoints, tmp_path: Path, headwater: Headwater
+) -> None:
+    headwater("flows", "new-key", str(tmp_path / "mask.key"))
+    masks = [{"path": "id", "how": "hash"}, {"path": "email", "how": "tokenise"}]
+    flow = {
+        "name": "f",
+        "to": "{table}-{op}",
+        "where": "after.n > 0",
+        "mask": masks,
+        "mask_key": f"file:{tmp_path / 'mask.key'}",
+        "through": "way",
+        "reject_limit": 1.0,
+    }
+    flowing = Flowing(kafka_stack, tmp_path, [flow])
+    ensure(admin(flowing.fleet.conf), [flowing.topics.late(flowing.topics.sink("orders-u"))], 1)
+    with (
+        flowing.recorded(flowing.topics.sink("orders-u")) as sink,
+        flowing.recorded(flowing.topics.enriched("way")) as way,
+        flowing.recorded(flowing.topics.dead_letter) as dead,
+        flowing.fleet.running() as workers,
+    ):
+        flowing.change("ada", {"n": 1, "email": "ada@example.com"})
+        flowing.change("ada", {"m": 1, "email": "ada@example.com"})
+        until(lambda: len(sink) == 1 and len(way) == 1 and len(dead) == 1, "one change, and one dead letter")
+        shown = [part for record in (*sink, *way, *dead) for part in (record.key(), record.value(), record.headers())]
+        assert "ada" not in repr(shown)
+        assert "ada@example.com" not in log_of(workers.all[0])
+        (listed,) = map(json.loads, headwater("dlq", "list", **flowing.environment()).stdout.splitlines())
+        assert "ada" not in json.dumps(listed)
+        (whole,) = map(json.loads, headwater("dlq", "show", listed["id"], **flowing.environment()).stdout.splitlines())
+        assert whole["value"]["dynamodb"]["NewImage"]["email"] == {"S": "ada@example.com"}
+        assert "there is no 'n'" in whole["reason"]
+        whole["value"]["dynamodb"]["NewImage"]["n"] = {"N": "2"}
+        (tmp_path / "new.json").write_text(json.dumps(whole["value"]))
+        edited = headwater("dlq", "edit", listed["id"], str(tmp_path / "new.json"), **flowing.environment())
+        assert edited.returncode == 0, edited.stderr
+        until(lambda: len(sink) == 2, "the letter, mended")
+        first, second = sink
+        assert first.key() == second.key()
+        assert first.partition() == second.partition()
+
+
+def test_a_lookup_that_fails_is_tried_again_until_there_is_an_answer(kafka_stack: Endpoints, tmp_path: Path) -> None:
+    service = Service()
+    service.status = 503
+    with service.running() as address:
+        step = {"kind": "lookup", "url": f"{address}/{{name}}", "into": "found"}
+        flowing = Flowing(kafka_stack, tmp_path, [{"name": "f", "to": "a", "enrich": [step]}])
+        with (
+            flowing.recorded(flowing.topics.sink("a")) as sink,
+            flowing.recorded(flowing.topics.dead_letter) as dead,
+            flowing.fleet.running() as workers,
+        ):
+            for number in range(20):
+                flowing.change(f"k{number}", {"name": f"n{number % 3}"})
+            until(lambda: "is tried again" in log_of(workers.all[0]), "a failure")
+            assert len(sink) == 0
+            service.status = 200
+            until(lambda: len(sink) == 20, "all changes")
+            assert len(dead) == 0
+            assert workers.all[0].starts == 1
+            value = json.loads(next(iter(sink)).value() or b"")
+            assert value["enriched"]["found"]["M"]["tier"] == {"S": "gold"}

@@ -169,7 +169,7 @@ def test_settings_files_on_the_pages_load(
     assert captured >= {table for flow in settings.flows for table in flow.references}, page
 
 
-PATTERNS = re.findall(r"^\| `(\{.+?\})` \|", TEXT["docs/how-to/write-a-flow.md"], re.MULTILINE)
+PATTERNS = re.findall(r"^\| `(\{.+?\})` \|", TEXT["docs/how-to/filter-changes.md"], re.MULTILINE)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -345,7 +345,7 @@ def test_an_agent_reads_what_the_map_says(name: str, built: App) -> None:
 def test_an_agent_writes_where_the_map_says(name: str) -> None:
     _, outputs, file = MAP[name]
     attributes = {
-        "<p>.sink.*": {"sink", "sinks"},
+        "<p>.sink.*": {"sink", "sinks", "lake_sinks"},
         "<p>.reference.*": {"references", "reference"},
         "<p>.enriched.*": {"enriched"},
     }

@@ -11,7 +11,7 @@ from flowing import flow, sinks
 
 from models.change import decode
 from pipeline.errors import UsageError
-from pipeline.steps.expression import ExpressionError, _parts, compile_expression, plain
+from pipeline.steps.expression import ExpressionError, _parts, compile_expression, compile_value, plain, truth
 
 BEFORE: dict[str, Any] = {"id": {"S": "o-1"}, "total": {"N": "5"}, "tags": {"SS": ["b", "a"]}, "gone": {"BOOL": True}}
 AFTER: dict[str, Any] = {
@@ -146,3 +146,20 @@ def test_a_cheap_part_that_does_not_hold_decides_without_the_image() -> None:
     assert compile_expression('op == "c" && after.nowhere > 1')(change(), decode(change())) is False
     with pytest.raises(ExpressionError, match="there is no 'nowhere'"):
         compile_expression('op == "u" && after.nowhere > 1')(change(), decode(change()))
+
+
+@pytest.mark.parametrize("status", [{"S": "paid"}, {"S": "open"}, {"N": "1"}, {"NULL": True}, None])
+@pytest.mark.parametrize("rest", ["after.total > 1.0", "after.nowhere > 1", "true"])
+def test_the_short_way_to_false_says_what_the_whole_expression_says(status: Any, rest: str) -> None:
+    image = {"total": {"N": "7.5"}, **({} if status is None else {"status": status})}
+    value = change(body={"NewImage": image})
+    text = f'after.status == "paid" && {rest}'
+
+    def told(evaluate: Any) -> Any:
+        try:
+            return truth(text, evaluate())
+        except ExpressionError as error:
+            return str(error)
+
+    whole = compile_value(text)
+    assert told(lambda: compile_expression(text)(value, decode(value))) == told(lambda: whole(value, decode(value), {}))

@@ -1,8 +1,8 @@
 # ruff: noqa: INP001 - a program that is run in another environment, no package
 """The flows of the benchmark in Quix Streams. Arguments: servers, group, input, output, reference topic, state directory, task.
 
-As a user would write them: values are decoded to Python, a step a line. The reference table is read into memory at the
-start, which is less work than a table that is kept up to date.
+As a user would write them: values are decoded to Python, images by boto3's deserializer. The reference table is read into
+memory at the start, which is less work than a table that is kept up to date.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from typing import Any
 
 import fastavro  # type: ignore[import-untyped,import-not-found,unused-ignore]
 import orjson
+from boto3.dynamodb.types import TypeDeserializer
 from confluent_kafka import Consumer, TopicPartition
 from quixstreams import Application  # type: ignore[import-not-found]  # in an environment of its own
 
 OPS = {"INSERT": "c", "MODIFY": "u", "REMOVE": "d"}
 
 
-def plain(value: dict[str, Any]) -> Any:
-    """Return an attribute value as plain JSON."""
-    ((tag, inner),) = value.items()
-    if tag == "N":
-        return orjson.Fragment(inner)
-    if tag == "NULL":
-        return None
-    if tag == "M":
-        return {name: plain(one) for name, one in inner.items()}
-    if tag == "L":
-        return [plain(one) for one in inner]
-    return inner
+deserialize = TypeDeserializer().deserialize
 
 
 def item(image: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Return an item as plain JSON."""
-    return None if image is None else {name: plain(value) for name, value in image.items()}
+    """Return an item as Python values, by boto3's own deserializer: numbers are exact decimals."""
+    return None if image is None else {name: deserialize(value) for name, value in image.items()}
+
+
+def dumps(value: Any) -> bytes:
+    """Return values as JSON, decimals with all their digits."""
+    return orjson.dumps(value, default=exact)
+
+
+def exact(value: Any) -> Any:
+    """Return what orjson writes for a value that it does not know."""
+    return orjson.Fragment(str(value)) if isinstance(value, Decimal) else list(value)
 
 
 def headers(change: dict[str, Any]) -> list[tuple[str, bytes]]:
@@ -97,10 +97,7 @@ SCHEMA = fastavro.parse_schema({"type": "record", "name": "orders", "fields": FI
 
 def avro(image: dict[str, Any]) -> bytes:
     """Return an item in Avro, with exact decimals."""
-    values = {
-        name: Decimal(value["N"]) if "N" in value else None if "NULL" in value else next(iter(value.values()))
-        for name, value in image.items()
-    }
+    values = item(image)
     out = io.BytesIO(b"\0\0\0\0\1")
     out.seek(5)
     fastavro.schemaless_writer(out, SCHEMA, values)
@@ -111,7 +108,7 @@ def debezium(change: dict[str, Any]) -> bytes:
     """Return a change in Debezium's envelope."""
     body, ts = change["dynamodb"], int(change["dynamodb"]["ApproximateCreationDateTime"])
     source = {"connector": "dynamodb", "table": "orders", "sequence": body["SequenceNumber"], "ts_ms": ts * 1000}
-    return orjson.dumps(
+    return dumps(
         {
             "before": item(body.get("OldImage")),
             "after": item(body.get("NewImage")),
@@ -129,7 +126,7 @@ def make(task: str, known: dict[bytes, Any]) -> Any:
     def joined(change: dict[str, Any], value: bytes) -> bytes:
         image = change["dynamodb"]["NewImage"]
         customer = known.get(json.dumps(image["customer_id"], separators=(",", ":")).encode())
-        return orjson.dumps({**(item(image) or {}), "customer": item(customer)})
+        return dumps({**(item(image) or {}), "customer": item(customer)})
 
     return {
         "pass_through": lambda change, value: value,
