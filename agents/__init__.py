@@ -8,7 +8,7 @@
           |
     deduplicate   <p>.ingest            -> <p>.raw, <p>.seen, <p>.delivered  agents/deduplicate.py
           |
-    transform     <p>.raw+<p>.retry -> <p>.sink.*, <p>.enriched.*, <p>.reference.*, <p>.parked, <p>.flows  agents/transform.py
+    transform   <p>.raw+<p>.retry -> <p>.sink.*, <p>.enriched.*, <p>.reference.*, <p>.flow-state, <p>.flows  agents/transform.py
           |  pipeline/running.py: the flows, compiled by pipeline/flows.py, their steps in pipeline/steps/
           |
     lake          <p>.sink.*            -> Parquet files              agents/lake.py

@@ -170,6 +170,11 @@ def _name(sink: str) -> Callable[[Change], str]:
     return lambda change: settings.fill(sink, table=change.table, op=change.op, source=change.source)
 
 
+def re_emits(step: settings.EnrichSettings) -> bool:
+    """Say whether a step has changes sent again."""
+    return isinstance(step, settings.Join) and step.on_reference_change == "re-emit"
+
+
 class _Compiler:
     """Compiles the parts of one flow."""
 
@@ -208,7 +213,7 @@ class _Compiler:
     def enrich(self, step: settings.EnrichSettings, place: str) -> Step:
         if isinstance(step, settings.Join):
             lookup = self._means.references[step.table]
-            return join(JoinStep(step.table, step.on, step.into, lookup, step.missing, step.hold))
+            return join(JoinStep(step.table, step.on, step.into, lookup, step.missing, step.hold, re_emits(step)))
         if isinstance(step, settings.Compute):
             try:
                 return compute(step.expression, step.into)

@@ -6,7 +6,10 @@ import asyncio
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
+
+from confluent_kafka import Message
 
 from models.change import decode
 from models.dead_letter import FLOW, OFFSET, DeadLetter
@@ -14,9 +17,10 @@ from pipeline import flow_settings as settings
 from pipeline.app import Worker
 from pipeline.errors import HeadwaterError
 from pipeline.flow_versions import FlowVersions
-from pipeline.flows import Means, compile_flow, schema_registry
+from pipeline.flows import Means, compile_flow, re_emits, schema_registry
 from pipeline.secrets import mask_key
-from pipeline.state.parked import Head, Lot, Parked, Place, Waiting
+from pipeline.state.joined import Entry, Joined, Reference
+from pipeline.state.parked import Head, Lot, Place, Waiting
 from pipeline.state.reference import ReferenceTable
 from pipeline.steps.enrich import MissingReferenceError, reference_key
 from pipeline.steps.flow import Flow, Given, Result
@@ -32,6 +36,8 @@ AT_LEAST = 100
 """Changes before the share says anything."""
 PIECE = 500
 """Changes that go through the flows at once: 1 to 3 us a change less than with batches of 4,000."""
+RE_EMITTED = "re_emitted"
+"""Header of what is sent again because a reference has changed: the reference's table."""
 SKIP = "headwater.skip"
 """Header of a message on the retry topic: the change itself is given up, those behind it go on."""
 
@@ -62,6 +68,8 @@ class RunningFlow:
     limit: RejectLimit
     parks: bool
     """Whether changes of it may wait."""
+    re_emits: bool
+    """Whether changes of it are sent again when a reference changes."""
     asks: bool
     """Whether it asks others for many changes at once: a database, a service, a function of the user."""
     key: MaskKey | None
@@ -81,20 +89,24 @@ class FlowRunner:
         self._references: dict[str, ReferenceTable] = {}
         self._functions = load(worker.settings.modules)
         self._registry = schema_registry(worker.settings)
+        self._watched_by: dict[str, bool] = {}
+        """Reference tables whose changes have changes sent again."""
         self._topics_of: dict[str, str] = {}
         """The topics of sinks that are there."""
         self._known = {topic.name for topic in worker.topics.all()}
         transport, topics = worker.transport, worker.topics
         # It frees what waits before the reference tables and the others finish the slice.
-        self.parked = Parked(
+        self.state = Joined(
             transport,
             topics.raw,
-            topics.parked,
+            topics.flow_state,
             worker.settings.state_dir,
             is_there=lambda table, key: self._find(table)(key) is not None,
             release=self._release,
+            watched=self._watched,
+            emit=self._emit,
         )
-        transport.join(self.parked)
+        transport.join(self.state)
         for flow in worker.settings.flows:
             for table in flow.references:
                 self._reference(table)
@@ -111,6 +123,12 @@ class FlowRunner:
                 consumer = cast("Consumer", self._worker.app.consumer)
                 self._references[table].assigned(frozenset(consumer.assignment()))
         tables = {table for flow in flows for table in flow.references}
+        self._watched_by = {
+            step.table: True
+            for flow in flows
+            for step in flow.enrich
+            if isinstance(step, settings.Join) and re_emits(step)
+        }
         means = Means(
             references={table: self._find(table) for table in tables},
             rows={table: self._references[table] for table in tables},
@@ -124,6 +142,7 @@ class FlowRunner:
                 compile_flow(flow, means),
                 RejectLimit(flow.reject_limit),
                 flow.order == "strict" or any(isinstance(step, settings.Join) and step.hold for step in flow.enrich),
+                any(map(re_emits, flow.enrich)),
                 any(step.kind in {"sql", "lookup", "python"} for step in flow.enrich),
                 mask_key(flow.mask_key) if flow.mask_key is not None and flow.mask else None,
             )
@@ -136,10 +155,22 @@ class FlowRunner:
             return False
         topic = self.topics.reference(table)
         self._references[table] = ReferenceTable(
-            self._worker.transport, topic, self.topics.raw, self._worker.settings.state_dir
+            self._worker.transport,
+            topic,
+            self.topics.raw,
+            self._worker.settings.state_dir,
+            on_change=partial(self._changed, table),
         )
         self._worker.transport.join(self._references[table])
         return True
+
+    def _changed(self, table: str, records: Sequence[Message]) -> None:
+        if table in self._watched_by:
+            self.state.changed(table, records)
+
+    def _watched(self) -> dict[str, str]:
+        """Return the topics of the reference tables whose changes have changes sent again, by table."""
+        return {table: self.topics.reference(table) for table in self._watched_by}
 
     def _find(self, table: str) -> Callable[[bytes], bytes | None]:
         return self._references[table].get
@@ -156,7 +187,7 @@ class FlowRunner:
         for begin in range(0, len(batch), piece):
             given = self._given(batch[begin : begin + piece])
             for flow in flows:
-                self._settle(flow, batch.partition, flow.steps.run(given), fresh=True)
+                self._settle(flow, batch.partition, given, fresh=True)
         metrics = self._worker.metrics
         metrics.count(metrics.changes, len(batch), STAGE)
 
@@ -175,10 +206,11 @@ class FlowRunner:
             given.append(Given(cast("int", record.offset()), record.key(), value, change, record.timestamp()[1] / 1000))
         return given
 
-    def _settle(self, flow: RunningFlow, partition: int, results: Iterable[Result], *, fresh: bool) -> None:
-        """Write what a flow made of changes of one partition, in their order; park what must wait."""
+    def _settle(self, flow: RunningFlow, partition: int, given: Sequence[Given], *, fresh: bool) -> None:
+        """Run changes of one partition through a flow, and write what it made of them, in their order; park what must wait."""
         sent, seen, parked, rejected = [], 0, 0, 0
-        lot = self.parked.lot(partition) if flow.parks else None
+        results = flow.steps.run(given)
+        lot = self.state.lot(partition) if flow.parks else None
         for result in results:
             seen += 1
             if lot is not None and self._parks(flow, lot, result):
@@ -189,6 +221,8 @@ class FlowRunner:
             else:
                 sent.append(result)
         self._send(flow, partition, sent)
+        if flow.re_emits:
+            self._remember(flow, partition, given, results, sent)
         metrics, name = self._worker.metrics, flow.settings.name
         for outcome, count in (("rejected", rejected), ("parked", parked), ("taken", len(sent))):
             metrics.count(metrics.flow_changes, count, name, outcome)
@@ -251,6 +285,52 @@ class FlowRunner:
         loop: asyncio.AbstractEventLoop = self._worker.app.loop
         loop.call_soon_threadsafe(self.versions.stand, flow.settings.name, reason)
 
+    # -- references change --------------------------------------------------------------------------------------------
+
+    def _remember(
+        self,
+        flow: RunningFlow,
+        partition: int,
+        given: Sequence[Given],
+        results: Sequence[Result],
+        sent: Sequence[Result],
+    ) -> None:
+        """Take note of the last change of each item, and what it was joined with; of none that the flow has left out."""
+        joins, tables = self.state.joins(partition), flow.steps.tables
+        taken = {result.given.offset for result in results}
+        made = {result.given.offset: result for result in sent}
+        for one in given:
+            if tables and one.change.table not in tables:
+                continue
+            result = made.get(one.offset)
+            if result is None and one.offset in taken:
+                continue  # rejected, or it waits: readers have the one before
+            references: list[Reference] = []
+            if result is not None and result.messages and one.change.after is not None:
+                references = [Reference(*found) for found in result.references]
+            place = Place(flow.settings.name, one.key or b"")
+            joins.put(place, references, Waiting(one.offset, one.at, one.key, one.value))
+
+    def _emit(self, partition: int, reference: Reference, entries: Sequence[Entry]) -> None:
+        """Send the last changes of items again, joined with the reference as it is now."""
+        mark = (RE_EMITTED, reference.table.encode())
+        lot = self.state.lot(partition)
+        for flow in self.versions.current:
+            given = [
+                Given(one.last.offset, one.last.key, one.last.value, decode(one.last.value), one.last.at)
+                for one in entries
+                # What waits behind a rejected change is joined when it goes on.
+                if one.flow == flow.settings.name and lot.head(Place(one.flow, one.item)) is None
+            ]
+            sent = []
+            for result in flow.steps.run(given) if flow.re_emits else ():
+                if result.error is not None:
+                    self._reject(flow, partition, result.given, result)
+                    continue
+                result.messages = [one._replace(headers=[*one.headers, mark]) for one in result.messages]
+                sent.append(result)
+            self._send(flow, partition, sent)
+
     # -- what has waited goes on --------------------------------------------------------------------------------------
 
     def _release(self, partition: int, place: Place) -> None:
@@ -278,7 +358,7 @@ class FlowRunner:
 
     def _go_on(self, partition: int, place: Place, first: list[Given]) -> None:
         flow = self._flow(place.flow)
-        waiting = self.parked.lot(partition).free(place)
+        waiting = self.state.lot(partition).free(place)
         given = first + [Given(one.offset, one.key, one.value, decode(one.value), one.at) for one in waiting]
         if flow is None:
             gone = HeadwaterError(f"there is no flow {place.flow} any more")
@@ -288,7 +368,7 @@ class FlowRunner:
                 )
                 self._worker.reject_letter(letter)
             return
-        self._settle(flow, partition, flow.steps.run(given), fresh=False)
+        self._settle(flow, partition, given, fresh=False)
 
 
 def _opened(key: bytes | None, value: bytes, flow: RunningFlow | None) -> tuple[bytes | None, bytes]:

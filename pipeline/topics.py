@@ -51,7 +51,7 @@ class Topics:
         self.gaps = self._name("gaps")
         self.flows = self._name("flows")
         self.retry = self._name("retry")
-        self.parked = self._name("parked")
+        self.flow_state = self._name("flow-state")
         self.dead_letter_states = self._name("dead-letter-states")
 
     def _name(self, rest: str) -> str:
@@ -134,7 +134,7 @@ class Topics:
             *(Topic(name, count, f"items of {table}", compacted) for table, name in self.references.items()),
             Topic(self.flows, 1, "versions of the flows, and who runs which", compacted),
             Topic(self.retry, count, "rejected changes to be tried again", {"retention.ms": str(7 * DAY_MS)}),
-            Topic(self.parked, count, "changes that wait behind one of their item", compacted),
+            Topic(self.flow_state, count, "changes that wait, and what was joined with references", compacted),
             Topic(self.dead_letter_states, 1, "which dead letters are done with", compacted),
             *(Topic(name, count, "what a flow publishes on its way", kept) for name in self.through),
             *(Topic(name, count, f"sink {sink}", kept) for sink, name in self.sinks.items()),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -40,7 +40,16 @@ class _Written:
 class ReferenceTable(Participant):
     """Items by reference key. Partitions of `gate` wait until the table has been read to its end once."""
 
-    def __init__(self, transport: Transport, topic: str, gate: str, directory: Path) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        topic: str,
+        gate: str,
+        directory: Path,
+        on_change: Callable[[Sequence[Message]], None] = lambda records: None,
+    ) -> None:
+        """`on_change` is told of records once they are there, in the follower's thread."""
+        self._on_change = on_change
         self.topic, self.gate = topic, gate
         self._transport, self._path = transport, directory / f"{topic}.db"
         self._store: Store | None = None
@@ -134,3 +143,4 @@ class ReferenceTable(Participant):
         puts = [(key, item) for key, item in latest.items() if item is not None]
         self._applied += len(records)
         self._store.write(puts, [key for key, item in latest.items() if item is None], **offsets)
+        self._on_change(records)

@@ -43,11 +43,15 @@ class JoinStep:
     lookup: Lookup
     missing: Literal["null", "drop", "reject"] = "null"
     hold: float = 0.0
+    re_emits: bool = False
+    """Whether the change is sent again when the item changes, or comes."""
     clock: Callable[[], float] = time.time
 
     def __call__(self, event: Event) -> None:
         """Add the item."""
         key = self._key(event)
+        if self.re_emits and key:
+            event.references.append((self.table, key))
         item = self.lookup(key) if key else None
         if item is not None:
             event.added[self.into] = msgspec.Raw(b'{"M":' + item + b"}")

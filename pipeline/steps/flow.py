@@ -59,6 +59,8 @@ class Result:
     """Why it was rejected; then there are no messages."""
     stage: str = ""
     """The step that rejected it."""
+    references: list[tuple[str, bytes]] = field(default_factory=list)
+    """Tables and keys of the references whose changes have it sent again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,7 @@ class Flow:
         self._steps(self.shape, picked, watch)
         self._encode(picked, sinks, watch)
         for result, event in picked:
+            result.references = event.references
             if event.error is not None:
                 result.error = event.error
                 result.messages.clear()

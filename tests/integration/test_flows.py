@@ -61,6 +61,12 @@ class Flowing:
         self._producer.produce(self.topics.raw, json.dumps(value).encode(), key_bytes)
         assert self._producer.flush(20) == 0
 
+    def references(self) -> int:
+        """How many items the reference table of customers has."""
+        with Recorder(self.fleet.conf, self.topics.reference("customers")) as recorder:
+            until(lambda: recorder.is_at_end(self.fleet.conf), "the end of the reference topic")
+            return len({record.key() for record in recorder})
+
     @contextmanager
     def recorded(self, topic: str) -> Iterator[Recorder]:
         with Recorder(self.fleet.conf, topic) as recorder:
@@ -302,3 +308,46 @@ def test_a_lookup_that_fails_is_tried_again_until_there_is_an_answer(kafka_stack
             assert workers.all[0].starts == 1
             value = json.loads(next(iter(sink)).value() or b"")
             assert value["enriched"]["found"]["M"]["tier"] == {"S": "gold"}
+
+
+def test_a_change_of_a_reference_sends_what_it_was_joined_with_again(kafka_stack: Endpoints, tmp_path: Path) -> None:
+    join = {"kind": "join", "table": "customers", "on": "customer", "into": "c", "on_reference_change": "re-emit"}
+    flow = {"name": "f", "from": ["orders"], "where": "after.n > 0", "enrich": [join], "to": "a"}
+    flowing = Flowing(kafka_stack, tmp_path, [flow])
+
+    def sent(sink: Recorder) -> list[tuple[str, str]]:
+        """Event IDs, and the name that the change was joined with."""
+        values = [json.loads(record.value() or b"") for record in sink]
+        return [(v["eventID"], v["enriched"]["c"].get("M", {}).get("name", {}).get("S", "")) for v in values]
+
+    with flowing.recorded(flowing.topics.sink("a")) as sink:
+        with flowing.fleet.running():
+            flowing.change("ada", {"name": "Ada"}, table="customers")  # e1
+            flowing.change("bob", {"name": "Bob"}, table="customers")  # e2
+            until(lambda: flowing.references() == 2, "both customers")
+            flowing.change("o1", {"customer": "ada", "n": 1})  # e3
+            flowing.change("o2", {"customer": "ada", "n": 1})  # e4
+            flowing.change("o3", {"customer": "bob", "n": 1})  # e5
+            flowing.change("o2", {"customer": "bob", "n": 2})  # e6: points to another one now
+            flowing.change("o4", {"customer": "ada", "n": 1})  # e7
+            flowing.change("o4", {"customer": "ada", "n": 0})  # e8: left out, so nothing of it is sent again
+            until(lambda: len(sink) == 5, "five changes")
+            flowing.change("ada", {"name": "Ada Lovelace"}, table="customers")  # e9
+            until(lambda: len(sink) == 6, "the one of Ada's that is hers still")
+        assert sorted(sent(sink))[:6] == [
+            ("e3", "Ada"),
+            ("e3", "Ada Lovelace"),
+            ("e4", "Ada"),
+            ("e5", "Bob"),
+            ("e6", "Bob"),
+            ("e7", "Ada"),
+        ]
+        marked = [dict(record.headers() or []).get("re_emitted") for record in sink]
+        assert marked.count(b"customers") == 1
+        (tmp_path / "worker-1.state").rename(tmp_path / "lost.state")
+        with flowing.fleet.running():
+            flowing.change("bob", {"name": "Robert"}, table="customers")  # e10
+            until(lambda: len(sink) == 8, "both of Bob's")
+            flowing.change("o5", {"customer": "ada", "n": 1})  # e11
+            until(lambda: len(sink) == 9, "a change after all that is sent again")
+        assert {one for one in sent(sink) if one[1] == "Robert"} == {("e5", "Robert"), ("e6", "Robert")}

@@ -1,0 +1,247 @@
+"""Which items were joined with which references, and their last changes: to send them again when a reference changes.
+
+By partition of raw, on disk, exactly once: an entry enters the transaction of the slice that sends the change, and how far the
+changes of a reference have been followed enters the one that sends changes again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from hashlib import blake2b
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+import msgspec
+from confluent_kafka import Message
+from faust.types import TP
+
+from pipeline.errors import FatalError
+from pipeline.state import changelog
+from pipeline.state.parked import Parked, Place, Waiting
+from pipeline.state.table_partitions import TablePartition
+from pipeline.transport import Slice, Transport
+
+if TYPE_CHECKING:
+    from pipeline.transport.consumer import Consumer
+
+MOST = 2_000
+"""Items of a partition that are sent again with one slice at most."""
+
+
+class Reference(NamedTuple):
+    """An item of a reference table."""
+
+    table: str
+    key: bytes
+
+
+class Entry(msgspec.Struct, array_like=True, frozen=True):
+    """The last change of an item in a flow, and what it was joined with."""
+
+    flow: str
+    item: bytes
+    references: list[Reference]
+    last: Waiting
+
+
+class Change(NamedTuple):
+    """A change of a reference: where it stands on the reference topic."""
+
+    table: str
+    partition: int
+    offset: int
+    key: bytes
+
+
+class Reached(msgspec.Struct, array_like=True, frozen=True):
+    """How far the changes of a partition of a reference topic have been followed."""
+
+    offset: int
+    after: bytes = b""
+    """Of the change at this offset: the index entry behind which it goes on; b'' for its beginning."""
+
+
+encode = msgspec.msgpack.encode
+_decode_entry = msgspec.msgpack.Decoder(Entry).decode
+_decode_reached = msgspec.msgpack.Decoder(Reached).decode
+
+
+class Joins:
+    """The joined items of one partition, within a slice."""
+
+    def __init__(self, part: TablePartition) -> None:
+        self._part = part
+
+    def put(self, place: Place, references: Sequence[Reference], last: Waiting) -> None:
+        """Take note of an item's last change in a flow; without references, of none."""
+        key = _entry_of(place)
+        before = self._part.get(key)
+        if before is None and not references:
+            return
+        old = set() if before is None else {_index_of(one, place) for one in _decode_entry(before).references}
+        new = {_index_of(one, place): key for one in references}
+        writes: dict[bytes, bytes | None] = dict.fromkeys(old - new.keys())
+        writes |= new
+        writes[key] = encode(Entry(place.flow, place.item, list(references), last)) if references else None
+        self._part.write(writes)
+
+    def get(self, key: bytes) -> Entry | None:
+        """Return the entry of a key that the index names."""
+        found = self._part.get(key)
+        return None if found is None else _decode_entry(found)
+
+    def with_reference(self, one: Reference, after: bytes, most: int) -> list[tuple[bytes, bytes]]:
+        """Return index entries of a reference behind one of them, in order, with the keys of the items' entries."""
+        prefix = _prefix_of(one)
+        start = after + b"\0" if after else prefix
+        keys = sorted(
+            {
+                *islice(self._part.keys(prefix, start), most),
+                *(key for key in self._part.written(prefix) if key >= start),
+            }
+        )[:most]
+        return [(key, value) for key, value in zip(keys, self._part.get_many(keys), strict=True) if value is not None]
+
+    def reached(self, table: str, partition: int) -> Reached | None:
+        """Return how far a partition of a reference topic has been followed; None: it never was."""
+        found = self._part.get(_reached_of(table, partition))
+        return None if found is None else _decode_reached(found)
+
+    def reach(self, table: str, partition: int, reached: Reached) -> None:
+        """Take note of how far it has been followed."""
+        self._part.write({_reached_of(table, partition): encode(reached)})
+
+
+def _digest(content: bytes) -> bytes:
+    return blake2b(content, digest_size=16).digest()
+
+
+def _entry_of(place: Place) -> bytes:
+    return b"i/" + _digest(place.flow.encode() + b"\0" + place.item)
+
+
+def _prefix_of(one: Reference) -> bytes:
+    return b"x/" + _digest(one.table.encode() + b"\0" + one.key) + b"/"
+
+
+def _index_of(one: Reference, place: Place) -> bytes:
+    return _prefix_of(one) + _entry_of(place)[2:]
+
+
+def _reached_of(table: str, partition: int) -> bytes:
+    return f"d/{table}/{partition}".encode()
+
+
+class Joined(Parked):
+    """Follows the slices. `joins` is for the transform agent; `emit` sends the last changes of items again, in the slice."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        topic: str,
+        changelog_topic: str,
+        directory: Path,
+        *,
+        is_there: Callable[[str, bytes], bool],
+        release: Callable[[int, Place], None],
+        watched: Callable[[], Mapping[str, str]],
+        emit: Callable[[int, Reference, Sequence[Entry]], None],
+    ) -> None:
+        """`watched` gives the topics of the reference tables whose changes are followed, by table."""
+        super().__init__(transport, topic, changelog_topic, directory, is_there=is_there, release=release)
+        self._watched, self._emit = watched, emit
+        self._lock = threading.Lock()
+        self._news: dict[int, list[Change]] = {}
+        """By partition of raw, the changes of references that have not been followed there, or not for certain."""
+
+    def joins(self, partition: int) -> Joins:
+        """Return the joined items of a partition, the slice under way included."""
+        if partition not in self.all:
+            raise FatalError(
+                f"partition {partition} of {self.fence} is not on this worker, though that of raw is: "
+                "the group has workers of another version",
+                hint="stop all workers, then start them in the new version",
+            )
+        return Joins(self.all[partition])
+
+    def changed(self, table: str, records: Iterable[Message]) -> None:
+        """Take note of changes of a reference table; in its follower's thread."""
+        found = [_change(table, record) for record in records]
+        with self._lock:
+            for news in self._news.values():
+                news.extend(found)
+
+    def due(self) -> bool:
+        """Say whether a reference has changed."""
+        return any(self._news.values()) or super().due()
+
+    def finish(self, work: Slice) -> None:
+        """Send again what was joined with references that have changed, and write the changelog."""
+        for number in self.all:
+            if self._news.get(number):
+                self._follow(number)
+        super().finish(work)
+
+    def _follow(self, number: int) -> None:
+        joins, left = self.joins(number), MOST
+        with self._lock:
+            news = list(self._news[number])
+        committed = set()
+        for change in news:
+            reached = joins.reached(change.table, change.partition)
+            if reached is not None and reached.offset > change.offset:
+                committed.add(change)
+                continue
+            after = reached.after if reached is not None and reached.offset == change.offset else b""
+            reference = Reference(change.table, change.key)
+            found = joins.with_reference(reference, after, left)
+            entries = [entry for _, key in found if (entry := joins.get(key)) is not None]
+            if entries:
+                self._emit(number, reference, entries)
+            left -= len(found)
+            if left <= 0:
+                joins.reach(change.table, change.partition, Reached(change.offset, found[-1][0]))
+                break
+            joins.reach(change.table, change.partition, Reached(change.offset + 1))
+        # Only what an earlier slice has followed is let go: this one may be aborted.
+        with self._lock:
+            self._news[number] = [change for change in self._news[number] if change not in committed]
+
+    def revoked(self, partitions: frozenset[TP]) -> None:
+        """Let go of partitions."""
+        with self._lock:
+            for tp in partitions:
+                if tp.topic == self.fence:
+                    self._news.pop(tp.partition, None)
+        super().revoked(partitions)
+
+    async def _recover(self, consumer: Consumer, tp: TP, claim: object) -> TablePartition:
+        with self._lock:
+            self._news[tp.partition] = []  # what changes from here on is heard of
+        partition = await super()._recover(consumer, tp, claim)
+        joins, missed = Joins(partition), list[Change]()
+        for table, topic in self._watched().items():
+            for number in range(await consumer.questions.partitions(topic)):
+                end = await consumer.questions.end(TP(topic, number))
+                reached = joins.reached(table, number)
+                if reached is not None and reached.offset < end:
+                    await asyncio.to_thread(self._read, missed, table, TP(topic, number), reached.offset, end)
+        with self._lock:
+            self._news[tp.partition] = missed + self._news[tp.partition]
+        return partition
+
+    def _read(self, missed: list[Change], table: str, tp: TP, start: int, end: int) -> None:
+        """Read the changes of a reference that came while nobody had the partition."""
+
+        def apply(records: list[Message]) -> bool:
+            missed.extend(_change(table, record) for record in records)
+            return True
+
+        changelog.read(self._transport.client_conf(), tp, start, end, apply)
+
+
+def _change(table: str, record: Message) -> Change:
+    return Change(table, cast("int", record.partition()), cast("int", record.offset()), cast("bytes", record.key()))
