@@ -29,9 +29,10 @@ demo: setup ## carry changes from DynamoDB to Parquet on this machine, and prove
 test: setup ## run all tests (TEST_ARGS="-k name" for some)
 	@$(BIN)/pytest $(TEST_ARGS)
 
-bench: setup ## measure deduplication against the loop by hand and peers, ingest against plain boto3 (20 to 30 minutes)
+bench: setup ## measure deduplication and flows against peers, ingest against plain boto3 (45 minutes)
 	@$(BIN)/headwater bench dedup --peers
 	@$(BIN)/headwater bench ingest
+	@$(BIN)/headwater bench flows
 
 chaos: setup ## hurt workers and broker 100 times under load, and prove that nothing is lost (20 minutes; SEED=1 for the same again)
 	@$(BIN)/headwater chaos --faults 100 --seed $(SEED) --page docs/reliability.md --json

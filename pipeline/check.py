@@ -17,7 +17,7 @@ from botocore.parsers import ResponseParserError
 
 from pipeline.app import known_agents, wanted_agents
 from pipeline.errors import HeadwaterError
-from pipeline.flow_settings import Flow
+from pipeline.flow_settings import TOPIC, Flow
 from pipeline.flows import compile_flow, onlooking
 from pipeline.secrets import mask_key
 from pipeline.settings import DynamoDBStream, Kinesis, Settings
@@ -28,7 +28,7 @@ from pipeline.sources.kinesis import plain
 from pipeline.sources.places import ShardOf
 from pipeline.sources.snapshot import Snapshotter
 from pipeline.sources.streams import Start, StreamApi
-from pipeline.topics import Topics, admin, look
+from pipeline.topics import Topic, Topics, admin, look
 
 LEAST_DISK = 1 << 30
 
@@ -84,7 +84,9 @@ def _agents(settings: Settings) -> str:
 
 def _flow(settings: Settings, flow: Flow) -> str:
     for table in flow.references:
-        if settings.sources and not any(captures(source, table) for source in settings.sources):
+        if table.startswith(TOPIC):
+            _foreign(settings, table.removeprefix(TOPIC))
+        elif settings.sources and not any(captures(source, table) for source in settings.sources):
             raise HeadwaterError(
                 f"reads the table {table}, which no source captures: it would never find anything",
                 hint=f"add {table!r} to the tables of [[sources]]",
@@ -93,6 +95,14 @@ def _flow(settings: Settings, flow: Flow) -> str:
     if flow.mask and flow.mask_key is not None:
         mask_key(flow.mask_key)
     return f"{', '.join(flow.tables) or 'all tables'} -> {', '.join(flow.sinks)}"
+
+
+def _foreign(settings: Settings, topic: str) -> None:
+    (found,) = look(admin(settings.kafka.conf), [Topic(topic, 0, "joined")], timeout=10)
+    if not found.partitions:
+        raise HeadwaterError(
+            f"joins the topic {topic}, which is not there", hint=f"kafka-topics.sh --describe --topic {topic}"
+        )
 
 
 def _state(settings: Settings) -> str:

@@ -15,6 +15,8 @@ Path = Annotated[str, Field(pattern=r"^[^.\[\]]+(?:\.[^.\[\]]+|\[(?:\*|\d+)\])*$
 """Where an attribute is: `email`, `address.street`, `phones[*].number`, `enriched.customer.email`."""
 Where: TypeAlias = dict[str, Any] | str
 """A pattern, or an expression in CEL."""
+TOPIC = "topic:"
+"""What the name of a reference begins with that is a topic."""
 KEY_URI = r"^(file:.+|kms:.+|env:\w+)$"
 
 
@@ -28,7 +30,11 @@ class Join(Section):
     """Adds the current item of another captured table: a foreign-key join."""
 
     kind: Literal["join"] = Field(description="The kind of the step.")
-    table: Name = Field(description="The reference table: a captured DynamoDB table.")
+    table: Name | None = Field(None, description="The reference table: a captured DynamoDB table.")
+    topic: Name | None = Field(
+        None,
+        description="A compacted topic instead of a table: its keys are what `on` holds, as text, its values JSON objects.",
+    )
     on: str = Field(
         min_length=1, description="The attribute of the change that holds the reference table's partition key."
     )
@@ -49,6 +55,17 @@ class Join(Section):
         "ignore",
         description="re-emit: when the item of the reference table changes, the changes that it was added to are sent again.",
     )
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Join:
+        if (self.table is None) == (self.topic is None):
+            raise ValueError("join: name a table or a topic")
+        return self
+
+    @property
+    def reference(self) -> str:
+        """What is joined: the table's name, or `topic:` and the topic's."""
+        return self.table if self.table is not None else f"{TOPIC}{self.topic}"
 
 
 class Compute(Section):
@@ -290,7 +307,7 @@ class Flow(Section):
         """The reference tables that its steps read."""
         found: list[str] = []
         for step in self.enrich:
-            found += [step.table] if isinstance(step, Join) else step.tables if isinstance(step, Sql) else []
+            found += [step.reference] if isinstance(step, Join) else step.tables if isinstance(step, Sql) else []
         return list(dict.fromkeys(found))
 
     @property

@@ -1,7 +1,7 @@
 """Which flows the workers run: those of their settings, until a version is applied; then that one, on all of them.
 
 A version stands on the flows topic, whole, under the key `flows`; each worker writes there what it runs, under `worker/` and
-its client ID. A worker takes a version up between two slices: no slice is done half by one and half by another.
+its transactional ID. A worker takes a version up between two slices: no slice is done half by one and half by another.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ class Version(msgspec.Struct, frozen=True):
 class WorkerFlows(msgspec.Struct, frozen=True):
     """What a worker says of its flows."""
 
+    client: str
+    """Its client ID: members of the group are known by it."""
     version: int
     """The version that it runs; 0: the flows of its settings."""
     at: float
@@ -103,13 +105,13 @@ class FlowVersions(Participant, Generic[T]):
     ) -> None:
         self.topic, self.gate = topic, frozenset(gate)
         self._transport, self._own, self._build = transport, own, build
-        self._key = WORKER + client_id.encode()
+        self._client_id = client_id
         self._current: T | None = None
         self._next: tuple[Version, T] | None = None
         self._seen = Version(0)
         """The last version that was read."""
-        self._said = WorkerFlows(-1, 0.0)
-        self._runs = WorkerFlows(0, time.time())
+        self._said = WorkerFlows(client_id, -1, 0.0)
+        self._runs = WorkerFlows(client_id, 0, time.time())
         self._stopped: dict[str, str] = {}
         self._follower: Follower | None = None
         self._caught_up = False
@@ -204,7 +206,9 @@ class FlowVersions(Participant, Generic[T]):
             self._take_up(*self._next)
             self._next = None
         if self._caught_up and self._runs != self._said:
-            self._transport.transaction.produce(self.topic, self._key, encode(self._runs), 0)
+            # By the state directory, which outlives the process: the topic holds one entry a worker, however often it starts.
+            key = WORKER + self._transport.transaction.name.encode()
+            self._transport.transaction.produce(self.topic, key, encode(self._runs), 0)
 
     def committed(self, work: Slice) -> None:
         """Take note that what was said is known."""
@@ -214,7 +218,7 @@ class FlowVersions(Participant, Generic[T]):
         # The slice's records have been worked on by now: those of the next one meet the new flows.
         self._current, stood = what, bool(self._stopped)
         self._stopped = {}
-        self._runs = WorkerFlows(version.number, time.time())
+        self._runs = WorkerFlows(self._client_id, version.number, time.time())
         if stood and self._loop is not None:
             self._loop.call_soon_threadsafe(self._go_on)
 

@@ -16,7 +16,7 @@ from pipeline.errors import UsageError
 from pipeline.lookups import lookup
 from pipeline.secrets import mask_key
 from pipeline.settings import Settings
-from pipeline.steps.enrich import JoinStep, Lookup, compute, join
+from pipeline.steps.enrich import JoinStep, Lookup, compute, join, reference, text_of_key
 from pipeline.steps.envelope import compile_envelope
 from pipeline.steps.event import NULL, Event, Step, each
 from pipeline.steps.expression import ENRICHED, ExpressionError, compile_expression, compile_value, truth
@@ -212,8 +212,13 @@ class _Compiler:
 
     def enrich(self, step: settings.EnrichSettings, place: str) -> Step:
         if isinstance(step, settings.Join):
-            lookup = self._means.references[step.table]
-            return join(JoinStep(step.table, step.on, step.into, lookup, step.missing, step.hold, re_emits(step)))
+            lookup = self._means.references[step.reference]
+            key_of = reference if step.topic is None else text_of_key
+            return join(
+                JoinStep(
+                    step.reference, step.on, step.into, lookup, step.missing, step.hold, re_emits(step), key_of=key_of
+                )
+            )
         if isinstance(step, settings.Compute):
             try:
                 return compute(step.expression, step.into)

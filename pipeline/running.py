@@ -21,7 +21,7 @@ from pipeline.flows import Means, compile_flow, re_emits, schema_registry
 from pipeline.secrets import mask_key
 from pipeline.state.joined import Entry, Joined, Reference
 from pipeline.state.parked import Head, Lot, Place, Waiting
-from pipeline.state.reference import ReferenceTable
+from pipeline.state.reference import ReferenceTable, ReferenceTopic
 from pipeline.steps.enrich import MissingReferenceError, reference_key
 from pipeline.steps.flow import Flow, Given, Result
 from pipeline.steps.python import load
@@ -124,7 +124,7 @@ class FlowRunner:
                 self._references[table].assigned(frozenset(consumer.assignment()))
         tables = {table for flow in flows for table in flow.references}
         self._watched_by = {
-            step.table: True
+            step.reference: True
             for flow in flows
             for step in flow.enrich
             if isinstance(step, settings.Join) and re_emits(step)
@@ -153,8 +153,9 @@ class FlowRunner:
         """Follow a reference table; return whether it is new."""
         if table in self._references:
             return False
-        topic = self.topics.reference(table)
-        self._references[table] = ReferenceTable(
+        topic = self._topic_of(table)
+        kind = ReferenceTopic if table.startswith(settings.TOPIC) else ReferenceTable
+        self._references[table] = kind(
             self._worker.transport,
             topic,
             self.topics.raw,
@@ -170,7 +171,12 @@ class FlowRunner:
 
     def _watched(self) -> dict[str, str]:
         """Return the topics of the reference tables whose changes have changes sent again, by table."""
-        return {table: self.topics.reference(table) for table in self._watched_by}
+        return {table: self._topic_of(table) for table in self._watched_by}
+
+    def _topic_of(self, table: str) -> str:
+        if table.startswith(settings.TOPIC):
+            return table.removeprefix(settings.TOPIC)
+        return self.topics.reference(table)
 
     def _find(self, table: str) -> Callable[[bytes], bytes | None]:
         return self._references[table].get
@@ -335,7 +341,7 @@ class FlowRunner:
 
     def _release(self, partition: int, place: Place) -> None:
         """Send what has waited for a reference."""
-        self._go_on(partition, place, [])
+        self._go_on(partition, place, [], None)
 
     def _again(self, batch: Batch) -> None:
         """Try rejected changes again, or give them up, and let go on what waits behind them."""
@@ -345,20 +351,27 @@ class FlowRunner:
             try:
                 names = [headers[FLOW].decode()] if FLOW in headers else [one.settings.name for one in current]
                 key, value = _opened(record.key(), record.value() or b"", self._flow(names[0]))
-                at = record.timestamp()[1] / 1000
-                first = [] if SKIP in headers else [Given(int(headers[OFFSET]), key, value, decode(value), at)]
+                at, offset = record.timestamp()[1] / 1000, int(headers[OFFSET])
+                first = [] if SKIP in headers else [Given(offset, key, value, decode(value), at)]
             except Exception as error:  # noqa: BLE001 - somebody else writes here
                 self._worker.reject(batch, index, STAGE, error)
                 continue
             for name in names:
-                self._go_on(batch.partition, Place(name, key or b""), first)
+                self._go_on(batch.partition, Place(name, key or b""), first, offset)
 
     def _flow(self, name: str) -> RunningFlow | None:
         return next((one for one in self.versions.current if one.settings.name == name), None)
 
-    def _go_on(self, partition: int, place: Place, first: list[Given]) -> None:
-        flow = self._flow(place.flow)
-        waiting = self.state.lot(partition).free(place)
+    def _go_on(self, partition: int, place: Place, first: list[Given], offset: int | None) -> None:
+        """Do what has waited; `first` is a letter that is tried again, `offset` the place on raw of the one it is about."""
+        flow, lot = self._flow(place.flow), self.state.lot(partition)
+        head = lot.head(place)
+        if head is not None and offset not in {None, head.offset}:
+            # It is not this letter that the others wait for: it waits with them.
+            for one in first:
+                lot.park(place, Waiting(one.offset, one.at, one.key, one.value))
+            return
+        waiting = lot.free(place)
         given = first + [Given(one.offset, one.key, one.value, decode(one.value), one.at) for one in waiting]
         if flow is None:
             gone = HeadwaterError(f"there is no flow {place.flow} any more")

@@ -214,7 +214,8 @@ def flow_versions(consumer: Consumer, topic: str, partitions: int) -> Versions:
         if key == KEY and value:
             applied = decode_version(value)
         elif key.startswith(WORKER) and value:
-            workers[key.removeprefix(WORKER).decode()] = decode_worker(value)
+            said = decode_worker(value)
+            workers[said.client] = said
     return Versions(applied, workers)
 
 

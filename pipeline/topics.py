@@ -13,7 +13,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from pipeline.errors import FatalError, HeadwaterError, UsageError
-from pipeline.flow_settings import Flow, fill, is_template
+from pipeline.flow_settings import TOPIC, Flow, fill, is_template
 from pipeline.limits import MESSAGE_MAX
 from pipeline.settings import DynamoDBStream, Settings
 
@@ -108,7 +108,12 @@ class Topics:
     @property
     def references(self) -> dict[str, str]:
         """Reference tables and their topics."""
-        return {table: self.reference(table) for flow in self._flows for table in flow.references}
+        return {
+            table: self.reference(table)
+            for flow in self._flows
+            for table in flow.references
+            if not table.startswith(TOPIC)
+        }
 
     def late(self, name: str) -> Topic:
         """Return the topic of a sink that was not known before a change went there."""

@@ -11,12 +11,15 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
+import msgspec
 from confluent_kafka import KafkaError, Message
 from faust.types import TP
 
+from models.attributes import typed
 from pipeline.state.store import Store
 from pipeline.transport import Follower, Participant, Slice, Transport
 from pipeline.transport.fatal import stop_process
@@ -132,11 +135,15 @@ class ReferenceTable(Participant):
         await self._follower.wait_until(ends)
         consumer.release(gated, self.topic)
 
+    def _item(self, record: Message) -> bytes | None:
+        """Return the item of a record, in typed JSON; None: it is gone."""
+        return record.value()
+
     def _apply(self, records: Sequence[Message]) -> None:
         latest: dict[bytes, bytes | None] = {}
         offsets: dict[str, int] = {}
         for record in records:
-            latest[cast("bytes", record.key())] = record.value()
+            latest[record.key() or b""] = self._item(record)
             offsets[f"offset-{record.partition()}"] = cast("int", record.offset()) + 1
         if self._store is None:
             return
@@ -144,3 +151,27 @@ class ReferenceTable(Participant):
         self._applied += len(records)
         self._store.write(puts, [key for key, item in latest.items() if item is None], **offsets)
         self._on_change(records)
+
+
+class ReferenceTopic(ReferenceTable):
+    """A compacted topic of others as a reference table: its values are plain JSON objects."""
+
+    def _item(self, record: Message) -> bytes | None:
+        value = record.value()
+        if not value:
+            return None
+        try:
+            return _encode({name: typed(one) for name, one in _decode(value).items()})
+        except (msgspec.DecodeError, ValueError) as error:
+            log.warning(
+                "%s[%s] offset %s is no JSON object, and counts as none: %s",
+                self.topic,
+                record.partition(),
+                record.offset(),
+                error,
+            )
+            return None
+
+
+_decode = msgspec.json.Decoder(dict[str, Any], float_hook=Decimal).decode
+_encode = msgspec.json.encode

@@ -33,6 +33,31 @@ class MissingReferenceError(ValueError):
         self.table, self.key, self.until = table, key, until
 
 
+def reference(value: Value) -> bytes:
+    """Return an attribute value as the key of a reference table; b'' for a type that no key attribute has."""
+    raw = bytes(value)
+    if (
+        raw.startswith(b'{"S":"')
+        and raw.count(b'"') == 4
+        and raw.endswith(b'"}')
+        and b"\\" not in raw
+        and raw.isascii()
+    ):
+        return raw  # as canonical JSON writes it
+    try:
+        return canonical(_decode_value(value))
+    except msgspec.DecodeError:  # a set, a list, a map, a boolean
+        return b""
+
+
+def text_of_key(value: Value) -> bytes:
+    """Return text, or a number, as the key of a topic; b'' for other types."""
+    try:
+        return next((text.encode() for tag, text in _decode_value(value).items() if tag in {"S", "N"}), b"")
+    except msgspec.DecodeError:
+        return b""
+
+
 @dataclass(frozen=True, slots=True)
 class JoinStep:
     """One join: which attribute of the change points where, and the name under which the item is added."""
@@ -46,6 +71,8 @@ class JoinStep:
     re_emits: bool = False
     """Whether the change is sent again when the item changes, or comes."""
     clock: Callable[[], float] = time.time
+    key_of: Callable[[Value], bytes] = reference
+    """Returns the reference key that an attribute's value stands for; b'': none."""
 
     def __call__(self, event: Event) -> None:
         """Add the item."""
@@ -66,7 +93,7 @@ class JoinStep:
     def _key(self, event: Event) -> bytes:
         """Return the key of the item that the change points to; b'' when it points to none."""
         value = attribute(event, self.on)
-        return b"" if value is None else reference(value)
+        return b"" if value is None else self.key_of(value)
 
 
 def join(step: JoinStep) -> Step:
@@ -83,23 +110,6 @@ def compute(text: str, into: str) -> Step:
         event.added[into] = msgspec.Raw(msgspec.json.encode(typed(value)))
 
     return each(add)
-
-
-def reference(value: Value) -> bytes:
-    """Return an attribute value as the key of a reference table; b'' for a type that no key attribute has."""
-    raw = bytes(value)
-    if (
-        raw.startswith(b'{"S":"')
-        and raw.count(b'"') == 4
-        and raw.endswith(b'"}')
-        and b"\\" not in raw
-        and raw.isascii()
-    ):
-        return raw  # as canonical JSON writes it
-    try:
-        return canonical(_decode_value(value))
-    except msgspec.DecodeError:  # a set, a list, a map, a boolean
-        return b""
 
 
 def reference_key(change: Change) -> bytes:

@@ -81,6 +81,11 @@ class Transaction:
             raise FatalError("the transactional producer has not been started")
         return self._producer
 
+    @property
+    def name(self) -> str:
+        """The transactional ID, which is the state directory's own; only after `start`."""
+        return self._name
+
     def start(self) -> None:
         """Lock the state directory and fence off whoever used its transactional ID before."""
         try:

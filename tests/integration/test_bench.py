@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.lab.bench import dedup, ingest
+from pipeline.lab.bench import dedup, flows, ingest
 
 FIGURES = {"records_per_s", "cpu_s_per_million", "rss_mib"}
 
@@ -55,3 +55,19 @@ def test_a_tiny_run_of_ingest_has_every_figure_and_a_right_output() -> None:
     assert set(shown["headwater"]["2"]) == set(shown["plain_boto3"]) == {"changes_per_s", "cpu_s_per_million"}
     assert results.failures == []
     assert shown["idle_calls_per_s"] > 0
+
+
+@pytest.mark.kafka
+def test_a_tiny_run_of_flows_has_every_figure_and_a_right_output() -> None:
+    said: list[str] = []
+    results = flows.measure(
+        flows.Options(
+            messages=6_000, rounds=1, systems=("headwater", "faust"), tasks=("pattern_filter", "avro", "sql")
+        ),
+        said.append,
+    )
+    shown = results.as_json()
+    assert set(shown) == {"pattern_filter", "avro", "sql"}
+    assert all(set(paces) == {"headwater", "faust"} for paces in shown.values())
+    assert results.failures == []
+    assert all(results.rounds[task, "headwater"][0].outcome == (0, 0) for task in shown)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ from pipeline.lab.demo import Recorder
 from pipeline.lab.stack import Endpoints
 from pipeline.lab.workers import Workers
 from pipeline.settings import Settings
-from pipeline.topics import Topics, admin, ensure
+from pipeline.topics import Topic, Topics, admin, ensure
 
 pytestmark = pytest.mark.kafka
 
@@ -110,6 +111,14 @@ def test_flows_are_applied_without_a_restart(kafka_stack: Endpoints, tmp_path: P
         ):
             flowing.change("k", {"n": 2})
             until(lambda: len(second) == 1 and len(way) == 1, "a change by the version that was applied")
+        with flowing.recorded(flowing.topics.raw) as raw:
+            until(lambda: len(raw) == 2, "both changes on raw")
+            place = next(iter(raw))
+        at = ["--partition", str(place.partition()), "--offset", str(place.offset())]
+        (explained,) = json.loads(headwater("explain", "--json", *at, **flowing.environment(later)).stdout)
+        assert (explained["outcome"], explained["reason"]) == ("sent", "")
+        nothing = headwater("explain", "--partition", "0", "--offset", "999999", **flowing.environment(later))
+        assert (nothing.returncode, "there is no record 999999" in nothing.stderr) == (2, True)
         again = headwater("flows", "apply", "--json", **flowing.environment(later))
         assert json.loads(again.stdout) == {**json.loads(done.stdout), "new": False}
         (worker,) = json.loads(headwater("status", "--json", **flowing.environment()).stdout)["flows"]
@@ -351,3 +360,28 @@ def test_a_change_of_a_reference_sends_what_it_was_joined_with_again(kafka_stack
             flowing.change("o5", {"customer": "ada", "n": 1})  # e11
             until(lambda: len(sink) == 9, "a change after all that is sent again")
         assert {one for one in sent(sink) if one[1] == "Robert"} == {("e5", "Robert"), ("e6", "Robert")}
+
+
+def test_a_topic_of_others_is_joined(kafka_stack: Endpoints, tmp_path: Path, headwater: Headwater) -> None:
+    topic = f"crm.{uuid.uuid4().hex[:8]}"
+    conf = {"bootstrap.servers": kafka_stack.bootstrap_servers}
+    join = {"kind": "join", "topic": topic, "on": "customer", "into": "c", "on_reference_change": "re-emit"}
+    flowing = Flowing(kafka_stack, tmp_path, [{"name": "f", "enrich": [join], "to": "a"}])
+    checked = headwater("check", "--json", **flowing.environment())
+    assert f"joins the topic {topic}, which is not there" in checked.stdout
+    ensure(admin(conf), [Topic(topic, 3, "customers of others")], 1)
+    producer = Producer(conf)
+    producer.produce(topic, b'{"name": "Ada", "score": 0.1234567890123456789, "tags": ["x"]}', b"c-1")
+    producer.produce(topic, b"no JSON", b"c-2")
+    assert producer.flush(20) == 0
+    with flowing.recorded(flowing.topics.sink("a")) as sink, flowing.fleet.running() as workers:
+        flowing.change("o1", {"customer": "c-1"})
+        flowing.change("o2", {"customer": "c-2"})
+        until(lambda: len(sink) == 2, "two changes")
+        assert "is no JSON object, and counts as none" in log_of(workers.all[0])
+        producer.produce(topic, b'{"name": "Bob"}', b"c-2")
+        assert producer.flush(20) == 0
+        until(lambda: len(sink) == 3, "the one that has its customer now")
+        joined = [json.loads(record.value() or b"")["enriched"]["c"] for record in sink]
+    ada = {"name": {"S": "Ada"}, "score": {"N": "0.1234567890123456789"}, "tags": {"L": [{"S": "x"}]}}
+    assert sorted(joined, key=json.dumps) == [{"M": ada}, {"M": {"name": {"S": "Bob"}}}, {"NULL": True}]

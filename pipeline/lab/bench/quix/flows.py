@@ -133,7 +133,7 @@ def make(task: str, known: dict[bytes, Any]) -> Any:
         "pattern_filter": lambda change, value: value if is_paid(change) else None,
         "cel_filter": lambda change, value: value if is_large(change) else None,
         "join_plain": joined,
-        "sql": lambda change, value: orjson.dumps(
+        "sql": lambda change, value: dumps(
             {
                 **(item(change["dynamodb"]["NewImage"]) or {}),
                 "doubled": float(change["dynamodb"]["NewImage"]["total"]["N"]) * 2,

@@ -1,0 +1,109 @@
+"""What waits, and what was joined, in a partition's table: in order, and undone with its slice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.state.joined import Joins, Reached, Reference
+from pipeline.state.parked import Head, Lot, Place, Waiting
+from pipeline.state.table_partitions import TablePartition
+
+A, B = Place("f", b'{"id":{"S":"a"}}'), Place("f", b'{"id":{"S":"b"}}')
+ADA, BOB = Reference("customers", b"ada"), Reference("customers", b"bob")
+
+
+@pytest.fixture
+def part(tmp_path: Path) -> Iterator[TablePartition]:
+    partition = TablePartition(tmp_path / "p.db")
+    yield partition
+    partition.close()
+
+
+def commit(part: TablePartition) -> None:
+    part.freeze()
+    part.committed(0)
+
+
+def waiting(offset: int) -> Waiting:
+    return Waiting(offset, 1.5, b"key", b"value %d" % offset)
+
+
+def test_what_waits_comes_back_in_the_order_of_raw_across_slices(part: TablePartition) -> None:
+    blocked: list[tuple[Place, Head]] = []
+    lot = Lot(part, lambda place, head: blocked.append((place, head)))
+    lot.block(A, Head(*A, 10))
+    lot.park(A, waiting(300))
+    commit(part)
+    lot.park(A, waiting(11))
+    lot.park(B, waiting(12))
+    assert lot.head(A) == Head("f", A.item, 10)
+    assert lot.head(B) is None
+    assert lot.count(A) == 2
+    assert [one.offset for one in lot.free(A)] == [11, 300]
+    assert lot.head(A) is None
+    assert lot.count(A) == 0
+    assert [one.offset for one in lot.free(B)] == [12]
+    assert blocked == [(A, Head(*A, 10))]
+
+
+def test_an_aborted_slice_leaves_what_waits_as_it_was(part: TablePartition) -> None:
+    lot = Lot(part, lambda place, head: None)
+    lot.block(A, Head(*A, 10, ("customers", b"k"), 99.5))
+    lot.park(A, waiting(10))
+    commit(part)
+    assert len(lot.free(A)) == 1
+    part.freeze()
+    part.aborted()
+    assert lot.head(A) == Head(*A, 10, ("customers", b"k"), 99.5)
+    assert list(lot.heads()) == [Head(*A, 10, ("customers", b"k"), 99.5)]
+    assert lot.free(A) == [waiting(10)]
+
+
+def found(joins: Joins, one: Reference, after: bytes = b"", most: int = 10) -> list[bytes]:
+    entries = [joins.get(key) for _, key in joins.with_reference(one, after, most)]
+    return [entry.item for entry in entries if entry is not None]
+
+
+def test_an_item_is_found_by_the_references_of_its_last_change(part: TablePartition) -> None:
+    joins = Joins(part)
+    joins.put(A, [ADA], waiting(1))
+    joins.put(B, [ADA, BOB], waiting(2))
+    assert set(found(joins, ADA)) == {A.item, B.item}
+    commit(part)
+    joins.put(A, [BOB], waiting(3))
+    assert found(joins, ADA) == [B.item]
+    assert set(found(joins, BOB)) == {A.item, B.item}
+    joins.put(B, [], waiting(4))
+    commit(part)
+    assert found(joins, ADA) == []
+    assert found(joins, BOB) == [A.item]
+    joins.put(Place("f", b"unknown"), [], waiting(5))
+    assert not part.dirty, "nothing to take note of"
+
+
+def test_many_items_of_a_reference_are_found_piece_by_piece(part: TablePartition) -> None:
+    joins = Joins(part)
+    places = [Place("f", b"%d" % number) for number in range(25)]
+    for number, place in enumerate(places):
+        joins.put(place, [ADA], waiting(number))
+        if number == 15:
+            commit(part)
+    seen: list[bytes] = []
+    after = b""
+    while some := joins.with_reference(ADA, after, 10):
+        assert len(some) <= 10
+        seen += [entry.item for _, key in some if (entry := joins.get(key)) is not None]
+        after = some[-1][0]
+    assert sorted(seen) == sorted(place.item for place in places)
+
+
+def test_how_far_a_reference_was_followed_is_known(part: TablePartition) -> None:
+    joins = Joins(part)
+    assert joins.reached("customers", 0) is None
+    joins.reach("customers", 0, Reached(5, b"x/..."))
+    commit(part)
+    assert joins.reached("customers", 0) == Reached(5, b"x/...")
+    assert joins.reached("customers", 1) is None
