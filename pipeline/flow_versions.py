@@ -89,7 +89,10 @@ def dump(flows: Sequence[Flow]) -> list[dict[str, Any]]:
 
 
 class FlowVersions(Participant, Generic[T]):
-    """What this worker runs. `build` compiles flows; it is called on the event loop and may raise HeadwaterError.
+    """What this worker runs.
+
+    `prepare` is called with new flows on the event loop, then `build` in a thread: it may ask AWS for keys. Both may raise
+    HeadwaterError.
 
     The partitions of `gate` wait until the flows topic has been read to its end once.
     """
@@ -100,11 +103,13 @@ class FlowVersions(Participant, Generic[T]):
         topic: str,
         gate: Sequence[str],
         own: Sequence[Flow],
+        prepare: Callable[[Sequence[Flow]], None],
         build: Callable[[Sequence[Flow]], T],
         client_id: str,
     ) -> None:
         self.topic, self.gate = topic, frozenset(gate)
-        self._transport, self._own, self._build = transport, own, build
+        self._transport, self._own = transport, own
+        self._prepare, self._build = prepare, build
         self._client_id = client_id
         self._current: T | None = None
         self._next: tuple[Version, T] | None = None
@@ -116,6 +121,7 @@ class FlowVersions(Participant, Generic[T]):
         self._follower: Follower | None = None
         self._caught_up = False
         self._tasks: set[asyncio.Task[None]] = set()
+        self._one_at_a_time = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
@@ -156,16 +162,23 @@ class FlowVersions(Participant, Generic[T]):
             self._follower = Follower(self._transport.client_conf(), self.topic, self._apply)
             self._follower.start()
         await self._follower.wait_until({0: await consumer.questions.end(TP(self.topic, 0))})
+        async with self._one_at_a_time:
+            await self._begin()
+        if not self._stopped:
+            consumer.release(gated, self.topic)
+
+    async def _begin(self) -> None:
         if not self._caught_up:
-            self._caught_up = True
             flows = parse(self._seen.flows) if self._seen.number else self._own
             if self._seen.number and text_of(self._own) != text_of(flows):
                 log.warning(
                     "The flows of version %d run, not those of the settings: headwater flows apply", self._seen.number
                 )
-            self._take_up(self._seen, self._build(flows))
-        if not self._stopped:
-            consumer.release(gated, self.topic)
+            self._prepare(flows)
+            version = self._seen
+            self._take_up(version, await asyncio.to_thread(self._build, flows))
+            self._caught_up = True
+            self._heard_of(self._seen)  # of what came meanwhile
 
     def _apply(self, records: Sequence[Message]) -> None:
         """Take note of a version; in the follower's thread."""
@@ -173,15 +186,23 @@ class FlowVersions(Participant, Generic[T]):
         if versions:
             self._seen = decode_version(cast("bytes", versions[-1]))
             if self._loop is not None:
-                self._loop.call_soon_threadsafe(self._prepare, self._seen)
+                self._loop.call_soon_threadsafe(self._heard_of, self._seen)
 
-    def _prepare(self, version: Version) -> None:
+    def _heard_of(self, version: Version) -> None:
         if not self._caught_up or version.number == self._runs.version:
             return
-        try:
-            self._next = version, self._build(parse(version.flows))
-        except HeadwaterError as error:
-            self._runs = msgspec.structs.replace(self._runs, refused=f"version {version.number}: {error}")
+        task = asyncio.ensure_future(self._make(version))
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    async def _make(self, version: Version) -> None:
+        async with self._one_at_a_time:
+            try:
+                flows = parse(version.flows)
+                self._prepare(flows)
+                self._next = version, await asyncio.to_thread(self._build, flows)
+            except HeadwaterError as error:
+                self._runs = msgspec.structs.replace(self._runs, refused=f"version {version.number}: {error}")
 
     def stand(self, flow: str, reason: str) -> None:
         """Stop: the slice under way is given up, and nothing goes on from raw before another version is applied."""
@@ -202,9 +223,11 @@ class FlowVersions(Participant, Generic[T]):
 
     def finish(self, work: Slice) -> None:
         """Say what runs."""
-        if self._next is not None:
-            self._take_up(*self._next)
-            self._next = None
+        upcoming = self._next
+        if upcoming is not None:
+            self._take_up(*upcoming)
+            if self._next is upcoming:  # else a newer one is there already
+                self._next = None
         if self._caught_up and self._runs != self._said:
             # By the state directory, which outlives the process: the topic holds one entry a worker, however often it starts.
             key = WORKER + self._transport.transaction.name.encode()

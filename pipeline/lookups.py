@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
+from functools import cache
 from typing import Any
 from urllib.parse import quote
 
@@ -54,6 +55,12 @@ def lookup(settings: Lookup, environment: Mapping[str, str]) -> Step:
     return compile_lookup(settings.into, items.question, items, memory, Breaker(), settings.on_failure)
 
 
+@cache
+def threads(count: int) -> ThreadPoolExecutor:
+    """Return threads to ask in: the same for all flows, also for those that are applied later."""
+    return ThreadPoolExecutor(count, "lookup")
+
+
 class Http:
     """GET, as many at once as the settings say."""
 
@@ -63,7 +70,7 @@ class Http:
         self._headers = {name: _filled(value, environment) for name, value in settings.headers.items()}
         self._timeout = urllib3.Timeout(total=settings.timeout)
         self._pool = urllib3.PoolManager(maxsize=settings.concurrency, retries=False)
-        self._threads = ThreadPoolExecutor(settings.concurrency, "lookup")
+        self._threads = threads(settings.concurrency)
 
     def question(self, event: Event) -> Question | None:
         """Return the URL, None when the change lacks an attribute that it names."""
@@ -115,7 +122,7 @@ class Items:
             max_pool_connections=settings.concurrency,
         )
         self._client = boto3.client("dynamodb", region_name=settings.region, config=config)
-        self._threads = ThreadPoolExecutor(settings.concurrency, "lookup")
+        self._threads = threads(settings.concurrency)
 
     def question(self, event: Event) -> Question | None:
         """Return the key, None when the change lacks an attribute of it."""

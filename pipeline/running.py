@@ -1,4 +1,4 @@
-"""Runs the flows over the batches of raw: what the transform agent does. In the transaction's thread, but for `_build`."""
+"""Runs the flows over the batches of raw, as the transform agent: in the transaction's thread, if nothing else is said."""
 
 from __future__ import annotations
 
@@ -111,17 +111,22 @@ class FlowRunner:
             for table in flow.references:
                 self._reference(table)
         own, client_id = worker.settings.flows, worker.app.conf.broker_client_id
-        self.versions = FlowVersions(transport, topics.flows, (topics.raw, topics.retry), own, self._build, client_id)
+        gate = topics.raw, topics.retry
+        self.versions = FlowVersions(transport, topics.flows, gate, own, self._prepare, self._build, client_id)
         transport.join(self.versions)
         worker.standing.append(lambda: self.versions.stopped)
 
     # -- flows are built ----------------------------------------------------------------------------------------------
 
-    def _build(self, flows: Sequence[settings.Flow]) -> list[RunningFlow]:
+    def _prepare(self, flows: Sequence[settings.Flow]) -> None:
+        """Follow the reference tables that are new; on the event loop."""
         for table in {table for flow in flows for table in flow.references}:
             if self._reference(table):
                 consumer = cast("Consumer", self._worker.app.consumer)
                 self._references[table].assigned(frozenset(consumer.assignment()))
+
+    def _build(self, flows: Sequence[settings.Flow]) -> list[RunningFlow]:
+        """Compile flows; in a thread of its own."""
         tables = {table for flow in flows for table in flow.references}
         self._watched_by = {
             step.reference: True

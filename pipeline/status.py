@@ -12,6 +12,7 @@ import msgspec
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from pipeline.errors import FatalError
 from pipeline.flow_versions import KEY, WORKER, Version, Versions, WorkerFlows, decode_version, decode_worker
 from pipeline.settings import Settings
 from pipeline.sources.places import Gap, Known
@@ -243,15 +244,23 @@ def _count(consumer: Consumer, topic: str, partitions: int) -> int:
 
 
 def read(consumer: Consumer, topic: str, start: Mapping[int, int], most: int | None) -> list[Message]:
-    """Read a topic from these offsets to its end as of now, `most` records at most."""
+    """Read a topic from these offsets to its end as of now, `most` records at most.
+
+    Raise FatalError when nothing more comes before the end.
+    """
     records: list[Message] = []
     open_partitions = set(start)
     if not start:
         return records
     consumer.assign([TopicPartition(topic, partition, offset) for partition, offset in start.items()])
     deadline = time.monotonic() + TIMEOUT
-    while open_partitions and time.monotonic() < deadline and (most is None or len(records) < most):
-        for message in consumer.consume(1_000, 0.1):
+    while open_partitions and (most is None or len(records) < most):
+        found = consumer.consume(1_000, 0.1)
+        if found:
+            deadline = time.monotonic() + TIMEOUT
+        elif time.monotonic() > deadline:
+            raise FatalError(f"reading {topic}: nothing has come for {TIMEOUT:.0f} s", hint="headwater check")
+        for message in found:
             error = message.error()
             if error is None:
                 records.append(message)

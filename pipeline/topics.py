@@ -138,7 +138,7 @@ class Topics:
             Topic(self.gaps, 1, "changes known to be lost", kept),
             *(Topic(name, count, f"items of {table}", compacted) for table, name in self.references.items()),
             Topic(self.flows, 1, "versions of the flows, and who runs which", compacted),
-            Topic(self.retry, count, "rejected changes to be tried again", {"retention.ms": str(7 * DAY_MS)}),
+            Topic(self.retry, count, "rejected changes to be tried again", kept),
             Topic(self.flow_state, count, "changes that wait, and what was joined with references", compacted),
             Topic(self.dead_letter_states, 1, "which dead letters are done with", compacted),
             *(Topic(name, count, "what a flow publishes on its way", kept) for name in self.through),

@@ -7,6 +7,7 @@ beside `id` is added to the change of that id.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Protocol
@@ -32,6 +33,7 @@ SCHEMA = pa.schema(
         ("enriched", pa.string()),
     ]
 )
+JSON = ("key", "before", "after", "enriched")
 REFERENCE = pa.schema([("key", pa.string()), ("item", pa.string())])
 
 
@@ -52,8 +54,9 @@ class QueryError(ValueError):
 def compile_query(query: str, tables: Mapping[str, Rows]) -> Step:
     """Return the step that runs a query; raise QueryError with DuckDB's reason when it cannot be run at all."""
     database = _Database(query, tables)
+    wanted = _columns(query)
     try:
-        database.run(_arrow([]))
+        database.run(_arrow([], wanted))
     except duckdb.Error as error:
         raise QueryError(str(error).splitlines()[0]) from error
 
@@ -61,7 +64,7 @@ def compile_query(query: str, tables: Mapping[str, Rows]) -> Step:
         if not events:
             return
         try:
-            answer = database.run(_arrow(events))
+            answer = database.run(_arrow(events, wanted))
             _take(answer, events)
         except (duckdb.Error, QueryError, ValueError) as error:
             if len(events) == 1:
@@ -105,7 +108,14 @@ def _reference(table: Rows) -> pa.Table:
     return pa.table([pa.array(keys, pa.string()), pa.array(items, pa.string())], schema=REFERENCE)
 
 
-def _arrow(events: Sequence[Event]) -> pa.Table:
+def _columns(query: str) -> frozenset[str]:
+    """Return the columns of JSON that a query may look at: the others are not made, they are what most of the time goes to."""
+    if "*" in query:
+        return frozenset(JSON)
+    return frozenset(name for name in JSON if re.search(rf"\b{name}\b", query, re.IGNORECASE))
+
+
+def _arrow(events: Sequence[Event], wanted: frozenset[str]) -> pa.Table:
     columns: list[list[Any]] = [[] for _ in SCHEMA]
     for number, event in enumerate(events):
         change = event.change
@@ -115,10 +125,10 @@ def _arrow(events: Sequence[Event]) -> pa.Table:
             change.op,
             change.table,
             change.ts_us,
-            _json(bytes(change.body.keys)),
-            _json(event.before_json),
-            _json(event.after_json),
-            encode(plain_added(event.added)).decode() if event.added else None,
+            _json(bytes(change.body.keys)) if "key" in wanted else None,
+            _json(event.before_json) if "before" in wanted else None,
+            _json(event.after_json) if "after" in wanted else None,
+            encode(plain_added(event.added)).decode() if event.added and "enriched" in wanted else None,
         )
         for column, value in zip(columns, row, strict=True):
             column.append(value)

@@ -91,6 +91,14 @@ def test_a_query_that_cannot_be_run_is_refused_before(query: str, words: str) ->
         compile_query(query, {})
 
 
+def test_columns_are_there_however_they_are_asked_for() -> None:
+    both = record(ORDER, {**ORDER, "total": {"N": "1"}})
+    (one,) = added("SELECT id, \"BEFORE\" ->> 'total' AS old, Key ->> 'id' AS k FROM changes", both)
+    assert one["added"] == {"old": {"S": "1"}, "k": {"S": "o-1"}}
+    (one,) = added("SELECT id, c.after ->> 'id' AS new FROM (SELECT * FROM changes) AS c", both)
+    assert one["added"] == {"new": {"S": "o-1"}}
+
+
 def test_only_the_changes_at_fault_are_rejected() -> None:
     odd = record({**ORDER, "total": {"S": "much"}})
     good, bad = added("SELECT id, CAST(after ->> 'total' AS DECIMAL) AS n FROM changes", record(ORDER), odd)
