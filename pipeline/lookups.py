@@ -121,7 +121,12 @@ class Items:
             retries={"total_max_attempts": 2},
             max_pool_connections=settings.concurrency,
         )
-        self._client = boto3.client("dynamodb", region_name=settings.region, config=config)
+        try:
+            self._client = boto3.client("dynamodb", region_name=settings.region, config=config)
+        except BotoCoreError as error:
+            raise UsageError(
+                f"lookup in table {self._table}: {error}", hint="set region, or AWS_DEFAULT_REGION"
+            ) from error
         self._threads = threads(settings.concurrency)
 
     def question(self, event: Event) -> Question | None:

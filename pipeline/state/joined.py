@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pipeline.transport.consumer import Consumer
 
 MOST = 2_000
-"""Items of a partition that are sent again with one slice at most."""
+"""Items of a partition that are sent again with one slice at most, and changes of references that are looked at."""
 
 
 class Reference(NamedTuple):
@@ -188,13 +188,19 @@ class Joined(Parked):
     def _follow(self, number: int) -> None:
         joins, left = self.joins(number), MOST
         with self._lock:
-            news = list(self._news[number])
-        committed = set()
+            news = self._news[number][: 2 * MOST]  # those of the last slice are among them
+        committed, now = set[Change](), set[tuple[str, int]]()
+        looked = 0
         for change in news:
-            reached = joins.reached(change.table, change.partition)
+            if looked == MOST:
+                break
+            reached, place = joins.reached(change.table, change.partition), (change.table, change.partition)
             if reached is not None and reached.offset > change.offset:
-                committed.add(change)
+                if place not in now:  # else it was in this slice, which is not committed yet
+                    committed.add(change)
                 continue
+            looked += 1
+            now.add(place)
             after = reached.after if reached is not None and reached.offset == change.offset else b""
             reference = Reference(change.table, change.key)
             found = joins.with_reference(reference, after, left)
