@@ -7,9 +7,11 @@ Python values and returns what is added to each; what it raises rejects the chan
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -125,9 +127,13 @@ def enrich(name: str, *, batch: bool = False) -> Callable[[F], F]:
     return declare
 
 
-def load(modules: Iterable[str]) -> dict[str, Function]:
-    """Return the functions that modules declare, by name; raise UsageError for a module that cannot be imported."""
+def load(modules: Sequence[str]) -> dict[str, Function]:
+    """Return the functions that modules declare, by name; they are looked for in the working directory, too.
+
+    Raise UsageError for a module that cannot be imported."""
     found: dict[str, Function] = {}
+    if modules and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # as `python -m` does, and with it the worker
     for module in modules:
         try:
             names = vars(importlib.import_module(module))

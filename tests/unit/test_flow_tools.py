@@ -194,3 +194,23 @@ def test_explain_and_its_kin_on_the_command_line(headwater: Headwater, tmp_path:
     key = headwater("flows", "new-key", str(tmp_path / "mask.key"))
     assert "mask_key = " in key.stderr
     assert headwater("flows", "new-key", str(tmp_path / "mask.key")).returncode == 2
+
+
+def test_a_function_beside_the_settings_file_is_found(headwater: Headwater, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from headwater import enrich\n\n@enrich('size')\ndef size(change):\n    return {'size': len(change.after)}\n"
+    )
+    (tmp_path / "headwater.toml").write_text(
+        'modules = ["mine"]\n[[flows]]\nname = "f"\nto = "s"\nenrich = [{ kind = "python", name = "size" }]\n'
+    )
+    (tmp_path / "event.json").write_text(json.dumps(EVENT))
+    done = headwater("explain", "event.json", "--json")
+    assert done.returncode == 0, done.stderr
+    ((message,),) = [flow["messages"] for flow in json.loads(done.stdout)]
+    assert message["value"]["enriched"] == {"size": {"N": "3"}}
+    (tmp_path / "headwater.toml").write_text(
+        'modules = ["mine"]\n[[flows]]\nname = "f"\nto = "s"\nenrich = [{ kind = "python", name = "sise" }]\n'
+    )
+    wrong = headwater("explain", "event.json")
+    assert wrong.returncode == 2
+    assert "there is no function 'sise' in `modules`, only size" in wrong.stderr
