@@ -130,7 +130,8 @@ def enrich(name: str, *, batch: bool = False) -> Callable[[F], F]:
 def load(modules: Sequence[str]) -> dict[str, Function]:
     """Return the functions that modules declare, by name; they are looked for in the working directory, too.
 
-    Raise UsageError for a module that cannot be imported."""
+    Raise UsageError for a module that cannot be imported.
+    """
     found: dict[str, Function] = {}
     if modules and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # as `python -m` does, and with it the worker
