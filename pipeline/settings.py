@@ -45,6 +45,7 @@ from pipeline.flow_settings import (
     Section,
     Sql,
 )
+from pipeline.toml_lines import line_of
 
 ENV_PREFIX = "HEADWATER_"
 DEFAULT_FILE = "headwater.toml"
@@ -417,7 +418,9 @@ def load(**overrides: Any) -> Settings:
     try:
         return Settings(**overrides)
     except ValidationError as error:
-        lines = "; ".join(_explain(dict(problem)) for problem in error.errors(include_url=False, include_input=False))
+        text = file.read_text(encoding="utf-8") if file.is_file() else ""
+        problems = error.errors(include_url=False, include_input=False)
+        lines = "; ".join(_explain(dict(problem)) + _place(file, text, problem["loc"]) for problem in problems)
         raise UsageError(f"{file} or environment: {lines}", hint=_HINT) from error
     except SettingsError as error:
         wrong = re.search(r'field "(\w+)"', str(error))
@@ -449,6 +452,12 @@ def _guess(variable: str) -> str:
     names = [ENV_PREFIX + key.upper().replace(".", "__") for key in keys()]
     near = difflib.get_close_matches(variable, names, n=1)
     return f", did you mean {near[0]}?" if near else ""
+
+
+def _place(file: Path, text: str, loc: tuple[str | int, ...]) -> str:
+    """Return where in the file a setting stands, or '': then it may come from the environment."""
+    line = line_of(text, loc) if loc else None
+    return "" if line is None else f" ({file}:{line})"
 
 
 def _explain(problem: dict[str, Any]) -> str:
