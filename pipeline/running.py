@@ -19,10 +19,10 @@ from pipeline.errors import HeadwaterError
 from pipeline.flow_versions import FlowVersions
 from pipeline.flows import Means, compile_flow, re_emits, schema_registry
 from pipeline.secrets import mask_key
-from pipeline.state.joined import Entry, Joined, Reference
+from pipeline.state.joined import Entry, Joined, Joint, Reference
 from pipeline.state.parked import Head, Lot, Place, Waiting
 from pipeline.state.reference import ReferenceTable, ReferenceTopic
-from pipeline.steps.enrich import MissingReferenceError, reference_key
+from pipeline.steps.enrich import MissingReferenceError, digest, reference_key
 from pipeline.steps.flow import Flow, Given, Result
 from pipeline.steps.python import load
 from pipeline.steps.secrecy import MaskKey, WrongKeyError, is_sealed, open_letter, seal_letter
@@ -316,22 +316,27 @@ class FlowRunner:
             result = made.get(one.offset)
             if result is None and one.offset in taken:
                 continue  # rejected, or it waits: readers have the one before
-            references: list[Reference] = []
+            joints: list[Joint] = []
             if result is not None and result.messages and one.change.after is not None:
-                references = [Reference(*found) for found in result.references]
+                joints = [Joint(*found) for found in result.references]
             place = Place(flow.settings.name, one.key or b"")
-            joins.put(place, references, Waiting(one.offset, one.at, one.key, one.value))
+            joins.put(place, joints, Waiting(one.offset, one.at, one.key, one.value))
 
     def _emit(self, partition: int, reference: Reference, entries: Sequence[Entry]) -> None:
-        """Send the last changes of items again, joined with the reference as it is now."""
+        """Send the last changes of items again, joined with the reference as it is now, where they have not that already."""
         mark = (RE_EMITTED, reference.table.encode())
-        lot = self.state.lot(partition)
+        lot, joins = self.state.lot(partition), self.state.joins(partition)
+        if reference.table not in self._references:
+            return
+        has_it = Joint(*reference, digest(self._find(reference.table)(reference.key)))
         for flow in self.versions.current:
             given = [
                 Given(one.last.offset, one.last.key, one.last.value, decode(one.last.value), one.last.at)
                 for one in entries
                 # What waits behind a rejected change is joined when it goes on.
-                if one.flow == flow.settings.name and lot.head(Place(one.flow, one.item)) is None
+                if one.flow == flow.settings.name
+                and has_it not in one.joints
+                and lot.head(Place(one.flow, one.item)) is None
             ]
             sent = []
             for result in flow.steps.run(given) if flow.re_emits else ():
@@ -340,6 +345,12 @@ class FlowRunner:
                     continue
                 result.messages = [one._replace(headers=[*one.headers, mark]) for one in result.messages]
                 sent.append(result)
+                last = result.given
+                joins.put(
+                    Place(flow.settings.name, last.key or b""),
+                    [Joint(*found) for found in result.references],
+                    Waiting(last.offset, last.at, last.key, last.value),
+                )
             self._send(flow, partition, sent)
 
     # -- what has waited goes on --------------------------------------------------------------------------------------

@@ -38,12 +38,21 @@ class Reference(NamedTuple):
     key: bytes
 
 
+class Joint(NamedTuple):
+    """An item of a reference table that was added to a change."""
+
+    table: str
+    key: bytes
+    digest: bytes
+    """Of the item as it was then: a change that has it already is not sent again."""
+
+
 class Entry(msgspec.Struct, array_like=True, frozen=True):
     """The last change of an item in a flow, and what it was joined with."""
 
     flow: str
     item: bytes
-    references: list[Reference]
+    joints: list[Joint]
     last: Waiting
 
 
@@ -64,6 +73,7 @@ class Reached(msgspec.Struct, array_like=True, frozen=True):
     """Of the change at this offset: the index entry behind which it goes on; b'' for its beginning."""
 
 
+INDEX = b"x/"
 encode = msgspec.msgpack.encode
 _decode_entry = msgspec.msgpack.Decoder(Entry).decode
 _decode_reached = msgspec.msgpack.Decoder(Reached).decode
@@ -75,18 +85,22 @@ class Joins:
     def __init__(self, part: TablePartition) -> None:
         self._part = part
 
-    def put(self, place: Place, references: Sequence[Reference], last: Waiting) -> None:
-        """Take note of an item's last change in a flow; without references, of none."""
+    def put(self, place: Place, joints: Sequence[Joint], last: Waiting) -> None:
+        """Take note of an item's last change in a flow; without joints, of none."""
         key = _entry_of(place)
         before = self._part.get(key)
-        if before is None and not references:
+        if before is None and not joints:
             return
-        old = set() if before is None else {_index_of(one, place) for one in _decode_entry(before).references}
-        new = {_index_of(one, place): key for one in references}
+        old = set() if before is None else {_index_of(one, place) for one in _decode_entry(before).joints}
+        new = {_index_of(one, place): key for one in joints}
         writes: dict[bytes, bytes | None] = dict.fromkeys(old - new.keys())
         writes |= new
-        writes[key] = encode(Entry(place.flow, place.item, list(references), last)) if references else None
+        writes[key] = encode(Entry(place.flow, place.item, list(joints), last)) if joints else None
         self._part.write(writes)
+
+    def __bool__(self) -> bool:
+        """Whether any item is known that was joined, and committed."""
+        return next(iter(self._part.keys(INDEX, INDEX)), None) is not None
 
     def get(self, key: bytes) -> Entry | None:
         """Return the entry of a key that the index names."""
@@ -123,11 +137,11 @@ def _entry_of(place: Place) -> bytes:
     return b"i/" + _digest(place.flow.encode() + b"\0" + place.item)
 
 
-def _prefix_of(one: Reference) -> bytes:
-    return b"x/" + _digest(one.table.encode() + b"\0" + one.key) + b"/"
+def _prefix_of(one: Reference | Joint) -> bytes:
+    return INDEX + _digest(one.table.encode() + b"\0" + one.key) + b"/"
 
 
-def _index_of(one: Reference, place: Place) -> bytes:
+def _index_of(one: Joint, place: Place) -> bytes:
     return _prefix_of(one) + _entry_of(place)[2:]
 
 
@@ -233,8 +247,10 @@ class Joined(Parked):
             for number in range(await consumer.questions.partitions(topic)):
                 end = await consumer.questions.end(TP(topic, number))
                 reached = joins.reached(table, number)
-                if reached is not None and reached.offset < end:
-                    await asyncio.to_thread(self._read, missed, table, TP(topic, number), reached.offset, end)
+                # Where none was ever followed it is not known what the joined items have seen: from the beginning, then.
+                start = reached.offset if reached is not None else 0 if joins else end
+                if start < end:
+                    await asyncio.to_thread(self._read, missed, table, TP(topic, number), start, end)
         with self._lock:
             self._news[tp.partition] = missed + self._news[tp.partition]
         return partition

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any, Literal
 
 import msgspec
@@ -50,6 +51,11 @@ def reference(value: Value) -> bytes:
         return b""
 
 
+def digest(item: bytes | None) -> bytes:
+    """Return what tells an item of a reference table from another; b'' for none."""
+    return b"" if item is None else blake2b(item, digest_size=8).digest()
+
+
 def text_of_key(value: Value) -> bytes:
     """Return text, or a number, as the key of a topic; b'' for other types."""
     try:
@@ -77,9 +83,9 @@ class JoinStep:
     def __call__(self, event: Event) -> None:
         """Add the item."""
         key = self._key(event)
-        if self.re_emits and key:
-            event.references.append((self.table, key))
         item = self.lookup(key) if key else None
+        if self.re_emits and key:
+            event.references.append((self.table, key, digest(item)))
         if item is not None:
             event.added[self.into] = msgspec.Raw(b'{"M":' + item + b"}")
             return

@@ -75,8 +75,8 @@ class Event:
         """What is written to the sink topic; None is a tombstone. Set by the last step."""
         self.headers: Headers = []
         """Headers that an envelope wants beside the usual ones."""
-        self.references: list[tuple[str, bytes]] = []
-        """Tables and keys of the references whose changes have it sent again."""
+        self.references: list[tuple[str, bytes, bytes]] = []
+        """The references whose changes have it sent again: table, key, and the digest of the item that was added."""
         self.marks: Headers = []
         """Headers that other steps want."""
         self._before: Item | None = None

@@ -59,8 +59,8 @@ class Result:
     """Why it was rejected; then there are no messages."""
     stage: str = ""
     """The step that rejected it."""
-    references: list[tuple[str, bytes]] = field(default_factory=list)
-    """Tables and keys of the references whose changes have it sent again."""
+    references: list[tuple[str, bytes, bytes]] = field(default_factory=list)
+    """The references whose changes have it sent again: table, key, and the digest of the item that was added."""
 
 
 @dataclass(frozen=True, slots=True)

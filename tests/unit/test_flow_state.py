@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.state.joined import Joins, Reached, Reference
+from pipeline.state.joined import Joins, Joint, Reached, Reference
 from pipeline.state.parked import Head, Lot, Place, Waiting
 from pipeline.state.table_partitions import TablePartition
 
 A, B = Place("f", b'{"id":{"S":"a"}}'), Place("f", b'{"id":{"S":"b"}}')
-ADA, BOB = Reference("customers", b"ada"), Reference("customers", b"bob")
+ADA, BOB = Joint("customers", b"ada", b"1"), Joint("customers", b"bob", b"1")
 
 
 @pytest.fixture
@@ -62,17 +62,19 @@ def test_an_aborted_slice_leaves_what_waits_as_it_was(part: TablePartition) -> N
     assert lot.free(A) == [waiting(10)]
 
 
-def found(joins: Joins, one: Reference, after: bytes = b"", most: int = 10) -> list[bytes]:
-    entries = [joins.get(key) for _, key in joins.with_reference(one, after, most)]
+def found(joins: Joins, one: Joint, after: bytes = b"", most: int = 10) -> list[bytes]:
+    entries = [joins.get(key) for _, key in joins.with_reference(Reference(one.table, one.key), after, most)]
     return [entry.item for entry in entries if entry is not None]
 
 
 def test_an_item_is_found_by_the_references_of_its_last_change(part: TablePartition) -> None:
     joins = Joins(part)
+    assert not joins
     joins.put(A, [ADA], waiting(1))
     joins.put(B, [ADA, BOB], waiting(2))
     assert set(found(joins, ADA)) == {A.item, B.item}
     commit(part)
+    assert joins
     joins.put(A, [BOB], waiting(3))
     assert found(joins, ADA) == [B.item]
     assert set(found(joins, BOB)) == {A.item, B.item}
@@ -93,7 +95,7 @@ def test_many_items_of_a_reference_are_found_piece_by_piece(part: TablePartition
             commit(part)
     seen: list[bytes] = []
     after = b""
-    while some := joins.with_reference(ADA, after, 10):
+    while some := joins.with_reference(Reference(ADA.table, ADA.key), after, 10):
         assert len(some) <= 10
         seen += [entry.item for _, key in some if (entry := joins.get(key)) is not None]
         after = some[-1][0]
