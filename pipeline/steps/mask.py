@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from typing import Any, TypeAlias
 
 import msgspec
 
-from models.attributes import normal
+from models.attributes import EXACT
 from pipeline.flow_settings import Mask
 from pipeline.steps.event import Event, Item, Step, Value, each
 from pipeline.steps.secrecy import MaskKey
@@ -24,6 +25,8 @@ Change: TypeAlias = Callable[[Any], Any]
 GONE: Any = object()
 ADDED = "enriched"
 KEEPS_APART = {"hash", "tokenise"}
+SETS = {"SS": "S", "NS": "N", "BS": "B"}
+"""The types of sets, and those of their members."""
 PARTS = re.compile(r"\[(\*|\d+)\]|([^.\[\]]+)")
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 _encode = msgspec.json.Encoder(order="deterministic").encode
@@ -89,16 +92,42 @@ def _change(mask: Mask, key: MaskKey) -> Change:
 
 
 def canonical(value: Any) -> bytes:
-    """Return a value in a form in which equal values are equal: 1.0 is 1, sets have no order."""
-    tag, inner = normal(value)
-    return f"{tag}:{_sorted(inner)!r}".encode()
+    """Return a value in a form in which equal values are equal: 1.0 is 1, sets have no order.
+
+    The form is what is hashed, so it is the same with every version of Python and of the libraries: the type tag, and text as
+    it is, or digits as Decimal writes them. Raise ValueError for what is no attribute value.
+    """
+    ((tag, inner),) = value.items()
+    if tag == "S":  # nearly always, and needs no parsing of its own
+        return b"S:" + inner.encode()  # type: ignore[no-any-return]  # the text of an S
+    return f"{tag}:".encode() + _encode(_plain(tag, inner))
 
 
-def _sorted(inner: Any) -> Any:
-    """Return the normal form with its sets in an order: that of their own differs from one process to the next."""
-    if isinstance(inner, frozenset):
-        return sorted((_sorted(one) for one in inner), key=repr)
-    return tuple(_sorted(one) for one in inner) if isinstance(inner, tuple) else inner
+def _plain(tag: str, inner: Any) -> Any:
+    """Return what is within a value, as JSON that does not depend on how it was written."""
+    if tag == "N":
+        return _digits(inner)
+    if tag == "NS":
+        return sorted(map(_digits, inner))
+    if tag in {"SS", "BS"}:
+        return sorted(inner)
+    if tag == "L":
+        return [_tagged(one) for one in inner]
+    if tag == "M":
+        return sorted([name, *_tagged(one)] for name, one in inner.items())
+    if tag in {"S", "B", "BOOL", "NULL"}:
+        return inner
+    raise ValueError(f"unknown attribute type {tag!r}")
+
+
+def _tagged(value: Any) -> list[Any]:
+    ((tag, inner),) = value.items()
+    return [tag, _plain(tag, inner)]
+
+
+def _digits(text: str) -> str:
+    number = Decimal(text).normalize(EXACT)
+    return str(number) if number else "0"  # DynamoDB has no -0
 
 
 def _masked(item: Item, name: str, rest: Sequence[Part], change: Change) -> Item:
@@ -129,8 +158,21 @@ def _within(value: Any, path: Sequence[Part], change: Change) -> Any:
         return {"M": others if new is GONE else {**members, part: new}}
     elements = value.get("L")
     if elements is None:
-        return value
+        return _within_set(value, rest, change)
     masked = [
         _within(one, rest, change) if part is None or part == number else one for number, one in enumerate(elements)
     ]
     return {"L": [one for one in masked if one is not GONE]}
+
+
+def _within_set(value: Any, path: Sequence[Part], change: Change) -> Any:
+    """Return a set whose members are all masked, whichever the path names: members of a set have no number.
+
+    What stands there instead is a set of strings; GONE when nothing is left. Anything but a set stays as it is.
+    """
+    ((tag, inner),) = value.items()
+    if path or tag not in SETS:
+        return value
+    masked = [change({SETS[tag]: one}) for one in inner]
+    left = sorted({one["S"] for one in masked if one is not GONE})
+    return {"SS": left} if left else GONE

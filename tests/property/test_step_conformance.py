@@ -82,6 +82,8 @@ STEPS: dict[str, Callable[[], Step]] = {
             Mask(path="email", how="tokenise"),
             Mask(path="address.n", how="redact"),
             Mask(path="phones[*]", how="truncate"),
+            Mask(path="status[*]", how="hash"),
+            Mask(path="a-b", how="hash"),
             Mask(path="total", how="drop"),
         ],
         KEY,
