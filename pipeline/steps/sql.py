@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from datetime import date, datetime, time
 from decimal import Decimal
 from typing import Any, Protocol
 
@@ -34,6 +35,8 @@ SCHEMA = pa.schema(
     ]
 )
 JSON = ("key", "before", "after", "enriched")
+INEXACT = {"uhugeint", "bignum", "bit", "interval", "time with time zone", "timestamp_ns"}
+"""Types of DuckDB of which something is lost on the way here: refused before, not written wrong."""
 REFERENCE = pa.schema([("key", pa.string()), ("item", pa.string())])
 
 
@@ -52,11 +55,12 @@ class QueryError(ValueError):
 
 
 def compile_query(query: str, tables: Mapping[str, Rows]) -> Step:
-    """Return the step that runs a query; raise QueryError with DuckDB's reason when it cannot be run at all."""
+    """Return the step that runs a query; raise QueryError when it cannot be run, or its columns cannot be added as they are."""
     database = _Database(query, tables)
-    wanted = _columns(query)
     try:
-        database.run(_arrow([], wanted))
+        database.run(_arrow([], frozenset()))
+        _check(database.columns())
+        wanted = _looked_at(query + database.plan())
     except duckdb.Error as error:
         raise QueryError(str(error).splitlines()[0]) from error
 
@@ -66,7 +70,7 @@ def compile_query(query: str, tables: Mapping[str, Rows]) -> Step:
         try:
             answer = database.run(_arrow(events, wanted))
             _take(answer, events)
-        except (duckdb.Error, QueryError, ValueError) as error:
+        except (duckdb.Error, pa.ArrowException, ValueError, OverflowError) as error:
             if len(events) == 1:
                 events[0].error = QueryError(str(error).splitlines()[0])
                 return
@@ -75,6 +79,30 @@ def compile_query(query: str, tables: Mapping[str, Rows]) -> Step:
                 step([event])
 
     return step
+
+
+def _check(columns: Sequence[tuple[str, Any]]) -> None:
+    """Raise QueryError when the columns of an answer say nothing of changes, or cannot be added as they are."""
+    names = [name for name, _ in columns]
+    if "id" not in names:
+        raise QueryError("the query must select id, of the relation changes")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise QueryError(f"the query selects {', '.join(twice)} more than once: name each with AS")
+    for name, kind in columns:
+        if name == "id" and kind.id != "bigint":
+            raise QueryError(f"id is a {kind}: select the id of the relation changes as it is")
+        if (odd := _inexact(kind)) is not None:
+            raise QueryError(f"{name} is a {odd}, which cannot be added exactly: CAST it to VARCHAR")
+
+
+def _inexact(kind: Any) -> str | None:
+    """Return the type within a type of DuckDB that cannot be carried over; None when all can."""
+    if kind.id in INEXACT:
+        return str(kind)
+    if kind.id not in {"list", "array", "struct", "map", "union"}:
+        return None
+    parts = [part for _, part in kind.children if hasattr(part, "id")]  # of an array, its size is among them
+    return next((odd for part in parts if (odd := _inexact(part)) is not None), None)
 
 
 class _Database:
@@ -92,13 +120,23 @@ class _Database:
         self._versions: dict[str, object] = {}
 
     def run(self, changes: pa.Table) -> pa.Table:
-        """Run the query over changes; the first time also the settings are locked."""
+        """Run the query over changes."""
         for name, table in self._tables.items():
             if (version := table.version()) != self._versions.get(name, self):
                 self._versions[name] = version
                 self._connection.register(name, _reference(table))
         self._connection.register("changes", changes)
         return self._connection.execute(self._query).to_arrow_table()
+
+    def columns(self) -> list[tuple[str, Any]]:
+        """Return names and types of what the query gave last."""
+        return [(name, kind) for name, kind, *_ in self._connection.description or ()]
+
+    def plan(self) -> str:
+        """Return DuckDB's plan of the query: it names the columns that are read."""
+        return "".join(
+            str(part) for row in self._connection.execute(f"EXPLAIN {self._query}").fetchall() for part in row
+        )
 
 
 def _reference(table: Rows) -> pa.Table:
@@ -108,11 +146,12 @@ def _reference(table: Rows) -> pa.Table:
     return pa.table([pa.array(keys, pa.string()), pa.array(items, pa.string())], schema=REFERENCE)
 
 
-def _columns(query: str) -> frozenset[str]:
-    """Return the columns of JSON that a query may look at: the others are not made, they are what most of the time goes to."""
-    if "*" in query:
-        return frozenset(JSON)
-    return frozenset(name for name in JSON if re.search(rf"\b{name}\b", query, re.IGNORECASE))
+def _looked_at(text: str) -> frozenset[str]:
+    """Return the columns of JSON that a query, or its plan, names: the others are not made, most of the time goes to them.
+
+    The plan has those that the query means without naming them: by `*`, `COLUMNS(...)`, the row as a whole.
+    """
+    return frozenset(name for name in JSON if re.search(rf"\b{name}\b", text, re.IGNORECASE))
 
 
 def _arrow(events: Sequence[Event], wanted: frozenset[str]) -> pa.Table:
@@ -142,16 +181,13 @@ def _json(image: bytes | None) -> str | None:
 
 def _take(answer: pa.Table, events: Sequence[Event]) -> None:
     """Add what the query gave; nothing is changed when the answer is no good."""
-    names = answer.column_names
-    if "id" not in names:
-        raise QueryError("the query must select id, of the relation changes")
     ids = answer.column("id").to_pylist()
     if len(set(ids)) != len(ids):
         raise QueryError("the query gives more than one row for a change: group by id")
     if not set(ids) <= set(range(len(events))):
         raise QueryError("the query gives ids that no change has")
-    others = [name for name in names if name != "id"]
-    values = [[_raw(value) for value in answer.column(name).to_pylist()] for name in others]
+    others = [name for name in answer.column_names if name != "id"]
+    values = [_typed(answer.column(name)) for name in others]
     for event in events:
         event.gone = True
     for row, number in enumerate(ids):
@@ -159,8 +195,23 @@ def _take(answer: pa.Table, events: Sequence[Event]) -> None:
         events[number].added |= {name: column[row] for name, column in zip(others, values, strict=True)}
 
 
-def _raw(value: Any) -> msgspec.Raw:
-    if isinstance(value, Decimal):  # DECIMAL(38, 2) gives 2.50
-        value = value.normalize() if value else Decimal(0)
-        return msgspec.Raw(encode({"N": format(value, "f")}))
-    return msgspec.Raw(encode(typed(value)))
+def _typed(column: pa.ChunkedArray) -> list[msgspec.Raw]:
+    return [msgspec.Raw(encode(typed(_python(value, column.type)))) for value in column.to_pylist()]
+
+
+def _python(value: Any, kind: pa.DataType) -> Any:
+    """Return what Arrow gave as `typed` takes it: maps are dicts, dates are text, decimals without the zeros at their end."""
+    if isinstance(value, Decimal):  # DECIMAL(38, 2) gives 2.50; `normalize` would round it to 28 digits
+        text = format(value, "f")
+        return Decimal(text.rstrip("0").rstrip(".") if "." in text else text)
+    if isinstance(value, date | time) and not isinstance(value, datetime):
+        return value.isoformat()
+    if value is None or not pa.types.is_nested(kind):
+        return value
+    if pa.types.is_map(kind):
+        return {name: _python(one, kind.item_type) for name, one in value}
+    if pa.types.is_struct(kind):
+        return {part.name: _python(value[part.name], part.type) for part in kind}
+    if pa.types.is_union(kind):
+        return value
+    return [_python(one, kind.value_type) for one in value]

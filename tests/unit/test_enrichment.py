@@ -45,6 +45,10 @@ def added(query: str, *values: bytes) -> list[Any]:
     return [outcome(one) for one in done(compile_query(query, {"customers": Table()}), *values)]
 
 
+def selecting(expression: str) -> str:
+    return " ".join(["SELECT id,", expression, "AS x FROM changes"])
+
+
 def test_a_query_adds_its_columns_by_their_types() -> None:
     (one,) = added(
         "SELECT id, 2 * CAST(json_extract_string(after, '$.total') AS DECIMAL(38, 2)) AS doubled, 1.5::DOUBLE AS d, "
@@ -61,6 +65,44 @@ def test_a_query_adds_its_columns_by_their_types() -> None:
         "struct": {"M": {"a": {"N": "1"}}},
         "blob": {"B": "YQ=="},
     }
+
+
+@pytest.mark.parametrize(
+    ("expression", "value"),
+    [
+        ("12345678901234567890123456789012345678::HUGEINT", {"N": "12345678901234567890123456789012345678"}),
+        ("1234567890123456789012345678901.1234500::DECIMAL(38, 7)", {"N": "1234567890123456789012345678901.12345"}),
+        ("[100.50::DECIMAL(38, 2)]", {"L": [{"N": "100.5"}]}),
+        ("100::DECIMAL(38, 2)", {"N": "100"}),
+        ("0::DECIMAL(38, 2)", {"N": "0"}),
+        ("DATE '2026-01-02'", {"S": "2026-01-02"}),
+        ("TIME '10:00:00'", {"S": "10:00:00"}),
+        ("TIMESTAMPTZ '2026-01-02 03:04:05.5+00'", {"S": "2026-01-02T03:04:05.500000Z"}),
+        ("MAP {'a': [DATE '2026-01-02', NULL]}", {"M": {"a": {"L": [{"S": "2026-01-02"}, {"NULL": True}]}}}),
+        ("array_value(1, 2)", {"L": [{"N": "1"}, {"N": "2"}]}),
+        ("'a'::ENUM('a', 'b')", {"S": "a"}),
+        ("union_value(n := 1)", {"N": "1"}),
+    ],
+)
+def test_a_value_is_added_exactly_whatever_its_type(expression: str, value: Any) -> None:
+    (one,) = added(selecting(expression), record(ORDER))
+    assert one["error"] is None
+    assert one["added"] == {"x": value}
+
+
+@pytest.mark.parametrize("expression", ["'NaN'::DOUBLE", "'infinity'::TIMESTAMP", "MAP {1: 2}"])
+def test_a_value_that_dynamodb_has_not_rejects_its_change(expression: str) -> None:
+    query = selecting(f"CASE op WHEN 'd' THEN {expression} END")
+    good, bad = added(query, record(ORDER), record(None, ORDER))
+    assert good["added"] == {"x": {"NULL": True}}
+    assert bad["error"].startswith("QueryError: ")
+
+
+@pytest.mark.parametrize("type_name", ["UHUGEINT", "BIT", "BIGNUM", "TIMESTAMP_NS"])
+def test_a_type_that_would_not_stay_exact_is_refused_before(type_name: str) -> None:
+    for expression in (f"NULL::{type_name}", f"[NULL::{type_name}]", f"{{'a': MAP {{'b': NULL::{type_name}}}}}"):
+        with pytest.raises(QueryError, match=f"x is a {type_name}, which cannot be added exactly: CAST it to VARCHAR"):
+            compile_query(selecting(expression), {})
 
 
 def test_a_query_joins_reference_tables_and_leaves_out_what_it_does_not_give_back() -> None:
@@ -84,6 +126,9 @@ def test_a_query_over_a_window_of_the_batch_sees_the_whole_batch() -> None:
         ("SELECT", "Parser Error"),
         ("SELECT nothing FROM changes", "nothing"),
         ("SELECT * FROM read_csv('/etc/passwd')", "disabled"),
+        ("SELECT op FROM changes", "must select id"),
+        ("SELECT sum(id) AS id FROM changes", "id is a HUGEINT"),
+        ("SELECT id, op AS x, op AS x FROM changes", "selects x more than once"),
     ],
 )
 def test_a_query_that_cannot_be_run_is_refused_before(query: str, words: str) -> None:
@@ -97,6 +142,19 @@ def test_columns_are_there_however_they_are_asked_for() -> None:
     assert one["added"] == {"old": {"S": "1"}, "k": {"S": "o-1"}}
     (one,) = added("SELECT id, c.after ->> 'id' AS new FROM (SELECT * FROM changes) AS c", both)
     assert one["added"] == {"new": {"S": "o-1"}}
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "FROM changes",
+        "SELECT id, COLUMNS(c -> c LIKE 'k%') FROM changes",
+        "SELECT unnest(changes) FROM changes",
+    ],
+)
+def test_columns_are_there_where_a_query_means_them_without_their_names(query: str) -> None:
+    (one,) = added(query, record(ORDER))
+    assert one["added"]["key"] == {"S": '{"id":"o-1"}'}
 
 
 def test_only_the_changes_at_fault_are_rejected() -> None:
