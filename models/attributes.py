@@ -48,6 +48,12 @@ def _number(text: str) -> tuple[Any, ...]:
     return Decimal(text).normalize(EXACT).as_tuple()
 
 
+def digits(text: str) -> str:
+    """Return the text of a number, in which equal numbers are equal: 1.0 is 1, and there is no -0."""
+    number = Decimal(text).normalize(EXACT)
+    return str(number) if number else "0"
+
+
 def typed(value: Any) -> dict[str, Any]:
     """Return a Python value in typed JSON; raise ValueError when DynamoDB has no such value.
 

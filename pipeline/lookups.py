@@ -17,11 +17,11 @@ import urllib3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from models.attributes import from_client, normal_item, to_client, typed
+from models.attributes import digits, from_client, normal_item, to_client, typed
 from pipeline.errors import UsageError
 from pipeline.flow_settings import Lookup
 from pipeline.steps.enrich import attribute
-from pipeline.steps.event import Event, Step
+from pipeline.steps.event import Event, Step, Value
 from pipeline.steps.lookup import (
     Answer,
     Breaker,
@@ -39,6 +39,8 @@ BATCH = 100
 """Keys that BatchGetItem takes."""
 ATTEMPTS = 5
 """Calls for keys that DynamoDB leaves unprocessed."""
+NO_SEGMENTS = {"", ".", ".."}
+"""Values that would make another path of a URL: they name nothing there."""
 TRANSIENT = {401, 403, 408, 425, 429}
 """Of the 4xx, those that another try may change."""
 _answer = msgspec.json.Decoder(float_hook=Decimal).decode
@@ -48,11 +50,8 @@ _value = msgspec.json.Decoder(dict[str, Any]).decode
 def lookup(settings: Lookup, environment: Mapping[str, str]) -> Step:
     """Return the step of a lookup; raise UsageError when a variable that its headers name is not there."""
     memory = Memory(settings.cache, settings.ttl, settings.missing_ttl)
-    if settings.url is not None:
-        http = Http(settings, environment)
-        return compile_lookup(settings.into, http.question, http, memory, Breaker(), settings.on_failure)
-    items = Items(settings)
-    return compile_lookup(settings.into, items.question, items, memory, Breaker(), settings.on_failure)
+    service = Http(settings, environment) if settings.url is not None else Items(settings)
+    return compile_lookup(settings.into, service.question, service, memory, settings.on_failure)
 
 
 @cache
@@ -67,30 +66,46 @@ class Http:
     def __init__(self, settings: Lookup, environment: Mapping[str, str]) -> None:
         self._template = settings.url or ""
         self._names = PLACE.findall(self._template)
+        self._segments = [n for n, segment in enumerate(_segments(PLACE.sub("{}", self._template))) if "{}" in segment]
+        """Those of the path that values are part of."""
         self._headers = {name: _filled(value, environment) for name, value in settings.headers.items()}
         self._timeout = urllib3.Timeout(total=settings.timeout)
         self._pool = urllib3.PoolManager(maxsize=settings.concurrency, retries=False)
-        self._threads = threads(settings.concurrency)
+        self._threads, self._breaker = threads(settings.concurrency), Breaker()
 
     def question(self, event: Event) -> Question | None:
-        """Return the URL, None when the change lacks an attribute that it names."""
+        """Return the URL, None when the change lacks an attribute that it names, or would name another place by it."""
         values = {}
         for name in self._names:
             if (text := _text(event, name)) is None:
                 return None
             values[name] = quote(text, safe="")
-        return PLACE.sub(lambda match: values[match[1]], self._template).encode()
+        url = PLACE.sub(lambda match: values[match[1]], self._template)
+        segments = _segments(url)
+        return None if any(segments[n] in NO_SEGMENTS for n in self._segments) else url.encode()
 
     def __call__(self, questions: Sequence[Question]) -> dict[Question, Answer]:
         """Ask for each URL."""
-        return dict(zip(questions, self._threads.map(self._ask, questions), strict=True))
+        return dict(zip(questions, self._threads.map(self._guarded, questions), strict=True))
+
+    def _guarded(self, question: Question) -> Answer:
+        if self._breaker.open:
+            return self._breaker.left_alone()
+        answer = self._ask(question)
+        self._breaker.count(isinstance(answer, LookupFailedError))
+        return answer
+
+    def _get(self, url: str) -> urllib3.BaseHTTPResponse:
+        try:
+            return self._pool.request("GET", url, headers=self._headers, timeout=self._timeout, redirect=False)
+        except urllib3.exceptions.ProtocolError:
+            # A connection that was kept, and that the service closed meanwhile: that is no failure of the service.
+            return self._pool.request("GET", url, headers=self._headers, timeout=self._timeout, redirect=False)
 
     def _ask(self, question: Question) -> Answer:
         # Errors name the host alone: a URL holds values of the change.
         try:
-            response = self._pool.request(
-                "GET", question.decode(), headers=self._headers, timeout=self._timeout, redirect=False
-            )
+            response = self._get(question.decode())
         except urllib3.exceptions.HTTPError as error:
             return LookupFailedError(f"{self._host}: {type(error).__name__}")
         status = response.status
@@ -127,22 +142,27 @@ class Items:
             raise UsageError(
                 f"lookup in table {self._table}: {error}", hint="set region, or AWS_DEFAULT_REGION"
             ) from error
-        self._threads = threads(settings.concurrency)
+        self._threads, self._breaker = threads(settings.concurrency), Breaker()
 
     def question(self, event: Event) -> Question | None:
-        """Return the key, None when the change lacks an attribute of it."""
-        values = {name: attribute(event, own) for name, own in self._key.items()}
-        if any(value is None for value in values.values()):
-            return None
-        return msgspec.json.encode(dict(sorted(values.items())))
+        """Return the key, None when the change lacks an attribute of it, or has one that no key can be: empty, or a list."""
+        values = {name: _key_value(attribute(event, own)) for name, own in sorted(self._key.items())}
+        return None if None in values.values() else msgspec.json.encode(values)
 
     def __call__(self, questions: Sequence[Question]) -> dict[Question, Answer]:
         """Ask for all keys."""
         chunks = [questions[n : n + BATCH] for n in range(0, len(questions), BATCH)]
         found: dict[Question, Answer] = {}
-        for some in self._threads.map(self._ask, chunks):
+        for some in self._threads.map(self._guarded, chunks):
             found |= some
         return found
+
+    def _guarded(self, questions: Sequence[Question]) -> dict[Question, Answer]:
+        if self._breaker.open:
+            return dict.fromkeys(questions, self._breaker.left_alone())
+        answers = self._ask(questions)
+        self._breaker.count(any(isinstance(answer, LookupFailedError) for answer in answers.values()))
+        return answers
 
     def _ask(self, questions: Sequence[Question]) -> dict[Question, Answer]:
         found: dict[Question, Answer] = dict.fromkeys(questions)
@@ -163,6 +183,8 @@ class Items:
             code = error.response.get("Error", {}).get("Code", "")
             failure: Exception = LookupFailedError(f"table {self._table}: {code}")
             if code == "ValidationException":
+                if (half := len(questions) // 2) > 0:  # one key is enough to have all refused: find it
+                    return self._ask(questions[:half]) | self._ask(questions[half:])
                 failure = RefusedError(f"table {self._table}: the key is not of its types")
             return dict.fromkeys(questions, failure)
         except BotoCoreError as error:
@@ -178,6 +200,20 @@ def _known(key: Mapping[str, Any]) -> frozenset[Any]:
 
 def _item(item: Mapping[str, Any], convert: Callable[[Mapping[str, Any]], Any]) -> dict[str, Any]:
     return {name: convert(value) for name, value in item.items()}
+
+
+def _key_value(value: Value | None) -> dict[str, str] | None:
+    """Return a value as it stands in a key: equal ones are one key, so that none is asked for twice in a call."""
+    if value is None:
+        return None
+    ((tag, inner),) = _value(value).items()
+    if tag not in {"S", "N", "B"} or not inner:
+        return None
+    return {tag: digits(inner) if tag == "N" else inner}
+
+
+def _segments(url: str) -> list[str]:
+    return url.partition("?")[0].split("/")
 
 
 def _text(event: Event, name: str) -> str | None:

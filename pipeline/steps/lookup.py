@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from threading import Lock
 from typing import Literal
 
 import msgspec
@@ -35,10 +36,14 @@ class RefusedError(ValueError):
 
 
 class Breaker:
-    """Leaves a service alone that has failed often in a row; then one batch tries whether it is back."""
+    """Leaves a service alone that has failed often in a row; then a call or two try whether it is back. For many threads.
+
+    Calls are counted, not batches: one thing that the service cannot answer among many that it can does no harm, and a
+    batch does not wait for each of its questions when nobody answers.
+    """
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
-        self._clock = clock
+        self._clock, self._lock = clock, Lock()
         self._failures, self._until = 0, 0.0
 
     @property
@@ -47,10 +52,19 @@ class Breaker:
         return self._clock() < self._until
 
     def count(self, failed: bool) -> None:
-        """Take note of a call."""
-        self._failures = self._failures + 1 if failed else 0
-        if self._failures >= FAILURES:
-            self._until = self._clock() + min(LONGEST, SHORTEST * 2.0 ** min(self._failures - FAILURES, 10))
+        """Take note of a call. What was under way when the service was given up says nothing new."""
+        with self._lock:
+            if not failed:
+                self._failures = 0
+            elif not self.open:
+                self._failures += 1
+                if self._failures >= FAILURES:
+                    pause = SHORTEST * 2.0 ** min(self._failures - FAILURES, 10)
+                    self._until = self._clock() + min(LONGEST, pause)
+
+    def left_alone(self) -> LookupFailedError:
+        """Return the failure of what is not asked."""
+        return LookupFailedError("it has failed often and is left alone for a while")
 
 
 class Memory:
@@ -82,7 +96,6 @@ def compile_lookup(
     question_of: Callable[[Event], Question | None],
     ask: Ask,
     memory: Memory,
-    breaker: Breaker,
     on_failure: Literal["retry", "reject", "pass"],
 ) -> Step:
     """Return the step that adds answers under a name. What has no question gets null, as what has no answer."""
@@ -93,7 +106,7 @@ def compile_lookup(
         answers = {one: memory.get(one, unknown) for one in dict.fromkeys(questions) if one is not None}
         wanted = [one for one, answer in answers.items() if answer is unknown]
         if wanted:
-            answers |= _asked(wanted, ask, memory, breaker)
+            answers |= _asked(wanted, ask, memory)
         if on_failure == "retry":
             failed = next((answer for answer in answers.values() if isinstance(answer, LookupFailedError)), None)
             if failed is not None:
@@ -111,11 +124,8 @@ def compile_lookup(
     return step
 
 
-def _asked(wanted: Sequence[Question], ask: Ask, memory: Memory, breaker: Breaker) -> dict[Question, Answer]:
-    if breaker.open:
-        return dict.fromkeys(wanted, LookupFailedError("it has failed often and is left alone for a while"))
-    answers = dict(ask(wanted))
-    breaker.count(any(isinstance(answer, LookupFailedError) for answer in answers.values()))
+def _asked(wanted: Sequence[Question], ask: Ask, memory: Memory) -> Mapping[Question, Answer]:
+    answers = ask(wanted)
     for question, answer in answers.items():
         memory.put(question, answer)
     return answers

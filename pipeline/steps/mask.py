@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from decimal import Decimal
 from typing import Any, TypeAlias
 
 import msgspec
 
-from models.attributes import EXACT
+from models.attributes import digits
 from pipeline.flow_settings import Mask
 from pipeline.steps.event import Event, Item, Step, Value, each
 from pipeline.steps.secrecy import MaskKey
@@ -106,9 +105,9 @@ def canonical(value: Any) -> bytes:
 def _plain(tag: str, inner: Any) -> Any:
     """Return what is within a value, as JSON that does not depend on how it was written."""
     if tag == "N":
-        return _digits(inner)
+        return digits(inner)
     if tag == "NS":
-        return sorted(map(_digits, inner))
+        return sorted(map(digits, inner))
     if tag in {"SS", "BS"}:
         return sorted(inner)
     if tag == "L":
@@ -123,11 +122,6 @@ def _plain(tag: str, inner: Any) -> Any:
 def _tagged(value: Any) -> list[Any]:
     ((tag, inner),) = value.items()
     return [tag, _plain(tag, inner)]
-
-
-def _digits(text: str) -> str:
-    number = Decimal(text).normalize(EXACT)
-    return str(number) if number else "0"  # DynamoDB has no -0
 
 
 def _masked(item: Item, name: str, rest: Sequence[Part], change: Change) -> Item:

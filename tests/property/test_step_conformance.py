@@ -21,7 +21,7 @@ from pipeline.steps.envelope import compile_envelope
 from pipeline.steps.event import Event, Step
 from pipeline.steps.flow import Given
 from pipeline.steps.formats.registered import compile_format
-from pipeline.steps.lookup import Answer, Breaker, Memory, Question, RefusedError, compile_lookup
+from pipeline.steps.lookup import Answer, Memory, Question, RefusedError, compile_lookup
 from pipeline.steps.mask import compile_masks
 from pipeline.steps.python import DROP, Change, Function, call
 from pipeline.steps.secrecy import MaskKey
@@ -69,8 +69,8 @@ STEPS: dict[str, Callable[[], Step]] = {
     "sql, odd": lambda: compile_query(
         "SELECT id, CAST(json_extract_string(after, '$.n') AS INT) AS n FROM changes", {}
     ),
-    "lookup": lambda: compile_lookup("a", lambda one: one.key, ask, Memory(100, 60, 60), Breaker(), "reject"),
-    "lookup, pass": lambda: compile_lookup("a", lambda one: one.key, ask, Memory(0, 60, 60), Breaker(), "pass"),
+    "lookup": lambda: compile_lookup("a", lambda one: one.key, ask, Memory(100, 60, 60), "reject"),
+    "lookup, pass": lambda: compile_lookup("a", lambda one: one.key, ask, Memory(0, 60, 60), "pass"),
     "python": lambda: call(Function("price", price, batch=False)),
     "python, batch": lambda: call(Function("prices", prices, batch=True)),
     "select": lambda: select(["id", "total", "größe"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from decimal import Decimal
 from pathlib import Path
@@ -213,6 +214,86 @@ def test_a_failure_is_tried_again_rejected_or_passed_on(service: Service) -> Non
         looked_up(address, record(ORDER))
 
 
+@pytest.mark.parametrize("text", ["", ".", ".."])
+def test_a_value_that_would_name_another_place_is_not_asked_for(service: Service, text: str) -> None:
+    with service.running() as address:
+        settings = Lookup.model_validate({"kind": "lookup", "url": f"{address}/c/{{customer}}/open", "into": "c"})
+        assert outcome(done(lookup(settings, {}), record({**ORDER, "customer": {"S": text}}))[0])["added"] == {
+            "c": {"NULL": True}
+        }
+        settings = settings.model_copy(update={"url": f"{address}/c?of={{customer}}"})
+        done(lookup(settings, {}), record({**ORDER, "customer": {"S": text}}))
+    assert [path for path, _ in service.asked] == [f"/c?of={text}"]
+
+
+def customers(*names: str) -> list[bytes]:
+    return [record({**ORDER, "customer": {"S": name}}) for name in names]
+
+
+def test_a_batch_does_not_wait_for_each_of_its_questions_when_the_service_is_down(service: Service) -> None:
+    service.status = 503
+    with service.running() as address:
+        found = looked_up(address, *customers(*map(str, range(300))), on_failure="pass", concurrency=4)
+    assert all(one["marks"] for one in found)
+    assert FAILURES <= len(service.asked) < 100
+
+
+def test_one_question_that_always_fails_leaves_the_others_their_answers(service: Service) -> None:
+    service.statuses = {"/c/odd": 500}
+    with service.running() as address:
+        settings = Lookup.model_validate(
+            {"kind": "lookup", "url": f"{address}/c/{{customer}}", "into": "c", "on_failure": "pass"}
+        )
+        step = lookup(settings, {})
+        for batch in range(2 * FAILURES):
+            found = [outcome(one) for one in done(step, *customers("odd", f"{batch}-1", f"{batch}-2"))]
+            assert [len(one["marks"]) for one in found] == [1, 0, 0]
+
+
+def test_a_kept_connection_that_the_service_has_closed_is_no_failure(service: Service) -> None:
+    service.hangs_up = True
+    with service.running() as address:
+        found = looked_up(address, *customers(*map(str, range(50))), on_failure="pass", concurrency=1)
+    assert not any(one["marks"] for one in found)
+
+
+# -- look-ups in DynamoDB ---------------------------------------------------------------------------------------------
+
+
+def batch_get_item(body: bytes) -> tuple[int, bytes]:
+    """Answer as DynamoDB does: a key that is asked for twice, or is of another type, has the whole call refused."""
+    keys = json.loads(body)["RequestItems"]["prices"]["Keys"]
+    numbers = [Decimal(key["sku"]["N"]) for key in keys if "N" in key["sku"]]
+    if len(numbers) != len(keys) or len(set(numbers)) != len(numbers):
+        return 400, b'{"__type": "com.amazon.coral.validate#ValidationException", "message": "no"}'
+    items = [{"sku": {"N": str(n)}, "price": {"N": "0.10"}} for n in numbers if n % 7]
+    return 200, json.dumps({"Responses": {"prices": items}, "UnprocessedKeys": {}}).encode()
+
+
+def priced(service: Service, patch: pytest.MonkeyPatch, *skus: dict[str, Any]) -> list[Any]:
+    service.posted = batch_get_item
+    table = {"kind": "lookup", "table": "prices", "key": {"sku": "sku"}, "into": "p", "region": "eu-west-1"}
+    with service.running() as address:
+        for name, value in (("ENDPOINT_URL_DYNAMODB", address), ("ACCESS_KEY_ID", "x"), ("SECRET_ACCESS_KEY", "x")):
+            patch.setenv(f"AWS_{name}", value)
+        step = lookup(Lookup.model_validate(table), {})
+        return [outcome(one) for one in done(step, *[record({**ORDER, "sku": sku}) for sku in skus])]
+
+
+def test_equal_keys_are_asked_for_once(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = priced(service, monkeypatch, {"N": "1"}, {"N": "1.0"}, {"N": "7"}, {"N": "1e0"})
+    assert [one["error"] for one in found] == [None] * 4
+    assert found[0]["added"] == {"p": {"M": {"sku": {"N": "1"}, "price": {"N": "0.10"}}}}
+    assert found[1]["added"] == found[3]["added"] == found[0]["added"]
+    assert found[2]["added"] == {"p": {"NULL": True}}
+
+
+def test_a_key_of_another_type_rejects_its_own_change_alone(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = priced(service, monkeypatch, {"N": "1"}, {"S": "one"}, {"N": "2"}, {"L": []}, {"S": ""}, {"N": "3"})
+    assert ["RefusedError" in (one["error"] or "") for one in found] == [False, True, False, False, False, False]
+    assert [one["added"].get("p") == {"NULL": True} for one in found] == [False, False, False, True, True, False]
+
+
 def test_a_variable_that_is_not_set_is_said_at_once() -> None:
     settings = Lookup.model_validate({"kind": "lookup", "url": "http://x", "into": "c", "headers": {"A": "${NOTHING}"}})
     with pytest.raises(UsageError, match="the variable NOTHING"):
@@ -237,6 +318,15 @@ def test_a_service_that_fails_often_is_left_alone_for_a_while() -> None:
     breaker.count(failed=True)
     left_alone.append(breaker.open)
     assert left_alone == [False] * FAILURES + [True, False, True, False]
+
+
+def test_calls_that_were_under_way_when_a_service_is_given_up_make_the_pause_no_longer() -> None:
+    now = [0.0]
+    breaker = Breaker(lambda: now[0])
+    for _ in range(FAILURES + 60):
+        breaker.count(failed=True)
+    now[0] = 1.1
+    assert not breaker.open
 
 
 def test_answers_are_remembered_as_long_as_they_may() -> None:
