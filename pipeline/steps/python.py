@@ -206,6 +206,6 @@ def _take(function: Function, event: Event, answer: Any) -> None:
     if answer is DROP:
         event.gone = True
     elif isinstance(answer, Mapping):
-        event.added |= {name: msgspec.Raw(msgspec.json.encode(typed(value))) for name, value in answer.items()}
+        event.added |= {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in typed(answer)["M"].items()}
     else:
         raise TypeError(f"{function.name} returned {type(answer).__name__}: it returns a dict, None or DROP")

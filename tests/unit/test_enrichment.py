@@ -372,6 +372,14 @@ def test_a_function_is_tried_without_kafka() -> None:
     ]
 
 
+def test_the_name_of_what_is_added_is_text() -> None:
+    def numbered(change: Change) -> Any:
+        return {1: change.op}
+
+    with pytest.raises(ValueError, match="the name of an attribute is text, not int"):
+        run(enrich("numbered")(numbered), change("orders", new={"id": "o"}))
+
+
 def test_a_change_is_made_of_plain_values() -> None:
     one = change("orders", new={"id": "o", "tags": {"b", "a"}}, old={"id": "o"}, event_id="e", at=5)
     assert one["eventName"] == "MODIFY"
