@@ -22,7 +22,7 @@ class Registry:
         self.subjects: dict[str, list[dict[str, Any]]] = {}
         self.refuses: Callable[[str], bool] = lambda schema: False
         """Whether a schema is refused as incompatible."""
-        self.before_register: Callable[[], None] | None = None
+        self.before_register: Callable[[], object] | None = None
         """Called once, before the next schema is registered: what another worker does just then."""
         self.away = False
         self.url = ""

@@ -49,7 +49,8 @@ def registry() -> SchemaRegistry:
 
 
 def client(registry: SchemaRegistry) -> SchemaRegistryClient:
-    return registry._client
+    found: SchemaRegistryClient = registry._client
+    return found
 
 
 def encode(

@@ -82,7 +82,8 @@ def schema_id(one: Event) -> int:
 
 
 def newest(served: Served, kind: str) -> Shape:
-    return CODECS[kind].parse(served.subjects[SUBJECT][-1]["schema"])
+    found: Shape = CODECS[kind].parse(served.subjects[SUBJECT][-1]["schema"])
+    return found
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -103,7 +104,7 @@ def test_a_schema_that_comes_in_between_keeps_its_members(kind: str, served: Ser
     one, other = worker(served, kind), worker(served, kind)
     encode(one, {})
     encode(other, {})
-    served.before_register = lambda: encode(one, {"a": {"S": "of one"}}) and None
+    served.before_register = lambda: encode(one, {"a": {"S": "of one"}})
     (second,) = encode(other, {"b": {"S": "of the other"}})
     assert {name: field.number for name, field in newest(served, kind).fields.items()} == {"id": 1, "a": 2, "b": 3}
     assert schema_id(second) == served.subjects[SUBJECT][-1]["id"]
@@ -240,3 +241,12 @@ def test_a_proto_file_of_others_is_known_for_what_it_is(text: str) -> None:
 def test_json_schemas_of_others_are_known_for_what_they_are() -> None:
     with pytest.raises(ValueError, match="was not made by Headwater"):
         json_schema.parse('{"type":"object"}')
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [("avro", {"NS": ["x"]}), ("protobuf", {"NS": ["x"]}), ("protobuf", {"S": 5})]
+)
+def test_an_odd_value_rejects_its_change_and_no_other(kind: str, value: Any, served: Served) -> None:
+    bad, good = encode(worker(served, kind), {"a": value}, {"b": {"S": "y"}})
+    assert bad.error is not None
+    assert decoded(served, kind, good)["b"] == "y"

@@ -191,7 +191,7 @@ class _Step:
                 event.error = error
                 if self._widen and self._codec is avro:
                     self._write_wide(event, document)
-            except ValueError as error:  # binary that is not base64
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others go on
                 event.error = error
 
     def _write_wide(self, event: Event, document: Document) -> None:
