@@ -40,9 +40,30 @@ class Tagged(msgspec.Struct, gc=False, forbid_unknown_fields=True):
     binaries: list[str] | None = msgspec.field(name="BS", default=None)
 
 
+class Strict(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    """An attribute value that is held against DynamoDB's rules: one type tag, and what may stand under it."""
+
+    text: str | None = msgspec.field(name="S", default=None)
+    number: str | None = msgspec.field(name="N", default=None)
+    boolean: bool | None = msgspec.field(name="BOOL", default=None)
+    null: bool | None = msgspec.field(name="NULL", default=None)
+    binary: str | None = msgspec.field(name="B", default=None)
+    members: dict[str, Strict] | None = msgspec.field(name="M", default=None)
+    elements: list[Strict] | None = msgspec.field(name="L", default=None)
+    texts: list[str] | None = msgspec.field(name="SS", default=None)
+    numbers: list[str] | None = msgspec.field(name="NS", default=None)
+    binaries: list[str] | None = msgspec.field(name="BS", default=None)
+
+    def __post_init__(self) -> None:
+        tags = sum(one is not None for one in msgspec.structs.astuple(self))
+        if tags != 1 or self.null is False:
+            raise ValueError(f"an attribute value has one type tag, this has {tags}")
+
+
 decode_item = msgspec.json.Decoder(dict[str, Tagged]).decode
 _decode_list = msgspec.json.Decoder(list[Tagged]).decode
 decode_value = msgspec.json.Decoder(Tagged).decode
+_check_value = msgspec.json.Decoder(Strict).decode
 
 
 def plain_item(image: bytes | msgspec.Raw, numbers: Numbers = "exact") -> dict[str, Plain]:
@@ -65,8 +86,12 @@ def plain_item(image: bytes | msgspec.Raw, numbers: Numbers = "exact") -> dict[s
 
 
 def plain_value(value: bytes | msgspec.Raw, numbers: Numbers = "exact") -> Plain:
-    """Return an attribute value as a plain value; raise ValueError when it is none of DynamoDB's."""
+    """Return an attribute value as a plain value; raise ValueError when it is none of DynamoDB's.
+
+    It is checked whole, unlike the images of a change, which AWS has written.
+    """
     try:
+        _check_value(value)
         tagged = decode_value(value)
     except msgspec.DecodeError as error:
         raise ValueError(f"no attribute value: {error}") from error

@@ -12,6 +12,7 @@ from events_made import done, event, record
 from pipeline.flow_settings import Envelope
 from pipeline.steps.envelope import compile_envelope
 from pipeline.steps.event import Event
+from pipeline.steps.plain import plain_value
 from pipeline.steps.shape import drop
 
 ORDER: dict[str, Any] = {
@@ -129,3 +130,27 @@ def test_cloudevents_in_both_modes_are_what_cncf_takes_for_events() -> None:
 
 def message(one: Event) -> KafkaMessage:
     return KafkaMessage(headers=dict(one.headers), key=one.key, value=one.output or b"")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        '{"S":5}',
+        '{"S":{"a":1}}',
+        '{"S":null}',
+        '{"B":5}',
+        '{"S":"x","N":"1"}',
+        '{"NULL":false}',
+        "{}",
+        "[]",
+        '{"X":"y"}',
+        '{"L":[{"S":5}]}',
+        '{"M":{"a":{"S":"x","BOOL":true}}}',
+        '{"N":"Infinity"}',
+        '{"N":1}',
+        '{"SS":[1]}',
+    ],
+)
+def test_what_is_no_attribute_value_is_not_added(value: str) -> None:
+    with pytest.raises(ValueError, match=r"value|number"):
+        plain_value(value.encode())

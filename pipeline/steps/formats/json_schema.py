@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from pipeline.steps.formats.shape import Field, Kind, Shape
+from pipeline.steps.plain import Numbers
 
 TYPES: dict[Kind, dict[str, Any]] = {
     "string": {"type": "string"},
@@ -20,23 +21,39 @@ TYPES: dict[Kind, dict[str, Any]] = {
 }
 
 
-def schema(shape: Shape) -> str:
-    """Return the schema of a shape, as JSON. Objects are open: a newer schema reads what an older one allowed."""
-    return json.dumps({"$schema": "http://json-schema.org/draft-07/schema#", **_record(shape)}, separators=(",", ":"))
+AS_TEXT: dict[Kind, dict[str, Any]] = {
+    **TYPES,
+    "decimal": TYPES["string"],
+    "decimals": TYPES["strings"],
+}
+"""Where the envelope has numbers as strings."""
 
 
-def _record(shape: Shape) -> dict[str, Any]:
-    properties = {name: _field(one) for name, one in shape.fields.items()}
-    return {"title": shape.name, "type": "object", "properties": properties}
+def schema(shape: Shape, numbers: Numbers = "exact") -> str:
+    """Return the schema of a shape, as JSON.
+
+    Other members than those named may be null and nothing else, so that a newer schema reads what an older one allowed: were
+    objects open, a member that is new could have been anything, and Confluent's registry refuses it for that.
+    """
+    types = TYPES if numbers == "exact" else AS_TEXT
+    return json.dumps(
+        {"$schema": "http://json-schema.org/draft-07/schema#", **_record(shape, types)}, separators=(",", ":")
+    )
 
 
-def _field(one: Field) -> dict[str, Any]:
+def _record(shape: Shape, types: dict[Kind, dict[str, Any]]) -> dict[str, Any]:
+    properties = {name: _field(one, types) for name, one in shape.fields.items()}
+    others = {"type": "null"}
+    return {"title": shape.name, "type": "object", "properties": properties, "additionalProperties": others}
+
+
+def _field(one: Field, types: dict[Kind, dict[str, Any]]) -> dict[str, Any]:
     mark: dict[str, Any] = {"kind": one.kind} | ({"wide": True} if one.wide else {})
     if one.shape is not None:
-        return {"oneOf": [{"type": "null"}, _record(one.shape)], **mark}
+        return {"oneOf": [{"type": "null"}, _record(one.shape, types)], **mark}
     if one.wide or one.kind == "json":
         return mark
-    return {"oneOf": [{"type": "null"}, TYPES[one.kind]], **mark}
+    return {"oneOf": [{"type": "null"}, types[one.kind]], **mark}
 
 
 def parse(text: str) -> Shape:

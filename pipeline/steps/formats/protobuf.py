@@ -2,14 +2,14 @@
 
 Numbers are text with all their digits (Protobuf has no decimal), lists and maps are JSON text; members keep their field
 numbers for ever. Text takes values of any kind, so text members are wide by nature; a wide member of another kind has a second
-field, `<name>_text`, whose number is 10,000 more.
+field, `<name>_text`, whose number is 10,000 more. A name that another field has already gets its number, too.
 """
 
 from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from typing import Any, cast
 
@@ -32,32 +32,77 @@ TYPES: dict[Kind, str] = {
     "decimals": "repeated string",
     "byteses": "repeated bytes",
 }
-LINE = re.compile(r"^\s*(?:optional|repeated) \S+ (\S+) = (\d+)(?: \[[^\]]*\])?; // (\w+)( wide)? (\".*\")$")
-MESSAGE = re.compile(r"^\s*message (\S+) \{ // (.*)$")
+FIELD = re.compile(r"(?:optional|repeated) (\S+) (\S+) = (\d+)(?: \[[^\]]*\])?;").fullmatch
+MESSAGE = re.compile(r"message (\S+) \{").fullmatch
+ABOUT = re.compile(r"// (\w+)( wide)? (\".*\")").fullmatch
+NAMED = re.compile(r"// (\".*\")").fullmatch
 INDEX = b"\x00"
 """Which message of the file it is: the first."""
 Proto = descriptor_pb2.FieldDescriptorProto
 
 
 def schema(shape: Shape) -> str:
-    """Return the schema of a shape, as a .proto file."""
-    return 'syntax = "proto3";\n\n' + "\n".join(_message(shape, set(), "")) + "\n"
+    """Return the schema of a shape, as a .proto file.
+
+    It is written as Wire prints it, by which Confluent's registry keeps schemas: what is said of a member stands before it, for
+    comments at the end of a line are moved there; records within a record stand behind its members.
+    """
+    return 'syntax = "proto3";\n\n' + "\n".join(_message(shape, {shape.name}, "")) + "\n"
 
 
 def _message(shape: Shape, known: set[str], indent: str) -> list[str]:
-    known.add(shape.name)
-    lines = [f"{indent}message {escaped(shape.name)} {{ // {msgspec.json.encode(shape.name).decode()}"]
+    lines = [f"{indent}// {_said(shape.name)}", f"{indent}message {escaped(shape.name)} {{"]
+    for name, one, field, wider in _named(shape):
+        of = f"optional {escaped(one.shape.name)}" if one.shape is not None else TYPES[one.kind]
+        lines.append(f"{indent}  // {one.kind}{' wide' if one.wide else ''} {_said(name)}")
+        lines.append(f"{indent}  {of} {field} = {_number(one.number)};")
+        if wider is not None:
+            lines.append(f"{indent}  optional string {wider} = {_number(one.number + WIDER)};")
+    for inner in _inner(shape, known):
+        lines += ["", *_message(inner, known, f"{indent}  ")]
+    return [*lines, f"{indent}}}"]
+
+
+def _said(name: str) -> str:
+    return msgspec.json.encode(name).decode()
+
+
+def _inner(shape: Shape, known: set[str]) -> Iterator[Shape]:
+    """Return the records in a record that have no message yet."""
     for one in shape.fields.values():
         if one.shape is not None and one.shape.name not in known:
-            lines += _message(one.shape, known, f"{indent}  ")
-    for name, one in shape.fields.items():
-        of = f"optional {escaped(one.shape.name)}" if one.shape is not None else TYPES[one.kind]
-        wide = " wide" if one.wide else ""
-        said = msgspec.json.encode(name).decode()
-        lines.append(f"{indent}  {of} {escaped(name)} = {_number(one.number)}; // {one.kind}{wide} {said}")
-        if one.wide and not _is_text(one):
-            lines.append(f"{indent}  optional string {escaped(name)}_text = {_number(one.number + WIDER)};")
-    return [*lines, f"{indent}}}"]
+            known.add(one.shape.name)
+            yield one.shape
+
+
+def _named(shape: Shape) -> list[tuple[str, Field, str, str | None]]:
+    """Return the members with the names of their fields, and of the second fields of wide ones.
+
+    Protobuf takes no two names whose JSON names are the same (`a_b` and `aB`): the later one gets its number, too.
+    """
+    taken: set[str] = set()
+
+    def free(name: str, number: int) -> str:
+        while _json_name(name) in taken:
+            name = f"{name}_{number}"
+        taken.add(_json_name(name))
+        return name
+
+    fields = {name: free(escaped(name), one.number) for name, one in shape.fields.items()}
+    return [
+        (
+            name,
+            one,
+            fields[name],
+            free(f"{fields[name]}_text", one.number + WIDER) if one.wide and not _is_text(one) else None,
+        )
+        for name, one in shape.fields.items()
+    ]
+
+
+def _json_name(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(part[:1].upper() + part[1:] for part in rest)
 
 
 def _number(number: int) -> int:
@@ -72,23 +117,37 @@ def parse(text: str) -> Shape:
     """Return the shape of a schema that was made here; raise ValueError when it was not."""
     open_shapes: list[Shape] = []
     known: dict[str, Shape] = {}
-    first: Shape | None = None
-    for line in text.splitlines():
-        if (match := MESSAGE.match(line)) is not None:
-            shape = known[match[1]] = Shape(msgspec.json.decode(match[2], type=str), changed=False)
-            first = first or shape
-            open_shapes.append(shape)
-        elif line.strip() == "}":
-            open_shapes.pop()
-        elif (match := LINE.match(line)) is not None:
-            name = msgspec.json.decode(match[5], type=str)
-            kind = cast("Kind", match[3])
-            inner = known[line.split()[1]] if kind == "record" else None
-            fields = open_shapes[-1].fields
-            fields[name] = Field(kind, len(fields) + 1, inner, wide=bool(match[4]))
-    if first is None:
-        raise ValueError("the schema was not made by Headwater: there is no message in it")
-    return first
+    records: list[tuple[Field, str]] = []
+    about = ""
+    try:
+        for line in map(str.strip, text.splitlines()):
+            if (match := MESSAGE(line)) is not None:
+                shape = known[match[1]] = Shape(_original(NAMED(about)), changed=False)
+                open_shapes.append(shape)
+            elif line == "}":
+                open_shapes.pop()
+            elif (match := FIELD(line)) is not None and (said := ABOUT(about)) is not None:
+                fields = open_shapes[-1].fields
+                one = Field(cast("Kind", said[1]), int(match[3]), wide=said[2] is not None)
+                if one.kind == "record":
+                    records.append((one, match[1]))
+                elif one.kind not in TYPES:
+                    raise ValueError("the schema was not made by Headwater: it has a kind of member that is not known")
+                fields[msgspec.json.decode(said[3], type=str)] = one
+            elif match is not None and not match[2].rstrip("_0123456789").endswith("_text"):
+                raise ValueError("the schema was not made by Headwater: it does not say what its members are")
+            about = line
+        for one, name in records:  # a message may come after the members that are of it
+            one.shape = known[name.rpartition(".")[2]]
+        return next(iter(known.values()))
+    except (LookupError, StopIteration, msgspec.DecodeError) as error:
+        raise ValueError(f"the schema was not made by Headwater: {error!r}") from error
+
+
+def _original(said: re.Match[str] | None) -> str:
+    if said is None:
+        raise ValueError("the schema was not made by Headwater: a message does not say what it is of")
+    return msgspec.json.decode(said[1], type=str)
 
 
 def message_class(shape: Shape) -> type[Any]:
@@ -107,52 +166,68 @@ def _describe(message: Any, shape: Shape, path: str, known: dict[str, str]) -> N
     for one in shape.fields.values():
         if one.shape is not None and one.shape.name not in known:
             _describe(message.nested_type.add(), one.shape, f"{path}.{escaped(one.shape.name)}", known)
-    for name, one in shape.fields.items():
+    optional = []
+    for _, one, field, wider in _named(shape):
         label, of = ("optional", "") if one.shape is not None else TYPES[one.kind].split()
-        added = message.field.add(name=escaped(name), number=_number(one.number))
+        added = message.field.add(name=field, number=_number(one.number))
         added.label = Proto.LABEL_REPEATED if label == "repeated" else Proto.LABEL_OPTIONAL
         if one.shape is not None:
             added.type, added.type_name = Proto.TYPE_MESSAGE, known[one.shape.name]
         else:
             added.type = Proto.Type.Value(f"TYPE_{of.upper()}")
         if label == "optional":
-            _presence(message, added)
-        if one.wide and not _is_text(one):
-            text = message.field.add(name=f"{escaped(name)}_text", number=_number(one.number + WIDER))
-            text.type, text.label = Proto.TYPE_STRING, Proto.LABEL_OPTIONAL
-            _presence(message, text)
+            optional.append(added)
+        if wider is not None:
+            number = _number(one.number + WIDER)
+            optional.append(
+                message.field.add(name=wider, number=number, type=Proto.TYPE_STRING, label=Proto.LABEL_OPTIONAL)
+            )
+    taken = {field.name for field in message.field}
+    for added in optional:
+        _presence(message, added, taken)
 
 
-def _presence(message: Any, one: Any) -> None:
+def _presence(message: Any, one: Any, taken: set[str]) -> None:
     """Make a field optional as proto3 has it: it is known whether it is there."""
+    name = f"_{one.name}"
+    while name in taken:
+        name = f"X{name}"  # as protoc does, where a field is called so
+    taken.add(name)
     one.proto3_optional = True
     one.oneof_index = len(message.oneof_decl)
-    message.oneof_decl.add(name=f"_{one.name}")
+    message.oneof_decl.add(name=name)
 
 
 def encoder(shape: Shape) -> Callable[[Document], bytes]:
     """Return what encodes documents that fit a shape as it is now."""
-    made = message_class(shape)
-    return lambda document: (
-        INDEX + cast("bytes", made(**_values(shape, document)).SerializeToString(deterministic=True))
-    )
+    made, values = message_class(shape), _values(shape)
+    return lambda document: INDEX + cast("bytes", made(**values(document)).SerializeToString(deterministic=True))
 
 
-def _values(shape: Shape, document: Document) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in document.items():
-        if value is None or (isinstance(value, Tagged) and value.null is not None):
-            continue
-        one = shape.fields[name]
-        if one.shape is not None:
-            found[escaped(name)] = _values(one.shape, value)
-        elif not isinstance(value, Tagged):
-            found[escaped(name)] = value
-        elif kind_of(value) == one.kind:
-            found[escaped(name)] = _value(value)
-        else:
-            found[escaped(name) if _is_text(one) else f"{escaped(name)}_text"] = _as_text(value)
-    return found
+def _values(shape: Shape) -> Callable[[Document], dict[str, Any]]:
+    """Return what makes the fields of a message of a document."""
+    members = {
+        name: (one.kind, field, wider or field, None if one.shape is None else _values(one.shape))
+        for name, one, field, wider in _named(shape)
+    }
+
+    def values(document: Document) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in document.items():
+            if value is None or (isinstance(value, Tagged) and value.null is not None):
+                continue
+            kind, field, wider, inner = members[name]
+            if inner is not None:
+                found[field] = inner(value)
+            elif not isinstance(value, Tagged):
+                found[field] = value
+            elif kind_of(value) == kind:
+                found[field] = _value(value)
+            else:
+                found[wider] = _as_text(value)
+        return found
+
+    return values
 
 
 def _value(value: Tagged) -> Any:

@@ -3,17 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
+from pipeline.errors import TransientError
 from pipeline.flow_settings import Envelope, Format
 from pipeline.steps.envelope import Encoder, compile_envelope
 from pipeline.steps.event import Event
 from pipeline.steps.formats import avro, json_schema, protobuf
-from pipeline.steps.formats.shape import ConflictError, Document, Shape, debezium_members, grow, plain_members
+from pipeline.steps.formats.shape import (
+    RECORDS,
+    ConflictError,
+    Document,
+    Shape,
+    debezium_members,
+    grow,
+    plain_members,
+)
 
 MAGIC = b"\x00"
 TYPES = {"avro": "AVRO", "protobuf": "PROTOBUF", "json-schema": "JSON"}
 CODECS = {"avro": avro, "protobuf": protobuf, "json-schema": json_schema}
+
+
+ROUNDS = 10
+"""How often others may come in between while a schema is registered, before the batch is tried again, after a pause."""
+MOST_REFUSED = 100
+"""Refused schemas that are remembered at most."""
+
+
+class IncompatibleError(ValueError):
+    """The registry refuses a schema, as it does not go with those before it."""
+
+
+class OvertakenError(Exception):
+    """A schema was registered, but others came between it and what was the newest before."""
+
+    def __init__(self, own: str, others: Sequence[str]) -> None:
+        super().__init__(f"{len(others)} schemas were registered meanwhile")
+        self.own = own
+        """What was registered, as the registry has it."""
+        self.others = others
+        """The schemas in between, the oldest first."""
 
 
 class Registry(Protocol):
@@ -25,90 +56,161 @@ class Registry(Protocol):
     def register(self, subject: str, schema: str, kind: str) -> int:
         """Register a schema and return its ID; of one that is there, its own.
 
-        Raises IncompatibleError when the registry refuses it, TransientError when it does not answer.
+        Raises IncompatibleError when the registry refuses it, OvertakenError when schemas were registered that `latest` has not
+        returned, TransientError when it does not answer.
         """
 
 
 def compile_format(envelope: Envelope, settings: Format, topic: str, registry: Registry) -> Encoder:
-    """Return the step that encodes changes for a topic, with the subject `<topic>-value`."""
-    tombstone = envelope.kind == "plain" and envelope.tombstone is not False
-    step = _Step(envelope, settings, f"{topic}-value", topic.rpartition(".")[2], registry, tombstone=tombstone)
+    """Return the step that encodes changes for a topic, with the subject `<topic>-value`.
+
+    What conflicts with the schema, or needs one that the registry refuses, is rejected. The step raises TransientError when the
+    registry does not answer, and can then be given the same changes again.
+    """
+    step = _Step(envelope, settings, topic, registry)
     return Encoder(step, tombstone_follows=envelope.kind == "debezium" and bool(envelope.tombstone))
 
 
 class _Step:
     """Encodes the changes of one topic."""
 
-    def __init__(
-        self, envelope: Envelope, settings: Format, subject: str, name: str, registry: Registry, *, tombstone: bool
-    ) -> None:
-        self._subject, self._registry = subject, registry
+    def __init__(self, envelope: Envelope, settings: Format, topic: str, registry: Registry) -> None:
+        self._subject, self._registry = f"{topic}-value", registry
         self._format, self._codec = settings.kind, CODECS[settings.kind]
-        self._widen, self._tombstone = settings.on_conflict == "widen", tombstone
+        self._widen = settings.on_conflict == "widen"
+        self._tombstone = envelope.kind == "plain" and envelope.tombstone is not False
         self._members: Callable[[Event], Document] = plain_members if envelope.kind == "plain" else debezium_members
         self._json = compile_envelope(envelope) if settings.kind == "json-schema" else None
-        self._name = name
-        self._shape: Shape | None = None
+        self._schema: Callable[[Shape], str] = (
+            partial(json_schema.schema, numbers=envelope.numbers) if self._json is not None else self._codec.schema
+        )
+        name = topic.rpartition(".")[2]
+        self._name = f"{name}_" if name in RECORDS.values() else name
+        self._base: str | None = None
+        """The newest schema of the registry that the shape has taken over."""
+        self._refused: dict[str, IncompatibleError] = {}
+        self._shape = Shape(self._name)
         self._encode: Callable[[Document], bytes] | None = None
         self._head = b""
 
     def __call__(self, events: Sequence[Event]) -> None:
         """Encode; what conflicts with the schema is rejected."""
-        shape = self._shape if self._shape is not None else self._begin()
-        documents: list[tuple[Event, Document | None]] = []
+        documents = []
         for event in events:
             if self._tombstone and event.change.after is None:
-                documents.append((event, None))
+                event.output = None
                 continue
             try:
-                document = self._members(event)
-                grow(shape, document, widen=self._widen)
+                documents.append((event, self._members(event)))
             except ValueError as error:
                 event.error = error
-            else:
-                documents.append((event, document))
-        if shape.grown or not self._head:
-            self._register(shape)
-        if self._json is not None:
-            self._json([event for event, _ in documents])
-        for event, found in documents:
-            self._write(event, found, shape)
+        if not documents:
+            return
+        try:
+            self._agree(documents)
+        except IncompatibleError as error:
+            self._forget()
+            if len(documents) == 1:
+                documents[0][0].error = error
+            else:  # those that fit what the registry has go on
+                for event, _ in documents:
+                    self([event])
+            return
+        except ValueError as error:  # the subject has a schema that is none of ours
+            for event, _ in documents:
+                event.error = error
+            return
+        self._write(documents)
 
-    def _write(self, event: Event, document: Document | None, shape: Shape) -> None:
-        if document is None:
-            event.output = None
-        elif self._encode is None:
-            event.output = self._head + (event.output or b"")
-        else:
-            try:
-                event.output = self._head + self._encode(document)
-            except ConflictError as error:
-                if self._widen and self._format == "avro":
-                    avro.widen(shape, document)
-                    self._register(shape)
-                    event.output = self._head + self._encode(document)
-                else:
-                    event.error = error
+    def _agree(self, documents: Sequence[tuple[Event, Document]]) -> None:
+        """Make the shape fit all documents, and have it registered; reject those that it cannot fit."""
+        shape = self._shape
+        for _ in range(ROUNDS):
+            for event, document in documents:
+                if event.error is None:
+                    try:
+                        grow(shape, document, widen=self._widen)
+                    except ValueError as error:
+                        event.error = error
+            nothing_new = bool(self._head) and not shape.grown
+            if nothing_new or all(event.error is not None for event, _ in documents) or self._register(shape):
+                return
+        raise TransientError(f"the schema of {self._subject} changes again and again", hint="headwater check")
 
-    def _begin(self) -> Shape:
-        """Go on from what the registry has: another worker, or this one before, may have registered it."""
-        text = self._registry.latest(self._subject)
-        self._shape = Shape(self._name) if text is None else self._codec.parse(text)
-        self._shape.changed = True  # its ID is asked for by registering it again
-        return self._shape
-
-    def _register(self, shape: Shape) -> None:
-        text = self._registry.latest(self._subject)
-        if text is not None:
-            merge(shape, self._codec.parse(text))
-        number = self._registry.register(self._subject, self._codec.schema(shape), TYPES[self._format])
+    def _register(self, shape: Shape) -> bool:
+        """Have the registry know the shape; return False when others had news, which the documents must be held against."""
+        if self._take_over(shape):
+            return False
+        text = self._schema(shape)
+        if (refused := self._refused.get(text)) is not None:
+            raise refused
+        try:
+            number = self._registry.register(self._subject, text, TYPES[self._format])
+        except IncompatibleError as error:
+            if self._take_over(shape):  # it goes with those before it, but not with one that has just come
+                return False
+            if len(self._refused) >= MOST_REFUSED:
+                self._refused.clear()
+            self._refused[text] = error
+            raise
+        except OvertakenError as news:
+            for other in reversed(news.others):
+                merge(shape, self._codec.parse(other))
+            self._base = news.own
+            return False
         self._head = MAGIC + number.to_bytes(4, "big")
         shape.registered()
         self._encode = None if self._codec is json_schema else self._codec.encoder(shape)
+        return True
+
+    def _take_over(self, shape: Shape) -> bool:
+        """Take over the newest schema of the registry, if it is not yet; say whether that was so."""
+        text = self._registry.latest(self._subject)
+        if text is None or text == self._base:
+            return False
+        merge(shape, self._codec.parse(text))
+        self._base = text
+        return True
+
+    def _forget(self) -> None:
+        """Go back to what the registry has."""
+        self._head = b""
+        self._shape = Shape(self._name) if self._base is None else self._codec.parse(self._base)
+
+    def _write(self, documents: Sequence[tuple[Event, Document]]) -> None:
+        documents = [(event, document) for event, document in documents if event.error is None]
+        if self._json is not None:
+            self._json([event for event, _ in documents])
+        for event, document in documents:
+            if self._encode is None:
+                event.output = self._head + (event.output or b"")
+                continue
+            try:
+                event.output = self._head + self._encode(document)
+            except ConflictError as error:
+                event.error = error
+                if self._widen and self._codec is avro:
+                    self._write_wide(event, document)
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others go on
+                event.error = error
+
+    def _write_wide(self, event: Event, document: Document) -> None:
+        """Encode a change with a number that the decimal of its member cannot hold."""
+        event.error = None
+        avro.widen(self._shape, document)
+        try:
+            self._agree([(event, document)])
+            if event.error is None and self._encode is not None:
+                event.output = self._head + self._encode(document)
+        except IncompatibleError as error:
+            self._forget()
+            event.error = error
+        except ValueError as error:
+            event.error = error
 
 
 def merge(shape: Shape, known: Shape) -> None:
-    """Take over what another worker has registered meanwhile: its members come first, in its order."""
+    """Take over what another worker has registered meanwhile: its members come first, in its order, and of its kinds."""
     own, shape.fields = shape.fields, dict(known.fields)
     for name, one in own.items():
         there = shape.fields.get(name)
@@ -116,7 +218,7 @@ def merge(shape: Shape, known: Shape) -> None:
             one.number = len(shape.fields) + 1
             shape.fields[name] = one
         else:
-            there.wide |= one.wide or (there.kind != one.kind)
+            there.wide |= one.wide
             if there.shape is not None and one.shape is not None and there.shape is not one.shape:
                 merge(one.shape, there.shape)
                 there.shape = one.shape
