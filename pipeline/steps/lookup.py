@@ -21,6 +21,10 @@ Answer = Value | Exception | None
 """An attribute value; None: there is no such thing; an exception: no answer could be had."""
 Ask = Callable[[Sequence[Question]], Mapping[Question, Answer]]
 Clock = Callable[[], float]
+AT_ONCE, BUDGET = 400, 6.0
+"""Questions asked at once, and seconds after which no more are asked for a batch: a transaction may last 15."""
+KEPT = 20.0
+"""Seconds for which answers must be kept for a batch to get further with each try."""
 FAILURES = 5
 """Failures in a row after which a service is left alone for a while."""
 SHORTEST, LONGEST = 1.0, 30.0
@@ -73,7 +77,11 @@ class Memory:
     def __init__(self, size: int, ttl: float, missing_ttl: float, clock: Clock = time.monotonic) -> None:
         self._found: TTLCache[Question, Value] = TTLCache(max(size, 1), ttl, clock)
         self._missing: TTLCache[Question, None] = TTLCache(max(size, 1), missing_ttl, clock)
-        self._size = size
+        self._size, self._shortest = size, min(ttl, missing_ttl)
+
+    def keeps(self, count: int) -> bool:
+        """Say whether so many answers are still there when a batch is tried again."""
+        return self._size >= count and self._shortest >= KEPT
 
     def get(self, question: Question, default: Answer) -> Answer:
         """Return what is remembered, or the default."""
@@ -97,8 +105,13 @@ def compile_lookup(
     ask: Ask,
     memory: Memory,
     on_failure: Literal["retry", "reject", "pass"],
+    clock: Clock = time.monotonic,
 ) -> Step:
-    """Return the step that adds answers under a name. What has no question gets null, as what has no answer."""
+    """Return the step that adds answers under a name. What has no question gets null, as what has no answer.
+
+    A batch whose answers take longer than a transaction may is given up by TransientError: the answers had are remembered, so
+    the next try gets further.
+    """
     unknown: Answer = LookupFailedError("not asked")
 
     def step(events: Sequence[Event]) -> None:
@@ -106,7 +119,13 @@ def compile_lookup(
         answers = {one: memory.get(one, unknown) for one in dict.fromkeys(questions) if one is not None}
         wanted = [one for one, answer in answers.items() if answer is unknown]
         if wanted:
-            answers |= _asked(wanted, ask, memory)
+            until = clock() + BUDGET if memory.keeps(len(wanted)) else float("inf")
+            for begin in range(0, len(wanted), AT_ONCE):
+                if clock() > until:
+                    raise TransientError(
+                        f"the lookup into {into} takes longer than {BUDGET:g} s for a batch: it goes on later"
+                    )
+                answers |= _asked(wanted[begin : begin + AT_ONCE], ask, memory)
         if on_failure == "retry":
             failed = next((answer for answer in answers.values() if isinstance(answer, LookupFailedError)), None)
             if failed is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from headwater.testing import change, run
 from pipeline.errors import TransientError, UsageError
 from pipeline.flow_settings import Lookup
 from pipeline.lookups import lookup
-from pipeline.steps.lookup import FAILURES, Breaker, Memory
+from pipeline.steps.lookup import FAILURES, Breaker, Memory, compile_lookup
 from pipeline.steps.python import load
 from pipeline.steps.sql import QueryError, compile_query
 
@@ -342,6 +343,28 @@ def test_answers_are_remembered_as_long_as_they_may() -> None:
     assert [memory.get(one, unknown) for one in (b"a", b"b")] == [value, unknown]
     now[0] = 11
     assert memory.get(b"a", unknown) is unknown
+
+
+def test_a_batch_that_takes_too_long_gets_further_with_each_try() -> None:
+    now, asked = [0.0], list[int]()
+
+    def ask(questions: Sequence[bytes]) -> dict[bytes, Any]:
+        asked.append(len(questions))
+        now[0] += 4
+        return dict.fromkeys(questions)
+
+    memory = Memory(10_000, 60, 60, lambda: now[0])
+    step = compile_lookup("a", lambda one: one.key, ask, memory, "retry", lambda: now[0])
+    events = [event(record({"id": {"S": f"k{number}"}})) for number in range(1_000)]
+    with pytest.raises(TransientError, match="longer than 6 s"):
+        step(events)
+    step(events)
+    assert asked == [400, 400, 200]
+    assert all(one.added for one in events)
+    asked.clear()
+    forgetful = compile_lookup("a", lambda one: one.key, ask, Memory(0, 60, 60), "retry", lambda: now[0])
+    forgetful(events)
+    assert asked == [400, 400, 200], "what is not remembered is asked in one go, however long it takes"
 
 
 # -- functions --------------------------------------------------------------------------------------------------------
