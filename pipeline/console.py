@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -30,6 +31,14 @@ def print_lines(rows: Iterable[Any]) -> None:
 def say(message: str) -> None:
     """Print a line for whoever watches, to stderr."""
     err.print(message, markup=False, highlight=False, soft_wrap=True)
+
+
+def content(file: Path) -> bytes:
+    """Return what a file that the user has named holds; raise UsageError when it cannot be read."""
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{file}: {error.strerror}", hint=f"ls {file.parent}") from error
 
 
 def one_of(option: str, value: str, *choices: str) -> Any:

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from pipeline import dead_letters
 from pipeline import settings as settings_module
-from pipeline.console import Json, out, print_json, print_lines, say
+from pipeline.console import Json, content, out, print_json, print_lines, say
 from pipeline.dead_letters import Letter, Wanted
 from pipeline.errors import UsageError
 
@@ -107,7 +107,7 @@ def edit(
     (one,) = [
         dead_letters.opened(settings, one) for one in dead_letters.letters(settings, Wanted((letter,), done=True))
     ]
-    value = _edited(one) if file is None else sys.stdin.buffer.read() if file == Path("-") else _content(file)
+    value = _edited(one) if file is None else sys.stdin.buffer.read() if file == Path("-") else content(file)
     if value.strip() == (one.value or b"").strip():
         say("the value is what it was: nothing was done")
         return
@@ -133,13 +133,6 @@ def _report(what: str, count: int, as_json: bool) -> None:
         print_json({what: count})
     else:
         say(f"{count} {what}")
-
-
-def _content(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{file}: {error.strerror}", hint=f"ls {file.parent}") from error
 
 
 def _edited(one: Letter) -> bytes:

@@ -15,7 +15,7 @@ from rich.tree import Tree
 from models.change import MalformedChangeError
 from pipeline import golden
 from pipeline import settings as settings_module
-from pipeline.console import Json, out, print_json
+from pipeline.console import Json, content, out, print_json
 from pipeline.errors import UsageError
 from pipeline.explaining import FlowTrace
 from pipeline.explaining import explain as explain_event
@@ -37,8 +37,8 @@ def explain(
     settings = settings_module.load()
     if (event is None) == (offset < 0):
         raise UsageError("name a file, or --topic, --partition and --offset", hint="headwater explain --help")
-    value = _content(event) if event is not None else _fetch(settings, topic, partition, offset)
-    tables = {file.stem: [json.loads(line) for line in _content(file).splitlines()] for file in reference or ()}
+    value = content(event) if event is not None else _fetch(settings, topic, partition, offset)
+    tables = {file.stem: [json.loads(line) for line in content(file).splitlines()] for file in reference or ()}
     try:
         traces = explain_event(settings.flows, value, golden.means(settings, tables), time.time())
     except MalformedChangeError as error:
@@ -65,13 +65,6 @@ def _tree(trace: FlowTrace) -> Tree:
         branch.add(escape(", ".join(f"{name}={value}" for name, value in message.headers.items())))
         branch.add(escape(json.dumps(message.value, ensure_ascii=False)))
     return tree
-
-
-def _content(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{file}: {error.strerror}", hint=f"ls {file.parent}") from error
 
 
 def _fetch(settings: Settings, topic: str, partition: int, offset: int) -> bytes:
