@@ -27,7 +27,7 @@ demo: setup ## carry changes from DynamoDB to Parquet on this machine, and prove
 	@$(BIN)/headwater demo $(DEMO_ARGS)
 
 test: setup ## run all tests (TEST_ARGS="-k name" for some)
-	@$(BIN)/pytest $(TEST_ARGS)
+	@$(BIN)/pytest -n 2 --dist loadfile $(TEST_ARGS)
 
 bench: setup ## measure deduplication and flows against peers, ingest against plain boto3 (45 minutes)
 	@$(BIN)/headwater bench dedup --peers

@@ -143,8 +143,11 @@ class Recorder:
         return dict(self._follower.reached)
 
     def is_at_end(self, conf: dict[str, Any]) -> bool:
-        """Say whether all that is committed by now has been read."""
-        consumer = Consumer({**conf, "group.id": "recorder", "isolation.level": "read_committed"})
+        """Say whether all that was produced by now has been read.
+
+        Offsets of a transaction can be seen before its records can, so that the end is the one of uncommitted readers.
+        """
+        consumer = Consumer({**conf, "group.id": "recorder", "isolation.level": "read_uncommitted"})
         try:
             ends = {
                 p: consumer.get_watermark_offsets(TopicPartition(self._follower.topic, p), 30)[1]
@@ -354,14 +357,15 @@ class Demo:
         self._look()
         if p.ingested < p.written + p.duplicates_injected or p.raw + p.dead_letters < p.written:
             return False
-        stages = {self.topics.ingest: self.ingest, self.topics.raw: self.raw} | {
-            self.topics.sinks[sink]: records for sink, records in self.sinks.items()
-        }
-        # What the recorders have not seen yet would not be waited for.
-        if not all(recorder.is_at_end(self.conf) for recorder in stages.values()):
+        sinks = {self.topics.sinks[sink]: records for sink, records in self.sinks.items()}
+        # Stage by stage: what a stage writes after its output was looked at would not be waited for.
+        stages = {self.topics.ingest: self.ingest.ends, self.topics.raw: self.raw.ends}
+        if lag(self.conf, self.settings.prefix, stages) > 0:
+            return False
+        if not all(recorder.is_at_end(self.conf) for recorder in sinks.values()):
             return False
         # A sink that the lake does not take has no reader.
-        read = {topic: recorder.ends for topic, recorder in stages.items() if topic not in self.unread}
+        read = {topic: recorder.ends for topic, recorder in sinks.items() if topic not in self.unread}
         return lag(self.conf, self.settings.prefix, read) == 0
 
     def _parquet(self) -> tuple[dict[str, list[Actual]], int, int]:
