@@ -97,7 +97,7 @@ class Worker:
         self.standing: list[Callable[[], Mapping[str, str]]] = []
         """Tell what stands on purpose, and why: it makes the worker not ready."""
         self.app = App(
-            settings.prefix,
+            settings.group,
             broker=[f"headwater://{server.strip()}" for server in settings.kafka.bootstrap_servers.split(",")],
             datadir=str(settings.state_dir),
             value_serializer="raw",
@@ -105,7 +105,7 @@ class Worker:
             topic_partitions=settings.partitions,
             topic_disable_leader=True,
             # It tells the workers of a group apart, in the broker's own lists as well.
-            broker_client_id=f"{settings.prefix}-{socket.gethostname()}-{os.getpid()}",
+            broker_client_id=f"{settings.group}-{socket.gethostname()}-{os.getpid()}",
             broker_session_timeout=settings.kafka.session_timeout,
             # A worker hears of a rebalance in the answer to a heartbeat, and until then partitions stand still.
             broker_heartbeat_interval=min(settings.kafka.session_timeout / 5, HEARTBEAT),
@@ -250,12 +250,16 @@ def known_agents() -> Mapping[str, EntryPoint]:
 
 def wanted_agents(settings: Settings) -> tuple[str, ...]:
     """Return the agents that a worker runs: those named, or all that the settings have work for."""
+    if settings.destination is not None:
+        return (settings.destination[0],)
     if settings.agents:
         return settings.agents
     has_work = {
         "ingest": settings.sources,
         "transform": settings.flows,
         "lake": settings.lake.url and Topics(settings).lake_sinks,
+        "mirror": None,  # they are named
+        "replica": None,
     }
     return tuple(name for name in known_agents() if has_work.get(name, True))
 

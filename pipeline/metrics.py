@@ -39,8 +39,12 @@ class Metrics(Participant):
             ["flow", "outcome"],
             registry=self.registry,
         )
-        self.files = Counter("headwater_lake_files", "Parquet files written.", ["sink"], registry=self.registry)
-        self.rows = Counter("headwater_lake_rows", "Rows in Parquet files written.", ["sink"], registry=self.registry)
+        self.delivered = Counter(
+            "headwater_delivered",
+            "What the lake, a mirror or a replica has taken: files, rows, records, items.",
+            ["destination", "kind"],
+            registry=self.registry,
+        )
         self.slices = Counter(
             "headwater_slices", "Slices by outcome: committed, aborted.", ["outcome"], registry=self.registry
         )

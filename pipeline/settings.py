@@ -259,7 +259,20 @@ def _kind(source: Any) -> Any:
 
 
 KINDS = ("dynamodb-stream", "kinesis")
-PARTS = (DynamoDBStream, Kinesis, Flow, Route, Join, Compute, Sql, Lookup, Python, Mask, Envelope, Format)
+PARTS = (
+    DynamoDBStream,
+    Kinesis,
+    Flow,
+    Route,
+    Join,
+    Compute,
+    Sql,
+    Lookup,
+    Python,
+    Mask,
+    Envelope,
+    Format,
+)
 """What stands in lists."""
 SourceSettings: TypeAlias = Annotated[
     Annotated[DynamoDBStream, Tag("dynamodb-stream")] | Annotated[Kinesis, Tag("kinesis")],
@@ -295,12 +308,75 @@ class Lake(Section):
     max_age: float = Field(60.0, gt=0, description="Seconds after which a file is closed, also when nothing comes.")
 
 
+class Mirror(Section):
+    """Copies sink topics to another Kafka cluster, exactly once. It is run by itself: headwater run mirror."""
+
+    name: Name = Field("mirror", description="Its name, of its own: headwater run mirror.NAME.")
+    bootstrap_servers: str = Field(min_length=1, description="Brokers of the other cluster, comma-separated host:port.")
+    properties: dict[str, str | int | float | bool] = Field(
+        default_factory=dict,
+        description="Any librdkafka property for the other cluster: security.protocol, sasl.username, ...",
+        repr=False,  # passwords are among them
+    )
+    sinks: tuple[Name, ...] = Field((), description="The sinks whose topics are copied; empty: all.")
+    topic: str = Field(
+        "{topic}",
+        pattern=r"^(?:[A-Za-z0-9._-]|\{(?:topic|sink)\})+$",
+        description="What a topic is called there: {topic} is its name here, {sink} that of its sink.",
+    )
+    cluster: Name | None = Field(
+        None,
+        description="What this cluster is called in the header `mirrored_from`; without it, the cluster's ID. What comes from "
+        "the other cluster itself is not sent back to it.",
+    )
+    replication_factor: int = Field(3, ge=1, le=32, description="Replicas of topics that are made there.")
+
+    @field_validator("properties", mode="before")
+    @classmethod
+    def _flat(cls, properties: Any) -> Any:
+        return _flatten(properties) if isinstance(properties, Mapping) else properties
+
+
+class Replica(Section):
+    """Keeps another DynamoDB table equal to a captured one. It is run by itself: headwater run replica."""
+
+    name: Name = Field("replica", description="Its name, of its own: headwater run replica.NAME.")
+    sinks: tuple[Name, ...] = Field(min_length=1, description="The sinks whose changes are applied.")
+    table: str = Field(
+        "{table}",
+        pattern=r"^(?:[A-Za-z0-9._-]|\{table\})+$",
+        description="The table that changes are applied to; {table} is the name of the table that they come from.",
+    )
+    region: str | None = Field(None, description="AWS Region of the replica; without it, boto3's default.")
+    endpoint_url: str | None = Field(None, description="Another endpoint than AWS's, as for DynamoDB Local.")
+    role_arn: str | None = Field(None, description="The role to assume, as in another account.")
+    version: Literal["attribute", "table"] = Field(
+        "attribute",
+        description="Where an item's version is kept: in an attribute of the item, or in a table of versions beside it.",
+    )
+    version_attribute: str = Field("_headwater", min_length=1, description="With attribute: its name.")
+    version_table: str | None = Field(
+        None, description="With table: the table of versions; its partition key is `item`, a string. {table} as above."
+    )
+    tombstone_seconds: float = Field(
+        86_400,
+        ge=0,
+        description="Seconds for which a deleted item's version is remembered, so that an older change does not bring it back.",
+    )
+    threads: int = Field(8, ge=1, le=64, description="Partitions written at once in a worker.")
+
+
 class Web(Section):
     """The worker's HTTP endpoint: /livez, /readyz, /metrics and Faust's own pages."""
 
     enabled: bool = Field(True, description="Whether a worker listens.")
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(6066, ge=0, le=65535, description="Port to listen on; each worker of a machine needs its own.")
+
+
+def group_of(prefix: str, kind: str, name: str) -> str:
+    """Return the consumer group of a mirror or a replica."""
+    return f"{prefix}.{kind}.{name}"
 
 
 class Settings(BaseSettings):
@@ -349,14 +425,52 @@ class Settings(BaseSettings):
     modules: tuple[str, ...] = Field((), description="Python modules with functions for flows: see @enrich.")
     schema_registry: Registry = Registry()
     lake: Lake = Lake()
+    mirrors: tuple[Mirror, ...] = Field((), description="Other Kafka clusters: see [[mirrors]].")
+    replicas: tuple[Replica, ...] = Field((), description="Other DynamoDB tables: see [[replicas]].")
     web: Web = Web()
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Settings:
-        names = [flow.name for flow in self.flows]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"flows: more than one is named {', '.join(twice)}")
+        for kind, things in (("flows", self.flows), ("mirrors", self.mirrors), ("replicas", self.replicas)):
+            names = [thing.name for thing in things]
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise ValueError(f"{kind}: more than one is named {', '.join(twice)}")
         return self
+
+    @property
+    def destination(self) -> tuple[str, str] | None:
+        """Which mirror or replica the worker runs, by kind and name; None: it runs other agents.
+
+        Raises UsageError where that is not clear.
+        """
+        kinds = {"mirror": self.mirrors, "replica": self.replicas}
+        wanted = [agent for agent in self.agents if agent.partition(".")[0] in kinds]
+        if not wanted:
+            return None
+        kind, _, name = wanted[0].partition(".")
+        if len(self.agents) > 1:
+            raise UsageError(
+                f"{wanted[0]} reads beside the others, in a consumer group of its own: it needs a worker of its own",
+                hint=f"headwater run {wanted[0]}",
+            )
+        known = [one.name for one in kinds[kind]]  # type: ignore[attr-defined]  # both have one
+        if not name and len(known) == 1:
+            name = known[0]
+        if name not in known:
+            names = ", ".join(f"{kind}.{one}" for one in known)
+            raise UsageError(
+                f"the settings have no {kind} named {name!r}" if name else f"which {kind}: {names or 'there is none'}?",
+                hint=f"headwater run {kind}.{known[0]}" if known else f"add [[{kind}s]] to headwater.toml",
+            )
+        return kind, name
+
+    @property
+    def group(self) -> str:
+        """The worker's consumer group: the prefix, or one of its own for a mirror or a replica."""
+        if self.destination is None:
+            return self.prefix
+        kind, name = self.destination
+        return group_of(self.prefix, kind, name)
 
     @model_validator(mode="after")
     def _formats_have_a_registry(self) -> Settings:

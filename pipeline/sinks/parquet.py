@@ -186,8 +186,8 @@ class Lake(Participant):
             file.recorded = self._outcome(tp, file)
             if file.recorded is not None:
                 work.offsets[tp] = file.recorded.end
-                self._metrics.count(self._metrics.files, file.recorded.files, self._sink_of[tp.topic])
-                self._metrics.count(self._metrics.rows, file.recorded.rows, self._sink_of[tp.topic])
+                self._metrics.count(self._metrics.delivered, file.recorded.files, "lake", "files")
+                self._metrics.count(self._metrics.delivered, file.recorded.rows, "lake", "rows")
             elif file.rows:
                 work.offsets.pop(tp, None)
             else:

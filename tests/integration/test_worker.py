@@ -200,7 +200,10 @@ def test_a_worker_tells_how_it_is(deployment: Deployment, headwater: Headwater) 
         until(lambda: get(f"{url}/readyz")[0] == 200, "readiness")
         assert get(f"{url}/livez") == (200, "ok\n")
         produce(deployment, *map(change, range(20)), change(1), b"nonsense")
-        until(lambda: 'headwater_lake_rows_total{sink="all"} 20.0' in get(f"{url}/metrics")[1], "20 rows in the lake")
+        until(
+            lambda: 'headwater_delivered_total{destination="lake",kind="rows"} 20.0' in get(f"{url}/metrics")[1],
+            "20 rows in the lake",
+        )
         metrics = get(f"{url}/metrics")[1]
         assert "headwater_duplicates_dropped_total 1.0" in metrics
         assert 'headwater_dead_letters_total{stage="deduplicate"} 1.0' in metrics

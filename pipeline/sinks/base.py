@@ -1,0 +1,92 @@
+"""The contract of sinks: what takes the messages of the sink topics somewhere else, each once.
+
+`SinkRunner` (running.py) keeps it for all of them; tests/integration and tests/property hold every sink to it:
+
+1. `open` takes a partition over. Whoever had it before can write nothing more to it that a reader would see, or what it
+   writes is the very same. The writer's `position` is the offset from which on the destination wants records.
+2. `add` takes records that are committed to the sink topic, in order, none of them before `position`; in memory alone.
+   A record that can never be written is returned with the reason, and becomes a dead letter; the rest goes on.
+3. `flush` brings what was added to the destination, and returns the offset up to which everything is there for good. Only
+   then does the group's offset move. It may fail with TransientError anywhere: it is called again, with the same records
+   and perhaps more, in this process or, after a crash, in another one. Neither loses or doubles a record.
+4. `close` forgets what was not flushed. It is read again from the group's offset.
+
+`open`, `add` and `flush` run in threads of the sink, never two at once for one partition.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from confluent_kafka import Message
+from faust.types import TP
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A record that can never be written, and why."""
+
+    record: Message
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class Flushed:
+    """What a flush did."""
+
+    end: int
+    """Everything before this offset is at the destination for good."""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """For the metric headwater_delivered: what was written, by kind: files, rows, records, items."""
+    rejected: Sequence[Rejected] = ()
+    """Records that the destination refuses for good."""
+
+
+class Writer(ABC):
+    """One partition of a sink topic on its way to a destination."""
+
+    position: int = 0
+    """The first offset that the destination does not have, as far as it can tell; records before it are not added."""
+
+    @abstractmethod
+    def add(self, records: Sequence[Message], end: int) -> Sequence[Rejected]:
+        """Take records in memory; `end` is the offset after the last one that was read, be it here or not."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """Bytes that are held in memory, roughly."""
+
+    @abstractmethod
+    def is_due(self, now: float) -> bool:
+        """Say whether it is time to flush; `now` in seconds, of a clock that never goes back."""
+
+    @abstractmethod
+    def flush(self) -> Flushed:
+        """Bring everything that was added to its destination."""
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to give back
+        """Let go of the partition."""
+
+
+class Sink(ABC):
+    """A destination."""
+
+    name: str
+    """As in settings, metrics and status: lake, mirror, replica."""
+    threads: int = 2
+    """Partitions worked on at once in a worker."""
+    memory: int = 256 << 20
+    """Bytes that all writers of a worker may hold; beyond it the largest is flushed, and partitions are held."""
+
+    @abstractmethod
+    def open(self, tp: TP, start: int) -> Writer:
+        """Take a partition over; `start` is the offset from which on the group has records to give.
+
+        Raises TransientError when the destination may answer later.
+        """
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to give back
+        """Give everything back: the worker stops."""
