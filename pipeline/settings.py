@@ -300,12 +300,55 @@ class Registry(Section):
         return _flatten(properties) if isinstance(properties, Mapping) else properties
 
 
+LAKE_FIELDS = ("table", "sink", "op", "date", "hour", "year", "month", "day")
+"""What the directories of the lake may be made of."""
+
+
 class Lake(Section):
     """Parquet files of the sink topics, in an object store."""
 
-    url: str | None = Field(None, description="s3://bucket/prefix or file:///directory; without it, there is no lake.")
-    max_rows: int = Field(100_000, ge=1, description="Rows after which a file is closed.")
-    max_age: float = Field(60.0, gt=0, description="Seconds after which a file is closed, also when nothing comes.")
+    url: str | None = Field(
+        None,
+        description="s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or file:///directory; without it, there is "
+        "no lake.",
+    )
+    layout: Literal["envelope", "columns"] = Field(
+        "envelope",
+        description="envelope: the same columns for every table, images as typed JSON. columns: the item's attributes as typed "
+        "columns.",
+    )
+    path: str = Field(
+        "table={table}/date={date}/hour={hour}",
+        description="The directories of files, by the time of the change: {table}, {sink}, {op}, {date}, {hour}, {year}, "
+        "{month}, {day}.",
+    )
+    max_rows: int = Field(1_000_000, ge=1, description="Rows after which the files of a partition are closed.")
+    max_size: int = Field(
+        128 << 20, ge=1 << 16, description="Bytes of Parquet, about, after which the files of a partition are closed."
+    )
+    max_age: float = Field(
+        60.0, gt=0, description="Seconds after which the files of a partition are closed, also when nothing comes."
+    )
+    max_span: float = Field(
+        0.0, ge=0, description="Seconds between the oldest and the newest change after which files are closed; 0: any."
+    )
+    memory: int = Field(
+        256 << 20,
+        ge=1 << 20,
+        description="Bytes that the open files of a worker take; beyond it, the largest are closed before their time.",
+    )
+
+    @field_validator("path")
+    @classmethod
+    def _directories(cls, path: str) -> str:
+        unknown = [name for name in re.findall(r"\{([^{}]*)\}", path) if name not in LAKE_FIELDS]
+        if unknown:
+            raise ValueError(f"{{{unknown[0]}}}: expected {', '.join('{' + name + '}' for name in LAKE_FIELDS)}")
+        if "{table}" not in path:
+            raise ValueError("needs {table}: a file holds the changes of one table")
+        if path.startswith("/") or path.endswith("/") or re.search(r"[{}]", re.sub(r"\{\w+\}", "", path)):
+            raise ValueError("expected directories such as table={table}/date={date}")
+        return path
 
 
 class Mirror(Section):
