@@ -17,7 +17,7 @@ from typing import cast
 from confluent_kafka import Message
 from faust.types import TP
 
-from models.change import decode
+from models.change import Change, decode
 from pipeline.sinks import manifests
 from pipeline.sinks.base import Flushed, Rejected, Sink, Writer
 from pipeline.sinks.layouts import Layout, Row
@@ -62,7 +62,7 @@ class LakeSink(Sink):
         gaps: Gaps = lambda _table: (),
         ready: Callable[[], None] = lambda: None,
     ) -> None:
-        """`sinks`: their topics by name; `gaps`: those known of a table; `ready` returns when the schemas of the layout are read."""
+        """`sinks`: their topics by name. `gaps`: those known of a table. `ready` returns when the schemas are read."""
         self.objects, self.layout, self.rotation, self.clock, self.gaps = objects, layout, rotation, clock, gaps
         self.memory = memory
         self._path, self._ready = path, ready
@@ -72,6 +72,14 @@ class LakeSink(Sink):
         """Take a partition over. What a former owner has begun is found by its name when the first file is written."""
         self._ready()
         return LakeWriter(self, tp, start, Directories(self._path, self._sink_of[tp.topic]))
+
+
+def _time_of(change: Change) -> int:
+    """Return when a change happened; raise ValueError when its time fits no directory."""
+    ts_us = change.ts_us
+    if ts_us not in TIMES:
+        raise ValueError(f"ApproximateCreationDateTime is out of range: {change.body.created}")
+    return ts_us
 
 
 @dataclass
@@ -108,9 +116,7 @@ class LakeWriter(Writer):
             value = record.value() or b""
             try:
                 change = decode(value)
-                ts_us = change.ts_us
-                if ts_us not in TIMES:
-                    raise ValueError(f"ApproximateCreationDateTime is out of range: {change.body.created}")
+                ts_us = _time_of(change)
                 value.decode()  # as a column it must be UTF-8
                 row = Row(cast("int", record.offset()), record.key() or b"", change)
                 directory = directory_of(change.table, ts_us, change.op)
@@ -220,6 +226,6 @@ class LakeWriter(Writer):
                 file.oldest,
                 file.newest,
                 *file.sequences,
-                [manifests.Origin(topic, partition, file.first_offset, sealed.end)],
+                [manifests.Origin(topic, partition, file.first_offset, self._begin, sealed.end)],
             )
             manifests.add(self._lake.objects, directory, [entry], self._lake.gaps(file.table_name))

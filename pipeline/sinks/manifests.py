@@ -23,8 +23,10 @@ class Origin(msgspec.Struct, frozen=True):
     partition: int
     first: int
     """Offset of the first row."""
+    begin: int
+    """The range of offsets that the file and its siblings of the same flush hold all rows of: from here on ..."""
     end: int
-    """The offset before which everything of this partition is in files, once those of the same flush are there."""
+    """... and before this one."""
 
 
 class File(msgspec.Struct, frozen=True):

@@ -26,6 +26,9 @@ from pipeline.errors import FatalError, HeadwaterError, TransientError, UsageErr
 
 Store = S3Store | GCSStore | AzureStore | LocalStore
 FORMS = "s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or file:///directory"
+ABSENT = (NotFoundError, FileNotFoundError)
+"""obstore raises Python's own error where it has one of the name."""
+ERRORS = (BaseError, OSError)
 ATTEMPTS = 50
 """Tries to change an object that others change at the same time."""
 
@@ -46,7 +49,7 @@ class Objects:
             obstore.put(self._store, path, content, mode="create")
         except (AlreadyExistsError, PreconditionError):
             return False
-        except BaseError as error:
+        except ERRORS as error:
             raise self._explain(path, error) from error
         return True
 
@@ -62,9 +65,9 @@ class Objects:
             try:
                 found = obstore.get(self._store, path)
                 old, mode = bytes(found.bytes()), {"e_tag": found.meta["e_tag"], "version": found.meta.get("version")}
-            except NotFoundError:
+            except ABSENT:
                 old, mode = None, "create"  # type: ignore[assignment]  # the two forms of the argument
-            except BaseError as error:
+            except ERRORS as error:
                 raise self._explain(path, error) from error
             if (new := change(old)) is None:
                 return
@@ -72,7 +75,7 @@ class Objects:
                 obstore.put(self._store, path, new, mode=mode)  # type: ignore[arg-type]
             except (AlreadyExistsError, PreconditionError):
                 continue
-            except BaseError as error:
+            except ERRORS as error:
                 raise self._explain(path, error) from error
             return
         raise TransientError(f"the lake {self.url}, object {path}: others change it all the time")
@@ -86,18 +89,16 @@ class Objects:
                 old = self.read(path) if self.exists(path) else None
                 if (new := change(old)) is not None:
                     obstore.put(self._store, path, new, mode="overwrite")  # to a temporary file, then renamed
-        except OSError as error:
-            raise TransientError(f"the lake {self.url}: {error.strerror}", hint="headwater check") from error
-        except BaseError as error:
+        except ERRORS as error:
             raise self._explain(path, error) from error
 
     def exists(self, path: str) -> bool:
         """Say whether there is such an object."""
         try:
             obstore.head(self._store, path)
-        except NotFoundError:
+        except ABSENT:
             return False
-        except BaseError as error:
+        except ERRORS as error:
             raise self._explain(path, error) from error
         return True
 
@@ -105,14 +106,14 @@ class Objects:
         """Return an object's content."""
         try:
             return bytes(obstore.get(self._store, path).bytes())
-        except BaseError as error:
+        except ERRORS as error:
             raise self._explain(path, error) from error
 
     def delete(self, path: str) -> None:
         """Remove an object."""
         try:
             obstore.delete(self._store, path)
-        except BaseError as error:
+        except ERRORS as error:
             raise self._explain(path, error) from error
 
     def paths(self, prefix: str = "") -> list[str]:
@@ -120,13 +121,13 @@ class Objects:
         try:
             chunks = obstore.list(self._store, prefix or None)
             return sorted(entry["path"] for chunk in chunks for entry in chunk if entry["path"] != ".lock")
-        except BaseError as error:
+        except ERRORS as error:
             raise self._explain(prefix, error) from error
 
-    def _explain(self, path: str, error: BaseError) -> HeadwaterError:
+    def _explain(self, path: str, error: Exception) -> HeadwaterError:
         first_line = str(error).strip().splitlines()[0]
         what = f"the lake {self.url}, object {path}: {first_line}"
-        if isinstance(error, NotFoundError):  # a bucket that vanished may come back; what is gathered waits for it
+        if isinstance(error, ABSENT):  # a bucket that vanished may come back; what is gathered waits for it
             return TransientError(what, hint=f"does the bucket exist? aws s3 ls {self.url}")
         if isinstance(error, PermissionDeniedError | UnauthenticatedError):
             return FatalError(what, hint="headwater check; see README, IAM policy")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from typing import cast
 
 import msgspec
 import pyarrow as pa
@@ -52,8 +53,7 @@ class OpenFile:
     @property
     def first_offset(self) -> int:
         """The offset of the first record."""
-        assert self._first is not None, "there is no file without a row"
-        return self._first
+        return cast("int", self._first)  # there is no file without a row
 
     @property
     def size(self) -> int:
@@ -109,8 +109,7 @@ class OpenFile:
 
     def _take_back(self) -> pa.Table:
         """Return the row groups that were written, and begin anew."""
-        assert self._writer is not None
-        self._writer.close()
+        cast("pq.ParquetWriter", self._writer).close()
         self._writer = None
         table = pq.read_table(io.BytesIO(self._buffer.getvalue()))
         self._buffer = io.BytesIO()
@@ -145,9 +144,9 @@ class OpenFile:
     def close(self, covered: Range) -> bytes:
         """Return the whole file, with its range in the footer. It can be split, or extended, and closed again."""
         self._write_group()
-        assert self._writer is not None, "there is no file without a row"
-        self._writer.add_key_value_metadata({RANGE: msgspec.json.encode(covered)})
-        self._writer.close()
+        writer = cast("pq.ParquetWriter", self._writer)
+        writer.add_key_value_metadata({RANGE: msgspec.json.encode(covered)})
+        writer.close()
         return self._buffer.getvalue()
 
 

@@ -8,6 +8,7 @@ is taken) stands in `_overflow`, in DynamoDB's typed JSON: an item is always its
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, localcontext
@@ -93,6 +94,8 @@ META = pa.schema(
 DICTIONARY = ["_op", "_source", "_partition"]
 LONG: set[Kind] = {"map", "list", "binary", "binaries", "strings", "numbers"}
 """Columns without bounds in the statistics: nobody asks for a range of them."""
+NAME = re.compile(r'[^"\\\x00-\x1f]+')
+"""Names that can be columns, as nearly all are."""
 MOST = 1_000
 """Columns that a table gets at most: names that are data must not become columns without end."""
 Item = dict[str, msgspec.Raw]
@@ -119,7 +122,8 @@ def join(one: Kind, other: Kind) -> Kind:
     """Return the column of an attribute that two workers have given different columns."""
     if one in NUMBERS and other in NUMBERS:
         return NUMBERS[max(NUMBERS.index(one), NUMBERS.index(other))]
-    return min(one, other)  # one of the two, for all alike; what does not fit it goes to the overflow from then on
+    # One of the two, for all alike; what does not fit it goes to the overflow from then on.
+    return min(one, other, key=lambda kind: (kind not in NUMBERS, kind))
 
 
 def step_of(text: str) -> Kind:
@@ -127,8 +131,7 @@ def step_of(text: str) -> Kind:
     with localcontext() as context:
         context.prec = 200
         number = Decimal(text)
-        sign, digits, exponent = number.as_tuple()
-        if not isinstance(exponent, int):
+        if not number.is_finite():
             return "number"
         if number == number.to_integral_value() and -(1 << 63) <= number < 1 << 63:
             return "int"
@@ -244,19 +247,7 @@ class ColumnsLayout:
     def align(self, name: str, table: pa.Table) -> pa.Table:
         """Return the table with the columns of its schema as it is by now: wider numbers, nulls in new columns."""
         wanted = pa.schema([*META, *(pa.field(n, TYPES[kind]) for n, kind in self._schema_of(name).columns.items())])
-        columns = []
-        for one in wanted:
-            if one.name not in table.schema.names:
-                columns.append(pa.nulls(table.num_rows, one.type))
-                continue
-            column = table.column(one.name)
-            if column.type == one.type:
-                columns.append(column)
-            elif pa.types.is_string(one.type):
-                columns.append(pa.array([plain(v) for v in column.to_pylist()], one.type))
-            else:
-                columns.append(column.cast(one.type))
-        return pa.Table.from_arrays(columns, schema=wanted)
+        return widened(table, wanted)
 
     def dictionary(self, schema: pa.Schema) -> list[str]:
         """Return the columns of few values, and the item's own strings: many of them are states and kinds.
@@ -303,7 +294,7 @@ class ColumnsLayout:
         before = len(columns)
         for image in images:
             for attribute, value in _items(image).items():
-                if attribute in columns:
+                if attribute in columns or not NAME.fullmatch(attribute):
                     continue
                 tag = next(iter(_items(bytes(value))), "")
                 if tag in FIRST and attribute.lower() not in taken and len(columns) < MOST:
@@ -357,6 +348,37 @@ class ColumnsLayout:
             kind = NUMBERS[highest]
             self._grow(name, TableSchema({**self._schema_of(name).columns, attribute: kind}))
         return kind, found
+
+
+def united(tables: Sequence[pa.Table]) -> pa.Table:
+    """Return the rows of files of one table, with the columns of all of them, each as wide as the widest."""
+    fields: dict[str, pa.DataType] = {}
+    for schema in (table.schema for table in tables):
+        for one in schema:
+            known = fields.get(one.name, one.type)
+            fields[one.name] = known if _width(known) >= _width(one.type) else one.type
+    wanted = pa.schema([pa.field(name, kind) for name, kind in fields.items()])
+    return pa.concat_tables([widened(table, wanted) for table in tables])
+
+
+def _width(kind: pa.DataType) -> int:
+    steps = [TYPES[step] for step in NUMBERS]
+    return steps.index(kind) if kind in steps else len(steps)
+
+
+def widened(table: pa.Table, wanted: pa.Schema) -> pa.Table:
+    """Return a table with these columns: wider numbers, nulls where it has none."""
+    columns = []
+    for one in wanted:
+        if one.name not in table.schema.names:
+            columns.append(pa.nulls(table.num_rows, one.type))
+            continue
+        column = table.column(one.name)
+        if column.type != one.type and pa.types.is_string(one.type):
+            columns.append(pa.array([plain(value) for value in column.to_pylist()], one.type))
+        else:
+            columns.append(column.cast(one.type))
+    return pa.Table.from_arrays(columns, schema=wanted)
 
 
 def plain(value: Any) -> Any:
