@@ -1,14 +1,17 @@
-"""lake: the sink topics -> Parquet files."""
+"""lake: the sink topics -> Parquet files, or Iceberg tables."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 from faust import Stream
 
 from pipeline.app import Worker
 from pipeline.errors import UsageError
+from pipeline.settings import Lake
 from pipeline.sinks.attach import Carrier
+from pipeline.sinks.base import Sink
 from pipeline.sinks.lake import LakeSink, Rotation
 from pipeline.sinks.layouts import Layout
 from pipeline.sinks.layouts.columns import ColumnsLayout
@@ -23,23 +26,44 @@ def attach(worker: Worker) -> None:
     settings, sinks = worker.settings.lake, worker.topics.lake_sinks
     if settings.url is None or not sinks:
         raise UsageError("the agent lake needs lake.url and a flow with the envelope dynamodb", hint="headwater check")
+    rotation = Rotation(settings.max_rows, settings.max_size, settings.max_age, settings.max_span)
+    make = iceberg if settings.table == "iceberg" else parquet
+    carrier = Carrier(worker, make(worker, settings, settings.url, sinks, rotation))
+
+    @worker.agent("lake", *sinks.values())
+    async def lake(stream: Stream[Batch]) -> None:
+        await worker.process(stream, "lake", carrier.gather)
+
+
+def parquet(worker: Worker, settings: Lake, url: str, sinks: Mapping[str, str], rotation: Rotation) -> Sink:
+    """Return the lake of files, with the schemas that their columns follow."""
     schemas = Schemas(worker.transport, worker.topics.lake_schemas)
-    layout: Layout = EnvelopeLayout()
-    if settings.layout == "columns":
-        layout = ColumnsLayout(schemas.of, schemas.grow)
+    columns = settings.layout == "columns"
+    layout: Layout = ColumnsLayout(schemas.of, schemas.grow) if columns else EnvelopeLayout()
+    if columns:
         worker.transport.join(schemas)
-    lake = LakeSink(
-        Objects(settings.url),
+    return LakeSink(
+        Objects(url),
         layout,
         sinks,
-        Rotation(settings.max_rows, settings.max_size, settings.max_age, settings.max_span),
+        rotation,
         path=settings.path,
         clock=time.monotonic,
         memory=settings.memory,
-        ready=schemas.read if settings.layout == "columns" else lambda: None,
+        ready=schemas.read if columns else lambda: None,
     )
-    carrier = Carrier(worker, lake)
 
-    @worker.agent("lake", *sinks.values())
-    async def write_files(stream: Stream[Batch]) -> None:
-        await worker.process(stream, "lake", carrier.gather)
+
+def iceberg(worker: Worker, settings: Lake, url: str, sinks: Mapping[str, str], rotation: Rotation) -> Sink:
+    """Return the lake of tables."""
+    from pipeline.sinks.iceberg import IcebergSink  # noqa: PLC0415 - an extra
+
+    return IcebergSink(
+        {"warehouse": url, **settings.catalog},
+        settings.namespace,
+        rotation,
+        layout=settings.layout,
+        mode=settings.mode,
+        clock=time.monotonic,
+        memory=settings.memory,
+    )

@@ -322,6 +322,21 @@ class Lake(Section):
         description="The directories of files, by the time of the change: {table}, {sink}, {op}, {date}, {hour}, {year}, "
         "{month}, {day}.",
     )
+    table: Literal["parquet", "iceberg"] = Field(
+        "parquet",
+        description="parquet: files in directories. iceberg: tables in a catalog, one for each DynamoDB table.",
+    )
+    mode: Literal["append", "upsert"] = Field(
+        "append",
+        description="With iceberg: append: one row a change. upsert: one row an item, as it is now; deletions are applied.",
+    )
+    catalog: dict[str, str] = Field(
+        default_factory=dict,
+        description="With iceberg: the catalog, as pyiceberg takes it: type (sql, rest, glue), uri, ...; `warehouse` is "
+        "lake.url where it is not given.",
+        repr=False,  # credentials may be among them
+    )
+    namespace: str = Field("headwater", min_length=1, description="With iceberg: the namespace of the tables.")
     max_rows: int = Field(1_000_000, ge=1, description="Rows after which the files of a partition are closed.")
     max_size: int = Field(
         128 << 20, ge=1 << 16, description="Bytes of Parquet, about, after which the files of a partition are closed."
@@ -337,6 +352,19 @@ class Lake(Section):
         ge=1 << 20,
         description="Bytes that the open files of a worker take; beyond it, the largest are closed before their time.",
     )
+
+    @field_validator("catalog", mode="before")
+    @classmethod
+    def _flat(cls, properties: Any) -> Any:
+        return _flatten(properties) if isinstance(properties, Mapping) else properties
+
+    @model_validator(mode="after")
+    def _modes_are_of_tables(self) -> Lake:
+        if self.mode == "upsert" and self.table != "iceberg":
+            raise ValueError('mode = "upsert" needs table = "iceberg": files are never changed')
+        if self.table == "iceberg" and "type" not in self.catalog and "uri" not in self.catalog:
+            raise ValueError('table = "iceberg" needs lake.catalog: type = "sql", "rest" or "glue", uri = ...')
+        return self
 
     @field_validator("path")
     @classmethod

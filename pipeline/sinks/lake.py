@@ -74,7 +74,7 @@ class LakeSink(Sink):
         return LakeWriter(self, tp, start, Directories(self._path, self._sink_of[tp.topic]))
 
 
-def _time_of(change: Change) -> int:
+def time_of(change: Change) -> int:
     """Return when a change happened; raise ValueError when its time fits no directory."""
     ts_us = change.ts_us
     if ts_us not in TIMES:
@@ -116,7 +116,7 @@ class LakeWriter(Writer):
             value = record.value() or b""
             try:
                 change = decode(value)
-                ts_us = _time_of(change)
+                ts_us = time_of(change)
                 value.decode()  # as a column it must be UTF-8
                 row = Row(cast("int", record.offset()), record.key() or b"", change)
                 directory = directory_of(change.table, ts_us, change.op)

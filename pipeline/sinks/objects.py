@@ -64,15 +64,16 @@ class Objects:
         for _ in range(ATTEMPTS):
             try:
                 found = obstore.get(self._store, path)
-                old, mode = bytes(found.bytes()), {"e_tag": found.meta["e_tag"], "version": found.meta.get("version")}
+                old = bytes(found.bytes())
+                mode: Any = {name: value for name in ("e_tag", "version") if (value := found.meta.get(name))}
             except ABSENT:
-                old, mode = None, "create"  # type: ignore[assignment]  # the two forms of the argument
+                old, mode = None, "create"
             except ERRORS as error:
                 raise self._explain(path, error) from error
             if (new := change(old)) is None:
                 return
             try:
-                obstore.put(self._store, path, new, mode=mode)  # type: ignore[arg-type]
+                obstore.put(self._store, path, new, mode=mode)
             except (AlreadyExistsError, PreconditionError):
                 continue
             except ERRORS as error:

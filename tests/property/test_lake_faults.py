@@ -115,14 +115,15 @@ FOUND_LONGER_THAN_READ = [
 
 @pytest.mark.parametrize("make", [EnvelopeLayout, columns])
 @settings(max_examples=100, deadline=None)
-@example(FOUND_LONGER_THAN_READ, set(), [0])
+@example(FOUND_LONGER_THAN_READ, set(), [0], True)
 @given(
     st.lists(step, max_size=60),
     st.sets(st.integers(min_value=1, max_value=60)),
     st.lists(st.integers(min_value=0, max_value=2), min_size=1, max_size=7),
+    st.booleans(),
 )
 def test_every_change_is_in_one_file_whatever_fails(
-    make: Callable[[], Layout], steps: list[tuple[str, int]], gaps: set[int], hours: list[int]
+    make: Callable[[], Layout], steps: list[tuple[str, int]], gaps: set[int], hours: list[int], starts_again: bool
 ) -> None:
     topic = {o: record(o, hours[o % len(hours)]) for o in range(60) if o not in gaps}  # gaps: ends of transactions
     bucket, committed = Bucket(), 0
@@ -152,7 +153,8 @@ def test_every_change_is_in_one_file_whatever_fails(
             committed = committed if offset is None else offset
         assert not owner.fatal
     bucket.killer.plan(-1, after=False)
-    owner = Owner(sink, topic, committed)
+    if starts_again:
+        owner = Owner(sink, topic, committed)
     for _ in range(80):
         owner.clock.now += 100
         committed = owner.slice(5) or committed

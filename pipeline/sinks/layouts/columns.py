@@ -197,11 +197,11 @@ class ColumnsLayout:
         schema_of: Callable[[str], TableSchema],
         grow: Callable[[str, TableSchema], TableSchema],
         *,
-        widest: Kind = "wide",
+        climbing: bool = True,
     ) -> None:
-        """`widest`: the last step of numbers before text: decimal where readers know no decimal256."""
-        self._schema_of, self._grow = schema_of, grow
-        self._widest = NUMBERS.index(widest)
+        """`climbing`: whether numbers climb; else all are decimal128(38, 9), and what does not fit overflows."""
+        self._schema_of, self._grow, self._climbing = schema_of, grow, climbing
+        self._first: dict[str, Kind] = FIRST if climbing else {**FIRST, "N": "decimal"}
         self._decoders: dict[str, _Decoder] = {}
         self._without: dict[str, dict[str, None]] = {}
         """By table, the attributes that have no column: always NULL so far, or of a name that is taken."""
@@ -221,6 +221,11 @@ class ColumnsLayout:
                 for index, one in enumerate(found):
                     if one is not None and values[index] is None:
                         overflow.setdefault(index, {})[attribute] = NULL if one.null else NOTHING
+            if kind == "decimal" and not self._climbing:
+                for index, value in enumerate(values):
+                    if value is not None and step_of(cast("str", value)) not in {"int", "decimal"}:
+                        values[index] = None
+                        overflow.setdefault(index, {})[attribute] = msgspec.Raw(_encode({"N": value}))
             arrays.append((attribute, *self._array(name, attribute, kind, values)))
         for member, attribute in zip(decoder.others, decoder.without, strict=True):
             for index, value in enumerate(map(member, items)):
@@ -298,7 +303,7 @@ class ColumnsLayout:
                     continue
                 tag = next(iter(_items(bytes(value))), "")
                 if tag in FIRST and attribute.lower() not in taken and len(columns) < MOST:
-                    columns[attribute] = FIRST[tag]
+                    columns[attribute] = self._first[tag]
                     taken.add(attribute.lower())
                 elif len(without) < MOST:
                     without[attribute] = None
@@ -340,8 +345,6 @@ class ColumnsLayout:
             except pa.ArrowInvalid:
                 steps = {step_of(value) for value in values if value is not None}
             highest = max((NUMBERS.index(step) for step in steps), default=0)
-            if highest > self._widest:
-                highest = NUMBERS.index("number")
             if highest <= NUMBERS.index(kind):  # in a form that Arrow does not read: 1E+3 as a whole number
                 values = [None if value is None else plain(Decimal(value)) for value in values]
                 return kind, pa.array(values, pa.string()).cast(TYPES[kind])
