@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, cast
@@ -130,7 +131,11 @@ class IcebergSink(Sink):
                     update.union_by_name(data.schema)
             if keys:
                 # A key has one partition of the topic: the files of the others need not be read.
-                transaction.delete(And(EqualTo(term="_partition", value=tp.partition), In(term="_key", literals=keys)))
+                with warnings.catch_warnings():  # that items are new is no cause for a word
+                    warnings.filterwarnings("ignore", "Delete operation did not match any records")
+                    transaction.delete(
+                        And(EqualTo(term="_partition", value=tp.partition), In(term="_key", literals=keys))
+                    )
             if data.num_rows:
                 transaction.append(data)
             transaction.set_properties({f"{OFFSET}{tp.topic}/{tp.partition}": str(end)})
