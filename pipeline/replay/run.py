@@ -144,9 +144,7 @@ class Run:
                     for sink, key, value, headers in result.messages:
                         topic = self._topic(settings, sink)
                         partition = lot.partition if key is result.given.key else -1
-                        self._produce(
-                            topic, key, value, partition, headers if self.replay.suffix else self._told(headers)
-                        )
+                        self._produce(topic, key, value, partition, self._told(headers))
         before = self.replay.progress
         progress = Progress(
             before.read + len(lot.records), before.taken + len(given), before.sent + sent, before.rejected + rejected
@@ -164,8 +162,8 @@ class Run:
         return True
 
     def _told(self, headers: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
-        """Return headers that say which replay a message of a live topic comes from."""
-        return [*headers, (REPLAY, self.replay.id.encode())]
+        """Return headers that say, on a live topic, which replay a message comes from."""
+        return headers if self.replay.suffix else [*headers, (REPLAY, self.replay.id.encode())]
 
     def _topic(self, flow: flow_settings.Flow, sink: str) -> str:
         live = self._topics.sink(sink) if sink else self._topics.enriched(flow.through or "")
