@@ -572,6 +572,23 @@ def bench_flows(
         raise HeadwaterError("; ".join(results.failures), hint="run it again; keep the directory it names")
 
 
+@bench.command(name="replay")
+def bench_replay(
+    messages: Annotated[int, typer.Option(min=5_000, help="Changes a run.")] = 300_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of both by turns; medians are shown.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Measure flows, exactly once: live by a worker, and again by a replay."""
+    from pipeline.lab.bench import replay as replay_bench
+
+    results = replay_bench.measure(replay_bench.Options(messages=messages, rounds=rounds), say)
+    replay_bench.show(results, err)
+    if as_json:
+        print_json(results.as_json())
+    if results.failures:
+        raise HeadwaterError("; ".join(results.failures), hint="run it again; keep the directory it names")
+
+
 @bench.command(name="ingest")
 def bench_ingest(
     messages: Annotated[int, typer.Option(min=5_000, help="Changes a run.")] = 600_000,

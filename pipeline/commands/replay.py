@@ -17,6 +17,7 @@ from rich.table import Table
 from pipeline import settings as settings_module
 from pipeline.console import Json, err, one_of, out, print_json, say
 from pipeline.errors import UsageError
+from pipeline.limits import spare_the_collector
 from pipeline.replay import manage, plan
 from pipeline.replay.diff import TopicDiff
 from pipeline.replay.diff import diff as compare
@@ -127,9 +128,10 @@ def _run(settings: Settings, replay: Replay, rate: float, max_lag: int, as_json:
     positions = manage.positions_of(settings, replay, replay.group(settings.prefix))
     stop = _Stop()
     source = manage.source_of(settings, replay, positions)
-    started = time.monotonic()
+    started, progress = time.monotonic(), _Progress(replay)
+    spare_the_collector()
     try:
-        with _Progress(replay) as progress:
+        with progress:
             run = Run(
                 settings,
                 msgspec.structs.replace(replay, rate=rate or replay.rate),
@@ -137,7 +139,7 @@ def _run(settings: Settings, replay: Replay, rate: float, max_lag: int, as_json:
                 source,
                 on_progress=progress.show,
                 stopping=lambda: stop.wanted,
-                live_lag=lambda: manage.live_lag(settings),
+                live_lag=manage.LiveLag(settings),
                 max_lag=max_lag,
                 positions=positions,
                 seen=manage.seen_before(settings, replay, positions),
@@ -146,15 +148,9 @@ def _run(settings: Settings, replay: Replay, rate: float, max_lag: int, as_json:
     finally:
         source.close()
     seconds = time.monotonic() - started
-    read = done.progress.read - replay.progress.read
     if as_json:
-        print_json(
-            {
-                **manage.as_data(done),
-                "seconds": round(seconds, 2),
-                "records_per_second": round(read / max(seconds, 0.001)),
-            }
-        )
+        pace = round(progress.pace)
+        print_json({**manage.as_data(done), "seconds": round(seconds, 2), "records_per_second": pace})
     counts = done.progress
     say(
         f"{done.id}: {done.state}; {counts.read:,} records read, {counts.taken:,} wanted, {counts.sent:,} messages sent, "
@@ -197,6 +193,10 @@ class _Progress:
         self._started = time.monotonic()
         self._read = replay.progress.read
         self._tasks: dict[str, TaskID] = {}
+        self._first: tuple[float, int] | None = None
+        self._last = 0
+        self.pace = 0.0
+        """Records a second since the first transaction: what goes before is start-up."""
 
     def __enter__(self) -> Self:
         self._all = self._bars.add_task("replay", total=self._replay.total, rate="")
@@ -210,6 +210,11 @@ class _Progress:
 
     def show(self, replay: Replay, positions: Mapping[str, int], note: str) -> None:
         """Show how far it is."""
+        now, read = time.monotonic(), replay.progress.read
+        self._first = self._first or (now, read)
+        if read > self._last:  # the last one only says that it is done
+            self._last = read
+            self.pace = (read - self._first[1]) / (now - self._first[0]) if now > self._first[0] else 0.0
         for name, (begin, end) in replay.ranges.items():
             at = positions.get(name, begin)
             self._bars.update(self._tasks[name], completed=min(at, end) - begin)

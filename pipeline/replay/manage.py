@@ -165,20 +165,24 @@ def sample(settings: Settings, replay: Replay) -> Sequence[tuple[bytes | None, b
     return found[:SAMPLE]
 
 
-def live_lag(settings: Settings) -> int:
-    """Return how many records of raw the live workers have still to read; 0 when there are none at work."""
-    topics = Topics(settings)
-    with on_cluster():
-        consumer = Consumer({**settings.kafka.conf, "group.id": settings.prefix, "isolation.level": "read_committed"})
-        try:
-            asked = [TopicPartition(topics.raw, partition) for partition in range(settings.partitions)]
+class LiveLag:
+    """Tells how many records of raw the live workers have still to read; 0 when none have read any."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._consumer = Consumer(
+            {**settings.kafka.conf, "group.id": settings.prefix, "isolation.level": "read_committed"}
+        )
+        topic = Topics(settings).raw
+        self._partitions = [TopicPartition(topic, partition) for partition in range(settings.partitions)]
+
+    def __call__(self) -> int:
+        """Ask the broker."""
+        with on_cluster():
             return sum(
-                max(0, consumer.get_watermark_offsets(tp, TIMEOUT)[1] - tp.offset)
-                for tp in consumer.committed(asked, TIMEOUT)
+                max(0, self._consumer.get_watermark_offsets(tp, TIMEOUT)[1] - tp.offset)
+                for tp in self._consumer.committed(self._partitions, TIMEOUT)
                 if tp.offset >= 0
             )
-        finally:
-            consumer.close()
 
 
 def as_data(replay: Replay) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -29,7 +29,7 @@ from pipeline.replay.source import Lot, Source
 from pipeline.settings import Settings
 from pipeline.state.reference import plain_item
 from pipeline.status import read
-from pipeline.steps.flow import Flow, Given
+from pipeline.steps.flow import Flow, Given, Result
 from pipeline.steps.python import load
 from pipeline.topics import Topics, admin, ensure, unreachable
 
@@ -42,7 +42,7 @@ PIECE = 500
 STAGE = "replay"
 REPLAY = "replay"
 """Header of what a replay has written to a live topic: its ID."""
-LOOK_EVERY = 2.0
+LOOK_EVERY = 5.0
 """Seconds between two looks at the lag of the live workers."""
 
 
@@ -64,6 +64,7 @@ class Run:
     pause: Callable[[float], None] = time.sleep
     positions: dict[str, int] = field(default_factory=dict)
     _known: set[str] = field(default_factory=set)
+    _topics_of: dict[tuple[str, str], str] = field(default_factory=dict)
     seen: set[bytes] = field(default_factory=set)
     """Event IDs, where such as come again are left out."""
 
@@ -121,8 +122,10 @@ class Run:
     def _write(self, lot: Lot) -> None:
         """Run the flows over records of a partition, and write what they make, in their order."""
         given, rejected = [], 0
+        only = self.replay.key.encode()
+        chosen = bool(self.replay.tables) or self.replay.dedup
         for record in lot.records:
-            if self.replay.key and record.key != self.replay.key.encode():
+            if only and record.key != only:
                 continue
             try:
                 change = decode_change(record.value)
@@ -130,26 +133,37 @@ class Run:
                 rejected += 1
                 self._reject(lot, record.offset, record.key, record.value, error)
                 continue
-            if self._wanted(change, record.value):
+            if not chosen or self._wanted(change, record.value):
                 given.append(Given(record.offset, record.key, record.value, change, record.at))
         sent = 0
         for begin in range(0, len(given), PIECE):
             for settings, flow in self.flows.values():
-                for result in flow.run(given[begin : begin + PIECE]):
-                    if result.error is not None:
-                        rejected += 1
-                        one = result.given
-                        self._reject(lot, one.offset, one.key, one.value, result.error, settings.name)
-                    sent += len(result.messages)
-                    for sink, key, value, headers in result.messages:
-                        topic = self._topic(settings, sink)
-                        partition = lot.partition if key is result.given.key else -1
-                        self._produce(topic, key, value, partition, self._told(headers))
+                results = flow.run(given[begin : begin + PIECE])
+                sent += self._send(settings, lot.partition, results)
+                for result in [one for one in results if one.error is not None]:
+                    rejected, one = rejected + 1, result.given
+                    self._reject(lot, one.offset, one.key, one.value, cast("Exception", result.error), settings.name)
         before = self.replay.progress
         progress = Progress(
             before.read + len(lot.records), before.taken + len(given), before.sent + sent, before.rejected + rejected
         )
         self.replay = msgspec.structs.replace(self.replay, progress=progress)
+
+    def _send(self, flow: flow_settings.Flow, partition: int, results: Iterable[Result]) -> int:
+        """Write messages: an item stays in its partition; one whose key is masked goes where that belongs."""
+        sent, write, topics, told = 0, self._producer.produce, self._topics_of, not self.replay.suffix
+        for result in results:
+            given_key = result.given.key
+            for sink, key, value, headers in result.messages:
+                topic = topics.get((flow.name, sink)) or self._topic(flow, sink)
+                to = partition if key is given_key else -1
+                whole = self._told(headers) if told else headers
+                try:
+                    write(topic, value, key, to, headers=cast("Any", whole))
+                except BufferError:
+                    self._produce(topic, key, value, to, whole)
+                sent += 1
+        return sent
 
     def _wanted(self, change: Change, value: bytes) -> bool:
         if self.replay.tables and change.table not in self.replay.tables:
@@ -171,6 +185,7 @@ class Run:
         if topic not in self._known:
             ensure(admin(self.settings.kafka.conf), [self._topics.late(topic)], self.settings.kafka.replication_factor)
             self._known.add(topic)
+        self._topics_of[flow.name, sink] = topic
         return topic
 
     def _reject(self, lot: Lot, offset: int, key: bytes | None, value: bytes, error: Exception, flow: str = "") -> None:

@@ -70,7 +70,8 @@ class RawSource:
                 "auto.offset.reset": "error",
                 "isolation.level": "read_committed",
                 "enable.partition.eof": True,
-                "queued.max.messages.kbytes": 16_384,
+                "queued.max.messages.kbytes": 65_536,
+                "fetch.queue.backoff.ms": 20,  # the default is a second after every full queue
             }
         )
         if self._ends:
@@ -92,23 +93,26 @@ class RawSource:
         """Return what the broker has for us."""
         found: dict[str, list[Record]] = {}
         ended: dict[str, int] = {}
-        for message in self._consumer.consume(MOST, POLL):
-            error = message.error()
-            name = place(cast("str", message.topic()), cast("int", message.partition()))
+        last: list[Record] = []
+        last_place: tuple[str | None, int | None] = None, None
+        end = 0
+        first = self._consumer.poll(POLL)  # `consume` with a time waits for all that it may have
+        for message in [first, *self._consumer.consume(MOST, 0)] if first is not None else []:
+            place_of = message.topic(), message.partition()
             offset = cast("int", message.offset())
-            if error is not None:
-                if error.code() != KafkaError._PARTITION_EOF:  # noqa: SLF001 - the documented name of the code
-                    raise FatalError(
-                        f"reading {name}: {error.str()}",
-                        hint="are the records still there? headwater replay --source lake",
-                    ) from KafkaException(error)
-            elif name in self._ends and offset < self._ends[name]:
-                record = Record(offset, message.key(), message.value() or b"", message.timestamp()[1] / 1000)
-                found.setdefault(name, []).append(record)
-                continue
-            if name in self._ends and offset >= self._ends[name]:
-                ended[name] = self._ends.pop(name)
+            if place_of != last_place:  # records of a partition come one after the other
+                name, last_place = place(cast("str", place_of[0]), cast("int", place_of[1])), place_of
+                last, end = found.setdefault(name, []), self._ends.get(name, -1)
+            if (error := message.error()) is None and offset < end:
+                last.append(Record(offset, message.key(), message.value() or b"", message.timestamp()[1] / 1000))
+            elif error is not None and error.code() != KafkaError._PARTITION_EOF:  # noqa: SLF001 - the documented name
+                raise FatalError(
+                    f"reading {name}: {error.str()}", hint="are the records still there? headwater replay --source lake"
+                ) from KafkaException(error)
+            elif name in self._ends and offset >= end:
+                ended[name], end = self._ends.pop(name), -1
                 self._consumer.incremental_unassign([TopicPartition(*placed(name))])
+        found = {name: records for name, records in found.items() if records}
         now = self._clock()
         if found or ended or not self._ends:
             self._heard = now
