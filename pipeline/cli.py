@@ -572,6 +572,24 @@ def bench_flows(
         raise HeadwaterError("; ".join(results.failures), hint="run it again; keep the directory it names")
 
 
+@bench.command(name="lake")
+def bench_lake(
+    messages: Annotated[int, typer.Option(min=300_000, help="Changes a run.")] = 600_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of all by turns; medians are shown.")] = 3,
+    peers: Annotated[bool, typer.Option("--peers/--no-peers", help="Quix Streams' file sink too.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Measure Parquet files of a sink topic, in both layouts, to a directory and to S3; pyarrow alone; and a peer."""
+    from pipeline.lab.bench import lake as lake_bench
+
+    results = lake_bench.measure(lake_bench.Options(messages=messages, rounds=rounds, peers=peers), say)
+    lake_bench.show(results, err)
+    if as_json:
+        print_json(results.as_json())
+    if results.failures:
+        raise HeadwaterError("; ".join(results.failures), hint="run it again; keep the directory it names")
+
+
 @bench.command(name="replay")
 def bench_replay(
     messages: Annotated[int, typer.Option(min=5_000, help="Changes a run.")] = 300_000,

@@ -62,15 +62,15 @@ def customer(number: int) -> tuple[bytes, bytes]:
     return f'{{"S":"{name}"}}'.encode(), item.encode()
 
 
-def preload(servers: str, topic: str, records: Iterator[tuple[bytes, bytes]]) -> None:
+def preload(servers: str, topic: str, records: Iterator[tuple[bytes, bytes]], partitions: int = PARTITIONS) -> None:
     """Write records round the partitions, not compressed: the Kafka client of textbook Faust reads no lz4."""
     producer = Producer(
         {"bootstrap.servers": servers, "linger.ms": 20, "batch.size": 1_000_000}
         | {"queue.buffering.max.messages": 10_000_000, "queue.buffering.max.kbytes": 2_000_000}
     )
     while chunk := list(islice(records, CHUNK)):
-        for partition in range(PARTITIONS):
-            mine = [{"key": key, "value": value} for key, value in chunk[partition::PARTITIONS]]
+        for partition in range(partitions):
+            mine = [{"key": key, "value": value} for key, value in chunk[partition::partitions]]
             if producer.produce_batch(topic, mine, partition) != len(mine):
                 raise HeadwaterError(f"{topic}: the queue of the producer is full")
         while len(producer) > 100_000:

@@ -94,10 +94,10 @@ def preload(servers: str, topic: str, given: Input, *, small: bool = False) -> N
         raise HeadwaterError(f"{topic}: {left} records of the input could not be written")
 
 
-def make_topics(servers: str, names: Iterable[str]) -> None:
-    """Make topics of 4 partitions."""
+def make_topics(servers: str, names: Iterable[str], partitions: int = PARTITIONS) -> None:
+    """Make topics."""
     admin = _admin(servers)
-    _settle(admin.create_topics([NewTopic(name, num_partitions=PARTITIONS, replication_factor=1) for name in names]))
+    _settle(admin.create_topics([NewTopic(name, num_partitions=partitions, replication_factor=1) for name in names]))
 
 
 def begin(servers: str, group: str, topic: str) -> None:
