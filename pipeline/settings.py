@@ -106,12 +106,10 @@ class Kafka(Section):
     @field_validator("properties")
     @classmethod
     def _ours(cls, properties: dict[str, Any]) -> dict[str, Any]:
-        if owned := sorted(OWNED & set(properties)):
-            raise ValueError(f"{', '.join(owned)}: Headwater sets this itself, exactly-once depends on it")
         for name, setting in SETTINGS_OF_THEIR_OWN.items():
             if name in properties:
                 raise ValueError(f"{name}: set kafka.{setting} instead")
-        return properties
+        return not_ours(properties)
 
     @model_validator(mode="after")
     def _the_broker_sets_the_time_out(self) -> Kafka:
@@ -120,6 +118,13 @@ class Kafka(Section):
                 "session_timeout: with group_protocol consumer the broker sets it (group.consumer.session.timeout.ms)"
             )
         return self
+
+
+def not_ours(properties: dict[str, Any]) -> dict[str, Any]:
+    """Return the properties; raise ValueError when one of them is not the user's to set."""
+    if owned := sorted(OWNED & set(properties)):
+        raise ValueError(f"{', '.join(owned)}: Headwater sets this itself, exactly-once depends on it")
+    return properties
 
 
 def _flatten(nested: Mapping[str, Any], before: str = "") -> dict[str, Any]:
@@ -329,12 +334,26 @@ class Mirror(Section):
         description="What this cluster is called in the header `mirrored_from`; without it, the cluster's ID. What comes from "
         "the other cluster itself is not sent back to it.",
     )
+    target_cluster: Name | None = Field(
+        None,
+        description="What the other cluster is called there, where the mirror that comes back from it sets `cluster`.",
+    )
     replication_factor: int = Field(3, ge=1, le=32, description="Replicas of topics that are made there.")
+
+    @property
+    def conf(self) -> dict[str, Any]:
+        """What every client of the other cluster is configured with, for librdkafka."""
+        return {"bootstrap.servers": self.bootstrap_servers, **self.properties}
 
     @field_validator("properties", mode="before")
     @classmethod
     def _flat(cls, properties: Any) -> Any:
         return _flatten(properties) if isinstance(properties, Mapping) else properties
+
+    @field_validator("properties")
+    @classmethod
+    def _ours(cls, properties: dict[str, Any]) -> dict[str, Any]:
+        return not_ours(properties)
 
 
 class Replica(Section):

@@ -117,7 +117,7 @@ def wrong(words: list[str]) -> str:
             options = {name: p for p in command.params for name in [*p.opts, *p.secondary_opts]}
         elif not any(p.param_type_name == "argument" for p in command.params):
             return f"{name} is one word too many"
-        elif command.name == "run" and name not in AGENT_NAMES and not name.isupper():
+        elif command.name == "run" and name.partition(".")[0] not in AGENT_NAMES and not name.isupper():
             return f"no agent {name}"
     return ""
 
