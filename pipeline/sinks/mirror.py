@@ -72,10 +72,6 @@ def copied(mirror: MirrorSettings, sinks: Mapping[str, str], partitions: int) ->
     return found
 
 
-class _RefusedError(Exception):
-    """The other cluster has refused a record in the transaction under way."""
-
-
 class Mirror(Sink):
     """Another Kafka cluster."""
 
@@ -193,7 +189,6 @@ class MirrorWriter(Writer):
         """Offsets before the position that are not there: refused."""
         self._refused: dict[int, Rejected] = {}
         """Those that are not told yet."""
-        self._failure: KafkaError | None = None
         self._cut_off: KafkaError | None = None
         self._made_at = self._written_at = 0.0
         self._careful = False
@@ -235,20 +230,20 @@ class MirrorWriter(Writer):
             if self._told < self._there and self._end > self._told:
                 return self._tell(min(self._end, self._there), {})
             records, end = self._next()
+            known = len(self._refused)
             try:
                 counts = self._write(cast("Producer", self._producer), records, end)
-            except _RefusedError:
-                self._careful = True
-                self._discard()
             except KafkaException as error:
                 self._discard()
+                if len(self._refused) > known or (error.args[0].code() in REFUSED and not self._careful):
+                    self._careful = True  # again, to find which of them it is; and again, without it
+                    continue
                 raise self._mirror.other.explain(error, self.there) from error
             except TransientError:
                 self._discard()
                 raise
-            else:
-                self._written(records, end)
-                return self._tell(end, counts)
+            self._written(records, end)
+            return self._tell(end, counts)
 
     def close(self) -> None:
         """Let go. Between two flushes no transaction is open."""
@@ -265,13 +260,13 @@ class MirrorWriter(Writer):
         other = self._mirror.other
         more = {"batch.num.messages": 1} if self._careful else {}
         try:
-            producer = other.producer(self._id, self._undelivered, self._on_error, **more)
+            producer = other.producer(self._id, self._on_error, **more)
             found = other.position(self._mirror.id, self.topic, self.partition)
             self._membership = self._membership or other.membership(self._mirror.id)
-            producer.poll(0)  # what went wrong until now is over
+            _flush(producer, 0)  # what went wrong until now is over
         except KafkaException as error:
             raise other.explain(error, self.there) from error
-        self._producer, self._cut_off, self._failure = producer, None, None
+        self._producer, self._cut_off = producer, None
         self._made_at = self._written_at = self._clock()
         self._move_to(found)
 
@@ -310,24 +305,10 @@ class MirrorWriter(Writer):
         return records, max(self._end, self._there) if len(records) == len(self._records) else _offset(records[-1]) + 1
 
     def _write(self, producer: Producer, records: Sequence[Message], end: int) -> dict[str, int]:
-        """Write a transaction: records, and the position `end`; return what was done, by kind.
-
-        Raises _RefusedError when a record in it is refused: again, carefully, to find which; and again, without it.
-        """
-        known = len(self._refused)
+        """Write a transaction: records, and the position `end`; return what was done, by kind."""
         producer.begin_transaction()
-        try:
-            returned = self._produce(producer, records)
-        except KafkaException:
-            producer.flush(TIMEOUT)  # the reports say why
-            if self._failure is None:
-                raise
-            returned = 0
-        left = producer.flush(TIMEOUT)
-        if (failure := self._failure) is not None:
-            if failure.code() in REFUSED and (not self._careful or len(self._refused) > known):
-                raise _RefusedError
-            raise KafkaException(failure)
+        returned = self._produce(producer, records)
+        left = _flush(producer)
         if left:
             raise TransientError(f"{self.there}: {self._mirror.other} has not taken {left} records in {TIMEOUT:.0f} s")
         if (lost := self._lost_connection()) is not None:
@@ -384,21 +365,18 @@ class MirrorWriter(Writer):
     def _discard(self) -> None:
         """Let the producer go: what it has open is aborted when the next one takes over."""
         if self._producer is not None:
-            self._producer.purge()
             with suppress(KafkaException):
-                self._producer.poll(0)
+                if self._careful:
+                    _flush(self._producer)  # the reports say which record it was
+                self._producer.purge()
+                _flush(self._producer, 0)
             self._producer = None
 
     # -- reports of librdkafka, in the thread of the flush ------------------------------------------------------------
 
-    def _undelivered(self, error: KafkaError | None, message: Message) -> None:
-        if error is not None and (self._failure is None or error.code() in REFUSED):
-            self._failure = error
-
     def _reported(self, record: Message, error: KafkaError | None, message: Message) -> None:
         if error is not None and error.code() in REFUSED:
             self._refuse(record, error)
-        self._undelivered(error, message)
 
     def _refuse(self, record: Message, error: KafkaError) -> None:
         why = RejectedError(f"{self.there}: {self._mirror.other} refuses it: {error.str()}")
@@ -414,3 +392,13 @@ class MirrorWriter(Writer):
 
 def _offset(record: Message) -> int:
     return cast("int", record.offset())
+
+
+def _flush(producer: Producer, seconds: float = TIMEOUT) -> int:
+    """Wait for the broker; return how many records it has not taken."""
+    try:
+        return producer.flush(seconds)
+    except SystemError as error:  # a report came together with a fatal error: the binding confuses them
+        if isinstance(error.__cause__, KafkaException):
+            raise error.__cause__ from None
+        raise

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, cast
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.cimpl import NewTopic
 
 from pipeline.errors import FatalError, HeadwaterError, TransientError
@@ -29,7 +29,6 @@ FORBIDDEN = {
     KafkaError._SSL,  # noqa: SLF001
 }
 """What does not pass by itself."""
-OnDelivery = Callable[[KafkaError | None, Message], None]
 
 
 class Position(NamedTuple):
@@ -92,9 +91,7 @@ class OtherCluster:
                     ) from error
         return str(cluster or "")
 
-    def producer(
-        self, name: str, on_delivery: OnDelivery, on_error: Callable[[KafkaError], None], **more: Any
-    ) -> Producer:
+    def producer(self, name: str, on_error: Callable[[KafkaError], None], **more: Any) -> Producer:
         """Return a producer with this transactional ID, whose former one is fenced off and what it left decided."""
 
         def note(error: KafkaError) -> None:
@@ -111,8 +108,6 @@ class OtherCluster:
                 **self._settings.conf,
                 **more,
                 "transactional.id": name,
-                "delivery.report.only.error": True,
-                "on_delivery": on_delivery,
                 "error_cb": note,
             },
             logger=log,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,8 +10,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from confluent_kafka import Consumer, Message, Producer, TopicPartition
-from fleet import SESSION, Fleet, log_of, ready
+from confluent_kafka import Message, Producer
+from fleet import Fleet, ready
 from waiting import until
 
 from pipeline.lab import kafka, processes
@@ -21,11 +19,11 @@ from pipeline.lab.demo import Recorder, lag
 from pipeline.lab.kafka import Broker
 from pipeline.lab.processes import Process
 from pipeline.lab.stack import Endpoints
-from pipeline.lab.workers import Workers
 from pipeline.topics import Topic, admin, ensure
 
 pytestmark = pytest.mark.kafka
 PARTITIONS = 4
+KEPT = {"max.message.bytes": "16777216", "retention.ms": "-1"}
 Row = tuple[bytes | None, bytes | None, list[tuple[str, bytes]], int]
 """Key, value, headers, timestamp."""
 
@@ -135,7 +133,7 @@ def make(stack: Endpoints, servers: str, directory: Path, **more: Any) -> Mirror
     }
     fleet = Fleet(stack, directory, environment, partitions=PARTITIONS)
     result = Mirrored(fleet, {"bootstrap.servers": servers})
-    ensure(admin(fleet.conf), [Topic(result.topic, PARTITIONS, "a sink", {"max.message.bytes": "16777216"})], 1)
+    ensure(admin(fleet.conf), [Topic(result.topic, PARTITIONS, "a sink", KEPT)], 1)
     return result
 
 
@@ -177,6 +175,6 @@ def test_killed_again_and_again_every_record_is_there_once(mirrored: Mirrored) -
 
 @contextmanager
 def Recorder_when_there(mirrored: Mirrored) -> Iterator[Recorder]:
-    ensure(admin(mirrored.there), [Topic(mirrored.topic, PARTITIONS, "copy", {"max.message.bytes": "16777216"})], 1)
+    ensure(admin(mirrored.there), [Topic(mirrored.topic, PARTITIONS, "copy", KEPT)], 1)
     with Recorder(mirrored.there, mirrored.topic) as seen:
         yield seen
