@@ -320,7 +320,8 @@ class Mirror(Section):
     bootstrap_servers: str = Field(min_length=1, description="Brokers of the other cluster, comma-separated host:port.")
     properties: dict[str, str | int | float | bool] = Field(
         default_factory=dict,
-        description="Any librdkafka property for the other cluster: security.protocol, sasl.username, ...",
+        description="Any librdkafka property for the other cluster: security.protocol, sasl.username, ...; env:NAME takes the "
+        "value of a variable.",
         repr=False,  # passwords are among them
     )
     sinks: tuple[Name, ...] = Field((), description="The sinks whose topics are copied; empty: all.")
@@ -342,8 +343,8 @@ class Mirror(Section):
 
     @property
     def conf(self) -> dict[str, Any]:
-        """What every client of the other cluster is configured with, for librdkafka."""
-        return {"bootstrap.servers": self.bootstrap_servers, **self.properties}
+        """What every client of the other cluster is configured with, for librdkafka; raises UsageError without a secret."""
+        return {"bootstrap.servers": self.bootstrap_servers, **{k: _secret(k, v) for k, v in self.properties.items()}}
 
     @field_validator("properties", mode="before")
     @classmethod
@@ -354,6 +355,17 @@ class Mirror(Section):
     @classmethod
     def _ours(cls, properties: dict[str, Any]) -> dict[str, Any]:
         return not_ours(properties)
+
+
+def _secret(name: str, value: Any) -> Any:
+    if not isinstance(value, str) or not value.startswith("env:"):
+        return value
+    variable = value.removeprefix("env:")
+    if variable not in os.environ:
+        raise UsageError(
+            f"mirrors.properties: {name}: the variable {variable} is not set", hint=f"export {variable}=..."
+        )
+    return os.environ[variable]
 
 
 class Replica(Section):

@@ -310,7 +310,10 @@ class MirrorWriter(Writer):
         returned = self._produce(producer, records)
         left = _flush(producer)
         if left:
-            raise TransientError(f"{self.there}: {self._mirror.other} has not taken {left} records in {TIMEOUT:.0f} s")
+            why = f", {self._cut_off.str()}" if self._cut_off is not None else ""
+            raise TransientError(
+                f"{self.there}: {self._mirror.other} has not taken {left} records in {TIMEOUT:.0f} s{why}"
+            )
         if (lost := self._lost_connection()) is not None:
             raise TransientError(f"{self.there}: {self._mirror.other}: a connection was lost: {lost.str()}")
         left_out = [offset for offset in self._refused if offset < end]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, cast
 
@@ -12,9 +11,7 @@ from confluent_kafka.cimpl import NewTopic
 from pipeline.errors import FatalError, HeadwaterError, TransientError
 from pipeline.limits import MESSAGE_MAX
 from pipeline.settings import Mirror
-from pipeline.topics import Topic, admin, look
-
-log = logging.getLogger(__name__)
+from pipeline.topics import Topic, admin, look, silent
 
 TIMEOUT = 20.0
 """Seconds that one call to the cluster may take."""
@@ -110,7 +107,7 @@ class OtherCluster:
                 "transactional.id": name,
                 "error_cb": note,
             },
-            logger=log,
+            logger=silent,
         )
         producer.init_transactions(TIMEOUT)
         return producer
@@ -174,7 +171,7 @@ class OtherCluster:
                 "enable.partition.eof": True,
                 "error_cb": self._note,
             },
-            logger=log,
+            logger=silent,
         )
 
     def _note(self, error: KafkaError) -> None:

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
+from urllib.request import urlopen
 
 import pytest
 from confluent_kafka import Message, Producer
-from fleet import Fleet, ready
+from fleet import SESSION, Fleet, log_of, ready
 from waiting import until
 
+from pipeline.errors import FatalError
 from pipeline.lab import kafka, processes
 from pipeline.lab.demo import Recorder, lag
 from pipeline.lab.kafka import Broker
 from pipeline.lab.processes import Process
 from pipeline.lab.stack import Endpoints
+from pipeline.lab.workers import Workers
+from pipeline.settings import Mirror as MirrorSettings
+from pipeline.sinks.mirror import Mirror, copied
 from pipeline.topics import Topic, admin, ensure
 
 pytestmark = pytest.mark.kafka
@@ -123,7 +132,7 @@ def mirrored(kafka_stack: Endpoints, other: Cluster, tmp_path: Path) -> Mirrored
     return make(kafka_stack, other.broker.address, tmp_path)
 
 
-def make(stack: Endpoints, servers: str, directory: Path, **more: Any) -> Mirrored:
+def make(stack: Endpoints, servers: str, directory: Path, prefix: str = "", **more: Any) -> Mirrored:
     """Return a deployment with the mirror `eu` to other brokers; its topics are there."""
     settings: dict[str, Any] = {"name": "eu", "bootstrap_servers": servers, "cluster": "here", "replication_factor": 1}
     environment = {
@@ -131,18 +140,26 @@ def make(stack: Endpoints, servers: str, directory: Path, **more: Any) -> Mirror
         "HEADWATER_FLOWS": '[{"name": "f", "to": "orders"}]',
         "HEADWATER_MIRRORS": json.dumps([settings | more]),
     }
-    fleet = Fleet(stack, directory, environment, partitions=PARTITIONS)
+    prefix = prefix or f"t{uuid.uuid4().hex[:8]}"
+    fleet = Fleet(stack, directory, environment, partitions=PARTITIONS, prefix=prefix)
     result = Mirrored(fleet, {"bootstrap.servers": servers})
     ensure(admin(fleet.conf), [Topic(result.topic, PARTITIONS, "a sink", KEPT)], 1)
     return result
 
 
+@contextmanager
+def recorded(mirrored: Mirrored) -> Iterator[Recorder]:
+    ensure(admin(mirrored.there), [Topic(mirrored.topic, PARTITIONS, "copy", KEPT)], 1)
+    with Recorder(mirrored.there, mirrored.topic) as seen:
+        yield seen
+
+
 def test_everything_of_a_record_is_kept_and_the_group_follows(mirrored: Mirrored) -> None:
     mirrored.write(2_000)
+    assert lag(mirrored.fleet.conf, mirrored.group, mirrored.source_ends) == 2_000
     with mirrored.fleet.running(), Recorder(mirrored.there, mirrored.topic) as seen:
         until(lambda: mirrored.is_carried(seen), "all records there")
         mirrored.write(500)
-        assert lag(mirrored.fleet.conf, mirrored.group, mirrored.source_ends) >= 0
         until(lambda: mirrored.is_carried(seen), "what came later")
     mirrored.hold(seen, b"here")
 
@@ -151,7 +168,7 @@ def test_killed_again_and_again_every_record_is_there_once(mirrored: Mirrored) -
     workers = mirrored.fleet.workers(2)
     for worker in workers.all:
         worker.most_starts = 50
-    with Recorder_when_there(mirrored) as seen:
+    with recorded(mirrored) as seen:
         workers.start()
         try:
             until(lambda: all(map(ready, workers.all)), "workers that are ready")
@@ -173,8 +190,134 @@ def test_killed_again_and_again_every_record_is_there_once(mirrored: Mirrored) -
     mirrored.hold(seen, b"here")
 
 
-@contextmanager
-def Recorder_when_there(mirrored: Mirrored) -> Iterator[Recorder]:
-    ensure(admin(mirrored.there), [Topic(mirrored.topic, PARTITIONS, "copy", KEPT)], 1)
-    with Recorder(mirrored.there, mirrored.topic) as seen:
-        yield seen
+def test_a_former_owner_that_was_frozen_writes_nothing_more(mirrored: Mirrored) -> None:
+    with recorded(mirrored) as seen, mirrored.fleet.running(2) as workers:
+        first, second = workers.all
+        mirrored.write(40_000, 1_000)
+        until(lambda: len(seen) > 500, "some progress")
+        first.signal(signal.SIGSTOP)  # in the middle of what it does
+        until(lambda: "4 in all" in log_of(second), "the other one has all partitions", SESSION * 5)
+        until(lambda: mirrored.is_carried(seen), "all records there, without it")
+        first.signal(signal.SIGCONT)
+        mirrored.write(4_000)
+        until(lambda: log_of(first).count("2 in all") > 1, "it has come back")
+        until(lambda: mirrored.is_carried(seen), "what came later")
+        until(lambda: seen.is_at_end(mirrored.there), "the end")
+        assert all(worker.alive() for worker in workers.all)
+    mirrored.hold(seen, b"here")
+
+
+def test_the_other_cluster_may_be_away_for_a_while(mirrored: Mirrored, other: Cluster) -> None:
+    with (
+        recorded(mirrored) as seen,
+        Recorder(mirrored.fleet.conf, mirrored.fleet.topics.sink_states) as states,
+        mirrored.fleet.running() as workers,
+    ):
+        mirrored.write(1_000)
+        until(lambda: mirrored.is_carried(seen), "all records there")
+        other.stop()
+        mirrored.write(1_000)
+        until(lambda: any(record.value() for record in states), "the reason")
+        said = json.loads(next(value for record in states if (value := record.value())))
+        assert said["sink"] == "mirror"
+        assert said["topic"] == mirrored.topic
+        assert other.broker.address in said["reason"]
+        other.start()
+        until(lambda: mirrored.is_carried(seen), "what came meanwhile", 150)
+        until(lambda: not any(newest(states).values()), "nothing is said any more")
+        assert workers.all[0].starts == 1
+    mirrored.hold(seen, b"here")
+
+
+def newest(states: Recorder) -> dict[bytes | None, bytes | None]:
+    return {record.key(): record.value() for record in states}
+
+
+def test_what_comes_back_is_not_sent_round_again(kafka_stack: Endpoints, other: Cluster, tmp_path: Path) -> None:
+    there = replace(kafka_stack, bootstrap_servers=other.broker.address)
+    out = make(kafka_stack, there.bootstrap_servers, tmp_path / "out", cluster=None)
+    back = make(there, kafka_stack.bootstrap_servers, tmp_path / "back", cluster=None, prefix=out.fleet.prefix)
+    for one in (out, back):
+        one.write(400)
+    with (
+        Recorder(out.fleet.conf, out.topic) as here,
+        Recorder(out.there, out.topic) as seen,
+        out.fleet.running() as outward,
+        back.fleet.running() as inward,
+    ):
+        until(lambda: (len(here), len(seen)) == (800, 800), "the records of both in both")
+        until(lambda: returned(outward) == returned(inward) == 400, "what came back was not sent on")
+        assert (len(here), len(seen)) == (800, 800)
+    ids = {one.list_topics(timeout=10).cluster_id for one in map(admin, (out.fleet.conf, out.there))}
+    for recorder in (here, seen):
+        marks = [dict(row_of(record)[2]).get("mirrored_from") for record in recorder]
+        assert marks.count(None) == 400
+        assert {mark.decode() for mark in marks if mark} < ids
+
+
+def returned(workers: Workers) -> int:
+    """Return how many records a worker has left out because they come from there."""
+    assert workers.all[0].process is not None
+    with urlopen(f"{workers.all[0].process.address}/metrics") as answer:  # noqa: S310 - ours
+        found = re.search(
+            rb'^headwater_delivered_total{destination="mirror",kind="returned"} (\d+)', answer.read(), re.MULTILINE
+        )
+    return int(found[1]) if found else 0
+
+
+def test_a_record_that_is_refused_becomes_a_dead_letter_and_the_rest_goes_on(mirrored: Mirrored) -> None:
+    ensure(
+        admin(mirrored.there), [Topic(mirrored.topic, PARTITIONS, "copy", {**KEPT, "max.message.bytes": "20000"})], 1
+    )
+    mirrored.write(400)
+    producer = Producer(mirrored.fleet.conf)
+    large: list[Row] = [(b"large", os.urandom(50_000), [("op", b"c")], 1_764_000_000_000) for _ in range(3)]
+    for row in large:
+        mirrored.put(producer, 1, row)
+    assert producer.flush(10) == 0
+    ends = {**mirrored.source_ends[mirrored.topic], 1: 103}
+    mirrored.fleet.directory.mkdir(exist_ok=True)
+    with (
+        Recorder(mirrored.there, mirrored.topic) as seen,
+        Recorder(mirrored.fleet.conf, mirrored.fleet.topics.dead_letter) as letters,
+        mirrored.fleet.running(),
+    ):
+        until(lambda: len(letters) == 3, "the dead letters")
+        until(lambda: lag(mirrored.fleet.conf, mirrored.group, {mirrored.topic: ends}) == 0, "the rest")
+        assert [record.value() for record in letters] == [row[1] for row in large]
+        until(lambda: seen.is_at_end(mirrored.there), "the end")
+    mirrored.hold(seen, b"here")
+
+
+def test_a_position_that_is_gone_stops_the_mirror(mirrored: Mirrored) -> None:
+    mirrored.write(100)
+    with mirrored.fleet.running(), Recorder(mirrored.there, mirrored.topic) as seen:
+        until(lambda: mirrored.is_carried(seen), "all records there")
+    client = admin(mirrored.there)
+    (group,) = [one.group_id for one in client.list_consumer_groups().result().valid if mirrored.group in one.group_id]
+    client.delete_consumer_groups([group])[group].result(10)
+    mirrored.write(100)
+    workers = mirrored.fleet.workers(1)
+    workers.start()
+    try:
+        until(lambda: not workers.all[0].alive(), "its end")
+    finally:
+        workers.stop()
+    assert f"{mirrored.topic}:" in log_of(workers.all[0])
+    assert "the position is gone" in log_of(workers.all[0])
+    assert f"--group {group} --topic" in log_of(workers.all[0])
+
+
+def test_a_topic_with_other_partitions_is_refused(mirrored: Mirrored) -> None:
+    ensure(admin(mirrored.there), [Topic(mirrored.topic, 3, "copy")], 1)
+    settings = MirrorSettings(name="eu", bootstrap_servers=mirrored.there["bootstrap.servers"])
+    wanted = copied(settings, {"orders": mirrored.topic}, PARTITIONS)
+    with pytest.raises(FatalError, match="has 3 partitions, and here it has 4"):
+        Mirror(settings, mirrored.fleet.conf, mirrored.group, wanted).prepare()
+
+
+def test_a_cluster_is_not_mirrored_into_itself(mirrored: Mirrored) -> None:
+    settings = MirrorSettings(name="eu", bootstrap_servers=mirrored.fleet.conf["bootstrap.servers"])
+    wanted = copied(settings, {"orders": mirrored.topic}, PARTITIONS)
+    with pytest.raises(FatalError, match="is this cluster itself"):
+        Mirror(settings, mirrored.fleet.conf, mirrored.group, wanted).prepare()
