@@ -139,7 +139,7 @@ class OtherCluster:
             low, high = consumer.get_watermark_offsets(at, TIMEOUT)
             consumer.assign([TopicPartition(topic, partition, low)])
             while low < high:
-                for record in consumer.consume(5_000, TIMEOUT):
+                for record in consumer.consume(5_000, 0.5):  # it waits for so many, or so long
                     if (error := record.error()) is not None and error.code() != KafkaError._PARTITION_EOF:  # noqa: SLF001
                         raise KafkaException(error)
                     if error is None and header in cast("list[Any]", record.headers() or []):
