@@ -48,8 +48,8 @@ class OtherCluster:
     def __str__(self) -> str:
         return self._settings.bootstrap_servers
 
-    def look(self, topics: list[Topic]) -> str:
-        """Make the topics that are missing, and return the cluster's ID, or ''.
+    def look(self, topics: list[Topic], *, make: bool = True) -> str:
+        """Make the topics that are missing, if they are to be made, and return the cluster's ID, or ''.
 
         Raises FatalError when it does not answer, or one of the topics has another number of partitions.
         """
@@ -74,7 +74,7 @@ class OtherCluster:
                 config=dict(topic.wanted.config),
             )
             for topic in found
-            if not topic.partitions
+            if make and not topic.partitions
         ]
         for name, future in (client.create_topics(new, operation_timeout=TIMEOUT) if new else {}).items():
             try:
@@ -110,6 +110,7 @@ class OtherCluster:
             logger=silent,
         )
         producer.init_transactions(TIMEOUT)
+        self._refusal = ""  # it was another time's
         return producer
 
     def membership(self, group: str) -> Any:

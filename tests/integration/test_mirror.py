@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from urllib.request import urlopen
 
 import pytest
 from confluent_kafka import Message, Producer
+from faust.types import TP
 from fleet import SESSION, Fleet, log_of, ready
 from waiting import until
 
@@ -27,6 +29,7 @@ from pipeline.lab.processes import Process
 from pipeline.lab.stack import Endpoints
 from pipeline.lab.workers import Workers
 from pipeline.settings import Mirror as MirrorSettings
+from pipeline.sinks.base import Flushed, Writer
 from pipeline.sinks.mirror import Mirror, copied
 from pipeline.topics import Topic, admin, ensure
 
@@ -323,3 +326,40 @@ def test_a_cluster_is_not_mirrored_into_itself(mirrored: Mirrored) -> None:
     wanted = copied(settings, {"orders": mirrored.topic}, PARTITIONS)
     with pytest.raises(FatalError, match="is this cluster itself"):
         Mirror(settings, mirrored.fleet.conf, mirrored.group, wanted).prepare()
+
+
+def test_a_crash_before_the_dead_letter_is_written_does_not_lose_it(mirrored: Mirrored) -> None:
+    small = {**KEPT, "max.message.bytes": "20000"}
+    ensure(admin(mirrored.there), [Topic(mirrored.topic, PARTITIONS, "copy", small)], 1)
+    producer = Producer(mirrored.fleet.conf)
+    for value in (b"first", os.urandom(50_000), b"last"):
+        mirrored.put(producer, 1, (b"k", value, [("op", b"c")], 1_764_000_000_000))
+    assert producer.flush(10) == 0
+    with Recorder(mirrored.fleet.conf, mirrored.topic) as here, recorded(mirrored) as seen:
+        until(lambda: len(here) == 3, "the records here")
+        records = here.records[1]
+        lost = opened(mirrored, TP(mirrored.topic, 1))
+        assert list(lost.add(records, 3)) == []
+        flushed = lost.flush()  # what it says dies with its process
+        assert (flushed.end, [one.record.offset() for one in flushed.rejected]) == (3, [1])
+        assert flushed.counts == {"records": 2, "returned": 0}
+
+        later = opened(mirrored, TP(mirrored.topic, 1))
+        assert later.position == 1
+        later.add(records[1:2], 2)
+        again = later.flush()
+        assert (again.end, [one.record.offset() for one in again.rejected], again.counts) == (2, [1], {})
+        later.add(records[2:], 3)
+        assert later.flush() == Flushed(3)
+        assert not later.is_due(time.monotonic())
+        until(lambda: seen.is_at_end(mirrored.there), "the end")
+        assert [record.value() for record in seen] == [b"first", b"last"]
+
+
+def opened(mirrored: Mirrored, tp: TP) -> Writer:
+    """Return a partition's writer, as in a process that has just taken it over."""
+    settings = MirrorSettings(name="eu", bootstrap_servers=mirrored.there["bootstrap.servers"], replication_factor=1)
+    wanted = copied(settings, {"orders": mirrored.topic}, PARTITIONS)
+    mirror = Mirror(settings, mirrored.fleet.conf, mirrored.group, wanted)
+    mirror.prepare()
+    return mirror.open(tp, 0)
