@@ -45,6 +45,8 @@ REMEMBERED = 86_400.0
 """Seconds after which a position is written anew: a cluster forgets those that are old (offsets.retention.minutes)."""
 CUT_OFF_AFTER = 5.0
 """Seconds that a producer is used at least, whatever connections it loses: see docs/decisions/0010."""
+LOOK = 0.2
+"""Seconds between two looks whether a transaction has failed."""
 STUCK = TIMEOUT + 10
 """Seconds after which sending the offsets is taken for a call that never returns: the same."""
 
@@ -307,13 +309,17 @@ class MirrorWriter(Writer):
     def _write(self, producer: Producer, records: Sequence[Message], end: int) -> dict[str, int]:
         """Write a transaction: records, and the position `end`; return what was done, by kind."""
         producer.begin_transaction()
-        returned = self._produce(producer, records)
-        left = _flush(producer)
-        if left:
-            why = f", {self._cut_off.str()}" if self._cut_off is not None else ""
-            raise TransientError(
-                f"{self.there}: {self._mirror.other} has not taken {left} records in {TIMEOUT:.0f} s{why}"
-            )
+        try:
+            returned = self._produce(producer, records)
+        except KafkaException:
+            _require_whole(producer)
+            raise
+        until = self._clock() + TIMEOUT
+        while left := _flush(producer, LOOK):
+            _require_whole(producer)  # what stands behind a record that was refused is never sent
+            if self._clock() > until:
+                why = f", {self._cut_off.str()}" if self._cut_off is not None else ""
+                raise TransientError(f"{self.there}: {self._mirror.other} has not taken {left} records{why}")
         if (lost := self._lost_connection()) is not None:
             raise TransientError(f"{self.there}: {self._mirror.other}: a connection was lost: {lost.str()}")
         left_out = [offset for offset in self._refused if offset < end]
@@ -370,7 +376,7 @@ class MirrorWriter(Writer):
         if self._producer is not None:
             with suppress(KafkaException):
                 if self._careful:
-                    _flush(self._producer)  # the reports say which record it was
+                    _flush(self._producer, 5 * LOOK)  # the reports say which record it was
                 self._producer.purge()
                 _flush(self._producer, 0)
             self._producer = None
@@ -397,7 +403,16 @@ def _offset(record: Message) -> int:
     return cast("int", record.offset())
 
 
-def _flush(producer: Producer, seconds: float = TIMEOUT) -> int:
+def _require_whole(producer: Producer) -> None:
+    """Raise why the transaction under way can only be aborted, if so: beginning another says it, and does nothing else."""
+    try:
+        producer.begin_transaction()
+    except KafkaException as error:
+        if error.args[0].code() != KafkaError._STATE:  # noqa: SLF001 - that it is under way is well
+            raise
+
+
+def _flush(producer: Producer, seconds: float) -> int:
     """Wait for the broker; return how many records it has not taken."""
     try:
         return producer.flush(seconds)

@@ -29,7 +29,7 @@ from pipeline.lab.processes import Process
 from pipeline.lab.stack import Endpoints
 from pipeline.lab.workers import Workers
 from pipeline.settings import Mirror as MirrorSettings
-from pipeline.sinks.base import Flushed, Writer
+from pipeline.sinks.base import Writer
 from pipeline.sinks.mirror import Mirror, copied
 from pipeline.topics import Topic, admin, ensure
 
@@ -350,7 +350,7 @@ def test_a_crash_before_the_dead_letter_is_written_does_not_lose_it(mirrored: Mi
         again = later.flush()
         assert (again.end, [one.record.offset() for one in again.rejected], again.counts) == (2, [1], {})
         later.add(records[2:], 3)
-        assert later.flush() == Flushed(3)
+        assert later.flush().end == 3
         assert not later.is_due(time.monotonic())
         until(lambda: seen.is_at_end(mirrored.there), "the end")
         assert [record.value() for record in seen] == [b"first", b"last"]
