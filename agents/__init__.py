@@ -12,7 +12,8 @@
           |  pipeline/running.py: the flows, compiled by pipeline/flows.py, their steps in pipeline/steps/
           |
     lake          <p>.sink.*            -> Parquet files              agents/lake.py
+    mirror        <p>.sink.*            -> another Kafka cluster      agents/mirror.py
 
 What a step rejects goes to <p>.dead-letter, what was done about it to <p>.dead-letter-states;
-changes known to be lost are written to <p>.gaps.
+changes known to be lost are written to <p>.gaps; why a lake, a mirror or a replica waits, to <p>.sink-states.
 """

@@ -20,7 +20,9 @@ from pipeline.errors import HeadwaterError
 from pipeline.flow_settings import TOPIC, Flow
 from pipeline.flows import compile_flow, onlooking
 from pipeline.secrets import mask_key
-from pipeline.settings import DynamoDBStream, Kinesis, Settings
+from pipeline.settings import DynamoDBStream, Kinesis, Mirror, Settings
+from pipeline.sinks.mirror import copied
+from pipeline.sinks.other_cluster import OtherCluster
 from pipeline.sources.aws import TABLES, client, explain
 from pipeline.sources.consumers import Consumers
 from pipeline.sources.kinds import captures, onlooker, snapshotter
@@ -61,6 +63,8 @@ def check(settings: Settings) -> Iterator[Finding]:
         yield from _source(source)
     if settings.lake.url:
         yield from _try(f"lake {settings.lake.url}", lambda: _lake(settings.lake.url or ""))
+    for mirror in settings.mirrors:
+        yield from _try(f"mirror {mirror.name}", lambda mirror=mirror: _mirror(settings, mirror))  # type: ignore[misc]
 
 
 def _try(what: str, look_at: Callable[[], str]) -> Iterator[Finding]:
@@ -181,6 +185,12 @@ def _consumer(settings: Kinesis, stream_arn: str) -> str:
             hint=f"aws kinesis list-stream-consumers --stream-arn {stream_arn}",
         )
     return f"the consumer {settings.consumer} is not there yet: the first worker registers it"
+
+
+def _mirror(settings: Settings, mirror: Mirror) -> str:
+    wanted = copied(mirror, Topics(settings).sinks, settings.partitions)
+    OtherCluster(mirror).look(list(wanted.values()), make=False)
+    return f"{mirror.bootstrap_servers} answers; {', '.join(wanted)}"
 
 
 def _lake(url: str) -> str:

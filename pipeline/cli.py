@@ -624,5 +624,22 @@ def bench_ingest(
         raise HeadwaterError("; ".join(results.failures), hint="run it again; keep the directory it names")
 
 
+@bench.command(name="mirror")
+def bench_mirror(
+    messages: Annotated[int, typer.Option(min=5_000, help="Records a run.")] = 400_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of both by turns; medians are shown.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Mirrors, exactly once: a worker that copies a sink topic to another cluster against a plain loop."""
+    from pipeline.lab.bench import mirror
+
+    results = mirror.measure(mirror.Options(messages=messages, rounds=rounds), say)
+    mirror.show(results, err)
+    if as_json:
+        print_json(results.as_json())
+    if results.failures:
+        raise HeadwaterError("; ".join(results.failures), hint="run it again")
+
+
 if __name__ == "__main__":
     main()

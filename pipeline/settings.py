@@ -106,12 +106,10 @@ class Kafka(Section):
     @field_validator("properties")
     @classmethod
     def _ours(cls, properties: dict[str, Any]) -> dict[str, Any]:
-        if owned := sorted(OWNED & set(properties)):
-            raise ValueError(f"{', '.join(owned)}: Headwater sets this itself, exactly-once depends on it")
         for name, setting in SETTINGS_OF_THEIR_OWN.items():
             if name in properties:
                 raise ValueError(f"{name}: set kafka.{setting} instead")
-        return properties
+        return not_ours(properties)
 
     @model_validator(mode="after")
     def _the_broker_sets_the_time_out(self) -> Kafka:
@@ -120,6 +118,13 @@ class Kafka(Section):
                 "session_timeout: with group_protocol consumer the broker sets it (group.consumer.session.timeout.ms)"
             )
         return self
+
+
+def not_ours(properties: dict[str, Any]) -> dict[str, Any]:
+    """Return the properties; raise ValueError when one of them is not the user's to set."""
+    if owned := sorted(OWNED & set(properties)):
+        raise ValueError(f"{', '.join(owned)}: Headwater sets this itself, exactly-once depends on it")
+    return properties
 
 
 def _flatten(nested: Mapping[str, Any], before: str = "") -> dict[str, Any]:
@@ -386,7 +391,8 @@ class Mirror(Section):
     bootstrap_servers: str = Field(min_length=1, description="Brokers of the other cluster, comma-separated host:port.")
     properties: dict[str, str | int | float | bool] = Field(
         default_factory=dict,
-        description="Any librdkafka property for the other cluster: security.protocol, sasl.username, ...",
+        description="Any librdkafka property for the other cluster: security.protocol, sasl.username, ...; env:NAME takes the "
+        "value of a variable.",
         repr=False,  # passwords are among them
     )
     sinks: tuple[Name, ...] = Field((), description="The sinks whose topics are copied; empty: all.")
@@ -400,12 +406,37 @@ class Mirror(Section):
         description="What this cluster is called in the header `mirrored_from`; without it, the cluster's ID. What comes from "
         "the other cluster itself is not sent back to it.",
     )
+    target_cluster: Name | None = Field(
+        None,
+        description="What the other cluster is called there, where the mirror that comes back from it sets `cluster`.",
+    )
     replication_factor: int = Field(3, ge=1, le=32, description="Replicas of topics that are made there.")
+
+    @property
+    def conf(self) -> dict[str, Any]:
+        """What every client of the other cluster is configured with, for librdkafka; raises UsageError without a secret."""
+        return {"bootstrap.servers": self.bootstrap_servers, **{k: _secret(k, v) for k, v in self.properties.items()}}
 
     @field_validator("properties", mode="before")
     @classmethod
     def _flat(cls, properties: Any) -> Any:
         return _flatten(properties) if isinstance(properties, Mapping) else properties
+
+    @field_validator("properties")
+    @classmethod
+    def _ours(cls, properties: dict[str, Any]) -> dict[str, Any]:
+        return not_ours(properties)
+
+
+def _secret(name: str, value: Any) -> Any:
+    if not isinstance(value, str) or not value.startswith("env:"):
+        return value
+    variable = value.removeprefix("env:")
+    if variable not in os.environ:
+        raise UsageError(
+            f"mirrors.properties: {name}: the variable {variable} is not set", hint=f"export {variable}=..."
+        )
+    return os.environ[variable]
 
 
 class Replica(Section):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.lab.bench import dedup, flows, ingest
+from pipeline.lab.bench import dedup, flows, ingest, mirror
 
 FIGURES = {"records_per_s", "cpu_s_per_million", "rss_mib"}
 
@@ -71,3 +71,10 @@ def test_a_tiny_run_of_flows_has_every_figure_and_a_right_output() -> None:
     assert all(set(paces) == {"headwater", "faust"} for paces in shown.values())
     assert results.failures == []
     assert all(results.rounds[task, "headwater"][0].outcome == (0, 0) for task in shown)
+
+
+@pytest.mark.kafka
+def test_a_tiny_run_of_the_mirror_has_both_figures_and_a_right_copy() -> None:
+    results = mirror.measure(mirror.Options(messages=20_000, rounds=1), lambda _: None)
+    assert set(results.as_json()) == {"headwater", "limit"}
+    assert results.failures == []
