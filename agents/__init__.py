@@ -12,6 +12,7 @@
           |  pipeline/running.py: the flows, compiled by pipeline/flows.py, their steps in pipeline/steps/
           |
     lake          <p>.sink.*            -> Parquet files              agents/lake.py
+    replica       <p>.sink.*            -> another DynamoDB table     agents/replica.py
 
 What a step rejects goes to <p>.dead-letter, what was done about it to <p>.dead-letter-states;
 changes known to be lost are written to <p>.gaps.
