@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import boto3
@@ -21,7 +21,7 @@ from pipeline.errors import FatalError
 from pipeline.settings import DynamoDBStream, Replica, Settings
 from pipeline.sinks.replica_changes import target
 from pipeline.sources import aws
-from pipeline.sources.dynamodb import is_pattern
+from pipeline.sources.dynamodb import captures, is_pattern
 from pipeline.topics import Topics
 
 if TYPE_CHECKING:
@@ -81,20 +81,22 @@ def connect(settings: Replica, threads: int) -> DynamoDBClient:
         ) from error
 
 
-def sources(settings: Settings, replica: Replica) -> Mapping[str, DynamoDBStream | None]:
-    """Return the names of the tables that are replicated, as far as the settings name them, each with its source.
+Naming = Callable[[DynamoDBStream], Iterable[str]]
 
-    Tables that patterns or tags find are not among them.
-    """
+
+def named(source: DynamoDBStream) -> list[str]:
+    """Return the tables that a source names itself: those that patterns or tags find are not among them."""
+    return [table for table in source.tables if not is_pattern(table)]
+
+
+def sources(settings: Settings, replica: Replica, naming: Naming = named) -> Mapping[str, DynamoDBStream | None]:
+    """Return the tables that are replicated, each with its source; `naming` says which tables a source has."""
     found: dict[str, DynamoDBStream | None] = {}
     reading = [one for one in settings.sources if isinstance(one, DynamoDBStream)]
     for flow in settings.flows:
-        if not set(Topics(settings, [flow]).sinks) & set(replica.sinks):
-            continue
-        captured = [table for source in reading for table in source.tables]
-        for table in flow.tables or captured:
-            if not is_pattern(table):
-                found[table] = next((source for source in reading if table in source.tables), None)
+        if set(Topics(settings, [flow]).sinks) & set(replica.sinks):
+            for table in flow.tables or [name for source in reading for name in naming(source)]:
+                found[table] = next((source for source in reading if captures(source, table)), None)
     return found
 
 
