@@ -79,7 +79,7 @@ class ReplicaWriter(Writer):
         return self._end > self._there
 
     def flush(self) -> Flushed:
-        """Apply the oldest records that wait, the newest of each item."""
+        """Apply the oldest records that wait, of each item the newest; return how far that went."""
         self._given = self._given or min(len(self._writes), MOST)
         given = self._writes[: self._given]
         halt = Event()
@@ -94,13 +94,19 @@ class ReplicaWriter(Writer):
                 self._done.add(applied.done)
                 self._rejected += applied.rejected
                 self._counts.update(applied.kinds)
-        if errors:  # what stops the worker goes before what only needs another try
-            raise next((error for error in errors if not isinstance(error, TransientError)), errors[0])
-        self._writes = self._writes[self._given :]
-        self._size -= sum(len(one.record) for one in given)
+        left = next((n for n, one in enumerate(given) if one.place not in self._done), len(given))
+        if stops := [error for error in errors if not isinstance(error, TransientError)]:
+            raise stops[0]
+        if errors and not left:
+            raise errors[0]
+        # Of a table that throttles, what was done counts: the rest is tried at once, and not later and later.
+        self._writes, self._given = self._writes[left:], len(given) - left
+        self._size -= sum(len(one.record) for one in given[:left])
         self._there = cast("int", self._writes[0].record.offset()) if self._writes else self._end
-        flushed = Flushed(self._there, dict(self._counts), self._rejected)
-        self._given, self._done, self._counts, self._rejected = 0, set(), Counter(), []
+        flushed = Flushed(self._there, dict(self._counts), tuple(self._rejected))
+        self._counts, self._rejected = Counter(), []
+        if not self._given:
+            self._done = set()
         return flushed
 
     def _apply(self, writes: Sequence[Write], halt: Event) -> _Applied:

@@ -106,7 +106,7 @@ def carry(client: FakeDynamoDB, settings: Replica, records: list[Message], data:
                     assert not writer.add(records[added : added + more], added + more)
                     added += more
                 try:
-                    done = writer.flush().end
+                    done = writer.flush().end  # what was added, or a part of it
                 except TransientError:
                     if data.draw(st.booleans(), label="new owner"):
                         break
