@@ -1,23 +1,24 @@
-"""lake: the sink topics -> Parquet files."""
+"""lake: the sink topics -> Parquet files, or Iceberg tables."""
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+import time
+from collections.abc import Mapping
 
 from faust import Stream
-from faust.types import TP
 
-from models.change import decode
 from pipeline.app import Worker
 from pipeline.errors import UsageError
+from pipeline.settings import Lake
+from pipeline.sinks.attach import Carrier
+from pipeline.sinks.base import Sink
+from pipeline.sinks.lake import LakeSink, Rotation
+from pipeline.sinks.layouts import Layout
+from pipeline.sinks.layouts.columns import ColumnsLayout
+from pipeline.sinks.layouts.envelope import EnvelopeLayout
 from pipeline.sinks.objects import Objects
-from pipeline.sinks.parquet import Lake, row
+from pipeline.sinks.schemas import Schemas
 from pipeline.transport import Batch
-from pipeline.transport.consumer import Consumer
-
-UPLOADS = 2
-"""Files made and uploaded at once in a worker."""
 
 
 def attach(worker: Worker) -> None:
@@ -25,35 +26,44 @@ def attach(worker: Worker) -> None:
     settings, sinks = worker.settings.lake, worker.topics.lake_sinks
     if settings.url is None or not sinks:
         raise UsageError("the agent lake needs lake.url and a flow with the envelope dynamodb", hint="headwater check")
-
-    def hold(tp: TP, held: bool) -> None:
-        consumer: Consumer = worker.app.consumer  # type: ignore[assignment]  # Faust types it by its interface
-        change = consumer.hold if held else consumer.release
-        worker.app.loop.call_soon_threadsafe(change, {tp}, "lake")
-
-    lake = Lake(
-        Objects(settings.url),
-        sinks,
-        worker.metrics,
-        max_rows=settings.max_rows,
-        max_age=settings.max_age,
-        submit=ThreadPoolExecutor(UPLOADS, "lake").submit,
-        hold=hold,
-    )
-    worker.transport.join(lake)
+    rotation = Rotation(settings.max_rows, settings.max_size, settings.max_age, settings.max_span)
+    make = iceberg if settings.table == "iceberg" else parquet
+    carrier = Carrier(worker, make(worker, settings, settings.url, sinks, rotation))
 
     @worker.agent("lake", *sinks.values())
-    async def write_files(stream: Stream[Batch]) -> None:
-        await worker.process(stream, "lake", partial(gather, worker, lake))
+    async def lake(stream: Stream[Batch]) -> None:
+        await worker.process(stream, "lake", carrier.gather)
 
 
-def gather(worker: Worker, lake: Lake, batch: Batch) -> None:
-    """Gather the rows of a batch; the lake writes them when a file is due."""
-    rows = []
-    for index, (key, value) in enumerate(zip(batch.keys(), batch.values(), strict=True)):
-        try:
-            rows.append(row(decode(value), key or b"", batch.partition, batch.records[index].offset() or 0))
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others go on
-            worker.reject(batch, index, "lake", error)
-    lake.add(TP(batch.topic, batch.partition), rows, batch.last_offset + 1)
-    worker.metrics.count(worker.metrics.changes, len(batch), "lake")
+def parquet(worker: Worker, settings: Lake, url: str, sinks: Mapping[str, str], rotation: Rotation) -> Sink:
+    """Return the lake of files, with the schemas that their columns follow."""
+    schemas = Schemas(worker.transport, worker.topics.lake_schemas)
+    columns = settings.layout == "columns"
+    layout: Layout = ColumnsLayout(schemas.of, schemas.grow) if columns else EnvelopeLayout()
+    if columns:
+        worker.transport.join(schemas)
+    return LakeSink(
+        Objects(url),
+        layout,
+        sinks,
+        rotation,
+        path=settings.path,
+        clock=time.monotonic,
+        memory=settings.memory,
+        ready=schemas.read if columns else lambda: None,
+    )
+
+
+def iceberg(worker: Worker, settings: Lake, url: str, sinks: Mapping[str, str], rotation: Rotation) -> Sink:
+    """Return the lake of tables."""
+    from pipeline.sinks.iceberg import IcebergSink  # noqa: PLC0415 - an extra
+
+    return IcebergSink(
+        {"warehouse": url, **settings.catalog},
+        settings.namespace,
+        rotation,
+        layout=settings.layout,
+        mode=settings.mode,
+        clock=time.monotonic,
+        memory=settings.memory,
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import socket
@@ -21,6 +20,7 @@ from mode import ServiceT
 
 from models.dead_letter import DeadLetter
 from pipeline.errors import FatalError, HeadwaterError, TransientError, UsageError, backoff
+from pipeline.limits import spare_the_collector
 from pipeline.metrics import Metrics
 from pipeline.offsets import require_remembered
 from pipeline.settings import Settings
@@ -150,10 +150,7 @@ class Worker:
         require_remembered(self.transport.client_conf(), self.settings, wanted_agents(self.settings))
         for preflight in self.preflights:
             preflight()
-        # What is loaded now stays: the collector need not walk it again for every batch.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(50_000, 20, 100)
+        spare_the_collector()
 
     def agent(self, name: str, *topics: str) -> Callable[[Any], Any]:
         """Declare an agent on batch-native topics. An error that it does not handle ends the worker, uncommitted."""

@@ -28,7 +28,7 @@ from pipeline import settings as settings_module
 from pipeline import snapshotting
 from pipeline import status as statuses
 from pipeline.app import create_app
-from pipeline.commands import dlq, explain, flows, replica
+from pipeline.commands import dlq, explain, flows, lake, replay, replica
 from pipeline.console import Json, err, one_of, out, print_json, say
 from pipeline.errors import HeadwaterError, UsageError
 from pipeline.topics import Topics, admin, ensure, look
@@ -50,6 +50,8 @@ app.add_typer(flows.app, name="flows", rich_help_panel="Look")
 app.command(rich_help_panel="Look")(explain.explain)
 app.add_typer(dlq.app, name="dlq", rich_help_panel="Repair")
 app.add_typer(replica.app, name="replica", rich_help_panel="Look")
+app.add_typer(lake.app, name="lake", rich_help_panel="Repair")
+app.add_typer(replay.app, name="replay", rich_help_panel="Repair")
 gaps_app = typer.Typer(help="What is known to be lost, and how to have it again.", invoke_without_command=True)
 app.add_typer(gaps_app, name="gaps", rich_help_panel="Look")
 
@@ -135,7 +137,7 @@ def check(as_json: Json = False) -> None:
 
 @app.command(rich_help_panel="Look")
 def status(as_json: Json = False) -> None:
-    """Show shards and positions, lag, dead letters, gaps."""
+    """Show shards and positions, lag, dead letters, gaps, replays, and what does not go on."""
     found = statuses.status(settings_module.load())
     if as_json:
         print_json(found.json())
@@ -155,10 +157,16 @@ def status(as_json: Json = False) -> None:
     snapshots = Table("table", "snapshot", "state", "rows")
     for one in found.snapshots:
         snapshots.add_row(one.table, one.id, one.state, f"{one.rows:,}")
+    replays = Table("replay", "state", "into", "read", "of at most")
+    for replayed in found.replays:
+        replays.add_row(replayed.id, replayed.state, replayed.into, f"{replayed.read:,}", f"{replayed.records:,}")
+    for sink in found.sinks:
+        out.print(f"[red]{sink.sink}[/] {sink.topic}\\[{sink.partition}] does not go on: ", end="", highlight=False)
+        out.print(sink.reason, markup=False, highlight=False, soft_wrap=True)
     lag = Table("agent", "topic", "behind")
     for agent in found.lag:
         lag.add_row(agent.agent, agent.topic, f"{agent.records}" if agent.exact else f"about {agent.records}")
-    out.print(shards, *([snapshots] if found.snapshots else []), lag)
+    out.print(shards, *([snapshots] if found.snapshots else []), *([replays] if found.replays else []), lag)
 
 
 @gaps_app.callback()
@@ -559,6 +567,23 @@ def bench_flows(
     tasks = tuple(one_of("--task", one, *flow_bench.TASKS) for one in task or flow_bench.TASKS)
     results = flow_bench.measure(flow_bench.Options(messages=messages, rounds=rounds, peers=peers, tasks=tasks), say)
     flow_report.show(results, err)
+    if as_json:
+        print_json(results.as_json())
+    if results.failures:
+        raise HeadwaterError("; ".join(results.failures), hint="run it again; keep the directory it names")
+
+
+@bench.command(name="replay")
+def bench_replay(
+    messages: Annotated[int, typer.Option(min=5_000, help="Changes a run.")] = 300_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of both by turns; medians are shown.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Measure flows, exactly once: live by a worker, and again by a replay."""
+    from pipeline.lab.bench import replay as replay_bench
+
+    results = replay_bench.measure(replay_bench.Options(messages=messages, rounds=rounds), say)
+    replay_bench.show(results, err)
     if as_json:
         print_json(results.as_json())
     if results.failures:

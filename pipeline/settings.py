@@ -300,12 +300,83 @@ class Registry(Section):
         return _flatten(properties) if isinstance(properties, Mapping) else properties
 
 
+LAKE_FIELDS = ("table", "sink", "op", "date", "hour", "year", "month", "day")
+"""What the directories of the lake may be made of."""
+
+
 class Lake(Section):
     """Parquet files of the sink topics, in an object store."""
 
-    url: str | None = Field(None, description="s3://bucket/prefix or file:///directory; without it, there is no lake.")
-    max_rows: int = Field(100_000, ge=1, description="Rows after which a file is closed.")
-    max_age: float = Field(60.0, gt=0, description="Seconds after which a file is closed, also when nothing comes.")
+    url: str | None = Field(
+        None,
+        description="s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or file:///directory; without it, there is "
+        "no lake.",
+    )
+    layout: Literal["envelope", "columns"] = Field(
+        "envelope",
+        description="envelope: the same columns for every table, images as typed JSON. columns: the item's attributes as typed "
+        "columns.",
+    )
+    path: str = Field(
+        "table={table}/date={date}/hour={hour}",
+        description="The directories of files, by the time of the change: {table}, {sink}, {op}, {date}, {hour}, {year}, "
+        "{month}, {day}.",
+    )
+    table: Literal["parquet", "iceberg"] = Field(
+        "parquet",
+        description="parquet: files in directories. iceberg: tables in a catalog, one for each DynamoDB table.",
+    )
+    mode: Literal["append", "upsert"] = Field(
+        "append",
+        description="With iceberg: append: one row a change. upsert: one row an item, as it is now; deletions are applied.",
+    )
+    catalog: dict[str, str] = Field(
+        default_factory=dict,
+        description="With iceberg: the catalog, as pyiceberg takes it: type (sql, rest, glue), uri, ...; `warehouse` is "
+        "lake.url where it is not given.",
+        repr=False,  # credentials may be among them
+    )
+    namespace: str = Field("headwater", min_length=1, description="With iceberg: the namespace of the tables.")
+    max_rows: int = Field(1_000_000, ge=1, description="Rows after which the files of a partition are closed.")
+    max_size: int = Field(
+        128 << 20, ge=1 << 16, description="Bytes of Parquet, about, after which the files of a partition are closed."
+    )
+    max_age: float = Field(
+        60.0, gt=0, description="Seconds after which the files of a partition are closed, also when nothing comes."
+    )
+    max_span: float = Field(
+        0.0, ge=0, description="Seconds between the oldest and the newest change after which files are closed; 0: any."
+    )
+    memory: int = Field(
+        256 << 20,
+        ge=1 << 20,
+        description="Bytes that the open files of a worker take; beyond it, the largest are closed before their time.",
+    )
+
+    @field_validator("catalog", mode="before")
+    @classmethod
+    def _flat(cls, properties: Any) -> Any:
+        return _flatten(properties) if isinstance(properties, Mapping) else properties
+
+    @model_validator(mode="after")
+    def _modes_are_of_tables(self) -> Lake:
+        if self.mode == "upsert" and self.table != "iceberg":
+            raise ValueError('mode = "upsert" needs table = "iceberg": files are never changed')
+        if self.table == "iceberg" and "type" not in self.catalog and "uri" not in self.catalog:
+            raise ValueError('table = "iceberg" needs lake.catalog: type = "sql", "rest" or "glue", uri = ...')
+        return self
+
+    @field_validator("path")
+    @classmethod
+    def _directories(cls, path: str) -> str:
+        unknown = [name for name in re.findall(r"\{([^{}]*)\}", path) if name not in LAKE_FIELDS]
+        if unknown:
+            raise ValueError(f"{{{unknown[0]}}}: expected {', '.join('{' + name + '}' for name in LAKE_FIELDS)}")
+        if "{table}" not in path:
+            raise ValueError("needs {table}: a file holds the changes of one table")
+        if path.startswith("/") or path.endswith("/") or re.search(r"[{}]", re.sub(r"\{\w+\}", "", path)):
+            raise ValueError("expected directories such as table={table}/date={date}")
+        return path
 
 
 class Mirror(Section):

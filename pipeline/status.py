@@ -14,6 +14,7 @@ from confluent_kafka.admin import AdminClient
 
 from pipeline.errors import FatalError
 from pipeline.flow_versions import KEY, WORKER, Version, Versions, WorkerFlows, decode_version, decode_worker
+from pipeline.replay.plan import decode as decode_replay
 from pipeline.settings import Settings
 from pipeline.sources.places import Gap, Known
 from pipeline.sources.snapshots import Snapshots, is_snapshot, repaired
@@ -78,6 +79,28 @@ class FlowsStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplayStatus:
+    """A replay, and how far it is."""
+
+    id: str
+    state: str
+    into: str
+    read: int
+    records: int
+    """Offsets in its range: records at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class SinkStatus:
+    """A partition that does not go on to its destination, and why."""
+
+    sink: str
+    topic: str
+    partition: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """The state of a deployment."""
 
@@ -91,6 +114,9 @@ class Status:
     dead_letters: int
     gaps: int
     """Those that no snapshot has repaired since."""
+    replays: list[ReplayStatus]
+    sinks: list[SinkStatus]
+    """What a lake, a mirror or a replica cannot do just now."""
 
     def json(self) -> dict[str, Any]:
         """Return it as plain data."""
@@ -116,6 +142,8 @@ def status(settings: Settings) -> Status:
             lag=[_lag(consumer, agent, topic, there[topic]) for agent, topic in reads if topic in there],
             dead_letters=_count(consumer, topics.dead_letter, there.get(topics.dead_letter, 0)),
             gaps=sum(not repaired(gap, snapshots.all.values()) for gap in gaps),
+            replays=_replays(consumer, topics.replays, there.get(topics.replays, 0)),
+            sinks=_sinks(consumer, topics.sink_states, there.get(topics.sink_states, 0)),
         )
 
 
@@ -151,6 +179,19 @@ def reading(settings: Settings) -> Iterator[Consumer]:
         raise unreachable(error) from error
     finally:
         consumer.close()
+
+
+def committed_offsets(settings: Settings) -> dict[tuple[str, int], int]:
+    """Return the offsets that the group has committed, by topic and partition: of the topics that the lake reads."""
+    topics = Topics(settings)
+    with reading(settings) as consumer:
+        asked = [
+            TopicPartition(topic, partition)
+            for topic in topics.lake_sinks.values()
+            for partition in range(settings.partitions)
+        ]
+        found = consumer.committed(asked, TIMEOUT) if asked else []
+    return {(tp.topic, tp.partition): tp.offset for tp in found if tp.offset >= 0}
 
 
 def clients(settings: Settings) -> list[str]:
@@ -223,6 +264,30 @@ def flow_versions(consumer: Consumer, topic: str, partitions: int) -> Versions:
 def _gaps(consumer: Consumer, topic: str, partitions: int) -> list[Gap]:
     records = read(consumer, topic, dict.fromkeys(range(partitions), OFFSET_BEGINNING), None)
     return [msgspec.json.decode(record.value() or b"", type=Gap) for record in records]
+
+
+def _latest(consumer: Consumer, topic: str, partitions: int) -> dict[bytes, bytes]:
+    """Return what a compacted topic says by key; what was taken back is left out."""
+    found: dict[bytes, bytes] = {}
+    for record in read(consumer, topic, dict.fromkeys(range(partitions), OFFSET_BEGINNING), None):
+        if value := record.value():
+            found[record.key() or b""] = value
+        else:
+            found.pop(record.key() or b"", None)
+    return found
+
+
+def _replays(consumer: Consumer, topic: str, partitions: int) -> list[ReplayStatus]:
+    found = sorted(map(decode_replay, _latest(consumer, topic, partitions).values()), key=lambda one: one.at)
+    return [
+        ReplayStatus(one.id, one.state, one.suffix or "the live topics", one.progress.read, one.total) for one in found
+    ]
+
+
+def _sinks(consumer: Consumer, topic: str, partitions: int) -> list[SinkStatus]:
+    said = map(msgspec.json.decode, _latest(consumer, topic, partitions).values())
+    found = [SinkStatus(one["sink"], one["topic"], one["partition"], one["reason"]) for one in said]
+    return sorted(found, key=lambda one: (one.sink, one.topic, one.partition))
 
 
 def _lag(consumer: Consumer, agent: str, topic: str, partitions: int) -> Lag:

@@ -54,6 +54,8 @@ class Topics:
         self.flow_state = self._name("flow-state")
         self.dead_letter_states = self._name("dead-letter-states")
         self.sink_states = self._name("sink-states")
+        self.lake_schemas = self._name("lake-schemas")
+        self.replays = self._name("replays")
 
     def _name(self, rest: str) -> str:
         return f"{self._settings.prefix}.{rest}"
@@ -142,6 +144,8 @@ class Topics:
             Topic(self.retry, count, "rejected changes to be tried again", kept),
             Topic(self.flow_state, count, "changes that wait, and what was joined with references", compacted),
             Topic(self.dead_letter_states, 1, "which dead letters are done with", compacted),
+            Topic(self.replays, 1, "replays, and how far they are", compacted),
+            Topic(self.lake_schemas, 1, "columns of the tables in the lake", compacted),
             Topic(self.sink_states, 1, "what a lake, a mirror or a replica cannot do just now, and why", compacted),
             *(Topic(name, count, "what a flow publishes on its way", kept) for name in self.through),
             *(Topic(name, count, f"sink {sink}", kept) for sink, name in self.sinks.items()),

@@ -26,6 +26,7 @@ from pipeline.lab.workers import Workers
 from pipeline.lab.workload import CUSTOMERS, ORDERS, Workload
 from pipeline.settings import Settings, load
 from pipeline.sinks.objects import Objects
+from pipeline.sinks.paths import origin_of
 from pipeline.topics import Topics, admin, ensure
 from pipeline.transport import Follower
 
@@ -322,7 +323,7 @@ class Demo:
         progress.sinks = {sink: len(records) for sink, records in self.sinks.items()}
         if time.monotonic() - self._listed > LIST_EVERY:
             self._listed = time.monotonic()
-            progress.parquet_files = len(self.objects.paths())
+            progress.parquet_files = sum(origin_of(path) is not None for path in self.objects.paths())
 
     def _inject(self) -> None:
         """Deliver records of the ingest topic a second time, as a retrying source would."""
@@ -372,10 +373,12 @@ class Demo:
         """Return the rows by sink, how many have their customer, and how many show a name that is to be masked."""
         rows: dict[str, list[Actual]] = {}
         joined = clear = 0
-        paths = self.objects.paths()
+        # Rows of an item in the order of its partition, whatever hours its changes are of.
+        paths = sorted((origin, path) for path in self.objects.paths() if (origin := origin_of(path)) is not None)
+        sinks = {topic: sink for sink, topic in self.topics.sinks.items()}
         self.progress.parquet_files = len(paths)
-        for path in paths:  # sorted: the offset in a name has leading zeros
-            sink = path.partition("sink=")[2].partition("/")[0]
+        for origin, path in paths:
+            sink = sinks[origin.topic]
             table = pq.read_table(io.BytesIO(self.objects.read(path)))
             found = table.to_pylist()
             rows.setdefault(sink, []).extend(_actual_row(row) for row in found)

@@ -1,263 +1,160 @@
-"""The lake: sink topics as Parquet files.
-
-Exactly once, without a lock: a file's name is made of the topic, the partition and the offset of its first record, it is
-written only if there is none of that name, and the committed offset moves after it was written. Who finds the file there
-(its own earlier try, a former owner, a zombie) reads from it where it ends, and goes on from there.
-"""
+"""A Parquet file that grows in memory, row group by row group, compressed; and what its footer says."""
 
 from __future__ import annotations
 
 import io
-import logging
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import cast
 
+import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from faust.types import TP
 
-from models.change import Change
-from pipeline.errors import TransientError
-from pipeline.metrics import Metrics
-from pipeline.sinks.objects import Objects
-from pipeline.transport import Participant, Slice
+from pipeline.sinks.layouts import Layout, Row
 
-log = logging.getLogger(__name__)
-SLOWEST = 30.0
-"""Seconds of the longest pause before a file is tried again."""
-
-SCHEMA = pa.schema(
-    [
-        pa.field("event_id", pa.string(), nullable=False),
-        pa.field("table", pa.string(), nullable=False),
-        pa.field("op", pa.string(), nullable=False),
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("changed_at", pa.timestamp("us", tz="UTC"), nullable=False),
-        pa.field("sequence", pa.string(), nullable=False),
-        pa.field("key", pa.string(), nullable=False),
-        pa.field("before", pa.string()),
-        pa.field("after", pa.string()),
-        pa.field("enriched", pa.string()),
-        pa.field("partition", pa.int32(), nullable=False),
-        pa.field("offset", pa.int64(), nullable=False),
-    ]
-)
-"""One row a change: images as typed JSON, and where in the sink topic the change stands."""
-END = b"headwater.end_offset"
-"""File metadata: the offset after the last record."""
-DICTIONARY = ["table", "op", "source", "partition"]
+GROUP_ROWS, GROUP_BYTES = 50_000, 32 << 20
+"""Rows, or bytes of messages, that make a row group: large ones compress better and cost less a row."""
+ROW_OVERHEAD = 900
+"""Bytes that a decoded row takes beside its message."""
+RANGE = b"headwater.range"
+"""Footer: the range of offsets whose rows this file and its siblings hold, and the siblings' paths."""
 
 
-class Row(NamedTuple):
-    """One row, in the order of the schema."""
-
-    event_id: str
-    table: str
-    op: str
-    source: str
-    changed_at: int
-    sequence: str
-    key: str
-    before: str | None
-    after: str | None
-    enriched: str | None
-    partition: int
-    offset: int
-
-
-def row(change: Change, key: bytes, partition: int, offset: int) -> Row:
-    """Return the row of a change; raise ValueError when its time fits no timestamp."""
-    if not -(1 << 63) <= change.ts_us < 1 << 63:
-        raise ValueError(f"ApproximateCreationDateTime is out of range: {change.body.created}")
-    return Row(
-        change.event_id,
-        change.table,
-        change.op,
-        change.source,
-        change.ts_us,
-        change.body.sequence,
-        key.decode(),
-        _text(change.before),
-        _text(change.after),
-        _text(change.enriched),
-        partition,
-        offset,
-    )
-
-
-def _text(json: bytes | None) -> str | None:
-    return None if json is None else json.decode()
-
-
-def encode(rows: Iterable[Row], end: int) -> bytes:
-    """Return a Parquet file of the rows; `end` is the offset after its last record."""
-    columns = list(zip(*rows, strict=True))
-    table = pa.table(
-        [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)], schema=SCHEMA
-    )
-    out = io.BytesIO()
-    pq.write_table(
-        table.replace_schema_metadata({END: str(end).encode()}),
-        out,
-        compression="zstd",
-        use_dictionary=DICTIONARY,
-        write_statistics=["changed_at", "offset", "table"],
-    )
-    return out.getvalue()
-
-
-def end_of(content: bytes) -> int:
-    """Return the offset after the last record of a file."""
-    metadata = pq.read_schema(io.BytesIO(content)).metadata or {}
-    return int(metadata[END])
-
-
-class Written(NamedTuple):
-    """What an upload did: the offset up to which everything is in files now, and how many files and rows are new."""
+class Range(msgspec.Struct, frozen=True):
+    """The offsets that one flush has brought into files: their end, and the paths of all of them."""
 
     end: int
-    files: int
-    rows: int
+    paths: list[str]
 
 
-@dataclass(slots=True)
-class _File:
-    """What a partition has gathered for its next file. The rows from `sure` on belong to the slice under way."""
+class OpenFile:
+    """The rows of one directory, on their way into one file."""
 
-    opened: float
-    rows: list[Row] = field(default_factory=list)
-    end: int = 0
-    sure: int = 0
-    sure_end: int = 0
-    upload: Future[Written] | None = None
-    recorded: Written | None = None
-    """The upload whose end is in the slice under way."""
-    not_before: float = 0.0
-    failures: int = 0
+    def __init__(self, layout: Layout, table: str, partition: int) -> None:
+        self.table_name = table
+        self.rows_written = 0
+        self.oldest = self.newest = 0
+        """Times of changes, in microseconds since the epoch."""
+        self.sequences: tuple[str, str] = "", ""
+        """Of the first and the last change."""
+        self._layout, self._partition = layout, partition
+        self._rows: list[Row] = []
+        self._pending = 0
+        self._first: int | None = None
+        self._buffer = io.BytesIO()
+        self._writer: pq.ParquetWriter | None = None
+
+    @property
+    def rows(self) -> int:
+        """How many rows it has."""
+        return self.rows_written + len(self._rows)
+
+    @property
+    def first_offset(self) -> int:
+        """The offset of the first record."""
+        return cast("int", self._first)  # there is no file without a row
+
+    @property
+    def size(self) -> int:
+        """Bytes held in memory, roughly."""
+        return self._buffer.tell() + self._pending
+
+    @property
+    def file_size(self) -> int:
+        """Bytes that the file will have, roughly: images compress to a fifth or less."""
+        return self._buffer.tell() + self._pending // 8
+
+    def add(self, row: Row, ts_us: int, size: int) -> None:
+        """Take a row; `size` is that of its message."""
+        if self._first is None:
+            self._first, self.oldest, self.newest = row.offset, ts_us, ts_us
+        elif ts_us < self.oldest:
+            self.oldest = ts_us
+        elif ts_us > self.newest:
+            self.newest = ts_us
+        self._rows.append(row)
+        self._pending += size + ROW_OVERHEAD
+        if len(self._rows) >= GROUP_ROWS or self._pending >= GROUP_BYTES:
+            self._write_group()
+
+    def _write_group(self) -> None:
+        if not self._rows:
+            return
+        self._write(self._layout.table(self.table_name, self._partition, self._rows))
+        self._rows, self._pending = [], 0
+
+    def _write(self, table: pa.Table) -> None:
+        if self._writer is not None and self._writer.schema != table.schema:
+            before = self._layout.align(self.table_name, self._take_back())  # a column has come, or has grown wider
+            table = self._layout.align(self.table_name, table)
+            self._append(before)
+        self._append(table)
+        sequences = table.column(f"{self._layout.prefix}sequence")
+        self.sequences = self.sequences[0] if self.rows_written else sequences[0].as_py(), sequences[-1].as_py()
+        self.rows_written += table.num_rows
+
+    def _append(self, table: pa.Table) -> None:
+        if self._writer is not None and not self._writer.is_open:  # it was closed, and more of its range came to light
+            self._append(self._take_back())
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(
+                self._buffer,
+                table.schema,
+                compression="zstd",  # level 1: half the bytes of snappy at equal cost, see docs/decisions/0011
+                use_dictionary=self._layout.dictionary(table.schema),
+                write_statistics=self._layout.statistics(table.schema),
+            )
+        self._writer.write_table(table, row_group_size=GROUP_ROWS)
+
+    def _take_back(self) -> pa.Table:
+        """Return the row groups that were written, and begin anew."""
+        cast("pq.ParquetWriter", self._writer).close()
+        self._writer = None
+        table = pq.read_table(io.BytesIO(self._buffer.getvalue()))
+        self._buffer = io.BytesIO()
+        return table.replace_schema_metadata(None)
+
+    def split(self, end: int) -> tuple[OpenFile | None, OpenFile | None]:
+        """Return two files: of the records before an offset and of those from it on; None where there are none."""
+        self._write_group()
+        table = self._take_back()
+        offsets = table.column(f"{self._layout.prefix}offset")
+        parts = []
+        for mask in (pc.less(offsets, end), pc.greater_equal(offsets, end)):
+            rows = table.filter(mask)
+            part = None
+            if rows.num_rows:
+                part = OpenFile(self._layout, self.table_name, self._partition)
+                times = pc.min_max(rows.column(f"{self._layout.prefix}changed_at").cast(pa.int64())).as_py()
+                part._first = rows.column(f"{self._layout.prefix}offset")[0].as_py()
+                part.oldest, part.newest = times["min"], times["max"]
+                part._write(rows)
+            parts.append(part)
+        return parts[0], parts[1]
+
+    def extend(self, later: OpenFile) -> None:
+        """Take over the rows of another file, which all come after this one's."""
+        self._write_group()
+        later._write_group()
+        rows = later._take_back()
+        self._append(self._take_back())
+        self._write(rows)
+
+    def close(self, covered: Range) -> bytes:
+        """Return the whole file, with its range in the footer. It can be split, or extended, and closed again."""
+        self._write_group()
+        writer = cast("pq.ParquetWriter", self._writer)
+        writer.add_key_value_metadata({RANGE: msgspec.json.encode(covered)})
+        writer.close()
+        return self._buffer.getvalue()
 
 
-class Lake(Participant):
-    """Gathers rows by partition of the sink topics and writes them as files.
+def range_of(metadata: Mapping[bytes, bytes] | None) -> Range:
+    """Return what the footer of a file says of its range."""
+    return msgspec.json.decode((metadata or {})[RANGE], type=Range)
 
-    Files are made and uploaded beside the slices, of rows whose slices have committed: neither a slow store nor a slow
-    disk holds up a transaction. Where the store stays away, the partition is held.
-    """
 
-    def __init__(
-        self,
-        objects: Objects,
-        sinks: Mapping[str, str],
-        metrics: Metrics,
-        *,
-        max_rows: int,
-        max_age: float,
-        submit: Callable[..., Future[Written]],
-        hold: Callable[[TP, bool], None],
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._objects, self._metrics = objects, metrics
-        self._sink_of = {topic: sink for sink, topic in sinks.items()}
-        self._max_rows, self._max_age, self._clock = max_rows, max_age, clock
-        self._submit, self._hold = submit, hold
-        self._files: dict[TP, _File] = {}
-        self._held: set[TP] = set()
-        self._skip: dict[TP, int] = {}
-        """Offsets before these are in files: records that come again, or that were found there, are passed over."""
-
-    def add(self, tp: TP, rows: Iterable[Row], end: int) -> None:
-        """Gather rows of a partition up to an offset; in the transaction's thread."""
-        file = self._files.setdefault(tp, _File(self._clock()))
-        skip = self._skip.get(tp, 0)
-        file.rows.extend(row for row in rows if row.offset >= skip)
-        file.end = max(end, skip)
-
-    def due(self) -> bool:
-        """Say whether a file is to be closed, or was written and is to be recorded."""
-        return any(self._is_due(file) or self._is_written(file) for file in list(self._files.values()))
-
-    def finish(self, work: Slice) -> None:
-        """Close the files that are due; let the offsets follow what is in files, and hold back the others."""
-        for tp, file in self._files.items():
-            if self._is_due(file):
-                file.upload = self._submit(self._write, tp, tuple(file.rows[: file.sure]), file.sure_end)
-            file.recorded = self._outcome(tp, file)
-            if file.recorded is not None:
-                work.offsets[tp] = file.recorded.end
-                self._metrics.count(self._metrics.delivered, file.recorded.files, "lake", "files")
-                self._metrics.count(self._metrics.delivered, file.recorded.rows, "lake", "rows")
-            elif file.rows:
-                work.offsets.pop(tp, None)
-            else:
-                work.offsets[tp] = file.end
-
-    def committed(self, work: Slice) -> None:
-        """Let go of what is in files."""
-        for tp, file in list(self._files.items()):
-            if file.recorded is not None:
-                end = self._skip[tp] = file.recorded.end
-                file.rows = [row for row in file.rows if row.offset >= end]
-                file.end, file.opened = max(file.end, end), self._clock()
-                file.upload = file.recorded = None
-            if not file.sure and file.rows:
-                file.opened = self._clock()
-            file.sure, file.sure_end = len(file.rows), file.end
-            if not file.rows:
-                del self._files[tp]
-            self._hold_or_release(tp, len(file.rows) > 2 * self._max_rows)
-
-    def aborted(self, work: Slice) -> None:
-        """Forget the rows of the slice: they will be delivered again. A file that was written stays to be recorded."""
-        for tp, file in list(self._files.items()):
-            del file.rows[file.sure :]
-            file.end, file.recorded = file.sure_end, None
-            if not file.rows:
-                del self._files[tp]
-
-    def revoked(self, partitions: frozenset[TP]) -> None:
-        """Forget partitions: their next owner reads from the committed offset, and finds what is still written."""
-        for tp in partitions:
-            self._files.pop(tp, None)
-            self._skip.pop(tp, None)
-            self._held.discard(tp)
-
-    def _is_due(self, file: _File) -> bool:
-        now = self._clock()
-        old_or_full = file.sure >= self._max_rows or now - file.opened >= self._max_age
-        return file.upload is None and file.sure > 0 and old_or_full and now >= file.not_before
-
-    def _is_written(self, file: _File) -> bool:
-        return file.upload is not None and file.upload.done()
-
-    def _outcome(self, tp: TP, file: _File) -> Written | None:
-        """Return what an upload did; None while it goes on, or when it is to be tried again."""
-        if file.upload is None or not file.upload.done():
-            return None
-        try:
-            written = file.upload.result()
-        except TransientError as error:
-            file.upload, file.failures = None, file.failures + 1
-            file.not_before = self._clock() + min(SLOWEST, 0.5 * 2.0 ** min(file.failures, 10))
-            log.warning("%s[%d] is tried again: %s", tp.topic, tp.partition, error)
-            return None
-        file.failures = 0
-        return written
-
-    def _hold_or_release(self, tp: TP, too_much: bool) -> None:
-        if too_much != (tp in self._held):
-            (self._held.add if too_much else self._held.discard)(tp)
-            self._hold(tp, too_much)
-
-    def _write(self, tp: TP, rows: Sequence[Row], end: int) -> Written:
-        """Write a file; in a thread of its own. What is there already under its name counts, and the rest follows it."""
-        sink = self._sink_of[tp.topic]
-        while rows:
-            path = f"sink={sink}/{tp.topic}+{tp.partition}+{rows[0].offset:020d}.parquet"
-            if self._objects.create(path, encode(rows, end)):
-                return Written(end, 1, len(rows))
-            there = end_of(self._objects.read(path))
-            rows = [row for row in rows if row.offset >= there]
-            end = max(end, there)
-        return Written(end, 0, 0)
+def range_in(content: bytes) -> Range:
+    """Return what a whole file says of its range."""
+    return range_of(pq.read_metadata(io.BytesIO(content)).metadata)

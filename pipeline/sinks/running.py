@@ -239,7 +239,7 @@ class SinkRunner(Participant):
         if (flushed := done.flushed) is not None:
             part.rejected += flushed.rejected
             part.there = max(part.there, flushed.end)
-            part.end = part.taken = max(part.end, part.taken, flushed.end)
+            part.taken, part.end = max(part.taken, flushed.end), max(part.end, flushed.end)
             for kind, count in flushed.counts.items():
                 part.counts[kind] = part.counts.get(kind, 0) + count
         if done.error is None:

@@ -157,20 +157,25 @@ class ReferenceTopic(ReferenceTable):
     """A compacted topic of others as a reference table: its values are plain JSON objects."""
 
     def _item(self, record: Message) -> bytes | None:
-        value = record.value()
-        if not value:
-            return None
-        try:
-            return _encode({name: typed(one) for name, one in _decode(value).items()})
-        except (msgspec.DecodeError, ValueError) as error:
-            log.warning(
-                "%s[%s] offset %s is no JSON object, and counts as none: %s",
-                self.topic,
-                record.partition(),
-                record.offset(),
-                error,
-            )
-            return None
+        return plain_item(record)
+
+
+def plain_item(record: Message) -> bytes | None:
+    """Return the item of a record of plain JSON, in typed JSON; None: it is gone, or it is no object."""
+    value = record.value()
+    if not value:
+        return None
+    try:
+        return _encode({name: typed(one) for name, one in _decode(value).items()})
+    except (msgspec.DecodeError, ValueError) as error:
+        log.warning(
+            "%s[%s] offset %s is no JSON object, and counts as none: %s",
+            record.topic(),
+            record.partition(),
+            record.offset(),
+            error,
+        )
+        return None
 
 
 _decode = msgspec.json.Decoder(dict[str, Any], float_hook=Decimal).decode

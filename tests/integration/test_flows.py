@@ -6,72 +6,22 @@ import json
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from confluent_kafka import Producer
 from conftest import Headwater
-from fleet import Fleet, log_of
+from fleet import log_of
+from raw_to_sinks import Flowing
 from serving import Service
 from waiting import until
 
 from pipeline.lab.demo import Recorder
 from pipeline.lab.stack import Endpoints
 from pipeline.lab.workers import Workers
-from pipeline.settings import Settings
-from pipeline.topics import Topic, Topics, admin, ensure
+from pipeline.topics import Topic, admin, ensure
 
 pytestmark = pytest.mark.kafka
-
-
-class Flowing:
-    """Workers with the agent transform on topics of their own, and raw to write to."""
-
-    def __init__(self, stack: Endpoints, directory: Path, flows: list[dict[str, Any]]) -> None:
-        variables = {"HEADWATER_AGENTS": '["transform"]', "HEADWATER_FLOWS": json.dumps(flows)}
-        self.fleet = Fleet(stack, directory, variables, partitions=2)
-        self.flows = flows
-        self.topics = self.use(flows)
-        ensure(admin(self.fleet.conf), self.topics.all(), 1)
-        self._producer = Producer({**self.fleet.conf, "partitioner": "murmur2_random"})
-        self._number = 0
-
-    def use(self, flows: list[dict[str, Any]]) -> Topics:
-        settings = {"prefix": self.fleet.prefix, "partitions": 2, "flows": flows}
-        return Topics(Settings.model_validate(settings))
-
-    def environment(self, flows: list[dict[str, Any]] | None = None) -> dict[str, str]:
-        """What a command reads; with other flows than the workers have."""
-        own = {} if flows is None else {"HEADWATER_FLOWS": json.dumps(flows)}
-        return {**self.fleet.environment, **own}
-
-    def change(self, key: str, item: Mapping[str, Any], table: str = "orders") -> None:
-        """Write a change to raw, as deduplicate does."""
-        self._number += 1
-        image = {name: {"N": str(v)} if isinstance(v, int) else {"S": v} for name, v in item.items()}
-        value = {
-            "eventID": f"e{self._number}",
-            "eventName": "MODIFY",
-            "tableName": table,
-            "dynamodb": {"Keys": {"id": {"S": key}}, "NewImage": {"id": {"S": key}, **image}},
-        }
-        key_bytes = json.dumps({"id": {"S": key}}, separators=(",", ":")).encode()
-        self._producer.produce(self.topics.raw, json.dumps(value).encode(), key_bytes)
-        assert self._producer.flush(20) == 0
-
-    def references(self) -> int:
-        """How many items the reference table of customers has."""
-        with Recorder(self.fleet.conf, self.topics.reference("customers")) as recorder:
-            until(lambda: recorder.is_at_end(self.fleet.conf), "the end of the reference topic")
-            return len({record.key() for record in recorder})
-
-    @contextmanager
-    def recorded(self, topic: str) -> Iterator[Recorder]:
-        with Recorder(self.fleet.conf, topic) as recorder:
-            yield recorder
 
 
 def events(records: Recorder) -> list[str]:

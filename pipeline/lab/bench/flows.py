@@ -7,6 +7,7 @@ input's end; its pace is taken from the first progress that is seen, so that sta
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import statistics
 import tempfile
@@ -125,7 +126,7 @@ class Results:
 def all_systems() -> list[System]:
     """Return Headwater and the peers."""
     return [
-        System("headwater", "Headwater, exactly once", _headwater),
+        System("headwater", "Headwater, exactly once", start_headwater),
         System("quix", "Quix Streams, exactly once", _quix, systems.prepare_quix, share=4),
         System("faust", "Textbook Faust, at least once", _faust, share=20),
         System(
@@ -237,30 +238,32 @@ def _follow(progress: Progress, process: Process, count: int) -> tuple[Any, floa
     return pace, cpu / max(1, count - int(before[1] if before else 0)) * 1e6
 
 
-def check(place: Place, task: str, count: int) -> Outcome:
-    """Hold the event IDs on the sink topic, by their headers, against those that must be there."""
+def check(place: Place, task: str, count: int, topic: str = "") -> Outcome:
+    """Hold the event IDs on the sink topic, or another one, by their headers, against those that must be there."""
     wanted = {flow_load.event_id(n).encode() for n in range(count) if task not in FILTERS or flow_load.is_wanted(n)}
-    found = [dict(headers)["event_id"] for headers in load.read_headers(place.servers, place.output)]
+    found = [dict(headers)["event_id"] for headers in load.read_headers(place.servers, topic or place.output)]
     once = set(found)
     return Outcome(len(wanted - once) + len(once - wanted), len(found) - len(once))
 
 
-def _headwater(place: Place, task: str) -> Process:
+def environment(place: Place, task: str) -> dict[str, str]:
+    """Return what a worker reads, and a command."""
     flow = {"name": "bench", "to": SINK, **TASKS[task]}
-    workers = Workers(
-        1,
-        place.directory,
-        {
-            "HEADWATER_AGENTS": '["transform"]',
-            "HEADWATER_FLOWS": json.dumps([flow]),
-            "HEADWATER_KAFKA__BOOTSTRAP_SERVERS": place.servers,
-            "HEADWATER_KAFKA__REPLICATION_FACTOR": "1",
-            "HEADWATER_PARTITIONS": "4",
-            "HEADWATER_PREFIX": place.prefix,
-            "HEADWATER_SCHEMA_REGISTRY__URL": "mock://bench",
-        },
-    )
-    return systems.worker_process(workers)
+    return {
+        **os.environ,
+        "HEADWATER_AGENTS": '["transform"]',
+        "HEADWATER_FLOWS": json.dumps([flow]),
+        "HEADWATER_KAFKA__BOOTSTRAP_SERVERS": place.servers,
+        "HEADWATER_KAFKA__REPLICATION_FACTOR": "1",
+        "HEADWATER_PARTITIONS": "4",
+        "HEADWATER_PREFIX": place.prefix,
+        "HEADWATER_SCHEMA_REGISTRY__URL": "mock://bench",
+    }
+
+
+def start_headwater(place: Place, task: str) -> Process:
+    """Start a worker."""
+    return systems.worker_process(Workers(1, place.directory, environment(place, task)))
 
 
 def _arguments(place: Place, task: str) -> list[str]:

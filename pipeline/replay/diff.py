@@ -1,0 +1,170 @@
+"""Compares what a replay has written with what is live, change by change: by event ID, in each topic."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, cast
+
+from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
+
+from models.change import event_id
+from pipeline.replay.plan import Replay, placed
+from pipeline.replay.run import REPLAY, on_cluster
+from pipeline.running import RE_EMITTED
+from pipeline.settings import Settings
+from pipeline.topics import Topics, admin
+
+EXAMPLES = 5
+TIMEOUT = 30.0
+SHOWN = 400
+"""Characters of a value that an example shows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One difference."""
+
+    what: str
+    topic: str
+    event_id: str
+    key: str
+    live: str | None
+    shadow: str | None
+
+
+@dataclass
+class TopicDiff:
+    """What differs in a topic."""
+
+    topic: str
+    shadow: str
+    same: int = 0
+    added: int = 0
+    """Messages of the shadow alone."""
+    missing: int = 0
+    """Messages of the live topic alone."""
+    different: int = 0
+    examples: list[Example] = field(default_factory=list)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether shadow and live are the same."""
+        return not (self.added or self.missing or self.different)
+
+    def json(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return asdict(self)
+
+
+def diff(settings: Settings, replay: Replay) -> list[TopicDiff]:
+    """Compare every topic that the replay has written to. Memory: about 200 bytes a message of the larger of the two."""
+    wanted = set(_event_ids(settings, replay)) if replay.source == "raw" else None
+    topics = Topics(settings)
+    there = admin(settings.kafka.conf).list_topics(timeout=TIMEOUT).topics
+    names = {flow.name: flow for flow in settings.flows}
+    chosen = [flow for name, flow in names.items() if not replay.flows or name in replay.flows]
+    live_topics = set(Topics(settings, chosen).sinks.values()) | set(Topics(settings, chosen).through)
+    shadows = {name.removesuffix(f".{replay.suffix}"): name for name in there if name.endswith(f".{replay.suffix}")}
+    shadows.pop(topics.dead_letter, None)
+    return [
+        compare(settings, replay, topic, shadows.get(topic), topic in there, wanted)
+        for topic in sorted(live_topics | set(shadows))
+    ]
+
+
+def _event_ids(settings: Settings, replay: Replay) -> Iterator[str]:
+    """Yield the event IDs of the replay's range: live topics hold others as well."""
+    ranges = {placed(name): (begin, end) for name, (begin, end) in replay.ranges.items()}
+    for record in _read(settings, {tp: begin for tp, (begin, _) in ranges.items()}):
+        tp = cast("str", record.topic()), cast("int", record.partition())
+        if (record.offset() or 0) < ranges[tp][1]:
+            try:
+                yield event_id(record.value() or b"")
+            except ValueError:
+                continue  # it was rejected
+
+
+def compare(
+    settings: Settings, replay: Replay, topic: str, shadow: str | None, is_live: bool, wanted: set[str] | None
+) -> TopicDiff:
+    """Compare a live topic with its shadow."""
+    found = TopicDiff(topic, shadow or replay.topic(topic))
+    ours = _messages(_whole(settings, shadow)) if shadow is not None else {}
+    theirs = _messages(_whole(settings, topic)) if is_live else {}
+    for event, messages in ours.items():
+        live = theirs.get(event, [])
+        if [one[0] for one in live] == [one[0] for one in messages]:
+            found.same += len(messages)
+        elif not live:
+            found.added += len(messages)
+            _example(found, "added", event, None, messages[0])
+        else:
+            found.different += max(len(messages), len(live))
+            _example(found, "different", event, live[0], messages[0])
+    for event, messages in theirs.items():
+        if event not in ours and (wanted is None or event in wanted):
+            found.missing += len(messages)
+            _example(found, "missing", event, messages[0], None)
+    return found
+
+
+Known = tuple[bytes, bytes, bytes]
+"""Digest, key, and the beginning of the value."""
+
+
+def _messages(records: Iterable[Message]) -> dict[str, list[Known]]:
+    """Return what a topic holds by event ID, in order; what was sent again, or replayed into it, is left out."""
+    found: dict[str, list[Known]] = {}
+    for record in records:
+        headers = dict(cast("list[tuple[str, bytes]]", record.headers() or []))
+        if RE_EMITTED in headers or REPLAY in headers or "event_id" not in headers:
+            continue
+        key, value = record.key() or b"", record.value() or b""
+        digest = hashlib.blake2b(digest_size=16)
+        for part in (key, value, *(f"{name}={text!r}".encode() for name, text in sorted(headers.items()))):
+            digest.update(len(part).to_bytes(4, "big") + part)
+        found.setdefault(headers["event_id"].decode(), []).append((digest.digest(), key, value[:SHOWN]))
+    return found
+
+
+def _example(found: TopicDiff, what: str, event: str, live: Known | None, shadow: Known | None) -> None:
+    if sum(one.what == what for one in found.examples) < EXAMPLES:
+        key = (live or shadow or (b"", b"", b""))[1].decode(errors="replace")
+        live_text, shadow_text = (None if one is None else one[2].decode(errors="replace") for one in (live, shadow))
+        found.examples.append(Example(what, found.topic, event, key, live_text, shadow_text))
+
+
+def _whole(settings: Settings, topic: str) -> Iterator[Message]:
+    metadata = admin(settings.kafka.conf).list_topics(topic, timeout=TIMEOUT).topics[topic]
+    return _read(settings, dict.fromkeys(((topic, partition) for partition in metadata.partitions), 0))
+
+
+def _read(settings: Settings, starts: Mapping[tuple[str, int], int]) -> Iterator[Message]:
+    """Yield records from these offsets to the ends as they are now."""
+    if not starts:
+        return
+    consumer = Consumer(
+        {
+            **settings.kafka.conf,
+            "group.id": f"{settings.prefix}.replay",
+            "enable.auto.commit": False,
+            "auto.offset.reset": "earliest",
+            "isolation.level": "read_committed",
+            "enable.partition.eof": True,
+        }
+    )
+    left = set(starts)
+    try:
+        with on_cluster():
+            consumer.assign([TopicPartition(*tp, offset) for tp, offset in starts.items()])
+            while left:
+                for message in consumer.consume(5_000, 1.0):
+                    error = message.error()
+                    if error is None:
+                        yield message
+                    elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - the documented name of the code
+                        left.discard((cast("str", message.topic()), cast("int", message.partition())))
+    finally:
+        consumer.close()

@@ -1,0 +1,76 @@
+"""Makes the shadow of a replay live: copies its messages to the live topics, each once, also when it is killed on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import msgspec
+from confluent_kafka import Consumer, KafkaError, TopicPartition
+
+from pipeline.errors import UsageError
+from pipeline.replay.plan import Replay, encode
+from pipeline.replay.run import REPLAY, finish, group_of, on_cluster, produce, transactional
+from pipeline.settings import Settings
+from pipeline.topics import Topics, admin
+
+MOST = 5_000
+TIMEOUT = 30.0
+
+
+def promote(settings: Settings, replay: Replay, on_progress: Callable[[int], None] = lambda _count: None) -> Replay:
+    """Copy; return the replay as it is then. Messages keep key, value, partition and headers, and say `replay`."""
+    if not replay.suffix:
+        raise UsageError(f"the replay {replay.id} has written to the live topics itself", hint="headwater replay list")
+    if replay.state not in {"done", "promoting"}:
+        raise UsageError(
+            f"the replay {replay.id} is {replay.state}",
+            hint=f"headwater replay --resume {replay.id}" if replay.state != "promoted" else "headwater replay list",
+        )
+    topics = Topics(settings)
+    name = f"{replay.group(settings.prefix)}.promote"
+    producer, group = transactional(settings, name), group_of(settings, name)
+    there = admin(settings.kafka.conf).list_topics(timeout=TIMEOUT).topics
+    shadows = [
+        topic for topic in there if topic.endswith(f".{replay.suffix}") and topic != replay.topic(topics.dead_letter)
+    ]
+    consumer = Consumer(
+        {
+            **settings.kafka.conf,
+            "group.id": name,
+            "enable.auto.commit": False,
+            "auto.offset.reset": "earliest",
+            "isolation.level": "read_committed",
+            "enable.partition.eof": True,
+        }
+    )
+    copied = 0
+    try:
+        with on_cluster():
+            places = [TopicPartition(topic, partition) for topic in shadows for partition in there[topic].partitions]
+            at = consumer.committed(places, TIMEOUT) if places else []
+            consumer.assign([TopicPartition(tp.topic, tp.partition, max(0, tp.offset)) for tp in at])
+            left = {(tp.topic, tp.partition) for tp in at}
+            while True:
+                producer.begin_transaction()
+                offsets: dict[tuple[str, int], int] = {}
+                for message in consumer.consume(MOST, 0.5) if left else []:
+                    tp = cast("str", message.topic()), cast("int", message.partition())
+                    if (error := message.error()) is not None:
+                        if error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - the documented name of the code
+                            left.discard(tp)
+                        continue
+                    headers = cast("list[tuple[str, bytes]]", message.headers() or [])
+                    live = tp[0].removesuffix(f".{replay.suffix}")
+                    told = [*headers, (REPLAY, replay.id.encode())]
+                    produce(producer, live, message.key(), message.value(), tp[1], told)
+                    offsets[tp] = cast("int", message.offset()) + 1
+                    copied += 1
+                replay = msgspec.structs.replace(replay, state="promoting" if left else "promoted")
+                produce(producer, topics.replays, replay.id.encode(), encode(replay), 0, [])
+                finish(producer, [TopicPartition(*tp, offset) for tp, offset in offsets.items()], group)
+                on_progress(copied)
+                if not left:
+                    return replay
+    finally:
+        consumer.close()

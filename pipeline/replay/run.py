@@ -1,0 +1,353 @@
+"""Runs a replay: reads its range, runs the flows, writes what they make; one Kafka transaction every so often.
+
+The transaction holds the messages, the offsets of the replay's own group and how far it is, under a transactional ID of its
+own: so a replay that was killed goes on where it was, each message written once, and a second one of the same ID puts the
+first out. Live workers are not touched: another group, and a pause whenever they fall behind.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import msgspec
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+
+from models.change import Change, event_id
+from models.change import decode as decode_change
+from models.dead_letter import DeadLetter
+from pipeline import flow_settings
+from pipeline.errors import FatalError, UsageError
+from pipeline.flows import GivenRows, Means, compile_flow, schema_registry
+from pipeline.limits import MESSAGE_MAX
+from pipeline.replay.plan import Progress, Replay, State, encode, place
+from pipeline.replay.source import Lot, Source
+from pipeline.settings import Settings
+from pipeline.state.reference import plain_item
+from pipeline.status import read
+from pipeline.steps.flow import Flow, Given, Result
+from pipeline.steps.python import load
+from pipeline.topics import Topics, admin, ensure, unreachable
+
+log = logging.getLogger(__name__)
+COMMIT_EVERY = 0.5
+"""Seconds of work in one transaction."""
+TIMEOUT = 30.0
+PIECE = 500
+"""Changes that go through the flows at once."""
+STAGE = "replay"
+REPLAY = "replay"
+"""Header of what a replay has written to a live topic: its ID."""
+LOOK_EVERY = 5.0
+"""Seconds between two looks at the lag of the live workers."""
+
+
+@dataclass
+class Run:
+    """A replay under way."""
+
+    settings: Settings
+    replay: Replay
+    flows: Mapping[str, tuple[flow_settings.Flow, Flow]]
+    source: Source
+    on_progress: Callable[[Replay, Mapping[str, int], str], None] = lambda _replay, _positions, _note: None
+    """Told after each transaction: the replay, how far each range is, and why it pauses, or ''."""
+    stopping: Callable[[], bool] = lambda: False
+    live_lag: Callable[[], int] = lambda: 0
+    max_lag: int = 0
+    """Records that the live workers may be behind while it goes on; 0: it does not look."""
+    clock: Callable[[], float] = time.monotonic
+    pause: Callable[[float], None] = time.sleep
+    positions: dict[str, int] = field(default_factory=dict)
+    _known: set[str] = field(default_factory=set)
+    _topics_of: dict[tuple[str, str], str] = field(default_factory=dict)
+    seen: set[bytes] = field(default_factory=set)
+    """Event IDs, where such as come again are left out."""
+
+    def go(self) -> Replay:
+        """Do it; return the replay as it is then: done, or stopped. Raises HeadwaterError."""
+        self._topics = Topics(self.settings)
+        name = self.replay.group(self.settings.prefix)
+        self._producer, self._group = transactional(self.settings, name), group_of(self.settings, name)
+        with on_cluster():
+            started, self._looked = self.clock(), 0.0
+            read_before = self.replay.progress.read
+            while not self.source.done and not self.stopping():
+                self._wait_for_live()
+                self._transaction()
+                done = self.replay.progress.read - read_before
+                if self.replay.rate and (ahead := done / self.replay.rate - (self.clock() - started)) > 0:
+                    self.pause(min(ahead, 5.0))
+            self._commit([], "done" if self.source.done else "stopped")
+        return self.replay
+
+    def _wait_for_live(self) -> None:
+        while self.max_lag and self.clock() - self._looked > LOOK_EVERY and not self.stopping():
+            lag = self.live_lag()
+            if lag <= self.max_lag:
+                self._looked = self.clock()
+                return
+            self.on_progress(self.replay, self.positions, f"waits for the live workers, {lag:,} records behind")
+            self.pause(LOOK_EVERY / 2)
+
+    def _transaction(self) -> None:
+        """Read for a while, and commit what came of it."""
+        deadline, lots, begun = self.clock() + COMMIT_EVERY, list[Lot](), False
+        while self.clock() < deadline and not self.source.done:
+            for lot in self.source.lots():
+                if not begun:
+                    self._producer.begin_transaction()
+                    begun = True
+                self._write(lot)
+                lots.append(lot)
+            self._producer.poll(0)
+        if begun:
+            self._commit(lots, "running", begun=True)
+
+    def _commit(self, lots: Iterable[Lot], state: State, *, begun: bool = False) -> None:
+        if not begun:
+            self._producer.begin_transaction()
+        for lot in lots:
+            self.positions[place(lot.topic, lot.partition)] = lot.position
+        self.replay = msgspec.structs.replace(self.replay, state=state)
+        self._produce(self._topics.replays, self.replay.id.encode(), encode(self.replay), 0, [])
+        offsets = [TopicPartition(lot.topic, lot.partition, lot.position) for lot in lots]
+        finish(self._producer, offsets, self._group)
+        self.on_progress(self.replay, self.positions, "")
+
+    def _write(self, lot: Lot) -> None:
+        """Run the flows over records of a partition, and write what they make, in their order."""
+        given, rejected = [], 0
+        only = self.replay.key.encode()
+        chosen = bool(self.replay.tables) or self.replay.dedup
+        for record in lot.records:
+            if only and record.key != only:
+                continue
+            try:
+                change = decode_change(record.value)
+            except ValueError as error:
+                rejected += 1
+                self._reject(lot, record.offset, record.key, record.value, error)
+                continue
+            if not chosen or self._wanted(change, record.value):
+                given.append(Given(record.offset, record.key, record.value, change, record.at))
+        sent = 0
+        for begin in range(0, len(given), PIECE):
+            for settings, flow in self.flows.values():
+                results = flow.run(given[begin : begin + PIECE])
+                sent += self._send(settings, lot.partition, results)
+                for result in [one for one in results if one.error is not None]:
+                    rejected, one = rejected + 1, result.given
+                    self._reject(lot, one.offset, one.key, one.value, cast("Exception", result.error), settings.name)
+        before = self.replay.progress
+        progress = Progress(
+            before.read + len(lot.records), before.taken + len(given), before.sent + sent, before.rejected + rejected
+        )
+        self.replay = msgspec.structs.replace(self.replay, progress=progress)
+
+    def _send(self, flow: flow_settings.Flow, partition: int, results: Iterable[Result]) -> int:
+        """Write messages: an item stays in its partition; one whose key is masked goes where that belongs."""
+        sent, write, topics, told = 0, self._producer.produce, self._topics_of, not self.replay.suffix
+        for result in results:
+            given_key = result.given.key
+            for sink, key, value, headers in result.messages:
+                topic = topics.get((flow.name, sink)) or self._topic(flow, sink)
+                to = partition if key is given_key else -1
+                whole = self._told(headers) if told else headers
+                try:
+                    write(topic, value, key, to, headers=cast("Any", whole))
+                except BufferError:
+                    self._produce(topic, key, value, to, whole)
+                sent += 1
+        return sent
+
+    def _wanted(self, change: Change, value: bytes) -> bool:
+        if self.replay.tables and change.table not in self.replay.tables:
+            return False
+        if self.replay.dedup:
+            known = id_of(value)
+            if known in self.seen:
+                return False
+            self.seen.add(known)
+        return True
+
+    def _told(self, headers: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+        """Return headers that say, on a live topic, which replay a message comes from."""
+        return headers if self.replay.suffix else [*headers, (REPLAY, self.replay.id.encode())]
+
+    def _topic(self, flow: flow_settings.Flow, sink: str) -> str:
+        live = self._topics.sink(sink) if sink else self._topics.enriched(flow.through or "")
+        topic = self.replay.topic(live)
+        if topic not in self._known:
+            ensure(admin(self.settings.kafka.conf), [self._topics.late(topic)], self.settings.kafka.replication_factor)
+            self._known.add(topic)
+        self._topics_of[flow.name, sink] = topic
+        return topic
+
+    def _reject(self, lot: Lot, offset: int, key: bytes | None, value: bytes, error: Exception, flow: str = "") -> None:
+        letter = DeadLetter(lot.topic, lot.partition, offset, STAGE, error, key, value, [], flow)
+        topic = self.replay.topic(self._topics.dead_letter)
+        if topic not in self._known:
+            ensure(admin(self.settings.kafka.conf), [self._topics.late(topic)], self.settings.kafka.replication_factor)
+            self._known.add(topic)
+        self._produce(topic, key, value, -1, self._told(letter.headers))
+
+    def _produce(
+        self, topic: str, key: bytes | None, value: bytes | None, partition: int, headers: list[tuple[str, bytes]]
+    ) -> None:
+        produce(self._producer, topic, key, value, partition, headers)
+
+
+def id_of(value: bytes) -> bytes:
+    """Return the event ID of a record; b'' when it has none."""
+    try:
+        return event_id(value).encode()
+    except ValueError:
+        return b""
+
+
+def produce(
+    producer: Producer,
+    topic: str,
+    key: bytes | None,
+    value: bytes | None,
+    partition: int,
+    headers: list[tuple[str, bytes]],
+) -> None:
+    """Write a record; waits while the queue is full."""
+    while True:
+        try:
+            producer.produce(topic, value, key, partition, headers=headers)  # type: ignore[arg-type]
+        except BufferError:
+            producer.poll(0.05)
+        else:
+            return
+
+
+def transactional(settings: Settings, name: str) -> Producer:
+    """Return a producer of this transactional ID, which puts out whoever had it before."""
+    producer = Producer(
+        {
+            "linger.ms": 5,
+            "batch.size": 1_000_000,
+            "compression.type": "zstd",
+            "message.max.bytes": MESSAGE_MAX,
+            "queue.buffering.max.messages": 1_000_000,
+            **settings.kafka.conf,
+            "transactional.id": name,
+            "partitioner": "murmur2_random",
+        },
+        logger=log,
+    )
+    with on_cluster():
+        producer.init_transactions(TIMEOUT)
+    return producer
+
+
+def measured(settings: Settings, replay: Replay, records: Iterable[tuple[bytes | None, bytes, float]]) -> float:
+    """Return how many records a second the flows manage, of these; 0 when there are none. Nothing is written."""
+    flows = [flow for _, flow in compiled(settings, replay.flows).values()]
+    given = []
+    for number, (key, value, at) in enumerate(records):
+        try:
+            given.append(Given(number, key, value, decode_change(value), at))
+        except ValueError:
+            continue
+    started = time.perf_counter()
+    for flow in flows:
+        flow.run(given)
+    # Reading, producing and the transaction take about 10 us a record beside the flows.
+    return len(given) / (time.perf_counter() - started + len(given) * 10e-6) if given else 0.0
+
+
+def group_of(settings: Settings, name: str) -> Any:
+    """Return the metadata of a group that has no members: the transactional ID keeps others out."""
+    consumer = Consumer({**settings.kafka.conf, "group.id": name, "enable.auto.commit": False})
+    try:
+        return consumer.consumer_group_metadata()
+    finally:
+        consumer.close()
+
+
+def finish(producer: Producer, offsets: list[TopicPartition], group: Any) -> None:
+    """Commit the transaction, with offsets of the group."""
+    if offsets:
+        producer.send_offsets_to_transaction(offsets, group, TIMEOUT)
+    producer.commit_transaction(TIMEOUT)
+
+
+@contextmanager
+def on_cluster() -> Iterator[None]:
+    """Turn what Kafka raises into errors that say what to type next."""
+    try:
+        yield
+    except KafkaException as error:
+        if error.args[0].code() == KafkaError._FENCED:  # noqa: SLF001 - the documented name of the code
+            raise FatalError("another process has taken this replay over", hint="headwater replay list") from error
+        raise unreachable(error) from error
+
+
+def compiled(settings: Settings, names: Iterable[str]) -> dict[str, tuple[flow_settings.Flow, Flow]]:
+    """Compile the flows of a replay, with the references as they are now."""
+    wanted = list(names)
+    known = {flow.name: flow for flow in settings.flows}
+    if unknown := [name for name in wanted if name not in known]:
+        raise UsageError(f"there is no flow {unknown[0]!r}", hint=f"one of {', '.join(known)}; headwater flows graph")
+    chosen = [without_waiting(flow) for name, flow in known.items() if not wanted or name in wanted]
+    references = {table: references_of(settings, table) for flow in chosen for table in flow.references}
+    means = Means(
+        references={table: items.get for table, items in references.items()},
+        rows={table: GivenRows(items) for table, items in references.items()},
+        functions=load(settings.modules),
+        topic=Topics(settings).sink,
+        registry=schema_registry(settings),
+    )
+    return {flow.name: (flow, compile_flow(flow, means)) for flow in chosen}
+
+
+def without_waiting(flow: flow_settings.Flow) -> flow_settings.Flow:
+    """Return a flow whose joins do not wait: the references of a replay are all there, or never come."""
+    enrich = tuple(
+        step.model_copy(update={"hold": 0.0}) if isinstance(step, flow_settings.Join) else step for step in flow.enrich
+    )
+    return flow.model_copy(update={"enrich": enrich})
+
+
+def references_of(settings: Settings, table: str) -> dict[bytes, bytes]:
+    """Return the items of a reference table, as they are now."""
+    topics, items = Topics(settings), dict[bytes, bytes]()
+    is_topic = table.startswith(flow_settings.TOPIC)
+    topic = table.removeprefix(flow_settings.TOPIC) if is_topic else topics.reference(table)
+    for record in all_of(settings, topic):
+        item = plain_item(record) if is_topic else record.value()
+        if item:
+            items[record.key() or b""] = item
+        else:
+            items.pop(record.key() or b"", None)
+    return items
+
+
+def all_of(settings: Settings, topic: str) -> list[Message]:
+    """Return all records of a topic; none when it is not there."""
+    consumer = Consumer(
+        {
+            **settings.kafka.conf,
+            "group.id": f"{settings.prefix}.replay",
+            "enable.auto.commit": False,
+            "auto.offset.reset": "earliest",
+            "isolation.level": "read_committed",
+            "enable.partition.eof": True,
+        }
+    )
+    try:
+        with on_cluster():
+            partitions = consumer.list_topics(timeout=TIMEOUT).topics
+            if topic not in partitions:
+                return []
+            return read(consumer, topic, dict.fromkeys(partitions[topic].partitions, OFFSET_BEGINNING), None)
+    finally:
+        consumer.close()

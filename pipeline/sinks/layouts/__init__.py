@@ -1,0 +1,36 @@
+"""The layouts of lake files: what a row of a change is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import pyarrow as pa
+
+from models.change import Change
+
+
+class Row(NamedTuple):
+    """A change as it stands in a sink topic, decoded as far as every layout needs it."""
+
+    offset: int
+    key: bytes
+    change: Change
+
+
+class Layout(Protocol):
+    """Makes Arrow tables of changes. Each has the columns offset (rising), sequence and changed_at, after `prefix`."""
+
+    prefix: str
+
+    def table(self, name: str, partition: int, rows: Sequence[Row]) -> pa.Table:
+        """Return a table of the changes of one DynamoDB table; never fails, loses no value."""
+
+    def align(self, name: str, table: pa.Table) -> pa.Table:
+        """Return a table that was made before with the columns that such a table has by now."""
+
+    def dictionary(self, schema: pa.Schema) -> list[str]:
+        """Return the columns that are worth a dictionary."""
+
+    def statistics(self, schema: pa.Schema) -> list[str]:
+        """Return the columns that readers may skip row groups by."""

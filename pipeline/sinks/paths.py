@@ -1,0 +1,62 @@
+"""Where a lake file stands: directories by table and by the time of the change, and a name made of the offsets."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+HOUR = 3_600_000_000
+"""An hour in microseconds."""
+NAME = re.compile(r"^(?P<topic>.+)\+(?P<partition>\d+)\+(?P<offset>\d{20})\.parquet$")
+
+
+class Origin(NamedTuple):
+    """Which records a file begins with."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+class Directories:
+    """Fills a template in, for the changes of one sink."""
+
+    def __init__(self, template: str, sink: str) -> None:
+        self._template, self._sink = template, sink
+        self._by_op = "{op}" in template
+        self._known: dict[tuple[str, int, str], str] = {}
+
+    def of(self, table: str, ts_us: int, op: str) -> str:
+        """Return the directory of a change; `ts_us` is when it happened, in microseconds since the epoch."""
+        known = table, ts_us // HOUR, op if self._by_op else ""
+        found = self._known.get(known)
+        if found is None:
+            if len(self._known) > 10_000:  # hours that are over
+                self._known.clear()
+            found = self._known[known] = self._fill(table, ts_us, op)
+        return found
+
+    def _fill(self, table: str, ts_us: int, op: str) -> str:
+        at = datetime.fromtimestamp(ts_us // 1_000_000, UTC)
+        return self._template.format(
+            table=table,
+            sink=self._sink,
+            op=op,
+            date=f"{at:%Y-%m-%d}",
+            hour=f"{at:%H}",
+            year=f"{at:%Y}",
+            month=f"{at:%m}",
+            day=f"{at:%d}",
+        )
+
+
+def name_of(topic: str, partition: int, offset: int) -> str:
+    """Return the name of the file whose first record has this offset."""
+    return f"{topic}+{partition}+{offset:020d}.parquet"
+
+
+def origin_of(path: str) -> Origin | None:
+    """Return which records a lake file begins with; None for anything else."""
+    found = NAME.match(path.rpartition("/")[2])
+    return None if found is None else Origin(found["topic"], int(found["partition"]), int(found["offset"]))

@@ -1,0 +1,66 @@
+"""Workers with the agent transform, and raw to write to: for tests of what goes on between raw and the sinks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from confluent_kafka import Producer
+from fleet import Fleet
+from waiting import until
+
+from pipeline.lab.demo import Recorder
+from pipeline.lab.stack import Endpoints
+from pipeline.settings import Settings
+from pipeline.topics import Topics, admin, ensure
+
+
+class Flowing:
+    """Workers with the agent transform on topics of their own, and raw to write to."""
+
+    def __init__(self, stack: Endpoints, directory: Path, flows: list[dict[str, Any]]) -> None:
+        variables = {"HEADWATER_AGENTS": '["transform"]', "HEADWATER_FLOWS": json.dumps(flows)}
+        self.fleet = Fleet(stack, directory, variables, partitions=2)
+        self.flows = flows
+        self.topics = self.use(flows)
+        ensure(admin(self.fleet.conf), self.topics.all(), 1)
+        self._producer = Producer({**self.fleet.conf, "partitioner": "murmur2_random"})
+        self._number = 0
+
+    def use(self, flows: list[dict[str, Any]]) -> Topics:
+        settings = {"prefix": self.fleet.prefix, "partitions": 2, "flows": flows}
+        return Topics(Settings.model_validate(settings))
+
+    def environment(self, flows: list[dict[str, Any]] | None = None) -> dict[str, str]:
+        """What a command reads; with other flows than the workers have."""
+        own = {} if flows is None else {"HEADWATER_FLOWS": json.dumps(flows)}
+        return {**self.fleet.environment, **own}
+
+    def change(self, key: str, item: Mapping[str, Any], table: str = "orders", *, flush: bool = True) -> None:
+        """Write a change to raw, as deduplicate does; without `flush`, with the next that is flushed."""
+        self._number += 1
+        image = {name: {"N": str(v)} if isinstance(v, int) else {"S": v} for name, v in item.items()}
+        value = {
+            "eventID": f"e{self._number}",
+            "eventName": "MODIFY",
+            "tableName": table,
+            "dynamodb": {"Keys": {"id": {"S": key}}, "NewImage": {"id": {"S": key}, **image}},
+        }
+        key_bytes = json.dumps({"id": {"S": key}}, separators=(",", ":")).encode()
+        self._producer.produce(self.topics.raw, json.dumps(value).encode(), key_bytes)
+        if flush:
+            assert self._producer.flush(20) == 0
+
+    def references(self) -> int:
+        """How many items the reference table of customers has."""
+        with Recorder(self.fleet.conf, self.topics.reference("customers")) as recorder:
+            until(lambda: recorder.is_at_end(self.fleet.conf), "the end of the reference topic")
+            return len({record.key() for record in recorder})
+
+    @contextmanager
+    def recorded(self, topic: str) -> Iterator[Recorder]:
+        with Recorder(self.fleet.conf, topic) as recorder:
+            yield recorder

@@ -1,0 +1,275 @@
+"""The lake's files: typed columns, directories, manifests; checking and compacting them."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from carried import PARTITION, Clock, Owner
+from confluent_kafka import Message
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.change import decode
+from pipeline.sinks import manifests
+from pipeline.sinks.lake import LakeSink, Rotation
+from pipeline.sinks.lake_compact import compact
+from pipeline.sinks.lake_verify import verify
+from pipeline.sinks.layouts import Row
+from pipeline.sinks.layouts.columns import ColumnsLayout, TableSchema, step_of, united
+from pipeline.sinks.objects import Objects
+from pipeline.sinks.paths import origin_of
+
+KEY = {"k": {"S": "1"}}
+
+
+class Known:
+    """Schemas in memory."""
+
+    def __init__(self) -> None:
+        self.all: dict[str, TableSchema] = {}
+
+    def of(self, table: str) -> TableSchema:
+        return self.all.get(table, TableSchema())
+
+    def grow(self, table: str, schema: TableSchema) -> TableSchema:
+        self.all[table] = self.of(table).merge(schema)
+        return self.all[table]
+
+
+def event(offset: int, item: dict[str, Any] | None, name: str = "INSERT", at: float = 0.0) -> bytes:
+    body = {"Keys": KEY, "SequenceNumber": str(offset), "ApproximateCreationDateTime": at}
+    if item is not None:
+        body["NewImage"] = item
+    arn = "arn:aws:dynamodb:eu-west-1:1:table/T/stream/x"
+    return json.dumps({"eventID": f"e{offset}", "eventName": name, "eventSourceARN": arn, "dynamodb": body}).encode()
+
+
+def row(offset: int, item: dict[str, Any] | None, name: str = "INSERT") -> Row:
+    return Row(offset, b"k", decode(event(offset, item, name)))
+
+
+def layout() -> ColumnsLayout:
+    known = Known()
+    return ColumnsLayout(known.of, known.grow)
+
+
+def item_of(row: dict[str, Any], schema: TableSchema) -> dict[str, Any]:
+    """Return the item that a row holds, in DynamoDB's typed form."""
+    item: dict[str, Any] = json.loads(row["_overflow"]) if row["_overflow"] else {}
+    for name, kind in schema.columns.items():
+        value = row.get(name)
+        if value is None:
+            continue
+        if kind in {"int", "decimal", "wide", "number"}:
+            item[name] = {"N": value}
+        elif kind in {"map", "list"}:
+            item[name] = {kind[0].upper(): json.loads(value)}
+        elif kind == "binary":
+            item[name] = {"B": base64.b64encode(value).decode()}
+        elif kind == "binaries":
+            item[name] = {"BS": [base64.b64encode(one).decode() for one in value]}
+        else:
+            item[name] = {{"string": "S", "bool": "BOOL", "strings": "SS", "numbers": "NS"}[kind]: value}
+    return item
+
+
+def comparable(item: dict[str, Any]) -> dict[str, Any]:
+    """Return an item in which equal numbers are equal."""
+    return {name: {"N": Decimal(value["N"])} if "N" in value else value for name, value in item.items()}
+
+
+numbers = st.one_of(
+    st.integers(-(10**38) + 1, 10**38 - 1).map(str),
+    st.decimals(allow_nan=False, allow_infinity=False, places=9, min_value=-(10**20), max_value=10**20).map(str),
+    st.tuples(st.integers(-(10**37), 10**37), st.integers(-120, 80)).map(lambda pair: f"{pair[0]}E{pair[1]}"),
+)
+binary = st.binary(min_size=1, max_size=9).map(lambda value: base64.b64encode(value).decode())
+text = st.text(st.characters(codec="utf-8"), max_size=8)
+values: st.SearchStrategy[dict[str, Any]] = st.recursive(
+    st.one_of(
+        text.map(lambda value: {"S": value}),
+        numbers.map(lambda value: {"N": value}),
+        st.booleans().map(lambda value: {"BOOL": value}),
+        st.just({"NULL": True}),
+        binary.map(lambda value: {"B": value}),
+        st.lists(text, min_size=1, max_size=3, unique=True).map(lambda value: {"SS": value}),
+        st.lists(numbers, min_size=1, max_size=3, unique=True).map(lambda value: {"NS": value}),
+        st.lists(binary, min_size=1, max_size=3, unique=True).map(lambda value: {"BS": value}),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3).map(lambda value: {"L": value}),
+        st.dictionaries(text, inner, max_size=3).map(lambda value: {"M": value}),
+    ),
+    max_leaves=4,
+)
+names = st.one_of(st.sampled_from(["a", "A", "b", "_op", "_overflow", "", "a.b"]), text)
+items = st.lists(st.dictionaries(names, values, max_size=5), min_size=1, max_size=6)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(items, min_size=1, max_size=4))
+def test_what_is_read_back_is_what_was_written(batches: list[list[dict[str, Any]]]) -> None:
+    known = Known()
+    columns = ColumnsLayout(known.of, known.grow)
+    tables = []
+    for batch in batches:
+        table = columns.table("T", 0, [row(n, item) for n, item in enumerate(batch)])
+        out = io.BytesIO()
+        pq.write_table(table, out)
+        tables.append(pq.read_table(out))
+    written = [comparable(item) for batch in batches for item in batch]
+    for found in (
+        [one for table in tables for one in table.to_pylist()],  # file by file, as they were written
+        [one for table in tables for one in columns.align("T", table).to_pylist()],  # with the columns of the last
+        united(tables).to_pylist(),  # compacted
+    ):
+        assert [comparable(item_of(one, known.of("T"))) for one in found] == written
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.dictionaries(st.sampled_from("abc"), st.sampled_from(["int", "wide", "string", "map"])), max_size=5))
+def test_schemas_merge_to_the_same_in_any_order(schemas: list[dict[str, Any]]) -> None:
+    forward = backward = TableSchema()
+    for one in schemas:
+        forward = forward.merge(TableSchema(one)).merge(forward)
+    for one in reversed(schemas):
+        backward = TableSchema(one).merge(backward)
+    assert forward.columns == backward.columns
+
+
+@pytest.mark.parametrize(
+    ("number", "step"),
+    [
+        ("1", "int"),
+        ("9223372036854775807", "int"),
+        ("9223372036854775808", "decimal"),
+        ("1E+3", "int"),
+        ("1.50", "decimal"),
+        ("0.0000000001", "wide"),
+        ("1E+30", "wide"),
+        ("1E+100", "number"),
+        ("1E-39", "number"),
+    ],
+)
+def test_a_number_stands_on_the_lowest_step_that_loses_nothing(number: str, step: str) -> None:
+    assert step_of(number) == step
+
+
+def test_a_deletion_has_the_columns_of_its_key() -> None:
+    columns = layout()
+    columns.table("T", 0, [row(0, {**KEY, "n": {"N": "1"}})])
+    (found,) = columns.table("T", 0, [row(1, None, "REMOVE")]).to_pylist()
+    assert (found["_op"], found["k"], found["n"]) == ("d", "1", None)
+
+
+def test_names_that_are_data_do_not_become_columns_without_end() -> None:
+    columns = layout()
+    table = columns.table("T", 0, [row(n, {f"name-{n}": {"S": str(n)}}) for n in range(1_100)])
+    assert table.num_columns < 1_020
+    assert json.loads(table.to_pylist()[1_099]["_overflow"]) == {"name-1099": {"S": "1099"}}
+
+
+def test_duckdb_reads_files_whose_columns_have_grown(tmp_path: Path) -> None:
+    columns = layout()
+    for n, amount in enumerate(("7", "7.25")):
+        pq.write_table(columns.table("T", 0, [row(n, {"amount": {"N": amount}})]), tmp_path / f"{n}.parquet")
+    query = f"select sum(amount)::varchar from read_parquet('{tmp_path}/*.parquet', union_by_name = true)"  # noqa: S608
+    assert duckdb.sql(query).fetchall() == [("14.250000000",)]
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def written(directory: Path, changes: int = 12, *, flush_every: int = 2) -> tuple[Objects, Owner]:
+    """Return a lake in a directory with several small files."""
+    objects = Objects(f"file://{directory}")
+    topic = {
+        n: Message(*PARTITION, offset=n, key=b"k", value=event(n, {**KEY, "n": {"N": str(n)}}, at=3600.0 * (n // 6)))
+        for n in range(changes)
+    }
+    columns = layout()
+
+    def lake(clock: Clock) -> LakeSink:
+        rotation = Rotation(flush_every, 1 << 20, 60, 0)
+        path = "table={table}/hour={hour}"
+        return LakeSink(objects, columns, {"s": PARTITION.topic}, rotation, path=path, clock=clock)
+
+    owner = Owner(lake, topic, 0)
+    for _ in range(changes):
+        owner.slice(flush_every)
+        owner.work()
+    assert owner.slice(0) is None
+    return objects, owner
+
+
+def test_a_lake_is_held_against_its_manifests(tmp_path: Path) -> None:
+    objects, _ = written(tmp_path)
+    checked = verify(objects)
+    assert (checked.problems, checked.files, checked.rows, checked.manifests) == ((), 6, 12, 2)
+    assert verify(objects, "table=T/hour=01").rows == 6
+
+
+@pytest.mark.parametrize("damage", ["delete", "alter", "add", "forget"])
+def test_damage_is_found(tmp_path: Path, damage: str) -> None:
+    objects, _ = written(tmp_path)
+    path = next(path for path in objects.paths() if path.endswith(f"{4:020d}.parquet"))
+    if damage == "delete":
+        objects.delete(path)
+    elif damage == "alter":
+        content = bytearray(objects.read(path))
+        content[30] ^= 1
+        objects.delete(path)
+        objects.create(path, bytes(content))
+    elif damage == "add":
+        objects.create("table=T/hour=00/stray.parquet", b"PAR1")
+    else:
+        manifests.exchange(objects, path.rpartition("/")[0], added=[], removed=[path])
+    problems = verify(objects).problems
+    expected = {"delete": "missing", "alter": "altered", "add": "not listed", "forget": "not listed"}[damage]
+    assert expected in {problem.what for problem in problems}
+    if damage == "forget":
+        assert any(problem.detail == "offsets 4 to 5 are in no file" for problem in problems)
+
+
+def test_small_files_become_few_large_ones(tmp_path: Path) -> None:
+    objects, _ = written(tmp_path)
+    rows = {path: objects.read(path) for path in objects.paths() if path.endswith(".parquet")}
+    before = pa.concat_tables([pq.read_table(io.BytesIO(content)) for content in rows.values()])
+    done = list(compact(objects, lambda _topic, _partition: 12, size=1 << 20, older_than_us=1 << 60))
+    assert [(one.before, one.after, one.rows) for one in done] == [(3, 1, 6), (3, 1, 6)]
+    checked = verify(objects)
+    assert (checked.problems, checked.files, checked.rows) == ((), 2, 12)
+    after = united([pq.read_table(io.BytesIO(objects.read(p))) for p in objects.paths() if p.endswith(".parquet")])
+    assert sorted(after.column("_offset").to_pylist()) == sorted(before.column("_offset").to_pylist())
+    assert list(compact(objects, lambda _topic, _partition: 12, size=1 << 20, older_than_us=1 << 60)) == []
+
+
+def test_what_may_be_tried_again_or_is_young_is_not_compacted(tmp_path: Path) -> None:
+    objects, _ = written(tmp_path)
+    assert list(compact(objects, lambda _topic, _partition: 2, size=1 << 20, older_than_us=1 << 60)) == []
+    assert list(compact(objects, lambda _topic, _partition: 12, size=1 << 20, older_than_us=-1)) == []
+
+
+def test_what_a_run_did_not_come_to_delete_is_deleted_by_the_next(tmp_path: Path) -> None:
+    objects, _ = written(tmp_path)
+    kept = {path: objects.read(path) for path in objects.paths("table=T/hour=00") if path.endswith(".parquet")}
+    list(compact(objects, lambda _topic, _partition: 12, size=1 << 20, older_than_us=1 << 60))
+    for path, content in kept.items():
+        objects.create(path, content)
+    assert {problem.what for problem in verify(objects).problems} == {"not listed"}
+    list(compact(objects, lambda _topic, _partition: 12, size=1 << 20, older_than_us=1 << 60))
+    assert verify(objects).problems == ()
+
+
+def test_a_file_name_says_with_which_record_it_begins() -> None:
+    assert origin_of("table=T/p.sink.s+3+00000000000000000042.parquet") == ("p.sink.s", 3, 42)
+    assert origin_of("table=T/_manifest.json") is None
