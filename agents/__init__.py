@@ -13,6 +13,7 @@
           |
     lake          <p>.sink.*            -> Parquet files              agents/lake.py
     mirror        <p>.sink.*            -> another Kafka cluster      agents/mirror.py
+    replica       <p>.sink.*            -> another DynamoDB table     agents/replica.py
 
 What a step rejects goes to <p>.dead-letter, what was done about it to <p>.dead-letter-states;
 changes known to be lost are written to <p>.gaps; why a lake, a mirror or a replica waits, to <p>.sink-states.

@@ -28,7 +28,7 @@ from pipeline import settings as settings_module
 from pipeline import snapshotting
 from pipeline import status as statuses
 from pipeline.app import create_app
-from pipeline.commands import dlq, explain, flows, lake, replay
+from pipeline.commands import dlq, explain, flows, lake, replay, replica
 from pipeline.console import Json, err, one_of, out, print_json, say
 from pipeline.errors import HeadwaterError, UsageError
 from pipeline.topics import Topics, admin, ensure, look
@@ -49,6 +49,7 @@ app.add_typer(soak, name="soak", rich_help_panel="Lab")
 app.add_typer(flows.app, name="flows", rich_help_panel="Look")
 app.command(rich_help_panel="Look")(explain.explain)
 app.add_typer(dlq.app, name="dlq", rich_help_panel="Repair")
+app.add_typer(replica.app, name="replica", rich_help_panel="Look")
 app.add_typer(lake.app, name="lake", rich_help_panel="Repair")
 app.add_typer(replay.app, name="replay", rich_help_panel="Repair")
 gaps_app = typer.Typer(help="What is known to be lost, and how to have it again.", invoke_without_command=True)

@@ -457,13 +457,17 @@ class Replica(Section):
         description="Where an item's version is kept: in an attribute of the item, or in a table of versions beside it.",
     )
     version_attribute: str = Field("_headwater", min_length=1, description="With attribute: its name.")
-    version_table: str | None = Field(
-        None, description="With table: the table of versions; its partition key is `item`, a string. {table} as above."
+    version_table: str = Field(
+        "{table}.versions",
+        pattern=r"^(?:[A-Za-z0-9._-]|\{table\})+$",
+        description="The table of versions beside the replica: with table of all items, with attribute of deleted ones alone. "
+        "Its partition key is `item`, a string. {table} as above.",
     )
     tombstone_seconds: float = Field(
         86_400,
         ge=0,
-        description="Seconds for which a deleted item's version is remembered, so that an older change does not bring it back.",
+        description="Seconds for which a deleted item's version is remembered, so that an older change does not bring it back; "
+        "0: not at all.",
     )
     threads: int = Field(8, ge=1, le=64, description="Partitions written at once in a worker.")
 

@@ -23,7 +23,18 @@ from pydantic.fields import FieldInfo
 from pipeline.cli import app
 from pipeline.flow_settings import Compute, Envelope, Flow, Format, Join, Lookup, Mask, Python, Route, Sql
 from pipeline.metrics import Metrics
-from pipeline.settings import ENV_PREFIX, DynamoDBStream, Kafka, Kinesis, Lake, Mirror, Registry, Settings, Web
+from pipeline.settings import (
+    ENV_PREFIX,
+    DynamoDBStream,
+    Kafka,
+    Kinesis,
+    Lake,
+    Mirror,
+    Registry,
+    Replica,
+    Settings,
+    Web,
+)
 from pipeline.topics import Topics
 
 HERE = Path(__file__).parent
@@ -69,9 +80,10 @@ SECTIONS: Sequence[tuple[str, str, type[BaseModel]]] = [
     ("[schema_registry]", "schema_registry", Registry),
     ("[lake]", "lake", Lake),
     ("[[mirrors]]", "mirrors", Mirror),
+    ("[[replicas]]", "replicas", Replica),
     ("[web]", "web", Web),
 ]
-LISTS = ("sources", "flows", "mirrors")
+LISTS = ("sources", "flows", "mirrors", "replicas")
 """Lists have one variable for the whole of them, as JSON."""
 TYPES: Mapping[Any, str] = {
     str: "text",

@@ -291,7 +291,10 @@ def the_map() -> dict[str, Mapped]:
 MAP = the_map()
 
 
-DESTINATIONS: dict[str, dict[str, Any]] = {"mirror": {"mirrors": ({"bootstrap_servers": "127.0.0.1:9093"},)}}
+DESTINATIONS: dict[str, dict[str, Any]] = {
+    "mirror": {"mirrors": ({"bootstrap_servers": "127.0.0.1:9093"},)},
+    "replica": {"replicas": ({"sinks": ("orders",)},)},
+}
 """Agents that have a worker of their own, and the settings that they need."""
 
 

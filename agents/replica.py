@@ -1,0 +1,35 @@
+"""replica: the sink topics -> another DynamoDB table."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from faust import Stream
+
+from pipeline.app import Worker
+from pipeline.errors import UsageError
+from pipeline.sinks.attach import Carrier
+from pipeline.sinks.replica import Replica, calls
+from pipeline.sinks.replica_client import connect, preflight
+from pipeline.sinks.replica_table import ReplicaTable
+from pipeline.transport import Batch
+
+
+def attach(worker: Worker) -> None:
+    """Attach the agent, for the one of the replicas that this worker runs."""
+    settings, sinks = worker.settings, worker.topics.lake_sinks
+    _, name = settings.destination or ("", "")
+    (chosen,) = [replica for replica in settings.replicas if replica.name == name]
+    if missing := [sink for sink in chosen.sinks if sink not in sinks]:
+        raise UsageError(
+            f"the replica {name}: no flow with the envelope dynamodb in JSON has the sink {', '.join(missing)}; "
+            f"such sinks: {', '.join(sinks) or 'none'}",
+            hint="set sinks of [[replicas]] to some of them; headwater check",
+        )
+    client = connect(chosen, calls(chosen))
+    worker.preflights.append(partial(preflight, settings, chosen, client))
+    carrier = Carrier(worker, Replica(chosen, ReplicaTable(client, chosen)))
+
+    @worker.agent("replica", *(sinks[sink] for sink in chosen.sinks))
+    async def apply_changes(stream: Stream[Batch]) -> None:
+        await worker.process(stream, "replica", carrier.gather)
