@@ -23,7 +23,8 @@ from pipeline.transport import Batch
 
 def attach(worker: Worker) -> None:
     """Attach the agent, with the lake of the settings."""
-    settings, sinks = worker.settings.lake, worker.topics.lake_sinks
+    settings = worker.settings.chosen_lake
+    sinks = worker.topics.sinks_of(settings)
     if settings.url is None or not sinks:
         raise UsageError("the agent lake needs lake.url and a flow with the envelope dynamodb", hint="headwater check")
     rotation = Rotation(settings.max_rows, settings.max_size, settings.max_age, settings.max_span)

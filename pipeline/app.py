@@ -248,7 +248,7 @@ def known_agents() -> Mapping[str, EntryPoint]:
 def wanted_agents(settings: Settings) -> tuple[str, ...]:
     """Return the agents that a worker runs: those named, or all that the settings have work for."""
     if settings.destination is not None:
-        return (settings.destination[0],)
+        return (settings.destination[0],)  # of [[mirrors]], [[replicas]], [[lakes]]
     if settings.agents:
         return settings.agents
     has_work = {

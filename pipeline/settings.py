@@ -317,6 +317,9 @@ class Lake(Section):
         description="s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or file:///directory; without it, there is "
         "no lake.",
     )
+    sinks: tuple[Name, ...] = Field(
+        (), description="The sinks whose changes it takes; empty: all with the envelope dynamodb in JSON."
+    )
     layout: Literal["envelope", "columns"] = Field(
         "envelope",
         description="envelope: the same columns for every table, images as typed JSON. columns: the item's attributes as typed "
@@ -382,6 +385,12 @@ class Lake(Section):
         if path.startswith("/") or path.endswith("/") or re.search(r"[{}]", re.sub(r"\{\w+\}", "", path)):
             raise ValueError("expected directories such as table={table}/date={date}")
         return path
+
+
+class NamedLake(Lake):
+    """One more lake of the sink topics, with settings of its own. It is run by itself: headwater run lake.NAME."""
+
+    name: Name = Field(description="Its name, of its own: headwater run lake.NAME.")
 
 
 class Mirror(Section):
@@ -531,13 +540,20 @@ class Settings(BaseSettings):
     modules: tuple[str, ...] = Field((), description="Python modules with functions for flows: see @enrich.")
     schema_registry: Registry = Registry()
     lake: Lake = Lake()
+    lakes: tuple[NamedLake, ...] = Field((), description="More lakes: see [[lakes]].")
     mirrors: tuple[Mirror, ...] = Field((), description="Other Kafka clusters: see [[mirrors]].")
     replicas: tuple[Replica, ...] = Field((), description="Other DynamoDB tables: see [[replicas]].")
     web: Web = Web()
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Settings:
-        for kind, things in (("flows", self.flows), ("mirrors", self.mirrors), ("replicas", self.replicas)):
+        named: dict[str, Any] = {
+            "flows": self.flows,
+            "mirrors": self.mirrors,
+            "replicas": self.replicas,
+            "lakes": self.lakes,
+        }
+        for kind, things in named.items():
             names = [thing.name for thing in things]
             if twice := sorted({name for name in names if names.count(name) > 1}):
                 raise ValueError(f"{kind}: more than one is named {', '.join(twice)}")
@@ -545,12 +561,13 @@ class Settings(BaseSettings):
 
     @property
     def destination(self) -> tuple[str, str] | None:
-        """Which mirror or replica the worker runs, by kind and name; None: it runs other agents.
+        """Which mirror, replica or lake of [[lakes]] the worker runs, by kind and name; None: it runs other agents.
 
         Raises UsageError where that is not clear.
         """
-        kinds = {"mirror": self.mirrors, "replica": self.replicas}
-        wanted = [agent for agent in self.agents if agent.partition(".")[0] in kinds]
+        kinds = {"mirror": self.mirrors, "replica": self.replicas, "lake": self.lakes}
+        # The lake of [lake] is in the group of the others.
+        wanted = [agent for agent in self.agents if agent.partition(".")[0] in kinds and agent != "lake"]
         if not wanted:
             return None
         kind, _, name = wanted[0].partition(".")
@@ -559,7 +576,7 @@ class Settings(BaseSettings):
                 f"{wanted[0]} reads beside the others, in a consumer group of its own: it needs a worker of its own",
                 hint=f"headwater run {wanted[0]}",
             )
-        known = [one.name for one in kinds[kind]]  # type: ignore[attr-defined]  # both have one
+        known = [one.name for one in kinds[kind]]  # type: ignore[attr-defined]  # all have one
         if not name and len(known) == 1:
             name = known[0]
         if name not in known:
@@ -571,8 +588,14 @@ class Settings(BaseSettings):
         return kind, name
 
     @property
+    def chosen_lake(self) -> Lake:
+        """The lake that the worker runs: that of [lake], or one of [[lakes]]."""
+        named = {lake.name: lake for lake in self.lakes}
+        return named[self.destination[1]] if self.destination and self.destination[0] == "lake" else self.lake
+
+    @property
     def group(self) -> str:
-        """The worker's consumer group: the prefix, or one of its own for a mirror or a replica."""
+        """The worker's consumer group: the prefix, or one of its own for a mirror, a replica, a lake of [[lakes]]."""
         if self.destination is None:
             return self.prefix
         kind, name = self.destination

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,7 +15,7 @@ from confluent_kafka.admin import AdminClient
 from pipeline.errors import FatalError
 from pipeline.flow_versions import KEY, WORKER, Version, Versions, WorkerFlows, decode_version, decode_worker
 from pipeline.replay.plan import decode as decode_replay
-from pipeline.settings import Settings
+from pipeline.settings import Settings, group_of
 from pipeline.sources.places import Gap, Known
 from pipeline.sources.snapshots import Snapshots, is_snapshot, repaired
 from pipeline.topics import Topics, admin, look, unreachable
@@ -130,7 +130,7 @@ def status(settings: Settings) -> Status:
     members = _members(client, settings.prefix)
     with reading(settings) as consumer:
         reads = [("deduplicate", topics.ingest), ("transform", topics.raw)]
-        reads += [("lake", topic) for topic in topics.lake_sinks.values()] if settings.lake.url else []
+        reads += [("lake", topic) for topic in topics.sinks_of(settings.lake).values()] if settings.lake.url else []
         known, snapshots = _known(consumer, topics.shards, there.get(topics.shards, 0))
         gaps = _gaps(consumer, topics.gaps, there.get(topics.gaps, 0))
         return Status(
@@ -139,7 +139,10 @@ def status(settings: Settings) -> Status:
             flows=_flows(consumer, topics.flows, there.get(topics.flows, 0), members),
             shards=_shards(known),
             snapshots=_snapshots(snapshots),
-            lag=[_lag(consumer, agent, topic, there[topic]) for agent, topic in reads if topic in there],
+            lag=[
+                *(_lag(consumer, agent, topic, there[topic]) for agent, topic in reads if topic in there),
+                *_lags_of_others(settings, topics, there),
+            ],
             dead_letters=_count(consumer, topics.dead_letter, there.get(topics.dead_letter, 0)),
             gaps=sum(not repaired(gap, snapshots.all.values()) for gap in gaps),
             replays=_replays(consumer, topics.replays, there.get(topics.replays, 0)),
@@ -161,12 +164,12 @@ def gaps(settings: Settings) -> list[tuple[Gap, bool]]:
 
 
 @contextmanager
-def reading(settings: Settings) -> Iterator[Consumer]:
+def reading(settings: Settings, group: str = "") -> Iterator[Consumer]:
     """Give a consumer that stands outside the group; raise FatalError when the cluster cannot be reached."""
     consumer = Consumer(
         {
             **settings.kafka.conf,
-            "group.id": settings.prefix,
+            "group.id": group or settings.prefix,
             "enable.auto.commit": False,
             "auto.offset.reset": "earliest",
             "isolation.level": "read_committed",
@@ -302,6 +305,24 @@ def _lag(consumer: Consumer, agent: str, topic: str, partitions: int) -> Lag:
     if behind > COUNTED:
         return Lag(agent, topic, behind, exact=False)
     return Lag(agent, topic, len(read(consumer, topic, committed, COUNTED)), exact=True)
+
+
+def _lags_of_others(settings: Settings, topics: Topics, there: Mapping[str, int]) -> Iterator[Lag]:
+    """Yield the lag of what reads in groups of its own: mirrors, replicas, more lakes."""
+    kinds = {
+        **{("lake", one.name): topics.sinks_of(one) for one in settings.lakes},
+        **{("mirror", one.name): _some(topics.sinks, one.sinks) for one in settings.mirrors},
+        **{("replica", one.name): _some(topics.sinks, one.sinks) for one in settings.replicas},
+    }
+    for (kind, name), sinks in kinds.items():
+        with reading(settings, group_of(settings.prefix, kind, name)) as consumer:
+            for topic in sinks.values():
+                if topic in there:
+                    yield _lag(consumer, f"{kind}.{name}", topic, there[topic])
+
+
+def _some(sinks: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
+    return {name: topic for name, topic in sinks.items() if not names or name in names}
 
 
 def _count(consumer: Consumer, topic: str, partitions: int) -> int:

@@ -15,7 +15,7 @@ from confluent_kafka.cimpl import NewTopic
 from pipeline.errors import FatalError, HeadwaterError, UsageError
 from pipeline.flow_settings import TOPIC, Flow, fill, is_template
 from pipeline.limits import MESSAGE_MAX
-from pipeline.settings import DynamoDBStream, Settings
+from pipeline.settings import DynamoDBStream, Lake, Settings
 
 FENCE_PARTITIONS = 16
 """Partitions of the shards topic: more than there will be workers, so that shards spread."""
@@ -89,6 +89,15 @@ class Topics:
             for sink in self._filled(flow, template)
         }
         return {name: topic for name, topic in self.sinks.items() if name not in other}
+
+    def sinks_of(self, lake: Lake) -> dict[str, str]:
+        """Return the sinks that a lake takes, and their topics; raise UsageError for one that it cannot."""
+        if unknown := [name for name in lake.sinks if name not in self.lake_sinks]:
+            raise UsageError(
+                f"lake.sinks: no flow with the envelope dynamodb in JSON has the sink {unknown[0]}",
+                hint=f"one of {', '.join(self.lake_sinks) or 'none'}; headwater check",
+            )
+        return {name: topic for name, topic in self.lake_sinks.items() if not lake.sinks or name in lake.sinks}
 
     def _filled(self, flow: Flow, template: str) -> list[str]:
         if not is_template(template):

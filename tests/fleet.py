@@ -14,8 +14,8 @@ from typing import Any, cast
 from waiting import until
 
 from pipeline.lab.chaos import Load
-from pipeline.lab.demo import Recorder, lag
 from pipeline.lab.killer import ask
+from pipeline.lab.recorder import Recorder, lag
 from pipeline.lab.stack import Endpoints
 from pipeline.lab.workers import Worker, Workers
 from pipeline.settings import Settings

@@ -12,7 +12,7 @@ from confluent_kafka import Producer
 from fleet import Fleet
 from waiting import until
 
-from pipeline.lab.demo import Recorder
+from pipeline.lab.recorder import Recorder
 from pipeline.lab.stack import Endpoints
 from pipeline.settings import Settings
 from pipeline.topics import Topics, admin, ensure

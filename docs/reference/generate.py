@@ -30,6 +30,7 @@ from pipeline.settings import (
     Kinesis,
     Lake,
     Mirror,
+    NamedLake,
     Registry,
     Replica,
     Settings,
@@ -79,11 +80,12 @@ SECTIONS: Sequence[tuple[str, str, type[BaseModel]]] = [
     ("flows: format", "flows.format", Format),
     ("[schema_registry]", "schema_registry", Registry),
     ("[lake]", "lake", Lake),
+    ("[[lakes]]", "lakes", NamedLake),
     ("[[mirrors]]", "mirrors", Mirror),
     ("[[replicas]]", "replicas", Replica),
     ("[web]", "web", Web),
 ]
-LISTS = ("sources", "flows", "mirrors", "replicas")
+LISTS = ("sources", "flows", "lakes", "mirrors", "replicas")
 """Lists have one variable for the whole of them, as JSON."""
 TYPES: Mapping[Any, str] = {
     str: "text",

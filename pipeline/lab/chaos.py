@@ -16,10 +16,10 @@ from confluent_kafka import Producer
 
 from pipeline.errors import FatalError
 from pipeline.lab.chaos_report import SECTION, Options, Report, section
-from pipeline.lab.demo import Recorder, lag
 from pipeline.lab.faults import SESSION, Faults
 from pipeline.lab.machine import describe
 from pipeline.lab.page import put_section
+from pipeline.lab.recorder import Recorder, lag
 from pipeline.lab.stack import Stack
 from pipeline.settings import Settings
 from pipeline.topics import Topics, admin, ensure

@@ -7,28 +7,29 @@ import io
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, cast
 
 import boto3
 import pyarrow.parquet as pq
 from botocore.exceptions import ClientError
-from confluent_kafka import Consumer, Message, Producer, TopicPartition
+from confluent_kafka import Message, Producer
 
 from models.change import decode
 from pipeline.errors import FatalError
+from pipeline.lab.destinations import Copies, Destinations, create_replica, destination_settings, replay
 from pipeline.lab.proof import Actual, Expected, Masks, PlainComparison, Truth, Verdict, compare
+from pipeline.lab.recorder import Recorder, lag
 from pipeline.lab.stack import AwsChoice, BrokerChoice, Endpoints, Stack
 from pipeline.lab.workers import Workers
-from pipeline.lab.workload import CUSTOMERS, ORDERS, Workload
+from pipeline.lab.workload import CUSTOMERS, Workload
 from pipeline.settings import Settings, load
 from pipeline.sinks.objects import Objects
 from pipeline.sinks.paths import origin_of
 from pipeline.topics import Topics, admin, ensure
-from pipeline.transport import Follower
 
 Fault = Literal["none", "kill", "freeze"]
 CONFIG = Path(__file__).with_name("demo.toml")
@@ -96,6 +97,7 @@ class Report:
     joined: int
     masked: int
     """Different values that were masked; each of them to one hash."""
+    copies: Copies
     parquet_files: int
     parquet_rows: int
     seconds: float
@@ -105,7 +107,7 @@ class Report:
     @property
     def ok(self) -> bool:
         """Whether everything that was written came out everywhere, once, in order, as it was."""
-        faults = self.lost + self.duplicated + self.out_of_order + self.altered
+        faults = self.lost + self.duplicated + self.out_of_order + self.altered + self.copies.differences
         return not faults and self.duplicates_dropped == self.duplicates_injected
 
     def json(self) -> dict[str, Any]:
@@ -113,66 +115,17 @@ class Report:
         return asdict(self)
 
 
-class Recorder:
-    """Keeps what a topic holds, as committed, while it grows."""
-
-    def __init__(self, conf: dict[str, Any], topic: str) -> None:
-        self.records: dict[int, list[Message]] = {}
-        self._follower = Follower(conf, topic, self._apply)
-
-    def __enter__(self) -> Self:
-        self._follower.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._follower.stop()
-
-    def __len__(self) -> int:
-        return sum(len(records) for records in list(self.records.values()))
-
-    def __iter__(self) -> Iterator[Message]:
-        for partition in sorted(self.records):
-            yield from self.records[partition]
-
-    def _apply(self, records: list[Message]) -> None:
-        for record in records:
-            self.records.setdefault(cast("int", record.partition()), []).append(record)
-
-    @property
-    def reached(self) -> dict[int, int]:
-        """The offset up to which each partition has been read; ends of transactions count."""
-        return dict(self._follower.reached)
-
-    def is_at_end(self, conf: dict[str, Any]) -> bool:
-        """Say whether all that was produced by now has been read.
-
-        Offsets of a transaction can be seen before its records can, so that the end is the one of uncommitted readers.
-        """
-        consumer = Consumer({**conf, "group.id": "recorder", "isolation.level": "read_uncommitted"})
-        try:
-            ends = {
-                p: consumer.get_watermark_offsets(TopicPartition(self._follower.topic, p), 30)[1]
-                for p in consumer.list_topics(self._follower.topic, 30).topics[self._follower.topic].partitions
-            }
-        finally:
-            consumer.close()
-        return all(self.reached.get(partition, 0) >= end for partition, end in ends.items())
-
-    @property
-    def ends(self) -> dict[int, int]:
-        """The offset after the last record, by partition."""
-        return {p: cast("int", records[-1].offset()) + 1 for p, records in list(self.records.items()) if records}
-
-
 class Demo:
     """One run, against a stack that is up. The workers run until `close`."""
 
-    def __init__(self, options: Options, endpoints: Endpoints, progress: Progress) -> None:
+    def __init__(self, options: Options, endpoints: Endpoints, other_servers: str, progress: Progress) -> None:
         self.options, self.endpoints, self.progress = options, endpoints, progress
         self.environment = {**os.environ, **endpoints.environment(), "HEADWATER_CONFIG": str(CONFIG)}
         self.environment["DEMO_MASK_KEY"] = base64.b64encode(os.urandom(32)).decode()
         self.environment["HEADWATER_LAKE__URL"] = f"s3://headwater-demo/{int(time.time())}"
+        self.environment |= destination_settings(options.directory, other_servers)
         os.environ.update(endpoints.environment())  # boto3 and the settings of this process read it
+        os.environ.update(destination_settings(options.directory, other_servers))
         os.environ["HEADWATER_CONFIG"] = str(CONFIG)
         self.settings: Settings = load(lake={"url": self.environment["HEADWATER_LAKE__URL"], "max_age": 2})
         self.topics = Topics(self.settings)
@@ -188,12 +141,15 @@ class Demo:
         self._listed = 0.0
         self.truth = Truth([])
         self.masked = 0
+        self.replayed: dict[str, Any] = {}
+        self.destinations = Destinations(self.settings, options.directory, self.environment, detached=options.keep)
 
     def prepare(self) -> None:
         """Make the tables, the bucket and the topics; start the workers."""
         self.progress.note = "making tables, bucket and topics"
         self.progress.total = self.options.changes
         self.workload.create_tables()
+        create_replica()
         bucket = (self.settings.lake.url or "").split("/")[2]
         try:
             boto3.client("s3").create_bucket(
@@ -209,7 +165,7 @@ class Demo:
                 f"the topic {self.topics.raw} exists already: the proof needs topics of its own",
                 hint="another cluster, or delete the topics that begin with demo.",
             )
-        self.unread = set(self.topics.sinks.values()) - set(self.topics.lake_sinks.values())
+        self.unread = set(self.topics.sinks.values()) - set(self.topics.sinks_of(self.settings.lake).values())
         self.objects = Objects(self.settings.lake.url or "")
         self.ingest, self.raw, self.dead = (
             self._open.enter_context(Recorder(self.conf, topic))
@@ -221,6 +177,8 @@ class Demo:
         }
         self.workers.start()
         self._open.callback(self.workers.stop)
+        self.destinations.start()
+        self._open.callback(self.destinations.stop)
 
     def run(self) -> None:
         """Write, carry, inject duplicates, hurt a worker if asked; return when everything has arrived."""
@@ -231,6 +189,7 @@ class Demo:
         while not self._arrived():
             self._look()
             self.workers.watch()
+            self.destinations.watch()
             self._inject()
             if not hurt and self.progress.raw >= self.options.changes // 4:
                 hurt = True
@@ -263,8 +222,11 @@ class Demo:
             "HEADWATER_CONFIG": str(CONFIG),
             "HEADWATER_LAKE__URL": self.settings.lake.url or "",
             "DEMO_MASK_KEY": self.environment["DEMO_MASK_KEY"],
+            "HEADWATER_MIRRORS": f"'{self.environment['HEADWATER_MIRRORS']}'",
+            "HEADWATER_LAKES": f"'{self.environment['HEADWATER_LAKES']}'",
         }
-        workers = [worker.process for worker in self.workers.all if worker.process is not None]
+        everyone = [*self.workers.all, *self.destinations.all]
+        workers = [worker.process for worker in everyone if worker.process is not None]
         return "\n".join(
             [
                 "Everything is still running. Look around with:",
@@ -283,21 +245,24 @@ class Demo:
         """Compare raw, the sinks and the Parquet files, change by change, with what was written."""
         self.progress.note = "comparing"
         rows, joined, clear = self._parquet()
+        copies = self.destinations.compare(self.sinks, self.truth, self.objects, self.replayed)
         verdicts = [compare(self.truth, map(_actual, self.raw))]
         masks = Masks()
         for sink, records in self.sinks.items():
-            expected = self.truth.where(lambda change, sink=sink: sink_of(change) == sink)  # type: ignore[misc]
-            if sink not in self.topics.lake_sinks:
+            expected = self.truth.where(lambda change, sink=sink: sink in sinks_of(change))  # type: ignore[misc]
+            if sink == "customers":
                 verdicts.append(
                     compare(expected, map(_actual_plain, records), PlainComparison(expected, "name", masks))
                 )
                 continue
             verdicts.append(compare(expected, map(_actual, records)))
-            verdicts.append(compare(expected, rows.get(sink, [])))
+            if sink in self.topics.sinks_of(self.settings.lake):
+                verdicts.append(compare(expected, rows.get(sink, [])))
         self.masked = len(masks)
         if clear:
             verdicts.append(Verdict(0, clear, 0, 0, 0, clear, 0, (f"{clear} rows show the name of their customer",)))
-        return self._report(verdicts, sum(len(found) for found in rows.values()), joined, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        return self._report(verdicts, sum(len(found) for found in rows.values()), joined, copies, seconds)
 
     def _write(self) -> None:
         try:
@@ -367,7 +332,9 @@ class Demo:
             return False
         # A sink that the lake does not take has no reader.
         read = {topic: recorder.ends for topic, recorder in sinks.items() if topic not in self.unread}
-        return lag(self.conf, self.settings.prefix, read) == 0
+        if lag(self.conf, self.settings.prefix, read) > 0:
+            return False
+        return self.destinations.arrived(self.conf, {topic: recorder.ends for topic, recorder in sinks.items()})
 
     def _parquet(self) -> tuple[dict[str, list[Actual]], int, int]:
         """Return the rows by sink, how many have their customer, and how many show a name that is to be masked."""
@@ -387,7 +354,7 @@ class Demo:
             self.progress.parquet_rows += len(found)
         return rows, joined, clear
 
-    def _report(self, verdicts: list[Verdict], rows: int, joined: int, seconds: float) -> Report:
+    def _report(self, verdicts: list[Verdict], rows: int, joined: int, copies: Copies, seconds: float) -> Report:
         p = self.progress
         return Report(
             written=p.written,
@@ -402,6 +369,7 @@ class Demo:
             sinks=dict(p.sinks),
             joined=joined,
             masked=self.masked,
+            copies=copies,
             parquet_files=p.parquet_files,
             parquet_rows=rows,
             seconds=round(seconds, 1),
@@ -410,26 +378,13 @@ class Demo:
         )
 
 
-def sink_of(change: Expected) -> str | None:
-    """Say, apart from the flows' own code, to which sink demo.toml sends a change; None: to no sink."""
+def sinks_of(change: Expected) -> set[str]:
+    """Say, apart from the flows' own code, to which sinks demo.toml sends a change."""
     if change.table == CUSTOMERS:
-        return "customers"
-    if change.table != ORDERS or change.op == "d" or change.new is None:
-        return None
-    return "orders-settled" if change.new["status"]["S"] in {"paid", "shipped"} else "orders-other"
-
-
-def lag(conf: dict[str, Any], group: str, ends: dict[str, dict[int, int]]) -> int:
-    """Return how many offsets a group is behind the given ends."""
-    consumer = Consumer({**conf, "group.id": group, "isolation.level": "read_committed", "enable.auto.commit": False})
-    try:
-        wanted = [TopicPartition(topic, p) for topic, partitions in ends.items() for p in partitions]
-        committed = {(tp.topic, tp.partition): tp.offset for tp in consumer.committed(wanted, 30)} if wanted else {}
-    finally:
-        consumer.close()
-    return sum(
-        max(0, end - max(0, committed[topic, p])) for topic, partitions in ends.items() for p, end in partitions.items()
-    )
+        return {"customers"}
+    if change.op == "d" or change.new is None:
+        return {"orders-all"}
+    return {"orders-all", "orders-settled" if change.new["status"]["S"] in {"paid", "shipped"} else "orders-other"}
 
 
 def _actual(record: Message) -> Actual:
@@ -459,13 +414,22 @@ def _actual_row(row: dict[str, Any]) -> Actual:
 def run(options: Options, progress: Progress, say: Callable[[str], None]) -> tuple[Report, Demo]:
     """Run the whole demo; raise HeadwaterError when it cannot be run. With `keep`, stack and workers go on."""
     started = time.monotonic()
-    stack = Stack(options.directory, broker=options.broker, aws=options.aws, detached=options.keep, progress=say)
+    stack = Stack(
+        options.directory,
+        broker=options.broker,
+        aws=options.aws,
+        detached=options.keep,
+        second=True,
+        progress=say,
+    )
     endpoints = stack.start()
     try:
-        demo = Demo(options, endpoints, progress)
+        demo = Demo(options, endpoints, stack.other_servers, progress)
         try:
             demo.prepare()
             demo.run()
+            progress.note = "replaying everything"
+            demo.replayed = replay(demo.environment, options.directory)
         except BaseException:
             demo.close()
             raise

@@ -69,5 +69,14 @@ def show(console: Console, report: Report) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    copies = report.copies
+    console.print(
+        f"       {copies.mirrored:,} messages on a second cluster ({copies.mirror_differences} differ); {copies.lake_rows:,} "
+        f"rows read by DuckDB ({copies.lake_differences} faults); {copies.iceberg_items:,} items in an Iceberg table "
+        f"({copies.iceberg_differences} differ), {copies.replica_items:,} in a replica ({copies.replica_differences} "
+        f"differ); {copies.replayed:,} messages replayed ({copies.replay_differences} differ)",
+        highlight=False,
+        soft_wrap=True,
+    )
     for example in report.examples:
         console.print(f"       {example}", markup=False, highlight=False, soft_wrap=True)

@@ -21,10 +21,10 @@ import msgspec
 from models.change import decode
 from pipeline.errors import FatalError
 from pipeline.lab import processes, soak_report
-from pipeline.lab.demo import Recorder, lag
 from pipeline.lab.machine import describe
 from pipeline.lab.page import put_section
 from pipeline.lab.processes import LOOPBACK
+from pipeline.lab.recorder import Recorder, lag
 from pipeline.lab.simulator.server import REST, TRUTH
 from pipeline.lab.stack import AWS_URL, Stack
 from pipeline.lab.workers import Workers

@@ -105,8 +105,13 @@ class Stack:
         broker: BrokerChoice = "auto",
         aws: AwsChoice = "ministack",
         detached: bool = False,
+        second: bool = False,
         progress: Progress,
     ) -> None:
+        """`second`: a second broker too, another cluster."""
+        self._second = second
+        self.other_servers = ""
+        """The address of the second broker."""
         self.directory = directory.absolute()
         self.endpoints: Endpoints | None = None
         self._broker_choice = broker
@@ -183,9 +188,13 @@ class Stack:
             self._broker = kafka.choose(self._broker_choice, self.directory / "broker", self._progress)
             self._progress(f"starting {self._broker.name} ({self._broker.reason})")
             self._launch_broker(self._broker)
+        other = self._launch_second() if self._second else None
         dynamodb, s3 = self._start_aws(url, environment.get(S3_URL))
         if self._broker is not None:  # after the others were started: they come up while it does
             self._wait_for_broker(self._broker)
+        if other is not None:
+            other[0].wait_until_ready(other[1])
+            self.other_servers = other[0].address
         return Endpoints(
             broker=self._broker.name if self._broker else EXTERNAL,
             reason=self._broker.reason if self._broker else f"{BOOTSTRAP} names it",
@@ -218,6 +227,15 @@ class Stack:
         self._record()
         part.wait_until_ready(process)
         return part.name, part.url
+
+    def _launch_second(self) -> tuple[Broker, Process]:
+        choice = "noida" if self._broker is not None and self._broker.name.startswith("noida") else self._broker_choice
+        broker = kafka.choose(choice, self.directory / "other-broker", self._progress)
+        self._progress(f"starting {broker.name}, a second cluster")
+        process = broker.start(detached=self._detached)
+        self._others.append(process)
+        self._record()
+        return broker, process
 
     def _launch_broker(self, broker: Broker) -> None:
         self._broker_process = broker.start(detached=self._detached)

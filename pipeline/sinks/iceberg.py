@@ -144,7 +144,7 @@ class IcebergSink(Sink):
         """Return rows as the table has them: its columns keep their types, new ones are added."""
         if not self.columns:
             return EnvelopeLayout().table(name, partition, rows)
-        schema = {name: _schema_of(table)}
+        schema = {name: columns_of(table)}
 
         def grow(table_name: str, grown: TableSchema) -> TableSchema:
             schema[table_name] = schema[table_name].merge(grown)
@@ -220,7 +220,7 @@ class IcebergWriter(Writer):
         return Flushed(self._taken, {"rows": rows} if rows else {})
 
 
-def _schema_of(table: Table | None) -> TableSchema:
+def columns_of(table: Table | None) -> TableSchema:
     """Return the columns of a table that hold attributes, as their descriptions say."""
     fields: Iterable[Any] = table.schema().fields if table is not None else ()
     return TableSchema(

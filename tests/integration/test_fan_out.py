@@ -14,7 +14,7 @@ from test_kinesis import CALM, deduplicating, in_order, list_all, reading, what_
 from test_source_traps import TABLE, Deployment, deployed, roll
 from waiting import until
 
-from pipeline.lab.demo import Recorder
+from pipeline.lab.recorder import Recorder
 from pipeline.lab.simulator.faults import Rates
 from pipeline.lab.simulator.history import Stream
 from pipeline.lab.simulator.world import World

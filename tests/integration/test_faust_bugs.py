@@ -22,7 +22,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from fleet import Fleet, log_of
 from waiting import until
 
-from pipeline.lab.demo import Recorder
+from pipeline.lab.recorder import Recorder
 from pipeline.lab.stack import Endpoints
 from pipeline.lab.workers import Worker, Workers
 from pipeline.topics import Topic, admin, ensure

@@ -16,7 +16,7 @@ from raw_to_sinks import Flowing
 from serving import Service
 from waiting import until
 
-from pipeline.lab.demo import Recorder
+from pipeline.lab.recorder import Recorder
 from pipeline.lab.stack import Endpoints
 from pipeline.lab.workers import Workers
 from pipeline.topics import Topic, admin, ensure

@@ -25,8 +25,8 @@ from waiting import until
 
 from pipeline.app import Worker as App
 from pipeline.errors import FatalError
-from pipeline.lab.demo import Recorder
 from pipeline.lab.killer import POINTS
+from pipeline.lab.recorder import Recorder
 from pipeline.lab.stack import Endpoints
 from pipeline.lab.workers import Worker
 from pipeline.settings import Settings

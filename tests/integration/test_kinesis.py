@@ -13,7 +13,7 @@ import pytest
 from test_source_traps import QUIET, TABLE, Deployment, deployed, roll
 from waiting import until
 
-from pipeline.lab.demo import Recorder
+from pipeline.lab.recorder import Recorder
 from pipeline.lab.simulator.faults import Rates
 from pipeline.lab.simulator.history import Stream
 from pipeline.lab.simulator.kinesis import CREATED

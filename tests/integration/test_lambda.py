@@ -19,7 +19,7 @@ from confluent_kafka import Producer
 from waiting import until
 
 from pipeline.errors import TransientError
-from pipeline.lab.demo import Recorder
+from pipeline.lab.recorder import Recorder
 from pipeline.lab.stack import Endpoints, Stack
 from pipeline.lab.workers import Workers
 from pipeline.settings import Settings

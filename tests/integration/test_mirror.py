@@ -23,9 +23,9 @@ from waiting import until
 
 from pipeline.errors import FatalError
 from pipeline.lab import kafka, processes
-from pipeline.lab.demo import Recorder, lag
 from pipeline.lab.kafka import Broker
 from pipeline.lab.processes import Process
+from pipeline.lab.recorder import Recorder, lag
 from pipeline.lab.stack import Endpoints
 from pipeline.lab.workers import Workers
 from pipeline.settings import Mirror as MirrorSettings

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from confluent_kafka import Producer
 
-from pipeline.lab.demo import Recorder
 from pipeline.lab.killer import ask
+from pipeline.lab.recorder import Recorder
 from pipeline.lab.stack import Endpoints, Stack
 from pipeline.lab.workers import Worker, Workers
 from pipeline.settings import Settings

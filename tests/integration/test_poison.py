@@ -10,7 +10,7 @@ import pytest
 from confluent_kafka import Producer
 from waiting import until
 
-from pipeline.lab.demo import Recorder
+from pipeline.lab.recorder import Recorder
 from pipeline.lab.stack import Endpoints
 from pipeline.lab.workers import Workers
 from pipeline.settings import Settings

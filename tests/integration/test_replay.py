@@ -15,7 +15,7 @@ from conftest import Headwater
 from raw_to_sinks import Flowing
 from waiting import until
 
-from pipeline.lab.demo import Recorder
+from pipeline.lab.recorder import Recorder
 from pipeline.lab.stack import Endpoints
 from pipeline.sinks.lake_verify import read_manifests
 from pipeline.sinks.objects import Objects

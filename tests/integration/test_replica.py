@@ -24,7 +24,7 @@ from waiting import until
 from models.attributes import from_client
 from models.change import decode
 from pipeline.lab import processes
-from pipeline.lab.demo import Recorder, lag
+from pipeline.lab.recorder import Recorder, lag
 from pipeline.lab.stack import Endpoints
 from pipeline.lab.workers import Workers
 from pipeline.settings import Settings

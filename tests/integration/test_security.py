@@ -21,8 +21,8 @@ from fleet import Fleet, log_of
 from waiting import until
 
 from pipeline.lab import kafka, processes
-from pipeline.lab.demo import Recorder
 from pipeline.lab.processes import LOOPBACK, free_port
+from pipeline.lab.recorder import Recorder
 from pipeline.lab.stack import Endpoints
 
 pytestmark = pytest.mark.kafka

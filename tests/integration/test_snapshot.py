@@ -18,7 +18,7 @@ from replayed import goes_back, replay
 from waiting import until
 
 from pipeline import snapshotting
-from pipeline.lab.demo import Recorder
+from pipeline.lab.recorder import Recorder
 from pipeline.lab.simulator import exports as simulated
 from pipeline.lab.simulator.faults import ApiError
 from pipeline.lab.simulator.server import Options, Running

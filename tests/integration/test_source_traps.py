@@ -15,7 +15,7 @@ from confluent_kafka import Producer
 from conftest import Headwater
 from waiting import until
 
-from pipeline.lab.demo import Recorder
+from pipeline.lab.recorder import Recorder
 from pipeline.lab.simulator.dynamodb import THROTTLED
 from pipeline.lab.simulator.faults import ApiError, Rates
 from pipeline.lab.simulator.history import Stream

@@ -21,7 +21,7 @@ from mypy_boto3_dynamodb import DynamoDBClient
 from waiting import until
 
 from pipeline.lab import processes
-from pipeline.lab.demo import Recorder
+from pipeline.lab.recorder import Recorder
 from pipeline.lab.stack import Endpoints
 from pipeline.lab.workers import Workers
 from pipeline.settings import Settings

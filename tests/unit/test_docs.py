@@ -131,7 +131,7 @@ def test_commands_on_the_pages_exist_with_their_options(page: str, words: list[s
 
 def test_a_command_that_does_not_exist_would_be_noticed() -> None:
     assert wrong(["headwater", "local", "up", "--brokers", "kafka"]) == "no option --brokers"
-    assert wrong(["headwater", "replay"]) == "no command replay"
+    assert wrong(["headwater", "replays"]) == "no command replays"
     assert wrong(["headwater", "status", "orders"]) == "orders is one word too many"
     assert wrong(["headwater", "run", "ingets"]) == "no agent ingets"
     assert wrong(["headwater", "demo", "--seed"]) == "--seed needs a value"
@@ -293,7 +293,7 @@ MAP = the_map()
 
 DESTINATIONS: dict[str, dict[str, Any]] = {
     "mirror": {"mirrors": ({"bootstrap_servers": "127.0.0.1:9093"},)},
-    "replica": {"replicas": ({"sinks": ("orders",)},)},
+    "replica": {"replicas": ({"sinks": ("orders-all",)},)},
 }
 """Agents that have a worker of their own, and the settings that they need."""
 
@@ -358,7 +358,7 @@ def test_an_agent_reads_what_the_map_says(name: str, built: App, tmp_path: Path)
 def test_an_agent_writes_where_the_map_says(name: str) -> None:
     _, outputs, file = MAP[name]
     attributes = {
-        "<p>.sink.*": {"sink", "sinks", "lake_sinks"},
+        "<p>.sink.*": {"sink", "sinks", "lake_sinks", "sinks_of"},
         "<p>.reference.*": {"references", "reference"},
         "<p>.enriched.*": {"enriched"},
     }

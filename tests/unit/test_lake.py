@@ -24,7 +24,7 @@ from pipeline.sinks.lake import LakeSink, Rotation
 from pipeline.sinks.lake_compact import compact
 from pipeline.sinks.lake_verify import verify
 from pipeline.sinks.layouts import Row
-from pipeline.sinks.layouts.columns import ColumnsLayout, TableSchema, step_of, united
+from pipeline.sinks.layouts.columns import ColumnsLayout, TableSchema, item_of, step_of, united
 from pipeline.sinks.objects import Objects
 from pipeline.sinks.paths import origin_of
 
@@ -60,26 +60,6 @@ def row(offset: int, item: dict[str, Any] | None, name: str = "INSERT") -> Row:
 def layout() -> ColumnsLayout:
     known = Known()
     return ColumnsLayout(known.of, known.grow)
-
-
-def item_of(row: dict[str, Any], schema: TableSchema) -> dict[str, Any]:
-    """Return the item that a row holds, in DynamoDB's typed form."""
-    item: dict[str, Any] = json.loads(row["_overflow"]) if row["_overflow"] else {}
-    for name, kind in schema.columns.items():
-        value = row.get(name)
-        if value is None:
-            continue
-        if kind in {"int", "decimal", "wide", "number"}:
-            item[name] = {"N": value}
-        elif kind in {"map", "list"}:
-            item[name] = {kind[0].upper(): json.loads(value)}
-        elif kind == "binary":
-            item[name] = {"B": base64.b64encode(value).decode()}
-        elif kind == "binaries":
-            item[name] = {"BS": [base64.b64encode(one).decode() for one in value]}
-        else:
-            item[name] = {{"string": "S", "bool": "BOOL", "strings": "SS", "numbers": "NS"}[kind]: value}
-    return item
 
 
 def comparable(item: dict[str, Any]) -> dict[str, Any]:
@@ -132,7 +112,7 @@ def test_what_is_read_back_is_what_was_written(batches: list[list[dict[str, Any]
         [one for table in tables for one in columns.align("T", table).to_pylist()],  # with the columns of the last
         united(tables).to_pylist(),  # compacted
     ):
-        assert [comparable(item_of(one, known.of("T"))) for one in found] == written
+        assert [comparable(item_of(one, known.of("T").columns)) for one in found] == written
 
 
 @settings(max_examples=200, deadline=None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import statistics
 import tempfile
@@ -102,9 +103,8 @@ class _Bench:
     def run(self) -> None:
         """Run rounds of all systems by turns."""
         quix = self._options.peers and self._has_quix()
-        boto3.client("s3", endpoint_url=self._endpoints.aws_endpoint_url, region_name="eu-west-1").create_bucket(
-            Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": "eu-west-1"}
-        )
+        os.environ.update(self._endpoints.environment())  # boto3 and the store of this process read it
+        boto3.client("s3").create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
         for number in range(self._options.rounds):
             for layout in LAYOUTS:
                 self._note(number, layout, "limit", limit(layout))

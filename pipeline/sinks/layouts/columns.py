@@ -353,6 +353,24 @@ class ColumnsLayout:
         return kind, found
 
 
+def item_of(row: Mapping[str, Any], columns: Mapping[str, Kind]) -> dict[str, Any]:
+    """Return the item that a row holds, in DynamoDB's typed form; numbers as decimals, in the sets as text."""
+    item: dict[str, Any] = msgspec.json.decode(row["_overflow"]) if row["_overflow"] else {}
+    for name, kind in columns.items():
+        if (value := row.get(name)) is None:
+            continue
+        if kind in NUMBERS:
+            value = Decimal(value)
+        elif kind in {"map", "list"}:
+            value = msgspec.json.decode(value)
+        elif kind == "binary":
+            value = base64.b64encode(value).decode()
+        elif kind == "binaries":
+            value = [base64.b64encode(one).decode() for one in value]
+        item[name] = {TAGS[kind]: value}
+    return item
+
+
 def united(tables: Sequence[pa.Table]) -> pa.Table:
     """Return the rows of files of one table, with the columns of all of them, each as wide as the widest."""
     fields: dict[str, pa.DataType] = {}
