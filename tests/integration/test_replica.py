@@ -115,6 +115,13 @@ def make(dynamodb: DynamoDBClient, name: str, key: str = "id", **stream: Any) ->
     )
 
 
+def restart(workers: Workers, number: int) -> None:
+    """Kill a worker without warning, and start it again."""
+    workers.kill(number)
+    until(lambda: not workers.all[number].alive(), "the end of a worker")
+    workers.watch()
+
+
 @pytest.fixture
 def deploy(stack: Endpoints, tmp_path: Path, dynamodb: DynamoDBClient) -> Callable[..., Deployment]:
     return lambda **replica: Deployment(stack, tmp_path, dynamodb, replica)
@@ -170,8 +177,7 @@ def test_the_replica_equals_its_source_though_writes_are_refused_and_workers_kil
                 for victim in (0, 1):
                     before = proxy.done["done"]
                     until(lambda before=before: proxy.done["done"] > before + 150, "writes to the replica")  # type: ignore[misc]
-                    replicas.kill(victim)
-                    replicas.watch()
+                    restart(replicas, victim)
                 before = proxy.done["done"]
                 until(lambda: proxy.done["done"] > before + 150, "writes to the replica")
             # The worker as users start it, alone with what is left.
@@ -209,8 +215,7 @@ def test_when_the_source_table_is_lost_under_load_the_replica_equals_what_raw_sa
             until(lambda: len(raw) > 300, "changes")
             over.set()
             here.dynamodb.delete_table(TableName=here.name)
-        replicas.kill(0)
-        replicas.watch()  # it begins without the source
+        restart(replicas, 0)  # it begins without the source
         with here.workers("deduplicate", "transform"):  # what was read is carried to its end
             until(lambda: raw.is_at_end(here.conf) and sink.is_at_end(here.conf), "all that was read")
             until(lambda: len(sink) == len(raw) and here.is_through(sink), "all changes in the replica")
