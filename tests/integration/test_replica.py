@@ -14,6 +14,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
+import boto3
 import pytest
 from confluent_kafka import Producer
 from conftest import Headwater
@@ -295,8 +296,26 @@ def test_what_is_missing_or_of_another_shape_is_said_at_start(
     assert "has the sink nothing" in done.stderr
 
 
-def test_a_role_is_assumed(deploy: Callable[..., Deployment]) -> None:
-    here = deploy(role_arn="arn:aws:iam::123456789012:role/replica")
+def test_a_role_of_another_account_is_assumed(
+    deploy: Callable[..., Deployment], stack: Endpoints, headwater: Headwater
+) -> None:
+    role = "arn:aws:iam::123456789012:role/replica"
+    here = deploy(role_arn=role)
+    own: Any = {"endpoint_url": stack.aws_endpoint_url, "region_name": "eu-west-1"}
+    mine: Any = {"aws_access_key_id": "headwater", "aws_secret_access_key": "headwater"}
+    given = boto3.client("sts", **own, **mine).assume_role(RoleArn=role, RoleSessionName="test")["Credentials"]
+    there = boto3.client(
+        "dynamodb",
+        **own,
+        aws_access_key_id=given["AccessKeyId"],
+        aws_secret_access_key=given["SecretAccessKey"],
+        aws_session_token=given["SessionToken"],
+    )
+    make(there, here.copy)
+    make(there, f"{here.name}.versions", key="item")
     here.dynamodb.put_item(TableName=here.name, Item={"id": {"S": "k1"}})
     with here.capture(), here.workers("replica"):
-        until(lambda: here.state(here.copy) == {"k1": {"id": {"S": "k1"}}}, "the item")
+        until(lambda: len(there.scan(TableName=here.copy)["Items"]) == 1, "the item in the other account")
+    assert here.state(here.copy) == {}
+    verified = headwater("replica", "verify", **here.environment)
+    assert verified.returncode == 0, verified.stderr
