@@ -14,6 +14,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
+import boto3
 import pytest
 from confluent_kafka import Producer
 from conftest import Headwater
@@ -115,6 +116,13 @@ def make(dynamodb: DynamoDBClient, name: str, key: str = "id", **stream: Any) ->
     )
 
 
+def restart(workers: Workers, number: int) -> None:
+    """Kill a worker without warning, and start it again."""
+    workers.kill(number)
+    until(lambda: not workers.all[number].alive(), "the end of a worker")
+    workers.watch()
+
+
 @pytest.fixture
 def deploy(stack: Endpoints, tmp_path: Path, dynamodb: DynamoDBClient) -> Callable[..., Deployment]:
     return lambda **replica: Deployment(stack, tmp_path, dynamodb, replica)
@@ -170,8 +178,7 @@ def test_the_replica_equals_its_source_though_writes_are_refused_and_workers_kil
                 for victim in (0, 1):
                     before = proxy.done["done"]
                     until(lambda before=before: proxy.done["done"] > before + 150, "writes to the replica")  # type: ignore[misc]
-                    replicas.kill(victim)
-                    replicas.watch()
+                    restart(replicas, victim)
                 before = proxy.done["done"]
                 until(lambda: proxy.done["done"] > before + 150, "writes to the replica")
             # The worker as users start it, alone with what is left.
@@ -209,8 +216,7 @@ def test_when_the_source_table_is_lost_under_load_the_replica_equals_what_raw_sa
             until(lambda: len(raw) > 300, "changes")
             over.set()
             here.dynamodb.delete_table(TableName=here.name)
-        replicas.kill(0)
-        replicas.watch()  # it begins without the source
+        restart(replicas, 0)  # it begins without the source
         with here.workers("deduplicate", "transform"):  # what was read is carried to its end
             until(lambda: raw.is_at_end(here.conf) and sink.is_at_end(here.conf), "all that was read")
             until(lambda: len(sink) == len(raw) and here.is_through(sink), "all changes in the replica")
@@ -290,8 +296,26 @@ def test_what_is_missing_or_of_another_shape_is_said_at_start(
     assert "has the sink nothing" in done.stderr
 
 
-def test_a_role_is_assumed(deploy: Callable[..., Deployment]) -> None:
-    here = deploy(role_arn="arn:aws:iam::123456789012:role/replica")
+def test_a_role_of_another_account_is_assumed(
+    deploy: Callable[..., Deployment], stack: Endpoints, headwater: Headwater
+) -> None:
+    role = "arn:aws:iam::123456789012:role/replica"
+    here = deploy(role_arn=role)
+    own: Any = {"endpoint_url": stack.aws_endpoint_url, "region_name": "eu-west-1"}
+    mine: Any = {"aws_access_key_id": "headwater", "aws_secret_access_key": "headwater"}
+    given = boto3.client("sts", **own, **mine).assume_role(RoleArn=role, RoleSessionName="test")["Credentials"]
+    there = boto3.client(
+        "dynamodb",
+        **own,
+        aws_access_key_id=given["AccessKeyId"],
+        aws_secret_access_key=given["SecretAccessKey"],
+        aws_session_token=given["SessionToken"],
+    )
+    make(there, here.copy)
+    make(there, f"{here.name}.versions", key="item")
     here.dynamodb.put_item(TableName=here.name, Item={"id": {"S": "k1"}})
     with here.capture(), here.workers("replica"):
-        until(lambda: here.state(here.copy) == {"k1": {"id": {"S": "k1"}}}, "the item")
+        until(lambda: len(there.scan(TableName=here.copy)["Items"]) == 1, "the item in the other account")
+    assert here.state(here.copy) == {}
+    verified = headwater("replica", "verify", **here.environment)
+    assert verified.returncode == 0, verified.stderr
