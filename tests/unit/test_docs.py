@@ -291,7 +291,7 @@ def the_map() -> dict[str, Mapped]:
 MAP = the_map()
 
 
-DESTINATIONS: dict[str, dict[str, Any]] = {"replica": {"replicas": ({"sinks": ("orders",)},)}}
+DESTINATIONS: dict[str, dict[str, Any]] = {"replica": {"replicas": ({"sinks": ("orders-other",)},)}}
 """Agents that have a worker of their own, and the settings that they need."""
 
 
