@@ -84,6 +84,8 @@ class App(faust.App):
         if self.in_worker:
             end_within(STOP_SECONDS, f"the worker could not stop within {STOP_SECONDS:g} s: does the broker answer?")
         await super().on_stop()
+        for close in self.worker.at_end:
+            close()
 
 
 class Worker:
@@ -94,6 +96,8 @@ class Worker:
         self.topics = Topics(settings)
         self.metrics = Metrics()
         self.preflights: list[Preflight] = []
+        self.at_end: list[Callable[[], None]] = []
+        """Called when the worker has stopped."""
         self.standing: list[Callable[[], Mapping[str, str]]] = []
         """Tell what stands on purpose, and why: it makes the worker not ready."""
         self.app = App(

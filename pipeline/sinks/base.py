@@ -83,7 +83,9 @@ class Sink(ABC):
 
     @abstractmethod
     def open(self, tp: TP, start: int) -> Writer:
-        """Take a partition over; `start` is the offset from which on the group has records to give.
+        """Take a partition over; `start` is the offset from which on the group reads it.
+
+        The first record may lie behind it: ends of transactions, and aborted records, are no records.
 
         Raises TransientError when the destination may answer later.
         """

@@ -187,7 +187,7 @@ class IcebergWriter(Writer):
             try:
                 change = decode(value)
                 time_of(change)
-                value.decode()
+                value.decode()  # as a column it must be UTF-8
             except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others go on
                 rejected.append(Rejected(record, error))
                 continue

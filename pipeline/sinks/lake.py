@@ -117,7 +117,8 @@ class LakeWriter(Writer):
             try:
                 change = decode(value)
                 ts_us = time_of(change)
-                value.decode()  # as a column it must be UTF-8
+                if not value.isascii():
+                    value.decode()  # as a column it must be UTF-8
                 row = Row(cast("int", record.offset()), record.key() or b"", change)
                 directory = directory_of(change.table, ts_us, change.op)
             except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others go on
@@ -172,10 +173,11 @@ class LakeWriter(Writer):
             path, content = f"{directory}/{self._name(file)}", sealed.contents[number]
             if objects.create(path, content):
                 written += 1
-            elif number == 0 and not sealed.decided:
-                found = range_in(objects.read(path))
-                if found.end != sealed.end:
+            else:  # the same rows, perhaps with fewer columns: the manifest is to tell of what is there
+                there = objects.read(path)
+                if number == 0 and not sealed.decided and (found := range_in(there)).end != sealed.end:
                     return self._take_over(sealed, found)
+                sealed.contents[number] = there
             sealed.decided = True
         self._list(sealed)
         self._begin, self._sealed, self._until = sealed.end, None, 0

@@ -98,15 +98,20 @@ class SinkRunner(Participant):
         reject: Callable[[str, int, Rejected], None],
         state: Callable[[Slice, bytes, bytes | None], None],
         fatal: Callable[[HeadwaterError], None],
+        start: Callable[[TP, int], int] = lambda _tp, first: first,
+        group: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Name what the runner needs of its worker.
 
         `submit` runs a function in a thread; `hold` stops and continues a partition's delivery; `reject` writes a dead
-        letter, `state` a record on the topic of states, both into the slice; `fatal` stops the worker.
+        letter, `state` a record on the topic of states, both into the slice; `fatal` stops the worker. `start` returns
+        the offset from which a partition is read, given that of its first record. `group` is the
+        consumer group: two mirrors may have the same partition in hand.
         """
         self.sink, self._metrics, self._clock = sink, metrics, clock
         self._submit, self._hold, self._reject, self._state, self._fatal = submit, hold, reject, state, fatal
+        self._group, self._start = group or sink.name, start
         self._parts: dict[TP, _Part] = {}
         self._held: set[TP] = set()
 
@@ -212,7 +217,7 @@ class SinkRunner(Participant):
         done = _Done()
         try:
             if part.writer is None:
-                part.writer = self.sink.open(tp, part.there)
+                part.writer = self.sink.open(tp, self._start(tp, part.there))
                 if part.writer.position > part.there:
                     done.flushed = Flushed(part.writer.position)
             begin = max(part.writer.position, part.taken)
@@ -259,7 +264,7 @@ class SinkRunner(Participant):
             self._hold(tp, too_much)
 
     def _state_key(self, tp: TP) -> bytes:
-        return f"{self.sink.name}|{tp.topic}|{tp.partition}".encode()
+        return f"{self._group}|{tp.topic}|{tp.partition}".encode()
 
     def _state_value(self, tp: TP, part: _Part) -> bytes | None:
         """Return what is said of a partition on the topic of states; nothing while all is well."""

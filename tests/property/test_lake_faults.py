@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Callable
@@ -164,6 +165,8 @@ def test_every_change_is_in_one_file_whatever_fails(
     files = {path for path in bucket.objects if path.endswith(".parquet")}
     assert set(bucket.listed()) == files
     assert sum(file.rows for file in bucket.listed().values()) == len(topic)
+    for path, file in bucket.listed().items():
+        assert file.sha256 == hashlib.sha256(bucket.objects[path]).hexdigest()
 
 
 def test_a_file_is_closed_when_it_is_old_although_nothing_comes() -> None:

@@ -178,7 +178,13 @@ class _Bench:
 
     def _quix(self) -> float:
         place = self._place()
-        arguments = [place.servers, place.prefix, _topic(place), str(place.directory / "lake"), str(place.state)]
+        arguments = [
+            place.servers,
+            place.prefix,
+            _topic(place),
+            "lake",
+            str(place.state),
+        ]  # it takes no path with a dash in it
         process = systems.run_quix(place, "lake.py", arguments)
         try:
             return self._follow(place, process)

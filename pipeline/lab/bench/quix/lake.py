@@ -8,9 +8,8 @@ import sys
 from typing import Any
 
 from quixstreams import Application  # type: ignore[import-not-found]  # in an environment of its own
-from quixstreams.sinks.community.file.destinations.local import LocalDestination  # type: ignore[import-not-found]
 from quixstreams.sinks.community.file.formats import ParquetFormat  # type: ignore[import-not-found]
-from quixstreams.sinks.community.file.sink import FileSink  # type: ignore[import-not-found]
+from quixstreams.sinks.community.file.local import LocalFileSink  # type: ignore[import-not-found]
 
 
 def row(change: dict[str, Any]) -> dict[str, Any]:
@@ -38,7 +37,7 @@ def main(servers: str, group: str, source: str, directory: str, state: str) -> N
         commit_every=50_000,
         commit_interval=5.0,
     )
-    sink = FileSink(directory="", format=ParquetFormat(compression="zstd"), destination=LocalDestination(directory))
+    sink = LocalFileSink(directory=directory, format=ParquetFormat(compression="zstd"))
     changes = app.dataframe(app.topic(source, value_deserializer="json"))
     changes.apply(row).sink(sink)
     app.run()
