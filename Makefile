@@ -29,10 +29,13 @@ demo: setup ## carry changes from DynamoDB to Parquet on this machine, and prove
 test: setup ## run all tests (TEST_ARGS="-k name" for some)
 	@$(BIN)/pytest -n 2 --dist loadfile $(TEST_ARGS)
 
-bench: setup ## measure deduplication and flows against peers, ingest against plain boto3 (45 minutes)
+bench: setup ## measure deduplication, flows and the lake against peers, ingest, mirror and replay against plain loops (an hour)
 	@$(BIN)/headwater bench dedup --peers
 	@$(BIN)/headwater bench ingest
 	@$(BIN)/headwater bench flows
+	@$(BIN)/headwater bench lake
+	@$(BIN)/headwater bench mirror
+	@$(BIN)/headwater bench replay
 
 chaos: setup ## hurt workers and broker 100 times under load, and prove that nothing is lost (20 minutes; SEED=1 for the same again)
 	@$(BIN)/headwater chaos --faults 100 --seed $(SEED) --page docs/reliability.md --json

@@ -99,7 +99,7 @@ class Change(msgspec.Struct, gc=False, frozen=True):
 
 def _present(raw: msgspec.Raw) -> bytes | None:
     value = bytes(raw)
-    return None if value in {b"", b"null"} else value
+    return None if not value or value == b"null" else value  # no set: it would hash the whole image
 
 
 class EventId(msgspec.Struct, gc=False, frozen=True):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.lab.bench import dedup, flows, ingest, mirror
+from pipeline.lab.bench import dedup, flows, ingest, mirror, replay
 
 FIGURES = {"records_per_s", "cpu_s_per_million", "rss_mib"}
 
@@ -77,4 +77,12 @@ def test_a_tiny_run_of_flows_has_every_figure_and_a_right_output() -> None:
 def test_a_tiny_run_of_the_mirror_has_both_figures_and_a_right_copy() -> None:
     results = mirror.measure(mirror.Options(messages=20_000, rounds=1), lambda _: None)
     assert set(results.as_json()) == {"headwater", "limit"}
+    assert results.failures == []
+
+
+@pytest.mark.kafka
+def test_a_tiny_run_of_replay_has_every_figure_and_a_right_output() -> None:
+    said: list[str] = []
+    results = replay.measure(replay.Options(messages=8_000, rounds=1), said.append)
+    assert set(results.as_json()) == {"replay", "live"}
     assert results.failures == []

@@ -26,7 +26,15 @@ def proved(headwater: Headwater, *arguments: str, **environment: str) -> dict[st
     assert report["written"] == report["raw"]
     assert report["duplicates_dropped"] == report["duplicates_injected"] > 0
     assert report["ingested"] == report["written"] + report["duplicates_injected"]
-    assert report["parquet_rows"] == sum(n for sink, n in report["sinks"].items() if sink != "customers") > 0
+    assert report["parquet_rows"] == report["sinks"]["orders-settled"] + report["sinks"]["orders-other"] > 0
+    copies = report["copies"]
+    assert {name: n for name, n in copies.items() if name.endswith("_differences")} == {
+        f"{what}_differences": 0 for what in ("mirror", "lake", "iceberg", "replica", "replay")
+    }
+    assert copies["mirrored"] == sum(report["sinks"].values())
+    assert copies["lake_rows"] == report["parquet_rows"]
+    assert copies["iceberg_items"] == copies["replica_items"] > 0
+    assert copies["replayed"] == report["sinks"]["customers"] + report["sinks"]["orders-all"]
     assert report["joined"] > 0
     assert report["masked"] > 0
     return report
@@ -37,7 +45,7 @@ def test_every_change_arrives_once_in_order_and_as_it_was_written(headwater: Hea
     report = proved(headwater, "--changes", "20000", "--seed", "7", "--broker", "kafka")
     assert report["written"] == 20_000
     assert report["broker"] == "Apache Kafka 4.2.0"
-    assert set(report["sinks"]) == {"orders-settled", "orders-other", "customers"}
+    assert set(report["sinks"]) == {"orders-settled", "orders-other", "orders-all", "customers"}
 
 
 @pytest.mark.kafka

@@ -227,11 +227,7 @@ class ColumnsLayout:
                         values[index] = None
                         overflow.setdefault(index, {})[attribute] = msgspec.Raw(_encode({"N": value}))
             arrays.append((attribute, *self._array(name, attribute, kind, values)))
-        for member, attribute in zip(decoder.others, decoder.without, strict=True):
-            for index, value in enumerate(map(member, items)):
-                if bytes(value):
-                    overflow.setdefault(index, {})[attribute] = value
-        rest = [_encode(overflow[index]) if index in overflow else None for index in range(len(rows))]
+        rest = self._rest(decoder, items, overflow)
         changes = [row.change for row in rows]
         meta = [
             pa.array([change.event_id for change in changes], pa.string()),
@@ -322,6 +318,26 @@ class ColumnsLayout:
             fit = attribute in decoder.without or (kind is not None and set(_items(bytes(value))) == {TAGS[kind]})
             (fits if fit else rest)[attribute] = value
         return decoder.decode(_encode(fits)), rest
+
+    @staticmethod
+    def _rest(decoder: _Decoder, items: Sequence[Any], overflow: Mapping[int, Item]) -> list[bytes | None]:
+        """Return the overflow of each item; that of attributes without a column is nearly always one of a few."""
+        others: Iterable[tuple[bytes, ...]] = [()] * len(items)
+        if decoder.others:
+            others = zip(*(map(bytes, map(member, items)) for member in decoder.others), strict=True)
+        known: dict[tuple[bytes, ...], bytes | None] = {}
+        rest = []
+        for index, values in enumerate(others):
+            if index in overflow or values not in known:
+                whole = {name: msgspec.Raw(value) for name, value in zip(decoder.without, values, strict=True) if value}
+                whole |= overflow.get(index, {})
+                encoded = _encode(whole) if whole else None
+                if index not in overflow and len(known) < MOST:
+                    known[values] = encoded
+                rest.append(encoded)
+            else:
+                rest.append(known[values])
+        return rest
 
     # -- columns ------------------------------------------------------------------------------------------------------
 
