@@ -63,8 +63,10 @@ class Copies:
 
 
 def destination_settings(directory: Path, other_servers: str) -> dict[str, str]:
-    """Return the settings that demo.toml cannot have: they are others each time."""
+    """Return the settings that demo.toml cannot have: they are others each time. Without a second cluster there are none."""
     mirror = {"name": MIRROR, "bootstrap_servers": other_servers, "replication_factor": 1}
+    if not other_servers:
+        return {"HEADWATER_MIRRORS": "[]", "HEADWATER_LAKES": "[]"}
     lake = {
         "name": LAKE,
         "url": f"file://{directory}/iceberg",
@@ -105,9 +107,12 @@ class Destinations:
 
     def __init__(self, settings: Settings, directory: Path, environment: Mapping[str, str], *, detached: bool) -> None:
         self._settings, self._topics = settings, Topics(settings)
+        self.exist = bool(settings.mirrors)
+        """Whether there are any: with the fallback broker there are none."""
+        kinds = (("mirror", MIRROR), ("replica", REPLICA), ("items", f"lake.{LAKE}"))
         self._workers = [
             Workers(1, directory / kind, {**environment, "HEADWATER_AGENTS": json.dumps([agent])}, detached=detached)
-            for kind, agent in (("mirror", MIRROR), ("replica", REPLICA), ("items", f"lake.{LAKE}"))
+            for kind, agent in (kinds if self.exist else ())
         ]
 
     @property
@@ -132,6 +137,8 @@ class Destinations:
 
     def arrived(self, conf: dict[str, Any], ends: Mapping[str, dict[int, int]]) -> bool:
         """Say whether each has taken all there is."""
+        if not self.exist:
+            return True
         copied = {self._topics.sink(COPIED): ends[self._topics.sink(COPIED)]}
         reads = {("mirror", MIRROR): dict(ends), ("replica", REPLICA): copied, ("lake", LAKE): copied}
         return all(
@@ -141,8 +148,10 @@ class Destinations:
 
     def compare(
         self, sinks: Mapping[str, Recorder], truth: Truth, lake: Objects, replayed: Mapping[str, Any]
-    ) -> Copies:
-        """Look at every destination."""
+    ) -> Copies | None:
+        """Look at every destination; None: there are none."""
+        if not self.exist:
+            return None
         mirrored, mirror_differences = self._mirror(sinks)
         rows, lake_differences = _lake(lake)
         items, item_differences = self._items(truth)

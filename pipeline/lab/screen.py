@@ -69,14 +69,19 @@ def show(console: Console, report: Report) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    copies = report.copies
-    console.print(
-        f"       {copies.mirrored:,} messages on a second cluster ({copies.mirror_differences} differ); {copies.lake_rows:,} "
-        f"rows read by DuckDB ({copies.lake_differences} faults); {copies.iceberg_items:,} items in an Iceberg table "
-        f"({copies.iceberg_differences} differ), {copies.replica_items:,} in a replica ({copies.replica_differences} "
-        f"differ); {copies.replayed:,} messages replayed ({copies.replay_differences} differ)",
-        highlight=False,
-        soft_wrap=True,
-    )
+    if (copies := report.copies) is not None:
+        console.print(
+            f"       {copies.mirrored:,} messages on a second cluster ({copies.mirror_differences} differ); "
+            f"{copies.lake_rows:,} rows read by DuckDB ({copies.lake_differences} faults); {copies.iceberg_items:,} items "
+            f"in an Iceberg table ({copies.iceberg_differences} differ), {copies.replica_items:,} in a replica "
+            f"({copies.replica_differences} differ); {copies.replayed:,} messages replayed "
+            f"({copies.replay_differences} differ)",
+            highlight=False,
+            soft_wrap=True,
+        )
+    else:
+        console.print(
+            "       the fallback broker is too small for the mirror, the replica, the Iceberg table and the replay"
+        )
     for example in report.examples:
         console.print(f"       {example}", markup=False, highlight=False, soft_wrap=True)

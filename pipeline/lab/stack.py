@@ -108,10 +108,10 @@ class Stack:
         second: bool = False,
         progress: Progress,
     ) -> None:
-        """`second`: a second broker too, another cluster."""
+        """`second`: a second broker too, another cluster; not beside the fallback broker, which is busy enough."""
         self._second = second
         self.other_servers = ""
-        """The address of the second broker."""
+        """The address of the second broker; '' for none."""
         self.directory = directory.absolute()
         self.endpoints: Endpoints | None = None
         self._broker_choice = broker
@@ -188,7 +188,8 @@ class Stack:
             self._broker = kafka.choose(self._broker_choice, self.directory / "broker", self._progress)
             self._progress(f"starting {self._broker.name} ({self._broker.reason})")
             self._launch_broker(self._broker)
-        other = self._launch_second() if self._second else None
+        is_small = self._broker is not None and self._broker.name.startswith("noida")
+        other = self._launch_second() if self._second and not is_small else None
         dynamodb, s3 = self._start_aws(url, environment.get(S3_URL))
         if self._broker is not None:  # after the others were started: they come up while it does
             self._wait_for_broker(self._broker)
@@ -229,8 +230,7 @@ class Stack:
         return part.name, part.url
 
     def _launch_second(self) -> tuple[Broker, Process]:
-        choice = "noida" if self._broker is not None and self._broker.name.startswith("noida") else self._broker_choice
-        broker = kafka.choose(choice, self.directory / "other-broker", self._progress)
+        broker = kafka.choose(self._broker_choice, self.directory / "other-broker", self._progress)
         self._progress(f"starting {broker.name}, a second cluster")
         process = broker.start(detached=self._detached)
         self._others.append(process)
