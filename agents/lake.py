@@ -12,6 +12,7 @@ from pipeline.errors import UsageError
 from pipeline.settings import Lake
 from pipeline.sinks.attach import Carrier
 from pipeline.sinks.base import Sink
+from pipeline.sinks.known_gaps import KnownGaps
 from pipeline.sinks.lake import LakeSink, Rotation
 from pipeline.sinks.layouts import Layout
 from pipeline.sinks.layouts.columns import ColumnsLayout
@@ -39,10 +40,17 @@ def attach(worker: Worker) -> None:
 def parquet(worker: Worker, settings: Lake, url: str, sinks: Mapping[str, str], rotation: Rotation) -> Sink:
     """Return the lake of files, with the schemas that their columns follow."""
     schemas = Schemas(worker.transport, worker.topics.lake_schemas)
+    gaps = KnownGaps(worker.transport, worker.topics.gaps)
     columns = settings.layout == "columns"
     layout: Layout = ColumnsLayout(schemas.of, schemas.grow) if columns else EnvelopeLayout()
     if columns:
         worker.transport.join(schemas)
+
+    def ready() -> None:
+        gaps.read()
+        if columns:
+            schemas.read()
+
     return LakeSink(
         Objects(url),
         layout,
@@ -51,7 +59,8 @@ def parquet(worker: Worker, settings: Lake, url: str, sinks: Mapping[str, str], 
         path=settings.path,
         clock=time.monotonic,
         memory=settings.memory,
-        ready=schemas.read if columns else lambda: None,
+        gaps=gaps.of,
+        ready=ready,
     )
 
 

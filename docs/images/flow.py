@@ -37,13 +37,13 @@ HOLDS = [
     (288, "topic", "ingest", "as delivered"),
     (480, "topic", "raw", "every change once"),
     (672, "topic", "sink.*", "what flows emit"),
-    (864, "outside", "Lake", "Parquet in S3"),
+    (864, "outside", "Lake", "Parquet, Iceberg"),
 ]
 CARRIES = [
     (192, "ingest", "walks shards", ["positions:", "topic shards"]),
     (384, "deduplicate", "drops repeats", ["event IDs: RocksDB,", "topic seen"]),
     (576, "transform", "filter, join, route", ["joined tables: RocksDB,", "topics reference.*"]),
-    (768, "lake", "write-once files", ["offsets in", "the names of files"]),
+    (768, "lake", "write-once files", ["beside it: mirror (cluster),", "replica (table)"]),
 ]
 
 
@@ -102,6 +102,7 @@ def draw() -> str:
         *box(192, LOST, "lost", "gaps", "known to be lost", round_by=26),
         f'<text class="note" x="500" y="{LOST + 23}">Green: agents of Headwater, one transaction for</text>',
         f'<text class="note" x="500" y="{LOST + 40}">outputs, state and offsets. Blue and red: topics.</text>',
+        f'<text class="note" x="500" y="{LOST + 57}">A replay takes raw through the flows again.</text>',
     ]
     body = "\n".join(parts)
     return (

@@ -50,8 +50,11 @@ class Gap(msgspec.Struct, frozen=True):
 
     table: str
     shard: str
+    after: str | None
+    before: str | None
     cause: str
     noticed: float
+    """When, in seconds since the epoch."""
 
 
 class Manifest(msgspec.Struct):

@@ -7,18 +7,15 @@ they write. A worker that knows more than the topic says publishes it with its n
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Mapping, Sequence
 
 import msgspec
-from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka import Message
 
-from pipeline.errors import TransientError
+from pipeline.sinks.followed import Followed
 from pipeline.sinks.layouts.columns import Kind, TableSchema
-from pipeline.transport import Follower, Participant, Slice, Transport
+from pipeline.transport import Participant, Slice, Transport
 
-TIMEOUT = 10.0
-PAUSE = 0.02
 _decode = msgspec.json.Decoder(dict[str, Kind]).decode
 
 
@@ -31,7 +28,7 @@ class Schemas(Participant):
         self._schemas: dict[str, TableSchema] = {}
         self._published: dict[str, TableSchema] = {}
         self._publishing: dict[str, TableSchema] = {}
-        self._follower: Follower | None = None
+        self._followed = Followed(transport, topic, self._apply)
 
     def of(self, table: str) -> TableSchema:
         """Return the schema of a table; one without columns where it has none."""
@@ -44,25 +41,8 @@ class Schemas(Participant):
         return merged
 
     def read(self) -> None:
-        """Have the topic read to its end as of now; blocks. Raises TransientError when the broker does not answer."""
-        with self._lock:
-            if self._follower is None:
-                self._follower = Follower(self._transport.client_conf(), self._topic, self._apply)
-                self._follower.start()
-        end, deadline = self._end(), time.monotonic() + TIMEOUT
-        while self._follower.reached.get(0, 0) < end:
-            if time.monotonic() > deadline:
-                raise TransientError(f"the topic {self._topic} could not be read to its end")
-            time.sleep(PAUSE)
-
-    def _end(self) -> int:
-        consumer = Consumer({**self._transport.client_conf(), "group.id": self._topic})
-        try:
-            return int(consumer.get_watermark_offsets(TopicPartition(self._topic, 0), TIMEOUT)[1])
-        except KafkaException as error:
-            raise TransientError(f"the topic {self._topic}: {error.args[0].str()}", hint="headwater check") from error
-        finally:
-            consumer.close()
+        """Return when the topic was read to its end once; blocks. Raises TransientError when the broker does not answer."""
+        self._followed.read()
 
     def _apply(self, records: Sequence[Message]) -> None:
         for record in records:

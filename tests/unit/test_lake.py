@@ -250,6 +250,15 @@ def test_what_a_run_did_not_come_to_delete_is_deleted_by_the_next(tmp_path: Path
     assert verify(objects).problems == ()
 
 
+def test_a_manifest_tells_of_gaps_once(tmp_path: Path) -> None:
+    objects, _ = written(tmp_path)
+    gap = manifests.Gap("T", "shard-1", "5", None, "trimmed", 1.5)
+    for _ in range(2):
+        manifests.add(objects, "table=T/hour=00", [], [gap])
+    assert manifests.decode(objects.read("table=T/hour=00/_manifest.json")).gaps == [gap]
+    assert verify(objects).gaps == 1
+
+
 def test_a_file_name_says_with_which_record_it_begins() -> None:
     assert origin_of("table=T/p.sink.s+3+00000000000000000042.parquet") == ("p.sink.s", 3, 42)
     assert origin_of("table=T/_manifest.json") is None

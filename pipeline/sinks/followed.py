@@ -1,0 +1,49 @@
+"""A topic of one partition that a sink follows: read to its end once, then kept up with."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+
+from pipeline.errors import TransientError
+from pipeline.transport import Follower, Transport
+
+TIMEOUT = 10.0
+PAUSE = 0.02
+
+
+class Followed:
+    """Follows a topic; `apply` gets its records, in a thread of its own. `read` may be called from any thread."""
+
+    def __init__(self, transport: Transport, topic: str, apply: Callable[[Sequence[Message]], None]) -> None:
+        self._transport, self._topic, self._apply = transport, topic, apply
+        self._lock = threading.Lock()
+        self._follower: Follower | None = None
+        self._was_read = False
+
+    def read(self) -> None:
+        """Return when the topic was read to its end once; blocks. Raises TransientError when the broker does not answer."""
+        if self._was_read:
+            return
+        with self._lock:
+            if self._follower is None:
+                self._follower = Follower(self._transport.client_conf(), self._topic, self._apply)
+                self._follower.start()
+        end, deadline = self._end(), time.monotonic() + TIMEOUT
+        while self._follower.reached.get(0, 0) < end:
+            if time.monotonic() > deadline:
+                raise TransientError(f"the topic {self._topic} could not be read to its end", hint="headwater check")
+            time.sleep(PAUSE)
+        self._was_read = True
+
+    def _end(self) -> int:
+        consumer = Consumer({**self._transport.client_conf(), "group.id": self._topic})
+        try:
+            return int(consumer.get_watermark_offsets(TopicPartition(self._topic, 0), TIMEOUT)[1])
+        except KafkaException as error:
+            raise TransientError(f"the topic {self._topic}: {error.args[0].str()}", hint="headwater check") from error
+        finally:
+            consumer.close()
