@@ -20,9 +20,10 @@ from pipeline.errors import HeadwaterError
 from pipeline.flow_settings import TOPIC, Flow
 from pipeline.flows import compile_flow, onlooking
 from pipeline.secrets import mask_key
-from pipeline.settings import DynamoDBStream, Kinesis, Mirror, Settings
+from pipeline.settings import DynamoDBStream, Kinesis, Lake, Mirror, Replica, Settings
 from pipeline.sinks.mirror import copied
 from pipeline.sinks.other_cluster import OtherCluster
+from pipeline.sinks.replica_client import connect, preflight
 from pipeline.sources.aws import TABLES, client, explain
 from pipeline.sources.consumers import Consumers
 from pipeline.sources.kinds import captures, onlooker, snapshotter
@@ -61,8 +62,11 @@ def check(settings: Settings) -> Iterator[Finding]:
         yield from _try("AWS identity", _identity)
     for source in settings.sources:
         yield from _source(source)
-    if settings.lake.url:
-        yield from _try(f"lake {settings.lake.url}", lambda: _lake(settings.lake.url or ""))
+    for lake in (settings.lake, *settings.lakes):
+        if lake.url:
+            yield from _try(f"lake {lake.url}", lambda lake=lake: _lake(lake))  # type: ignore[misc]
+    for replica in settings.replicas:
+        yield from _try(f"replica {replica.name}", lambda replica=replica: _replica(settings, replica))  # type: ignore[misc]
     for mirror in settings.mirrors:
         yield from _try(f"mirror {mirror.name}", lambda mirror=mirror: _mirror(settings, mirror))  # type: ignore[misc]
 
@@ -193,12 +197,25 @@ def _mirror(settings: Settings, mirror: Mirror) -> str:
     return f"{mirror.bootstrap_servers} answers; {', '.join(wanted)}"
 
 
-def _lake(url: str) -> str:
+def _replica(settings: Settings, replica: Replica) -> str:
+    preflight(settings, replica, connect(replica, 2))
+    return "the tables are there"
+
+
+def _lake(lake: Lake) -> str:
+    url = lake.url or ""
+    if lake.table == "iceberg":
+        from pipeline.sinks.iceberg import look as look_at_catalog  # noqa: PLC0415 - an extra
+
+        return look_at_catalog({"warehouse": url, **lake.catalog}, lake.namespace)
     parts = urlsplit(url)
     if parts.scheme == "file":
         return _try_directory(parts.path)
     if parts.scheme != "s3":
-        raise HeadwaterError(f"lake.url {url!r}: expected s3://bucket/prefix or file:///directory")
+        from pipeline.sinks.objects import Objects  # noqa: PLC0415 - an extra
+
+        Objects(url).exists("headwater-check")
+        return "readable; whether it can be written is not known before a file is"
     session = boto3.session.Session()
     client = session.client("s3", region_name=session.region_name or "us-east-1")
     key = f"{parts.path.strip('/')}/headwater-check".lstrip("/")

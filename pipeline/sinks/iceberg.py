@@ -167,6 +167,14 @@ class IcebergSink(Sink):
         return table
 
 
+def look(catalog: Mapping[str, str], namespace: str) -> str:
+    """Return how many tables of ours a catalog has; nothing is written. Raises HeadwaterError when it does not answer."""
+    with explained(f"the catalog of {namespace}"):
+        found = load_catalog("headwater", **catalog)
+        there = found.list_tables(namespace) if (namespace,) in found.list_namespaces() else []
+    return f"the catalog answers; {len(there)} tables in {namespace}"
+
+
 class IcebergWriter(Writer):
     """One partition on its way into tables."""
 
