@@ -54,5 +54,6 @@ def why_not_ready(worker: Worker) -> str:
     if stopped := [reason for stands in worker.standing for reason in stands().values()]:
         return "; ".join(stopped)
     if consumer.backlog.held:
-        return f"state is being recovered for {len(consumer.backlog.held)} partitions"
+        holders = sorted({holder for held in list(consumer.backlog.held.values()) for holder in held})
+        return f"{len(consumer.backlog.held)} partitions are held, by {', '.join(holders)}"
     return ""

@@ -88,8 +88,8 @@ def replay(
         rate=rate,
         dedup=dedup,
     )
-    if wanted.suffix and any(one.suffix == wanted.suffix for one in manage.replays(settings)):
-        raise UsageError(f"--into {wanted.suffix}: another replay has written there", hint="headwater replay list")
+    if wanted.suffix:
+        manage.require_free(settings, wanted.suffix)
     planned = manage.plan(settings, wanted, now)
     if dry_run:
         _say_plan(settings, planned, as_json)

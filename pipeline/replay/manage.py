@@ -42,6 +42,18 @@ def replay_of(settings: Settings, replay_id: str) -> Replay:
     raise UsageError(f"there is no replay {replay_id}", hint="headwater replay list")
 
 
+def require_free(settings: Settings, suffix: str) -> None:
+    """Raise UsageError when there are topics already whose names end with the suffix: of another replay, or live ones."""
+    there = admin(settings.kafka.conf).list_topics(timeout=TIMEOUT).topics
+    if taken := sorted(
+        name for name in there if name.startswith(f"{settings.prefix}.") and name.endswith(f".{suffix}")
+    ):
+        raise UsageError(
+            f"--into {suffix}: {taken[0]} is there already, another replay has written there or it is a live topic",
+            hint="headwater replay list",
+        )
+
+
 def positions_of(settings: Settings, replay: Replay, group: str) -> dict[str, int]:
     """Return how far the ranges of a replay were read, by its group; those that were not begun are left out."""
     with on_cluster():
