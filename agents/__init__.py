@@ -14,9 +14,10 @@
     lake          <p>.sink.*            -> <p>.lake-schemas, Parquet files or Iceberg tables  agents/lake.py
     mirror        <p>.sink.*            -> another Kafka cluster      agents/mirror.py
     replica       <p>.sink.*            -> another DynamoDB table     agents/replica.py
+    pubsub        <p>.sink.*            -> Google Pub/Sub             agents/pubsub.py
 
 What a step rejects goes to <p>.dead-letter, what was done about it to <p>.dead-letter-states;
-changes known to be lost are written to <p>.gaps; why a lake, a mirror or a replica waits, to <p>.sink-states.
+changes known to be lost are written to <p>.gaps; why a lake, a mirror, a replica or Pub/Sub waits, to <p>.sink-states.
 The sinks keep one contract: pipeline/sinks/base.py. A replay reads <p>.raw again, into topics of its own, and says on
 <p>.replays how far it is: pipeline/replay/.
 """

@@ -261,6 +261,7 @@ def wanted_agents(settings: Settings) -> tuple[str, ...]:
         "lake": settings.lake.url and Topics(settings).lake_sinks,
         "mirror": None,  # they are named
         "replica": None,
+        "pubsub": None,
     }
     return tuple(name for name in known_agents() if has_work.get(name, True))
 

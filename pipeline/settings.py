@@ -448,6 +448,22 @@ def _secret(name: str, value: Any) -> Any:
     return os.environ[variable]
 
 
+class PubSub(Section):
+    """Publishes sink topics to Google Pub/Sub, at least once. It is run by itself: headwater run pubsub."""
+
+    name: Name = Field("pubsub", description="Its name, of its own: headwater run pubsub.NAME.")
+    project: str = Field(min_length=1, description="The project of the topics.")
+    sinks: tuple[Name, ...] = Field((), description="The sinks whose topics are published; empty: all.")
+    topic: str = Field(
+        "{topic}",
+        pattern=r"^(?:[A-Za-z0-9._~+%-]|\{(?:topic|sink)\})+$",
+        description="The Pub/Sub topic: {topic} is the Kafka topic's name, {sink} that of the sink. It must be there.",
+    )
+    endpoint: str | None = Field(
+        None, description="host:port of a regional endpoint; an emulator is named by PUBSUB_EMULATOR_HOST."
+    )
+
+
 class Replica(Section):
     """Keeps another DynamoDB table equal to a captured one. It is run by itself: headwater run replica."""
 
@@ -542,6 +558,7 @@ class Settings(BaseSettings):
     lake: Lake = Lake()
     lakes: tuple[NamedLake, ...] = Field((), description="More lakes: see [[lakes]].")
     mirrors: tuple[Mirror, ...] = Field((), description="Other Kafka clusters: see [[mirrors]].")
+    pubsubs: tuple[PubSub, ...] = Field((), description="Google Pub/Sub: see [[pubsubs]].")
     replicas: tuple[Replica, ...] = Field((), description="Other DynamoDB tables: see [[replicas]].")
     web: Web = Web()
 
@@ -552,6 +569,7 @@ class Settings(BaseSettings):
             "mirrors": self.mirrors,
             "replicas": self.replicas,
             "lakes": self.lakes,
+            "pubsubs": self.pubsubs,
         }
         for kind, things in named.items():
             names = [thing.name for thing in things]
@@ -561,11 +579,11 @@ class Settings(BaseSettings):
 
     @property
     def destination(self) -> tuple[str, str] | None:
-        """Which mirror, replica or lake of [[lakes]] the worker runs, by kind and name; None: it runs other agents.
+        """Which mirror, replica, Pub/Sub or lake of [[lakes]] the worker runs, by kind and name; None: it runs other agents.
 
         Raises UsageError where that is not clear.
         """
-        kinds = {"mirror": self.mirrors, "replica": self.replicas, "lake": self.lakes}
+        kinds = {"mirror": self.mirrors, "replica": self.replicas, "lake": self.lakes, "pubsub": self.pubsubs}
         # The lake of [lake] is in the group of the others.
         wanted = [agent for agent in self.agents if agent.partition(".")[0] in kinds and agent != "lake"]
         if not wanted:

@@ -312,6 +312,7 @@ def _lags_of_others(settings: Settings, topics: Topics, there: Mapping[str, int]
     kinds = {
         **{("lake", one.name): topics.sinks_of(one) for one in settings.lakes},
         **{("mirror", one.name): _some(topics.sinks, one.sinks) for one in settings.mirrors},
+        **{("pubsub", one.name): _some(topics.sinks, one.sinks) for one in settings.pubsubs},
         **{("replica", one.name): _some(topics.sinks, one.sinks) for one in settings.replicas},
     }
     for (kind, name), sinks in kinds.items():

@@ -31,6 +31,7 @@ from pipeline.settings import (
     Lake,
     Mirror,
     NamedLake,
+    PubSub,
     Registry,
     Replica,
     Settings,
@@ -82,10 +83,11 @@ SECTIONS: Sequence[tuple[str, str, type[BaseModel]]] = [
     ("[lake]", "lake", Lake),
     ("[[lakes]]", "lakes", NamedLake),
     ("[[mirrors]]", "mirrors", Mirror),
+    ("[[pubsubs]]", "pubsubs", PubSub),
     ("[[replicas]]", "replicas", Replica),
     ("[web]", "web", Web),
 ]
-LISTS = ("sources", "flows", "lakes", "mirrors", "replicas")
+LISTS = ("sources", "flows", "lakes", "mirrors", "pubsubs", "replicas")
 """Lists have one variable for the whole of them, as JSON."""
 TYPES: Mapping[Any, str] = {
     str: "text",

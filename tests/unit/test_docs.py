@@ -294,6 +294,7 @@ MAP = the_map()
 DESTINATIONS: dict[str, dict[str, Any]] = {
     "mirror": {"mirrors": ({"bootstrap_servers": "127.0.0.1:9093"},)},
     "replica": {"replicas": ({"sinks": ("orders-all",)},)},
+    "pubsub": {"pubsubs": ({"project": "p"},)},
 }
 """Agents that have a worker of their own, and the settings that they need."""
 

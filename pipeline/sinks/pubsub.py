@@ -1,0 +1,202 @@
+"""Google Pub/Sub: each message of a sink topic as one message there, in order of each item, at least once.
+
+Pub/Sub has no transactions: what was published when a worker died before its offset moved is published again. Subscribers
+who want each change once know it by the attribute `event_id`. Messages of an item have one ordering key: a message that
+cannot be published holds those of its item back, not the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from confluent_kafka import Message
+from faust.types import TP
+from google.api_core.exceptions import (
+    GoogleAPICallError,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    RetryError,
+    Unauthenticated,
+)
+from google.auth.exceptions import GoogleAuthError
+from google.cloud.pubsub_v1 import PublisherClient
+from google.cloud.pubsub_v1.types import BatchSettings, PublisherOptions
+
+from pipeline.errors import FatalError, TransientError
+from pipeline.settings import PubSub as PubSubSettings
+from pipeline.sinks.base import Flushed, Rejected, Sink, Writer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+TIMEOUT = 60.0
+"""Seconds that the messages of a flush may take."""
+MOST = 2_000
+"""Messages of a flush."""
+KEY_BYTES = 1_024
+"""Of an ordering key, at most."""
+ATTRIBUTE_BYTES = 1_024
+TOMBSTONE = "tombstone"
+"""Attribute of a message whose Kafka value is null: Pub/Sub has no null."""
+
+
+class Waiting(NamedTuple):
+    """A message that is not published yet."""
+
+    record: Message
+    ordering_key: str
+
+
+class PubSub(Sink):
+    """Topics of a project."""
+
+    name = "pubsub"
+
+    def __init__(self, settings: PubSubSettings, sinks: Mapping[str, str]) -> None:
+        """`sinks`: Kafka topics by sink."""
+        self._settings = settings
+        self._topic_of = {
+            topic: f"projects/{settings.project}/topics/{settings.topic.format(topic=topic, sink=sink)}"
+            for sink, topic in sinks.items()
+            if not settings.sinks or sink in settings.sinks
+        }
+        self._client: Any = None
+
+    @property
+    def topics(self) -> list[str]:
+        """The Kafka topics that are published."""
+        return list(self._topic_of)
+
+    @property
+    def client(self) -> Any:
+        """Google's client; raises FatalError where it has no credentials."""
+        if self._client is None:
+            options = {"api_endpoint": self._settings.endpoint} if self._settings.endpoint else {}
+            try:
+                self._client = PublisherClient(
+                    publisher_options=PublisherOptions(enable_message_ordering=True),
+                    batch_settings=BatchSettings(max_messages=500, max_bytes=4 << 20, max_latency=0.01),
+                    client_options=options,
+                )
+            except GoogleAuthError as error:
+                raise FatalError(
+                    f"the Pub/Sub {self._settings.name}: {error}", hint="gcloud auth application-default login"
+                ) from error
+        return self._client
+
+    def prepare(self) -> None:
+        """Look at the topics; raise FatalError when one is not there, or may not be seen."""
+        for topic in self._topic_of.values():
+            try:
+                self.client.get_topic(request={"topic": topic}, timeout=TIMEOUT)
+            except NotFound as error:
+                short = topic.rpartition("/")[2]
+                hint = f"gcloud pubsub topics create {short} --project {self._settings.project}"
+                raise FatalError(f"there is no topic {topic}", hint=hint) from error
+            except (GoogleAPICallError, GoogleAuthError, RetryError) as error:
+                raise FatalError(f"the topic {topic}: {error}", hint="gcloud auth application-default login") from error
+
+    def open(self, tp: TP, start: int) -> PubSubWriter:
+        """Take a partition over: Pub/Sub does not tell what it has, so what may be there is published again."""
+        return PubSubWriter(self.client, self._topic_of[tp.topic], start)
+
+    def close(self) -> None:
+        """Send nothing more."""
+        if self._client is not None:
+            self._client.stop()
+
+
+class PubSubWriter(Writer):
+    """One partition on its way to a topic."""
+
+    def __init__(self, client: Any, topic: str, start: int) -> None:
+        self.position = self._end = self._there = start
+        self._client, self._topic = client, topic
+        self._waiting: list[Waiting] = []
+        self._size = 0
+
+    def add(self, records: Sequence[Message], end: int) -> Sequence[Rejected]:
+        """Take records."""
+        self._waiting += [Waiting(record, ordering_key(record.key() or b"")) for record in records]
+        self._size += sum(len(record) for record in records)
+        self._end = end
+        return ()
+
+    @property
+    def size(self) -> int:
+        """Bytes that wait."""
+        return self._size
+
+    def is_due(self, now: float) -> bool:
+        """Say whether anything waits."""
+        return self._end > self._there
+
+    def flush(self) -> Flushed:
+        """Publish what waits, oldest first. What is refused for good is left out, and the others of its item go on."""
+        given, rejected = self._waiting[:MOST], list[Rejected]()
+        left, suspect, error = self._publish(given)
+        for key in suspect:  # one message at fault has failed all that were sent with it: they are sent one by one
+            mine = [one for one in left if one.ordering_key == key]
+            left = [one for one in left if one.ordering_key != key]
+            for number, one in enumerate(mine):
+                behind, at_fault, error = self._publish([one])
+                if at_fault:
+                    rejected.append(Rejected(one.record, at_fault[key]))
+                elif behind:
+                    left += mine[number:]
+                    break
+        left.sort(key=lambda one: cast("int", one.record.offset()))
+        published = len(given) - len(left) - len(rejected)
+        self._waiting = [*left, *self._waiting[len(given) :]]
+        self._size = sum(len(one.record) for one in self._waiting)
+        self._there = cast("int", self._waiting[0].record.offset()) if self._waiting else self._end
+        if error is not None and not published and not rejected:
+            raise TransientError(f"the topic {self._topic}: {error or type(error).__name__}", hint="headwater status")
+        return Flushed(self._there, {"records": published} if published else {}, rejected)
+
+    def _publish(self, given: Sequence[Waiting]) -> tuple[list[Waiting], dict[str, InvalidArgument], Exception | None]:
+        """Publish messages; return those that were not, the items of which one was refused, and what else went wrong."""
+        under_way = [
+            (one, self._client.publish(self._topic, data(one.record), one.ordering_key, **attributes(one.record)))
+            for one in given
+        ]
+        left, refused, error = list[Waiting](), dict[str, InvalidArgument](), cast("Exception | None", None)
+        for one, future in under_way:
+            try:
+                future.result(TIMEOUT)
+            except InvalidArgument as why:
+                refused.setdefault(one.ordering_key, why)
+                left.append(one)
+            except (NotFound, PermissionDenied, Unauthenticated) as why:
+                raise FatalError(
+                    f"the topic {self._topic}: {why}", hint=f"gcloud pubsub topics describe {self._topic}"
+                ) from why
+            except Exception as why:  # noqa: BLE001 - a time-out, one that was cancelled, an error of the way: all may pass
+                error = why
+                left.append(one)
+        for key in {one.ordering_key for one in left}:
+            self._client.resume_publish(self._topic, key)
+        return left, refused, error
+
+
+def data(record: Message) -> bytes:
+    """Return the data of a message."""
+    return record.value() or b""
+
+
+def ordering_key(key: bytes) -> str:
+    """Return the ordering key of an item: its item key, or a hash of it where that is too long."""
+    return key.decode() if len(key) <= KEY_BYTES else hashlib.sha256(key).hexdigest()
+
+
+def attributes(record: Message) -> dict[str, str]:
+    """Return the attributes of a message: its headers, as text, and whether it is a tombstone."""
+    found = {
+        name: value.decode(errors="replace")
+        for name, value in cast("list[tuple[str, bytes]]", record.headers() or [])
+        if len(value) <= ATTRIBUTE_BYTES
+    }
+    return found | ({TOMBSTONE: "true"} if record.value() is None else {})
