@@ -214,7 +214,8 @@ def test_a_worker_tells_how_it_is(deployment: Deployment, headwater: Headwater) 
     assert {lag["agent"]: lag["records"] for lag in status["lag"]} == {"deduplicate": 0, "transform": 0, "lake": 0}
     files = sorted((deployment.directory / "lake").rglob("*.parquet"))
     assert files
-    assert all(file.parent.name == "sink=all" for file in files)
+    assert {file.parents[2].name for file in files} == {"table=t"}
+    assert json.loads(headwater("lake", "verify", "--json", **deployment.environment).stdout)["rows"] == 20
 
 
 def test_a_spare_worker_is_ready_and_stops_in_peace(deployment: Deployment) -> None:
@@ -247,7 +248,11 @@ def test_the_procfile_runs_one_worker_an_agent(deployment: Deployment, dynamodb:
     log = deployment.directory / "honcho.log"
     honcho = processes.start(
         "honcho",
-        [sys.executable, "-m", "honcho", "-f", str(root / "Procfile"), "-d", str(deployment.directory), "start"],
+        # As the README says: the others need settings of their own.
+        [
+            *(sys.executable, "-m", "honcho", "-f", str(root / "Procfile"), "-d", str(deployment.directory), "start"),
+            *("ingest", "deduplicate", "transform", "lake"),
+        ],
         log=log,
         address="",
         environment={**deployment.environment, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
