@@ -27,7 +27,8 @@ demo: setup ## carry changes from DynamoDB to Parquet on this machine, and prove
 	@$(BIN)/headwater demo $(DEMO_ARGS)
 
 test: setup ## run all tests (TEST_ARGS="-k name" for some)
-	@$(BIN)/pytest -n 2 --dist loadfile $(TEST_ARGS)
+	@$(BIN)/pytest -n 2 --dist loadfile tests/unit tests/property tests/conformance $(TEST_ARGS) || test $$? -eq 5
+	@$(BIN)/pytest tests/integration $(TEST_ARGS) || test $$? -eq 5
 
 bench: setup ## measure deduplication, flows and the lake against peers, ingest, mirror and replay against plain loops (an hour)
 	@$(BIN)/headwater bench dedup --peers

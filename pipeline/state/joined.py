@@ -252,7 +252,8 @@ class Joined(Parked):
                 if start < end:
                     await asyncio.to_thread(self._read, missed, table, TP(topic, number), start, end)
         with self._lock:
-            self._news[tp.partition] = missed + self._news[tp.partition]
+            if tp.partition in self._news:  # else it has been revoked meanwhile
+                self._news[tp.partition] = missed + self._news[tp.partition]
         return partition
 
     def _read(self, missed: list[Change], table: str, tp: TP, start: int, end: int) -> None:
