@@ -15,7 +15,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn, Protocol
 
 import msgspec
 import typer
@@ -527,6 +527,21 @@ def soak_sources(
         raise typer.Exit(1)
 
 
+class _Results(Protocol):
+    def as_json(self) -> Any: ...
+
+    @property
+    def failures(self) -> list[str]: ...
+
+
+def _end(results: _Results, as_json: bool) -> None:
+    """Print what was measured, and fail when an output was wrong."""
+    if as_json:
+        print_json(results.as_json())
+    if results.failures:
+        raise HeadwaterError("; ".join(results.failures), hint="run it again; keep the directory it names")
+
+
 @bench.command(name="dedup")
 def bench_dedup(
     messages: Annotated[int, typer.Option(min=1_000, help="Records a run.")] = 600_000,
@@ -544,10 +559,7 @@ def bench_dedup(
     report.show(results, err)
     if plot is not None:
         say(f"wrote {report.plot(results, plot)}")
-    if as_json:
-        print_json(results.as_json())
-    if results.failures:
-        raise HeadwaterError("; ".join(results.failures), hint="run it again; keep the directory it names")
+    _end(results, as_json)
 
 
 @bench.command(name="flows")
@@ -567,10 +579,7 @@ def bench_flows(
     tasks = tuple(one_of("--task", one, *flow_bench.TASKS) for one in task or flow_bench.TASKS)
     results = flow_bench.measure(flow_bench.Options(messages=messages, rounds=rounds, peers=peers, tasks=tasks), say)
     flow_report.show(results, err)
-    if as_json:
-        print_json(results.as_json())
-    if results.failures:
-        raise HeadwaterError("; ".join(results.failures), hint="run it again; keep the directory it names")
+    _end(results, as_json)
 
 
 @bench.command(name="lake")
@@ -585,10 +594,7 @@ def bench_lake(
 
     results = lake_bench.measure(lake_bench.Options(messages=messages, rounds=rounds, peers=peers), say)
     lake_bench.show(results, err)
-    if as_json:
-        print_json(results.as_json())
-    if results.failures:
-        raise HeadwaterError("; ".join(results.failures), hint="run it again; keep the directory it names")
+    _end(results, as_json)
 
 
 @bench.command(name="replay")
@@ -602,10 +608,7 @@ def bench_replay(
 
     results = replay_bench.measure(replay_bench.Options(messages=messages, rounds=rounds), say)
     replay_bench.show(results, err)
-    if as_json:
-        print_json(results.as_json())
-    if results.failures:
-        raise HeadwaterError("; ".join(results.failures), hint="run it again; keep the directory it names")
+    _end(results, as_json)
 
 
 @bench.command(name="ingest")
@@ -619,10 +622,7 @@ def bench_ingest(
 
     results = ingest.measure(ingest.Options(messages=messages, rounds=rounds), say)
     ingest_report.show(results, err)
-    if as_json:
-        print_json(results.as_json())
-    if results.failures:
-        raise HeadwaterError("; ".join(results.failures), hint="run it again; keep the directory it names")
+    _end(results, as_json)
 
 
 @bench.command(name="mirror")

@@ -13,6 +13,7 @@ from dotenv import dotenv_values
 from pydantic import (
     AwareDatetime,
     BaseModel,
+    BeforeValidator,
     Discriminator,
     Field,
     Tag,
@@ -69,6 +70,22 @@ OWNED = {
 SETTINGS_OF_THEIR_OWN = {"group.protocol": "group_protocol", "group.instance.id": "instance_id"}
 
 
+def _flatten(nested: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        flat |= _flatten(value, f"{before}{name}.") if isinstance(value, Mapping) else {f"{before}{name}": value}
+    return flat
+
+
+def _flat(properties: Any) -> Any:
+    """Take `security.protocol = "SASL_SSL"` as it is written in a properties file: in TOML it is a nested table."""
+    return _flatten(properties) if isinstance(properties, Mapping) else properties
+
+
+Properties: TypeAlias = Annotated[dict[str, str | int | float | bool], BeforeValidator(_flat)]
+"""Properties of a client, by their dotted names."""
+
+
 class Kafka(Section):
     """The Kafka cluster."""
 
@@ -86,7 +103,7 @@ class Kafka(Section):
         description="The worker's own name in the group (static membership): a restart within the session time-out gets its "
         "partitions back, and nobody else's move.",
     )
-    properties: dict[str, str | int | float | bool] = Field(
+    properties: Properties = Field(
         default_factory=dict,
         description="Any librdkafka property, for every client: security.protocol, sasl.username, ...",
         repr=False,  # passwords are among them
@@ -96,12 +113,6 @@ class Kafka(Section):
     def conf(self) -> dict[str, Any]:
         """What every client of the cluster is configured with, for librdkafka."""
         return {"bootstrap.servers": self.bootstrap_servers, **self.properties}
-
-    @field_validator("properties", mode="before")
-    @classmethod
-    def _flat(cls, properties: Any) -> Any:
-        """Take `security.protocol = "SASL_SSL"` as it is written in a properties file: in TOML it is a nested table."""
-        return _flatten(properties) if isinstance(properties, Mapping) else properties
 
     @field_validator("properties")
     @classmethod
@@ -125,13 +136,6 @@ def not_ours(properties: dict[str, Any]) -> dict[str, Any]:
     if owned := sorted(OWNED & set(properties)):
         raise ValueError(f"{', '.join(owned)}: Headwater sets this itself, exactly-once depends on it")
     return properties
-
-
-def _flatten(nested: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in nested.items():
-        flat |= _flatten(value, f"{before}{name}.") if isinstance(value, Mapping) else {f"{before}{name}": value}
-    return flat
 
 
 class DynamoDBStream(Section):
@@ -293,16 +297,11 @@ class Registry(Section):
     """A Schema Registry with Confluent's API, for the formats that need one."""
 
     url: str | None = Field(None, description="http(s)://host:port, several comma-separated.")
-    properties: dict[str, str | int | float | bool] = Field(
+    properties: Properties = Field(
         default_factory=dict,
         description="More of the registry's client: basic.auth.user.info, ssl.ca.location, ...",
         repr=False,  # passwords are among them
     )
-
-    @field_validator("properties", mode="before")
-    @classmethod
-    def _flat(cls, properties: Any) -> Any:
-        return _flatten(properties) if isinstance(properties, Mapping) else properties
 
 
 LAKE_FIELDS = ("table", "sink", "op", "date", "hour", "year", "month", "day")
@@ -338,7 +337,7 @@ class Lake(Section):
         "append",
         description="With iceberg: append: one row a change. upsert: one row an item, as it is now; deletions are applied.",
     )
-    catalog: dict[str, str] = Field(
+    catalog: Annotated[dict[str, str], BeforeValidator(_flat)] = Field(
         default_factory=dict,
         description="With iceberg: the catalog, as pyiceberg takes it: type (sql, rest, glue), uri, ...; `warehouse` is "
         "lake.url where it is not given.",
@@ -360,11 +359,6 @@ class Lake(Section):
         ge=1 << 20,
         description="Bytes that the open files of a worker take; beyond it, the largest are closed before their time.",
     )
-
-    @field_validator("catalog", mode="before")
-    @classmethod
-    def _flat(cls, properties: Any) -> Any:
-        return _flatten(properties) if isinstance(properties, Mapping) else properties
 
     @model_validator(mode="after")
     def _modes_are_of_tables(self) -> Lake:
@@ -398,7 +392,7 @@ class Mirror(Section):
 
     name: Name = Field("mirror", description="Its name, of its own: headwater run mirror.NAME.")
     bootstrap_servers: str = Field(min_length=1, description="Brokers of the other cluster, comma-separated host:port.")
-    properties: dict[str, str | int | float | bool] = Field(
+    properties: Properties = Field(
         default_factory=dict,
         description="Any librdkafka property for the other cluster: security.protocol, sasl.username, ...; env:NAME takes the "
         "value of a variable.",
@@ -425,11 +419,6 @@ class Mirror(Section):
     def conf(self) -> dict[str, Any]:
         """What every client of the other cluster is configured with, for librdkafka; raises UsageError without a secret."""
         return {"bootstrap.servers": self.bootstrap_servers, **{k: _secret(k, v) for k, v in self.properties.items()}}
-
-    @field_validator("properties", mode="before")
-    @classmethod
-    def _flat(cls, properties: Any) -> Any:
-        return _flatten(properties) if isinstance(properties, Mapping) else properties
 
     @field_validator("properties")
     @classmethod

@@ -270,9 +270,13 @@ def _gaps(consumer: Consumer, topic: str, partitions: int) -> list[Gap]:
 
 
 def _latest(consumer: Consumer, topic: str, partitions: int) -> dict[bytes, bytes]:
-    """Return what a compacted topic says by key; what was taken back is left out."""
+    return latest(read(consumer, topic, dict.fromkeys(range(partitions), OFFSET_BEGINNING), None))
+
+
+def latest(records: Iterable[Message]) -> dict[bytes, bytes]:
+    """Return what the records of a compacted topic say by key; what was taken back is left out."""
     found: dict[bytes, bytes] = {}
-    for record in read(consumer, topic, dict.fromkeys(range(partitions), OFFSET_BEGINNING), None):
+    for record in records:
         if value := record.value():
             found[record.key() or b""] = value
         else:

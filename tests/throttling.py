@@ -7,10 +7,11 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Lock, Thread
+from http.server import BaseHTTPRequestHandler
+from threading import Lock
 
 import urllib3
+from listening import listening
 
 WRITES = {"PutItem", "DeleteItem", "TransactWriteItems"}
 KEPT = {"content-type", "x-amz-target", "x-amz-date", "authorization", "x-amz-security-token", "user-agent"}
@@ -71,22 +72,8 @@ def throttling(upstream: str, share: float) -> Iterator[Throttling]:
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as http.server names it
             pass
 
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-
-        def handle_error(self, request: object, client_address: object) -> None:
-            """A client that is killed closes its connections."""
-
-    server = Server(("127.0.0.1", 0), Handler)
-    proxy.url = f"http://127.0.0.1:{server.server_port}"
-    thread = Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with listening(Handler) as proxy.url:
         yield proxy
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def error(code: str) -> bytes:

@@ -15,6 +15,7 @@ from pipeline.replay.run import all_of, id_of, on_cluster
 from pipeline.replay.source import LakeSource, RawSource, Source
 from pipeline.settings import Settings
 from pipeline.sinks.paths import origin_of
+from pipeline.status import latest
 from pipeline.topics import Topics, admin, ensure
 from pipeline.transport.producer import partition_of
 
@@ -25,13 +26,7 @@ SAMPLE = 1_000
 
 def replays(settings: Settings) -> list[Replay]:
     """Return all replays, oldest first."""
-    found: dict[bytes, Replay] = {}
-    for record in all_of(settings, Topics(settings).replays):
-        if value := record.value():
-            found[record.key() or b""] = decode(value)
-        else:
-            found.pop(record.key() or b"", None)
-    return sorted(found.values(), key=lambda one: one.at)
+    return sorted(map(decode, latest(all_of(settings, Topics(settings).replays)).values()), key=lambda one: one.at)
 
 
 def replay_of(settings: Settings, replay_id: str) -> Replay:

@@ -28,7 +28,7 @@ from pipeline.replay.plan import Progress, Replay, State, encode, place
 from pipeline.replay.source import Lot, Source
 from pipeline.settings import Settings
 from pipeline.state.reference import plain_item
-from pipeline.status import read
+from pipeline.status import read, reading
 from pipeline.steps.flow import Flow, Given, Result
 from pipeline.steps.python import load
 from pipeline.topics import Topics, admin, ensure, unreachable
@@ -182,18 +182,19 @@ class Run:
     def _topic(self, flow: flow_settings.Flow, sink: str) -> str:
         live = self._topics.sink(sink) if sink else self._topics.enriched(flow.through or "")
         topic = self.replay.topic(live)
+        self._require(topic)
+        self._topics_of[flow.name, sink] = topic
+        return topic
+
+    def _require(self, topic: str) -> None:
         if topic not in self._known:
             ensure(admin(self.settings.kafka.conf), [self._topics.late(topic)], self.settings.kafka.replication_factor)
             self._known.add(topic)
-        self._topics_of[flow.name, sink] = topic
-        return topic
 
     def _reject(self, lot: Lot, offset: int, key: bytes | None, value: bytes, error: Exception, flow: str = "") -> None:
         letter = DeadLetter(lot.topic, lot.partition, offset, STAGE, error, key, value, [], flow)
         topic = self.replay.topic(self._topics.dead_letter)
-        if topic not in self._known:
-            ensure(admin(self.settings.kafka.conf), [self._topics.late(topic)], self.settings.kafka.replication_factor)
-            self._known.add(topic)
+        self._require(topic)
         self._produce(topic, key, value, -1, self._told(letter.headers))
 
     def _produce(
@@ -333,21 +334,8 @@ def references_of(settings: Settings, table: str) -> dict[bytes, bytes]:
 
 def all_of(settings: Settings, topic: str) -> list[Message]:
     """Return all records of a topic; none when it is not there."""
-    consumer = Consumer(
-        {
-            **settings.kafka.conf,
-            "group.id": f"{settings.prefix}.replay",
-            "enable.auto.commit": False,
-            "auto.offset.reset": "earliest",
-            "isolation.level": "read_committed",
-            "enable.partition.eof": True,
-        }
-    )
-    try:
-        with on_cluster():
-            partitions = consumer.list_topics(timeout=TIMEOUT).topics
-            if topic not in partitions:
-                return []
-            return read(consumer, topic, dict.fromkeys(partitions[topic].partitions, OFFSET_BEGINNING), None)
-    finally:
-        consumer.close()
+    with reading(settings, f"{settings.prefix}.replay") as consumer:
+        partitions = consumer.list_topics(timeout=TIMEOUT).topics
+        if topic not in partitions:
+            return []
+        return read(consumer, topic, dict.fromkeys(partitions[topic].partitions, OFFSET_BEGINNING), None)
