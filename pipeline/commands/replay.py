@@ -107,7 +107,7 @@ def _say_plan(settings: Settings, planned: Replay, as_json: bool) -> None:
         **manage.as_data(planned),
         "records_at_most": planned.total,
         "bytes_about": round(planned.total * size),
-        "seconds_about": round(planned.total / rate, 1) if rate else None,
+        "seconds_about": round(planned.total / rate, 3) if rate else None,
     }
     if as_json:
         print_json(found)
@@ -126,6 +126,7 @@ def _run(settings: Settings, replay: Replay, rate: float, max_lag: int, as_json:
     if replay.state in {"done", "promoting", "promoted"}:
         raise UsageError(f"the replay {replay.id} is {replay.state}", hint=f"headwater replay diff {replay.id}")
     positions = manage.positions_of(settings, replay, replay.group(settings.prefix))
+    replay = msgspec.structs.replace(replay, rate=rate or replay.rate)
     stop = _Stop()
     source = manage.source_of(settings, replay, positions)
     started, progress = time.monotonic(), _Progress(replay)
@@ -134,7 +135,7 @@ def _run(settings: Settings, replay: Replay, rate: float, max_lag: int, as_json:
         with progress:
             run = Run(
                 settings,
-                msgspec.structs.replace(replay, rate=rate or replay.rate),
+                replay,
                 compiled(settings, replay.flows),
                 source,
                 on_progress=progress.show,

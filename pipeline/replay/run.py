@@ -105,6 +105,8 @@ class Run:
                 self._write(lot)
                 lots.append(lot)
             self._producer.poll(0)
+            if self.replay.rate and lots:
+                break  # no burst beyond the rate
         if begun:
             self._commit(lots, "running", begun=True)
 

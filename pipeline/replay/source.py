@@ -62,6 +62,7 @@ class RawSource:
         """`positions`: how far ranges were read before, by their names."""
         self._ends = {name: end for name, (begin, end) in replay.ranges.items() if positions.get(name, begin) < end}
         self._clock, self._heard = clock, clock()
+        self._most = max(2, min(MOST, int(replay.rate / 2))) if replay.rate else MOST
         self._consumer = Consumer(
             {
                 **conf,
@@ -97,7 +98,7 @@ class RawSource:
         last_place: tuple[str | None, int | None] = None, None
         end = 0
         first = self._consumer.poll(POLL)  # `consume` with a time waits for all that it may have
-        for message in [first, *self._consumer.consume(MOST, 0)] if first is not None else []:
+        for message in [first, *self._consumer.consume(self._most - 1, 0)] if first is not None else []:
             place_of = message.topic(), message.partition()
             offset = cast("int", message.offset())
             if place_of != last_place:  # records of a partition come one after the other
