@@ -93,8 +93,13 @@ class Change(msgspec.Struct, gc=False, frozen=True):
 
         DynamoDB Streams rounds it down to the second; Kinesis says its precision, and old records, which do not, have ms.
         """
+        return round(self.body.created * self.unit)
+
+    @property
+    def unit(self) -> int:
+        """What its time counts, in microseconds."""
         unit = self.body.precision or ("MILLISECOND" if self.record_format else "SECOND")
-        return round(self.body.created * MICROSECONDS.get(unit, 1_000_000))
+        return MICROSECONDS.get(unit, 1_000_000)
 
 
 def _present(raw: msgspec.Raw) -> bytes | None:
@@ -121,15 +126,25 @@ def table_of(arn: str) -> str:
 
 def decode(value: bytes) -> Change:
     """Read a change; raise MalformedChangeError when it is none."""
+    (change,) = decode_unchecked([value])
+    check(change)
+    return change
+
+
+def decode_unchecked(values: Iterable[bytes]) -> list[Change]:
+    """Read changes of which `check` is to be asked yet; raise MalformedChangeError when one cannot be read."""
     try:
-        change = _decode(value)
+        return list(map(_decode, values))
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise MalformedChangeError(f"not a change: {error}") from error
+
+
+def check(change: Change) -> None:
+    """Raise MalformedChangeError when nobody can tell what a change does, or to which table."""
     if change.event_name not in OPS:
         raise MalformedChangeError(f"unknown eventName {change.event_name!r}, expected one of {', '.join(OPS)}")
     if not change.table:
         raise MalformedChangeError("neither tableName nor a table in eventSourceARN")
-    return change
 
 
 def event_ids(values: Iterable[bytes]) -> list[str]:

@@ -29,14 +29,12 @@ from pyiceberg.exceptions import (
 from pyiceberg.expressions import And, EqualTo, In
 from pyiceberg.table import Table
 
-from models.change import decode
 from pipeline.errors import FatalError, HeadwaterError, TransientError
 from pipeline.sinks.base import Flushed, Rejected, Sink, Writer
-from pipeline.sinks.lake import Rotation, time_of
-from pipeline.sinks.layouts import Row
+from pipeline.sinks.lake import Rotation
 from pipeline.sinks.layouts.columns import ColumnsLayout, Kind, TableSchema
 from pipeline.sinks.layouts.envelope import EnvelopeLayout
-from pipeline.sinks.parquet import ROW_OVERHEAD
+from pipeline.sinks.rows import Reader, Rows
 
 log = logging.getLogger(__name__)
 ATTEMPTS = 10
@@ -92,14 +90,14 @@ class IcebergSink(Sink):
             _ = self.catalog
         return IcebergWriter(self, tp, start)
 
-    def commit(self, name: str, tp: TP, rows: Sequence[Row], end: int) -> int:
+    def commit(self, name: str, tp: TP, rows: Rows, end: int) -> int:
         """Bring rows of one table into it, with the offset; return how many it did not have yet."""
         lock = self._locks.setdefault(name, threading.Lock())
         with lock, explained(f"the Iceberg table {self._namespace}.{name}"):
             for _ in range(ATTEMPTS):
                 table = self._load(name)
                 there = int(table.properties.get(f"{OFFSET}{tp.topic}/{tp.partition}", 0)) if table is not None else 0
-                fresh = [row for row in rows if row.offset >= there]
+                fresh = rows.take([place for place, offset in enumerate(rows.offsets) if offset >= there])
                 if not fresh:
                     return 0
                 try:
@@ -116,12 +114,12 @@ class IcebergSink(Sink):
         except NoSuchTableError:
             return None
 
-    def _commit(self, name: str, table: Table | None, tp: TP, rows: Sequence[Row], end: int) -> None:
+    def _commit(self, name: str, table: Table | None, tp: TP, rows: Rows, end: int) -> None:
         keys: list[str] = []
         if self.upserts:
-            newest = {row.key: row for row in rows}
+            newest = {key: place for place, key in enumerate(rows.keys)}
             keys = [key.decode() for key in newest]
-            rows = [row for row in newest.values() if row.change.op != "d"]
+            rows = rows.take([place for place in newest.values() if rows.kinds[place].op != "d"])
         data = self._data(name, table, tp.partition, rows)
         if table is None:
             table = self._create(name, data.schema)
@@ -140,7 +138,7 @@ class IcebergSink(Sink):
                 transaction.append(data)
             transaction.set_properties({f"{OFFSET}{tp.topic}/{tp.partition}": str(end)})
 
-    def _data(self, name: str, table: Table | None, partition: int, rows: Sequence[Row]) -> pa.Table:
+    def _data(self, name: str, table: Table | None, partition: int, rows: Rows) -> pa.Table:
         """Return rows as the table has them: its columns keep their types, new ones are added."""
         if not self.columns:
             return EnvelopeLayout().table(name, partition, rows)
@@ -179,29 +177,23 @@ class IcebergWriter(Writer):
     """One partition on its way into tables."""
 
     def __init__(self, sink: IcebergSink, tp: TP, start: int) -> None:
-        self._sink, self._tp = sink, tp
-        self._rows: dict[str, list[Row]] = {}
+        self._sink, self._tp, self._reader = sink, tp, Reader()
+        self._rows: dict[str, Rows] = {}
         self._size = 0
         self._begin = self._taken = start
         self._since = 0.0
 
     def add(self, records: Sequence[Message], end: int) -> Sequence[Rejected]:
         """Decode records as far as every layout needs it."""
-        rejected = []
+        rejected: list[Rejected] = []
         if records and not self._rows:
             self._since = self._sink.clock()
-        for record in records:
-            value = record.value() or b""
-            try:
-                change = decode(value)
-                time_of(change)
-                value.decode()  # as a column it must be UTF-8
-            except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others go on
-                rejected.append(Rejected(record, error))
-                continue
-            row = Row(cast("int", record.offset()), record.key() or b"", change)
-            self._rows.setdefault(change.table, []).append(row)
-            self._size += len(value) + ROW_OVERHEAD
+        for rows, refused in self._reader.read(records):
+            rejected += refused
+            for name in {kind.table for kind in rows.kinds}:
+                places = [place for place, kind in enumerate(rows.kinds) if kind.table == name]
+                self._rows.setdefault(name, Rows()).extend(rows.take(places))
+            self._size += rows.size
         self._taken = end
         return rejected
 

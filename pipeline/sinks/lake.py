@@ -17,17 +17,15 @@ from typing import cast
 from confluent_kafka import Message
 from faust.types import TP
 
-from models.change import Change, decode
 from pipeline.sinks import manifests
 from pipeline.sinks.base import Flushed, Rejected, Sink, Writer
-from pipeline.sinks.layouts import Layout, Row
+from pipeline.sinks.layouts import Layout
 from pipeline.sinks.objects import Objects
 from pipeline.sinks.parquet import OpenFile, Range, range_in
 from pipeline.sinks.paths import Directories, name_of
+from pipeline.sinks.rows import Reader
 
 log = logging.getLogger(__name__)
-TIMES = range(-62_135_596_800_000_000, 253_402_300_800_000_000)
-"""Microseconds that have a date of four digits."""
 Gaps = Callable[[str], Iterable[manifests.Gap]]
 
 
@@ -74,14 +72,6 @@ class LakeSink(Sink):
         return LakeWriter(self, tp, start, Directories(self._path, self._sink_of[tp.topic]))
 
 
-def time_of(change: Change) -> int:
-    """Return when a change happened; raise ValueError when its time fits no directory."""
-    ts_us = change.ts_us
-    if ts_us not in TIMES:
-        raise ValueError(f"ApproximateCreationDateTime is out of range: {change.body.created}")
-    return ts_us
-
-
 @dataclass
 class _Sealed:
     """The files of a range, on their way."""
@@ -98,7 +88,7 @@ class LakeWriter(Writer):
     """One partition on its way into files."""
 
     def __init__(self, lake: LakeSink, tp: TP, start: int, directories: Directories) -> None:
-        self._lake, self._tp, self._directories = lake, tp, directories
+        self._lake, self._tp, self._directories, self._reader = lake, tp, directories, Reader()
         self._open: dict[str, OpenFile] = {}
         self._begin = self._taken = start
         self._since = 0.0
@@ -108,26 +98,17 @@ class LakeWriter(Writer):
 
     def add(self, records: Sequence[Message], end: int) -> Sequence[Rejected]:
         """Decode records as far as their place and their time need it, and put them where they belong."""
-        rejected = []
+        rejected: list[Rejected] = []
         if records and not self._open:
             self._since = self._lake.clock()
-        files, directory_of = self._open, self._directories.of
-        for record in records:
-            value = record.value() or b""
-            try:
-                change = decode(value)
-                ts_us = time_of(change)
-                if not value.isascii():
-                    value.decode()  # as a column it must be UTF-8
-                row = Row(cast("int", record.offset()), record.key() or b"", change)
-                directory = directory_of(change.table, ts_us, change.op)
-            except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others go on
-                rejected.append(Rejected(record, error))
-                continue
-            file = files.get(directory)
-            if file is None:
-                file = files[directory] = OpenFile(self._lake.layout, change.table, self._tp.partition)
-            file.add(row, ts_us, len(value))
+        for rows, refused in self._reader.read(records):
+            rejected += refused
+            for directory, part in self._directories.parts(rows):
+                file = self._open.get(directory)
+                if file is None:
+                    table = part.kinds[0].table
+                    file = self._open[directory] = OpenFile(self._lake.layout, table, self._tp.partition)
+                file.add(part)
         self._taken = end
         return rejected
 

@@ -11,12 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.sinks.layouts import Layout, Row
+from pipeline.sinks.layouts import Layout
+from pipeline.sinks.rows import Rows
 
 GROUP_ROWS, GROUP_BYTES = 50_000, 32 << 20
-"""Rows, or bytes of messages, that make a row group: large ones compress better and cost less a row."""
-ROW_OVERHEAD = 900
-"""Bytes that a decoded row takes beside its message."""
+"""Rows, or bytes in memory, that make a row group: large ones compress better and cost less a row."""
+ENOUGH = 1_000
+"""Rows from which on a table of them costs little beside them: then they are kept as one, in half the memory."""
 RANGE = b"headwater.range"
 """Footer: the range of offsets whose rows this file and its siblings hold, and the siblings' paths."""
 
@@ -39,8 +40,11 @@ class OpenFile:
         self.sequences: tuple[str, str] = "", ""
         """Of the first and the last change."""
         self._layout, self._partition = layout, partition
-        self._rows: list[Row] = []
-        self._pending = 0
+        self._rows, self._rows_bytes = Rows(), 0
+        self._tables: list[pa.Table] = []
+        """What will be the next row group, beside the rows."""
+        self._waiting_rows = self._waiting_bytes = 0
+        """Of the tables."""
         self._first: int | None = None
         self._buffer = io.BytesIO()
         self._writer: pq.ParquetWriter | None = None
@@ -48,7 +52,7 @@ class OpenFile:
     @property
     def rows(self) -> int:
         """How many rows it has."""
-        return self.rows_written + len(self._rows)
+        return self.rows_written + self._waiting_rows + len(self._rows)
 
     @property
     def first_offset(self) -> int:
@@ -58,35 +62,48 @@ class OpenFile:
     @property
     def size(self) -> int:
         """Bytes held in memory, roughly."""
-        return self._buffer.tell() + self._pending
+        return self._buffer.tell() + self._waiting_bytes + self._rows_bytes
 
     @property
     def file_size(self) -> int:
         """Bytes that the file will have, roughly: images compress to a fifth or less."""
-        return self._buffer.tell() + self._pending // 8
+        return self._buffer.tell() + (self._waiting_bytes + self._rows_bytes) // 8
 
-    def add(self, row: Row, ts_us: int, size: int) -> None:
-        """Take a row; `size` is that of its message."""
+    def add(self, rows: Rows) -> None:
+        """Take rows, of which there is one at least."""
+        oldest, newest = min(rows.times), max(rows.times)
         if self._first is None:
-            self._first, self.oldest, self.newest = row.offset, ts_us, ts_us
-        elif ts_us < self.oldest:
-            self.oldest = ts_us
-        elif ts_us > self.newest:
-            self.newest = ts_us
-        self._rows.append(row)
-        self._pending += size + ROW_OVERHEAD
-        if len(self._rows) >= GROUP_ROWS or self._pending >= GROUP_BYTES:
+            self._first, self.oldest, self.newest = rows.offsets[0], oldest, newest
+        self.oldest, self.newest = min(self.oldest, oldest), max(self.newest, newest)
+        self._rows.extend(rows)
+        self._rows_bytes += rows.size
+        if len(self._rows) >= ENOUGH:
+            self._gather()
+        if self._waiting_rows >= GROUP_ROWS or self._waiting_bytes + self._rows_bytes >= GROUP_BYTES:
             self._write_group()
 
-    def _write_group(self) -> None:
+    def _gather(self) -> None:
+        """Make a table of the rows: the changes that they were decoded to are given back."""
         if not self._rows:
             return
-        self._write(self._layout.table(self.table_name, self._partition, self._rows))
-        self._rows, self._pending = [], 0
+        table = self._layout.table(self.table_name, self._partition, self._rows)
+        self._tables.append(table)
+        self._waiting_rows += table.num_rows
+        self._waiting_bytes += table.nbytes
+        self._rows, self._rows_bytes = Rows(), 0
+
+    def _write_group(self) -> None:
+        self._gather()
+        if not self._tables:
+            return
+        tables, self._tables, self._waiting_rows, self._waiting_bytes = self._tables, [], 0, 0
+        if any(table.schema != tables[-1].schema for table in tables):  # a column has come, or has grown wider
+            tables = [self._layout.align(self.table_name, table) for table in tables]
+        self._write(pa.concat_tables(tables))
 
     def _write(self, table: pa.Table) -> None:
         if self._writer is not None and self._writer.schema != table.schema:
-            before = self._layout.align(self.table_name, self._take_back())  # a column has come, or has grown wider
+            before = self._layout.align(self.table_name, self._take_back())
             table = self._layout.align(self.table_name, table)
             self._append(before)
         self._append(table)
@@ -105,7 +122,7 @@ class OpenFile:
                 use_dictionary=self._layout.dictionary(table.schema),
                 write_statistics=self._layout.statistics(table.schema),
             )
-        self._writer.write_table(table, row_group_size=GROUP_ROWS)
+        self._writer.write_table(table, row_group_size=max(GROUP_ROWS, table.num_rows))
 
     def _take_back(self) -> pa.Table:
         """Return the row groups that were written, and begin anew."""

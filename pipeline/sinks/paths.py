@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import chain
 from typing import NamedTuple
+
+from pipeline.sinks.rows import Kind, Rows
 
 HOUR = 3_600_000_000
 """An hour in microseconds."""
@@ -36,6 +40,24 @@ class Directories:
                 self._known.clear()
             found = self._known[known] = self._fill(table, ts_us, op)
         return found
+
+    def parts(self, rows: Rows) -> Iterator[tuple[str, Rows]]:
+        """Yield the directories of changes, and which go there."""
+        if not rows:
+            return
+        hours, kinds = {min(rows.times) // HOUR, max(rows.times) // HOUR}, set(rows.kinds)
+        found = {self.of(kind.table, hour * HOUR, kind.op) for kind in kinds for hour in hours}
+        if len(found) == 1:
+            yield found.pop(), rows
+            return
+        places: dict[tuple[Kind, int], list[int]] = {}
+        for index, (kind, ts_us) in enumerate(zip(rows.kinds, rows.times, strict=True)):
+            places.setdefault((kind, ts_us // HOUR), []).append(index)
+        directories: dict[str, list[list[int]]] = {}
+        for (kind, hour), indexes in places.items():
+            directories.setdefault(self.of(kind.table, hour * HOUR, kind.op), []).append(indexes)
+        for directory, some in directories.items():
+            yield directory, rows.take(sorted(chain.from_iterable(some)))
 
     def _fill(self, table: str, ts_us: int, op: str) -> str:
         at = datetime.fromtimestamp(ts_us // 1_000_000, UTC)

@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import pyarrow as pa
 import pyarrow.parquet as pq
+from confluent_kafka import Message
 from rich.console import Console
 from rich.table import Table
 
-from models.change import decode
 from pipeline.errors import HeadwaterError
 from pipeline.lab import processes
 from pipeline.lab.bench import flow_load, load, systems
@@ -34,10 +35,11 @@ from pipeline.lab.processes import Process
 from pipeline.lab.stack import Endpoints, Stack
 from pipeline.lab.workers import Workers
 from pipeline.sinks.lake_verify import verify
-from pipeline.sinks.layouts import Layout, Row
+from pipeline.sinks.layouts import Layout
 from pipeline.sinks.layouts.columns import ColumnsLayout, TableSchema
 from pipeline.sinks.layouts.envelope import EnvelopeLayout
 from pipeline.sinks.objects import Objects
+from pipeline.sinks.rows import Reader
 
 Say = Callable[[str], None]
 LAYOUTS = ("envelope", "columns")
@@ -239,8 +241,8 @@ def limit(layout: str, count: int = 4 * FILE_ROWS) -> float:
     tables = []
     for begin in range(0, count, FILE_ROWS):
         records = map(flow_load.record, range(begin, begin + FILE_ROWS))
-        rows = [Row(n, key, decode(value)) for n, (key, value) in enumerate(records)]
-        tables.append(made.table("orders", 0, rows))
+        messages = [Message("", 0, offset=n, key=key, value=value) for n, (key, value) in enumerate(records)]
+        tables.append(pa.concat_tables(made.table("orders", 0, rows) for rows, _ in Reader().read(messages)))
     started = time.perf_counter()
     for table in tables:
         pq.write_table(

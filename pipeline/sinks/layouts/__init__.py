@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import pyarrow as pa
 
-from models.change import Change
-
-
-class Row(NamedTuple):
-    """A change as it stands in a sink topic, decoded as far as every layout needs it."""
-
-    offset: int
-    key: bytes
-    change: Change
+from pipeline.sinks.rows import Rows
 
 
 class Layout(Protocol):
@@ -23,7 +14,7 @@ class Layout(Protocol):
 
     prefix: str
 
-    def table(self, name: str, partition: int, rows: Sequence[Row]) -> pa.Table:
+    def table(self, name: str, partition: int, rows: Rows) -> pa.Table:
         """Return a table of the changes of one DynamoDB table; never fails, loses no value."""
 
     def align(self, name: str, table: pa.Table) -> pa.Table:

@@ -16,11 +16,13 @@ from operator import attrgetter
 from typing import Any, Literal, cast
 
 import msgspec
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from models.change import NONE
-from pipeline.sinks.layouts import Row
-from pipeline.sinks.layouts.envelope import raw, texts
+from pipeline.sinks.layouts.arrays import COMMON, common, images, texts
+from pipeline.sinks.rows import Rows
 
 Kind = Literal[
     "string", "int", "decimal", "wide", "number", "bool", "binary", "strings", "numbers", "binaries", "map", "list"
@@ -75,32 +77,27 @@ VALUES: dict[str, Any] = {
     "M": msgspec.Raw,
     "L": msgspec.Raw,
 }
-META = pa.schema(
-    [
-        pa.field("_event_id", pa.string(), nullable=False),
-        pa.field("_op", pa.string(), nullable=False),
-        pa.field("_source", pa.string(), nullable=False),
-        pa.field("_changed_at", pa.timestamp("us", tz="UTC"), nullable=False),
-        pa.field("_sequence", pa.string(), nullable=False),
-        pa.field("_key", pa.string(), nullable=False),
-        pa.field("_before", pa.string()),
-        pa.field("_enriched", pa.string()),
-        pa.field("_overflow", pa.string()),
-        pa.field("_partition", pa.int32(), nullable=False),
-        pa.field("_offset", pa.int64(), nullable=False),
-    ]
-)
+"""What stands under a type tag. A map or a list stays JSON."""
+QUOTED: set[Kind] = {"string", *NUMBERS, "binary"}
+"""What is text in quotes under its tag."""
+_FIELDS = [
+    COMMON.field(name) for name in ("event_id", "op", "source", "changed_at", "sequence", "key", "before", "enriched")
+]
+_FIELDS += [pa.field("overflow", pa.string()), COMMON.field("partition"), COMMON.field("offset")]
+META = pa.schema([one.with_name(f"_{one.name}") for one in _FIELDS])
 """The columns before the item's own. Of a deletion the item's columns are those of its key."""
 DICTIONARY = ["_op", "_source", "_partition"]
 LONG: set[Kind] = {"map", "list", "binary", "binaries", "strings", "numbers"}
 """Columns without bounds in the statistics: nobody asks for a range of them."""
 NAME = re.compile(r'[^"\\\x00-\x1f]+')
 """Names that can be columns, as nearly all are."""
+NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 MOST = 1_000
 """Columns that a table gets at most: names that are data must not become columns without end."""
 Item = dict[str, msgspec.Raw]
 _items = msgspec.json.Decoder(Item).decode
-NULL, NOTHING = msgspec.Raw(b'{"NULL":true}'), msgspec.Raw(b"{}")
+NO_ITEM = ""
+"""Where an image that is no object stands in the overflow: no attribute has this name."""
 _encode = msgspec.json.encode
 
 
@@ -131,8 +128,6 @@ def step_of(text: str) -> Kind:
     with localcontext() as context:
         context.prec = 200
         number = Decimal(text)
-        if not number.is_finite():
-            return "number"
         if number == number.to_integral_value() and -(1 << 63) <= number < 1 << 63:
             return "int"
         stripped = number.normalize().as_tuple()
@@ -143,48 +138,32 @@ def step_of(text: str) -> Kind:
     return "wide" if scale <= 38 and whole <= 38 else "number"
 
 
-class _Decoder:
-    """Decodes items of one schema at once: a struct with one member a column, unknown and odd ones refused."""
+class _Cutter:
+    """Cuts items into the bytes of their attributes: those that have a column, and those that are known to have none."""
 
     def __init__(self, schema: TableSchema, without: Iterable[str]) -> None:
         """`without`: attributes that have been seen and have no column."""
         self.schema, self.without = schema, tuple(name for name in without if name not in schema.columns)
-        members: list[tuple[str, Any, Any]] = []
-        rename = {}
-        for number, (name, kind) in enumerate(schema.columns.items()):
-            members.append((f"a{number}", _TAGGED[TAGS[kind]] | None, None))
-            rename[f"a{number}"] = name
-        for number, name in enumerate(self.without):
-            members.append((f"o{number}", msgspec.Raw, NONE))
-            rename[f"o{number}"] = name
-        self.type = msgspec.defstruct(
-            "Item", cast("Any", members), rename=rename, forbid_unknown_fields=True, gc=False, frozen=True
-        )
-        self.decode = msgspec.json.Decoder(self.type).decode
-        self.members = [attrgetter(f"a{number}") for number in range(len(schema.columns))]
-        self.others = [attrgetter(f"o{number}") for number in range(len(self.without))]
+        names = [*schema.columns, *self.without]
+        members: list[Any] = [(f"a{number}", msgspec.Raw, NONE) for number in range(len(names))]
+        rename = {f"a{number}": name for number, name in enumerate(names)}
+        item = msgspec.defstruct("Item", members, rename=rename, forbid_unknown_fields=True, gc=False, frozen=True)
+        self.cut = msgspec.json.Decoder(item).decode
+        """Raises DecodeError when there is another attribute."""
+        getters = [attrgetter(name) for name in rename]
+        self.columns, self.others = getters[: len(schema.columns)], getters[len(schema.columns) :]
 
 
-def _tagged_struct(tag: str) -> Any:
-    """Return the type of an attribute value: of this type, or NULL."""
-    return msgspec.defstruct(
-        f"Tagged{tag}",
-        [
-            (
-                "value",
-                VALUES[tag] if VALUES[tag] is msgspec.Raw else VALUES[tag] | None,
-                NONE if VALUES[tag] is msgspec.Raw else None,
-            ),
-            ("null", bool, False),
-        ],
-        rename={"value": tag, "null": "NULL"},
-        forbid_unknown_fields=True,
-        gc=False,
-        frozen=True,
+def _under(tag: str) -> Callable[[bytes | msgspec.Raw], Any]:
+    """Return what decodes an attribute value of this type; it raises DecodeError at any other."""
+    value = msgspec.defstruct(
+        "Value", [("value", VALUES[tag])], rename={"value": tag}, forbid_unknown_fields=True, gc=False
     )
+    decode = msgspec.json.Decoder(value).decode
+    return lambda found: decode(found).value  # type: ignore[attr-defined]
 
 
-_TAGGED = {tag: _tagged_struct(tag) for tag in VALUES}
+_UNDER = {tag: _under(tag) for tag in VALUES}
 
 
 class ColumnsLayout:
@@ -202,48 +181,24 @@ class ColumnsLayout:
         """`climbing`: whether numbers climb; else all are decimal128(38, 9), and what does not fit overflows."""
         self._schema_of, self._grow, self._climbing = schema_of, grow, climbing
         self._first: dict[str, Kind] = FIRST if climbing else {**FIRST, "N": "decimal"}
-        self._decoders: dict[str, _Decoder] = {}
+        self._cutters: dict[str, _Cutter] = {}
         self._without: dict[str, dict[str, None]] = {}
         """By table, the attributes that have no column: always NULL so far, or of a name that is taken."""
 
-    def table(self, name: str, partition: int, rows: Sequence[Row]) -> pa.Table:
+    def table(self, name: str, partition: int, rows: Rows) -> pa.Table:
         """Return the changes as a table, with the columns that all of them need."""
-        images = [raw(row.change.body.new_image) or bytes(row.change.body.keys) for row in rows]
-        decoder, items, overflow = self._decode(name, images)
-        arrays = []
-        for member, (attribute, kind) in zip(decoder.members, list(decoder.schema.columns.items()), strict=True):
+        cutter, items, overflow = self._cut(name, images(rows))
+        meta = common(partition, rows)
+        columns, fields = [], list(META)
+        for member, (attribute, kind) in zip(cutter.columns, list(cutter.schema.columns.items()), strict=True):
             found = list(map(member, items))
-            if kind in {"map", "list"}:
-                values = [None if one is None else bytes(one.value) or None for one in found]
-            else:
-                values = [None if one is None else one.value for one in found]
-            if None in values:
-                for index, one in enumerate(found):
-                    if one is not None and values[index] is None:
-                        overflow.setdefault(index, {})[attribute] = NULL if one.null else NOTHING
-            if kind == "decimal" and not self._climbing:
-                for index, value in enumerate(values):
-                    if value is not None and step_of(cast("str", value)) not in {"int", "decimal"}:
-                        values[index] = None
-                        overflow.setdefault(index, {})[attribute] = msgspec.Raw(_encode({"N": value}))
-            arrays.append((attribute, *self._array(name, attribute, kind, values)))
-        rest = self._rest(decoder, items, overflow)
-        changes = [row.change for row in rows]
-        meta = [
-            pa.array([change.event_id for change in changes], pa.string()),
-            pa.array([change.op for change in changes], pa.string()),
-            pa.array([change.source for change in changes], pa.string()),
-            pa.array([change.ts_us for change in changes], pa.int64()).view(pa.timestamp("us", tz="UTC")),
-            pa.array([change.body.sequence for change in changes], pa.string()),
-            texts([row.key for row in rows]),
-            texts([raw(change.body.old_image) for change in changes]),
-            texts([raw(change.joined) for change in changes]),
-            texts(rest),
-            pa.repeat(pa.scalar(partition, pa.int32()), len(rows)),
-            pa.array([row.offset for row in rows], pa.int64()),
-        ]
-        schema = pa.schema([*META, *(pa.field(attribute, TYPES[kind]) for attribute, kind, _ in arrays)])
-        return pa.Table.from_arrays([*meta, *(array for *_, array in arrays)], schema=schema)
+            reached, column, odd = self._column(name, attribute, kind, found)
+            for place in odd:
+                overflow.setdefault(place, {})[attribute] = found[place]
+            columns.append(column)
+            fields.append(pa.field(attribute, TYPES[reached]))
+        meta["overflow"] = _rest(cutter, items, overflow)
+        return pa.Table.from_arrays([*(meta[one.name] for one in _FIELDS), *columns], schema=pa.schema(fields))
 
     def align(self, name: str, table: pa.Table) -> pa.Table:
         """Return the table with the columns of its schema as it is by now: wider numbers, nulls in new columns."""
@@ -265,39 +220,41 @@ class ColumnsLayout:
 
     # -- items --------------------------------------------------------------------------------------------------------
 
-    def _decode(self, name: str, images: Sequence[bytes]) -> tuple[_Decoder, list[Any], dict[int, Item]]:
-        """Decode items at once; what the schema does not foresee makes it grow, or goes to the overflow."""
-        decoder, overflow = self._decoder(name), dict[int, Item]()
+    def _cut(self, name: str, found: Sequence[msgspec.Raw]) -> tuple[_Cutter, list[Any], dict[int, Item]]:
+        """Cut items at once; what the schema does not foresee makes it grow, or goes to the overflow."""
+        cutter, overflow = self._cutter(name), dict[int, Item]()
         try:
-            return decoder, list(map(decoder.decode, images)), overflow
-        except msgspec.ValidationError:
-            self._learn(name, images)
-        decoder, items = self._decoder(name), []
-        for index, image in enumerate(images):
+            return cutter, list(map(cutter.cut, found)), overflow
+        except msgspec.DecodeError:
+            self._learn(name, found)
+        cutter, items = self._cutter(name), []
+        for place, image in enumerate(found):
             try:
-                items.append(decoder.decode(image))
-            except msgspec.ValidationError:
-                fits, overflow[index] = self._part(decoder, image)
-                items.append(fits)
-        return decoder, items, overflow
+                items.append(cutter.cut(image))
+            except msgspec.DecodeError:
+                known = {*cutter.schema.columns, *cutter.without}
+                item = _item(image)
+                items.append(cutter.cut(_encode({one: value for one, value in item.items() if one in known})))
+                overflow[place] = {one: value for one, value in item.items() if one not in known}
+        return cutter, items, overflow
 
-    def _decoder(self, name: str) -> _Decoder:
+    def _cutter(self, name: str) -> _Cutter:
         schema, without = self._schema_of(name), self._without.setdefault(name, {})
-        known = self._decoders.get(name)
+        known = self._cutters.get(name)
         if known is None or known.schema.columns != schema.columns or len(known.without) > len(without):
-            known = self._decoders[name] = _Decoder(schema, without)
+            known = self._cutters[name] = _Cutter(schema, without)
         return known
 
-    def _learn(self, name: str, images: Iterable[bytes]) -> None:
+    def _learn(self, name: str, found: Iterable[msgspec.Raw]) -> None:
         """Give attributes that are new a column; take note of those that get none."""
         columns, without = dict(self._schema_of(name).columns), self._without.setdefault(name, {})
         taken = {column.lower() for column in [*META.names, *columns]}
         before = len(columns)
-        for image in images:
-            for attribute, value in _items(image).items():
+        for image in found:
+            for attribute, value in _item(image).items():
                 if attribute in columns or not NAME.fullmatch(attribute):
                     continue
-                tag = next(iter(_items(bytes(value))), "")
+                tag = next(iter(_item(value)), "")
                 if tag in FIRST and attribute.lower() not in taken and len(columns) < MOST:
                     columns[attribute] = self._first[tag]
                     taken.add(attribute.lower())
@@ -305,68 +262,160 @@ class ColumnsLayout:
                     without[attribute] = None
         for attribute in columns:
             without.pop(attribute, None)
-        self._decoders.pop(name, None)
+        self._cutters.pop(name, None)
         if len(columns) > before:
             self._grow(name, TableSchema(columns))
 
-    def _part(self, decoder: _Decoder, image: bytes) -> tuple[Any, Item]:
-        """Return the attributes of an item that fit their columns, and the others."""
-        fits: Item = {}
-        rest: Item = {}
-        for attribute, value in _items(image).items():
-            kind = decoder.schema.columns.get(attribute)
-            fit = attribute in decoder.without or (kind is not None and set(_items(bytes(value))) == {TAGS[kind]})
-            (fits if fit else rest)[attribute] = value
-        return decoder.decode(_encode(fits)), rest
-
-    @staticmethod
-    def _rest(decoder: _Decoder, items: Sequence[Any], overflow: Mapping[int, Item]) -> list[bytes | None]:
-        """Return the overflow of each item; that of attributes without a column is nearly always one of a few."""
-        others: Iterable[tuple[bytes, ...]] = [()] * len(items)
-        if decoder.others:
-            others = zip(*(map(bytes, map(member, items)) for member in decoder.others), strict=True)
-        known: dict[tuple[bytes, ...], bytes | None] = {}
-        rest = []
-        for index, values in enumerate(others):
-            if index in overflow or values not in known:
-                whole = {name: msgspec.Raw(value) for name, value in zip(decoder.without, values, strict=True) if value}
-                whole |= overflow.get(index, {})
-                encoded = _encode(whole) if whole else None
-                if index not in overflow and len(known) < MOST:
-                    known[values] = encoded
-                rest.append(encoded)
-            else:
-                rest.append(known[values])
-        return rest
-
     # -- columns ------------------------------------------------------------------------------------------------------
 
-    def _array(self, name: str, attribute: str, kind: Kind, values: list[Any]) -> tuple[Kind, pa.Array]:
-        """Return a column and its kind, which is a wider one where numbers need it."""
-        if kind in NUMBERS:
-            return self._numbers(name, attribute, kind, values)
-        if kind == "binary":
-            values = [None if value is None else base64.b64decode(value) for value in values]
-        elif kind == "binaries":
-            values = [None if value is None else [base64.b64decode(one) for one in value] for value in values]
-        elif kind in {"map", "list"}:
-            return kind, texts(values)
-        return kind, pa.array(values, TYPES[kind])
+    def _column(
+        self, name: str, attribute: str, kind: Kind, found: list[msgspec.Raw]
+    ) -> tuple[Kind, pa.Array, Sequence[int]]:
+        """Return a column, its kind, which is a wider one where numbers need it, and the places of what does not fit."""
+        if kind in QUOTED:
+            column, odd = quoted(TAGS[kind], found)
+            if kind in NUMBERS:
+                kind, column, too_wide = self._numbers(name, attribute, kind, column)
+                odd = [*odd, *too_wide]
+            elif kind == "binary":
+                column, invalid = binaries(column)
+                odd = [*odd, *invalid]
+            return kind, column, odd
+        if kind == "bool":
+            return kind, *booleans(found)
+        values, odd = _each(_UNDER[TAGS[kind]], found)
+        if kind == "binaries":
+            for place, value in enumerate(values):
+                if value is not None and None in (sets := [_binary(one) for one in value]):
+                    values[place] = None
+                    odd.append(place)
+                elif value is not None:
+                    values[place] = sets
+        if kind in {"map", "list"}:
+            return kind, texts([b"" if value is None else value for value in values], missing="empty"), odd
+        return kind, pa.array(values, TYPES[kind]), odd
 
-    def _numbers(self, name: str, attribute: str, kind: Kind, values: list[Any]) -> tuple[Kind, pa.Array]:
-        found = pa.array(values, pa.string())
-        while kind != "number":
+    def _numbers(self, name: str, attribute: str, kind: Kind, found: pa.Array) -> tuple[Kind, pa.Array, Sequence[int]]:
+        if kind != "number":
             try:
-                return kind, found.cast(TYPES[kind])
+                return kind, found.cast(TYPES[kind]), ()
             except pa.ArrowInvalid:
-                steps = {step_of(value) for value in values if value is not None}
-            highest = max((NUMBERS.index(step) for step in steps), default=0)
-            if highest <= NUMBERS.index(kind):  # in a form that Arrow does not read: 1E+3 as a whole number
-                values = [None if value is None else plain(Decimal(value)) for value in values]
-                return kind, pa.array(values, pa.string()).cast(TYPES[kind])
-            kind = NUMBERS[highest]
-            self._grow(name, TableSchema({**self._schema_of(name).columns, attribute: kind}))
-        return kind, found
+                pass  # wider ones, or such as Arrow does not read
+        values: list[str | None] = found.to_pylist()
+        odd = [place for place, value in enumerate(values) if value is not None and not self._fits(value)]
+        for place in odd:
+            values[place] = None
+        if self._climbing:
+            steps = {step_of(value) for value in values if value is not None}
+            highest = max(map(NUMBERS.index, {kind, *steps}))
+            if highest > NUMBERS.index(kind):
+                kind = NUMBERS[highest]
+                self._grow(name, TableSchema({**self._schema_of(name).columns, attribute: kind}))
+        if kind == "number":
+            return kind, pa.array(values, pa.string()), odd
+        # 1E+3 as a whole number is none for Arrow.
+        plainly = [None if value is None else plain(Decimal(value)) for value in values]
+        return kind, pa.array(plainly, pa.string()).cast(TYPES[kind]), odd
+
+    def _fits(self, value: str) -> bool:
+        """Say whether a number is one, and has a column."""
+        return NUMBER.fullmatch(value) is not None and (self._climbing or step_of(value) in {"int", "decimal"})
+
+
+def _item(image: bytes | msgspec.Raw) -> Item:
+    """Return the members of an object; anything else, which DynamoDB never writes, stands whole under a name of its own."""
+    try:
+        return _items(image)
+    except msgspec.DecodeError:
+        return {NO_ITEM: msgspec.Raw(bytes(image))}
+
+
+def quoted(tag: str, found: Sequence[msgspec.Raw]) -> tuple[pa.Array, list[int]]:
+    """Return the texts of values such as `{"S":"x"}`, and the places of those that are something else.
+
+    In JSON as AWS writes it, a value that begins and ends like this, with four quotes and no backslash, is one of this type
+    and nothing else. What looks otherwise is decoded by itself.
+    """
+    begin, joined = f'{{"{tag}":"', b"".join(found)
+    whole = texts(found, missing="empty", joined=joined)
+    typical = pc.and_(pc.starts_with(whole, begin), pc.ends_with(whole, '"}'))
+    if b"\\" in joined or joined.count(b'"') != 4 * (len(whole) - whole.null_count):  # then which?
+        typical = pc.and_(typical, pc.equal(pc.count_substring(whole, '"'), 4))
+        typical = pc.and_not(typical, pc.match_substring(whole, "\\"))
+    inner = pc.binary_slice(whole.view(pa.binary()), len(begin), -2).view(pa.string())
+    if pc.all(typical).as_py() is not False:
+        return inner, []
+    others = pc.indices_nonzero(pc.invert(typical)).to_pylist()
+    values, odd = _each(_UNDER[tag], [found[place] for place in others])
+    replaced: list[str | None] = [None] * len(found)
+    for place, value in zip(others, values, strict=True):
+        replaced[place] = value
+    return pc.if_else(pc.fill_null(typical, True), inner, pa.array(replaced, pa.string())), [others[one] for one in odd]
+
+
+def booleans(found: Sequence[msgspec.Raw]) -> tuple[pa.Array, Sequence[int]]:
+    """Return the values of `{"BOOL":true}` and the like, and the places of those that are something else."""
+    whole = texts(found, missing="empty")
+    true, false = (pc.equal(whole, text) for text in ('{"BOOL":true}', '{"BOOL":false}'))
+    if pc.all(pc.or_(true, false)).as_py() is not False:
+        return true, ()
+    values, odd = _each(_UNDER["BOOL"], found)
+    return pa.array(values, pa.bool_()), odd
+
+
+def _each(decode: Callable[[msgspec.Raw], Any], found: Sequence[msgspec.Raw]) -> tuple[list[Any], list[int]]:
+    """Return values one by one, None where there is none, and the places of those that are of another type."""
+    values, odd = [], []
+    for place, one in enumerate(found):
+        value = None
+        if one != NONE:
+            try:
+                value = decode(one)
+            except msgspec.DecodeError:
+                odd.append(place)
+        values.append(value)
+    return values, odd
+
+
+def binaries(column: pa.Array) -> tuple[pa.Array, list[int]]:
+    """Return what base64 texts stand for, and the places of texts that are none as AWS writes it."""
+    found = column.to_pylist()
+    values = [None if text is None else _binary(text) for text in found]
+    odd = [place for place, text in enumerate(found) if text is not None and values[place] is None]
+    return pa.array(values, pa.binary()), odd
+
+
+def _binary(text: str) -> bytes | None:
+    try:
+        value = base64.b64decode(text, validate=True)
+    except ValueError:
+        return None
+    return value if base64.b64encode(value).decode() == text else None
+
+
+def _rest(cutter: _Cutter, items: Sequence[Any], overflow: Mapping[int, Item]) -> pa.Array:
+    """Return the overflow of each item; that of attributes without a column is nearly always one of a few."""
+    if not cutter.others and not overflow:
+        return pa.nulls(len(items), pa.string())
+    others = [list(map(member, items)) for member in cutter.others]
+
+    def whole(place: int, more: Item) -> bytes:
+        item = {name: found[place] for name, found in zip(cutter.without, others, strict=True) if found[place] != NONE}
+        item |= more
+        return _encode(item) if item else b""
+
+    alike = np.zeros(len(items), np.int64)
+    for found in others:
+        known = texts(found, missing="empty").dictionary_encode(null_encoding="encode")
+        alike = np.unique(alike * len(known.dictionary) + known.indices.to_numpy(), return_inverse=True)[1]
+    _, first, alike = np.unique(alike, return_index=True, return_inverse=True)
+    rest = texts([whole(place, {}) for place in first.tolist()], missing="empty").take(pa.array(alike))
+    if overflow:
+        values = rest.to_pylist()
+        for place, more in overflow.items():
+            values[place] = whole(place, more)
+        rest = pa.array(values, pa.string())
+    return rest
 
 
 def item_of(row: Mapping[str, Any], columns: Mapping[str, Kind]) -> dict[str, Any]:
