@@ -30,7 +30,7 @@ def attach(worker: Worker) -> None:
         raise UsageError("the agent lake needs lake.url and a flow with the envelope dynamodb", hint="headwater check")
     rotation = Rotation(settings.max_rows, settings.max_size, settings.max_age, settings.max_span)
     make = iceberg if settings.table == "iceberg" else parquet
-    carrier = Carrier(worker, make(worker, settings, settings.url, sinks, rotation))
+    carrier = Carrier(worker, make(worker, settings, settings.url, sinks, rotation), sinks.values())
 
     @worker.agent("lake", *sinks.values())
     async def lake(stream: Stream[Batch]) -> None:

@@ -18,7 +18,7 @@ def attach(worker: Worker) -> None:
     wanted = copied(chosen, worker.topics.sinks, settings.partitions)
     mirror = Mirror(chosen, worker.transport.client_conf(), settings.group, wanted)
     worker.preflights.append(mirror.prepare)
-    carrier = Carrier(worker, mirror)
+    carrier = Carrier(worker, mirror, wanted)
 
     @worker.agent("mirror", *wanted)
     async def carry(stream: Stream[Batch]) -> None:

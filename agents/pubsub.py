@@ -17,7 +17,7 @@ def attach(worker: Worker) -> None:
     (chosen,) = [pubsub for pubsub in settings.pubsubs if pubsub.name == name]
     sink = PubSub(chosen, worker.topics.sinks)
     worker.preflights.append(sink.prepare)
-    carrier = Carrier(worker, sink)
+    carrier = Carrier(worker, sink, sink.topics)
 
     @worker.agent("pubsub", *sink.topics)
     async def publish(stream: Stream[Batch]) -> None:

@@ -28,8 +28,9 @@ def attach(worker: Worker) -> None:
         )
     client = connect(chosen, calls(chosen))
     worker.preflights.append(partial(preflight, settings, chosen, client))
-    carrier = Carrier(worker, Replica(chosen, ReplicaTable(client, chosen)))
+    topics = [sinks[sink] for sink in chosen.sinks]
+    carrier = Carrier(worker, Replica(chosen, ReplicaTable(client, chosen)), topics)
 
-    @worker.agent("replica", *(sinks[sink] for sink in chosen.sinks))
+    @worker.agent("replica", *topics)
     async def apply_changes(stream: Stream[Batch]) -> None:
         await worker.process(stream, "replica", carrier.gather)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from typing import cast
@@ -25,7 +26,7 @@ TIMEOUT = 30.0
 class Carrier:
     """A sink at work in a worker."""
 
-    def __init__(self, worker: Worker, sink: Sink) -> None:
+    def __init__(self, worker: Worker, sink: Sink, topics: Collection[str]) -> None:
         self._worker, self.sink = worker, sink
         self._pool = ThreadPoolExecutor(sink.threads, sink.name)
         self._asking, self._consumer = Lock(), cast("RdConsumer | None", None)
@@ -38,6 +39,7 @@ class Carrier:
             state=self._state,
             fatal=self._fatal,
             start=self._start,
+            topics=topics,
             group=worker.settings.group,
         )
         worker.transport.join(self.runner)

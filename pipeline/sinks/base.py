@@ -79,7 +79,7 @@ class Sink(ABC):
     threads: int = 2
     """Partitions worked on at once in a worker."""
     memory: int = 256 << 20
-    """Bytes that all writers of a worker may hold; beyond it the largest is flushed, and partitions are held."""
+    """Bytes that all writers of a worker may hold: then partitions are held; from three quarters on the largest is flushed."""
 
     @abstractmethod
     def open(self, tp: TP, start: int) -> Writer:

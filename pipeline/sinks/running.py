@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -20,13 +20,14 @@ from faust.types import TP
 from pipeline.errors import HeadwaterError, TransientError
 from pipeline.metrics import Metrics
 from pipeline.sinks.base import Flushed, Rejected, Sink, Writer
+from pipeline.sinks.memory import Freed
 from pipeline.transport import Batch, Participant, Slice
 
 log = logging.getLogger(__name__)
 SLOWEST = 30.0
 """Seconds of the longest pause before something is tried again."""
 AHEAD = 64 << 20
-"""Bytes of records that wait to be added in all partitions together, at most, before those that have some are held."""
+"""Bytes of records that wait to be added in all partitions together, before all are held: each may bring a batch at once."""
 
 
 @dataclass(slots=True)
@@ -99,6 +100,7 @@ class SinkRunner(Participant):
         state: Callable[[Slice, bytes, bytes | None], None],
         fatal: Callable[[HeadwaterError], None],
         start: Callable[[TP, int], int] = lambda _tp, first: first,
+        topics: Collection[str] = (),
         group: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -106,12 +108,13 @@ class SinkRunner(Participant):
 
         `submit` runs a function in a thread; `hold` stops and continues a partition's delivery; `reject` writes a dead
         letter, `state` a record on the topic of states, both into the slice; `fatal` stops the worker. `start` returns
-        the offset from which a partition is read, given that of its first record. `group` is the
-        consumer group: two mirrors may have the same partition in hand.
+        the offset from which a partition is read, given that of its first record. `topics` are the
+        sink topics; `group` is the consumer group: two mirrors may have the same partition in hand.
         """
         self.sink, self._metrics, self._clock = sink, metrics, clock
         self._submit, self._hold, self._reject, self._state, self._fatal = submit, hold, reject, state, fatal
-        self._group, self._start = group or sink.name, start
+        self._group, self._start, self._topics = group or sink.name, start, frozenset(topics)
+        self._freed = Freed()
         self._parts: dict[TP, _Part] = {}
         self._held: set[TP] = set()
 
@@ -127,10 +130,11 @@ class SinkRunner(Participant):
 
     def due(self) -> bool:
         """Say whether a task is done, or another is to begin."""
-        now, parts = self._clock(), list(self._parts.values())
-        if any(part.task.done() if part.task is not None else self._has_work(part, now) for part in parts):
+        now, parts, held = self._clock(), list(self._parts.values()), self._held_bytes()
+        full = held > self.sink.memory
+        if any(part.task.done() if part.task is not None else self._has_work(part, now, full) for part in parts):
             return True
-        return self._held_bytes() > self.sink.memory and all(part.task is None for part in parts)
+        return held > self.sink.memory * 3 // 4 and all(part.task is None for part in parts)
 
     def finish(self, work: Slice) -> None:
         """Let the offsets follow what is at its destination, and hold back the others."""
@@ -172,6 +176,12 @@ class SinkRunner(Participant):
 
     # -- on the event loop, between slices ----------------------------------------------------------------------------
 
+    def assigned(self, partitions: frozenset[TP]) -> None:
+        """Take partitions up: they can be held before their first record has come."""
+        for tp in partitions:
+            if tp.topic in self._topics:
+                self._parts.setdefault(tp, _Part())
+
     def revoked(self, partitions: frozenset[TP]) -> None:
         """Forget partitions: their next owner begins at the committed offset."""
         for tp in partitions:
@@ -190,10 +200,11 @@ class SinkRunner(Participant):
 
     # -- tasks --------------------------------------------------------------------------------------------------------
 
-    def _has_work(self, part: _Part, now: float) -> bool:
+    def _has_work(self, part: _Part, now: float, full: bool) -> bool:
         if now < part.not_before:
             return False
-        return bool(part.sure) or part.taken < part.end or (part.writer is not None and part.writer.is_due(now))
+        to_add = bool(part.sure) or part.taken < part.end
+        return (to_add and not full) or (part.writer is not None and part.writer.is_due(now))
 
     def _held_bytes(self) -> int:
         return sum(part.writer.size for part in list(self._parts.values()) if part.writer is not None)
@@ -203,12 +214,13 @@ class SinkRunner(Participant):
         now, held = self._clock(), self._held_bytes()
         idle = [part for part in self._parts.values() if part.task is None and part.writer is not None]
         largest = max(idle, key=lambda part: cast("Writer", part.writer).size, default=None)
-        crowded = held > self.sink.memory
-        ahead = sum(part.waiting for part in self._parts.values()) > AHEAD
+        crowded, full = held > self.sink.memory * 3 // 4, held > self.sink.memory
+        ahead = sum(part.waiting for part in self._parts.values() if not part.failing) > AHEAD
         for tp, part in self._parts.items():
-            self._hold_or_release(tp, (ahead and part.waiting > 0) or (held > 2 * self.sink.memory and part.waits))
+            stuck = bool(part.failing) and part.waiting > 0
+            self._hold_or_release(tp, ahead or stuck or (full and part.waits))
             forced = crowded and part is largest and part.taken > part.there
-            if part.task is None and now >= part.not_before and (forced or self._has_work(part, now)):
+            if part.task is None and now >= part.not_before and (forced or self._has_work(part, now, full)):
                 part.given, part.given_bytes = len(part.sure), part.waiting
                 part.task = self._submit(self._work, part, tp, tuple(part.sure), part.end, forced)
 
@@ -225,7 +237,9 @@ class SinkRunner(Participant):
                 done.rejected += part.writer.add(_from(records, begin), end)
             part.taken, done.added = max(begin, end), True
             if forced or part.writer.is_due(self._clock()):
+                before = part.writer.size
                 done.flushed = part.writer.flush()
+                self._freed.add(before - part.writer.size)
         except HeadwaterError as error:
             done.error = error
         except Exception as error:

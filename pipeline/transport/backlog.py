@@ -14,7 +14,8 @@ from pipeline.transport.participant import is_virtual
 FULL, FULL_BYTES = 12_000, 32 << 20
 """Records, and bytes of their values, in all queues above which the reader takes one record at a time."""
 PARTITION_FULL, PARTITION_BYTES = 60_000, 64 << 20
-"""The same in one queue above which its partition is paused (which throws away what librdkafka has prefetched)."""
+"""The same in one queue above which its partition is paused (which throws away what librdkafka has prefetched), and in the
+queues of all held partitions together above which all of them are."""
 
 
 Run = tuple[list[Any], int]
@@ -42,6 +43,8 @@ class Backlog:
         self.has_room = threading.Event()
         """Clear while the queues hold so much that the reader must slow down. The one thing here that its thread looks at."""
         self.has_room.set()
+        self._crowded = False
+        """Whether held partitions are paused, all of them."""
         self._sizes: dict[TP, list[int]] = {}
         """Records and bytes in each queue."""
         self._turn = 0
@@ -101,7 +104,7 @@ class Backlog:
 
     def measure(self) -> None:
         """Decide anew whether the reader must slow down and which partitions to pause."""
-        records = size = 0
+        records = size = held_records = held_size = 0
         standing = set()
         for tp, (count, weight) in self._sizes.items():
             if is_virtual(tp.topic):
@@ -112,6 +115,13 @@ class Backlog:
             elif tp not in self.held:
                 records += count
                 size += weight
+            else:
+                held_records += count
+                held_size += weight
+        share = 2 if self._crowded else 1
+        self._crowded = held_records * share > PARTITION_FULL or held_size * share > PARTITION_BYTES
+        if self._crowded:
+            standing.update(tp for tp in self.held if not is_virtual(tp.topic))
         if standing != self.standing:
             self.standing = frozenset(standing)
         if records > FULL or size > FULL_BYTES:

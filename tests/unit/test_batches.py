@@ -89,6 +89,29 @@ def test_a_backlog_gives_what_it_was_given_in_order_within_its_bounds(
     assert backlog.has_room.is_set()
 
 
+def test_held_partitions_that_hold_much_together_are_all_paused_until_half_of_it_has_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(backlogs, "PARTITION_BYTES", 10)
+    backlog = Backlog()
+    idle, other = TP("t", 2), TP("t", 3)
+    backlog.held = {A: {"lake"}, B: {"lake"}, idle: {"lake"}}
+    for tp in (A, B, other):
+        add(backlog, tp, records(b"1", b"2", b"3", b"4"))
+    backlog.measure()
+    assert not backlog.standing
+    add(backlog, idle, records(b"1", b"2", b"3", b"4"))
+    backlog.measure()
+    assert backlog.standing == {A, B, idle}  # twelve bytes of more than ten
+    del backlog.held[A]
+    backlog.measure()
+    assert backlog.standing == {B, idle}  # eight: more than half
+    backlog.take(B, 4, MUCH)
+    backlog.measure()
+    assert not backlog.standing
+    assert backlog.has_room.is_set()
+
+
 def test_a_held_partition_waits_for_all_its_holders_and_the_others_run() -> None:
     backlog = Backlog()
     add(backlog, A, records(b"1"))
