@@ -59,6 +59,8 @@ class Event(msgspec.Struct, eq=False):
     """The references whose changes have it sent again: table, key, and the digest of the item that was added."""
     marks: Headers = msgspec.field(default_factory=list)
     """Headers that other steps want."""
+    plain_after: bytes | None = None
+    """The item after the change as plain JSON with exact numbers, where a step has written it so."""
     _before: Item | None = None
     _after: Item | None = None
     _keys: Item | None = None
@@ -90,6 +92,7 @@ class Event(msgspec.Struct, eq=False):
     @after.setter
     def after(self, item: Item) -> None:
         self._after = item
+        self.plain_after = None
         self.shaped = True
 
     @property
@@ -109,6 +112,14 @@ class Event(msgspec.Struct, eq=False):
     def image(self) -> Item | None:
         """The item as the change left it; of a deletion, as it was."""
         return self.before if self.change.after is None else self.after
+
+    @property
+    def uncut(self) -> msgspec.Raw | None:
+        """The item after the change in typed JSON, while it stands as it came: one attribute can be read without the others.
+
+        It may be null, or empty, where there is none.
+        """
+        return self.change.body.new_image if self._after is None and self._before is None else None
 
     @property
     def before_json(self) -> bytes | None:

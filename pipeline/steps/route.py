@@ -24,7 +24,6 @@ class Rule(NamedTuple):
 
 def router(rules: Sequence[Rule], *, every: bool, otherwise: Callable[[Change], str] | None) -> Router:
     """Return what finds the sinks of an event: of the first rule that holds, or of each that does (`every`)."""
-
     if rules and rules[0].where is None and not every:  # the common case: one sink for all
         only = rules[0].sink
         return lambda event: (only(event.change),)
