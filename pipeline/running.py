@@ -7,7 +7,7 @@ from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 from confluent_kafka import Message
 
@@ -205,6 +205,7 @@ class FlowRunner:
     def _given(self, batch: Batch) -> list[Given]:
         given = []
         references = self._references
+        record: Any  # librdkafka's: `cast` would cost as much as what it is put on
         for index, record in enumerate(batch.records):
             value = record.value() or b""
             try:
@@ -214,7 +215,7 @@ class FlowRunner:
             except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others go on
                 self._worker.reject(batch, index, STAGE, error)
                 continue
-            given.append(Given(cast("int", record.offset()), record.key(), value, change, record.timestamp()[1] / 1000))
+            given.append(Given(record.offset(), record.key(), value, change, record.timestamp()[1] / 1000))
         return given
 
     def _settle(self, flow: RunningFlow, partition: int, given: Sequence[Given], *, fresh: bool) -> None:

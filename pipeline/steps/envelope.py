@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -16,7 +17,7 @@ import msgspec
 from models.change import Change
 from pipeline.flow_settings import Envelope
 from pipeline.steps.event import Event, Step, each, join, split
-from pipeline.steps.plain import Numbers, Plain, encode, plain_added, plain_item
+from pipeline.steps.plain import Numbers, encode, plain_added, plain_item, plain_json, with_members
 
 VERSION = "1"
 """Of the connector, in Debezium's `source`."""
@@ -39,20 +40,12 @@ class Encoder:
 def compile_envelope(settings: Envelope) -> Encoder:
     """Return the step that puts changes into an envelope, as JSON."""
     if settings.kind == "plain":
-        return Encoder(each(_set(_plain(settings))))
+        return Encoder(each(_plain(settings)))
     if settings.kind == "debezium":
-        return Encoder(each(_set(_debezium(settings.numbers))), tombstone_follows=bool(settings.tombstone))
+        return Encoder(each(_debezium(settings.numbers)), tombstone_follows=bool(settings.tombstone))
     if settings.kind == "cloudevents":
         return Encoder(each(_cloudevents(settings)))
     return Encoder(each(_as_aws))
-
-
-def _set(document: Callable[[Event], Plain | None]) -> Callable[[Event], None]:
-    def change(event: Event) -> None:
-        found = document(event)
-        event.output = None if found is None else encode(found)
-
-    return change
 
 
 # -- dynamodb ---------------------------------------------------------------------------------------------------------
@@ -80,47 +73,65 @@ def _as_aws(event: Event) -> None:
 # -- plain ------------------------------------------------------------------------------------------------------------
 
 
-def _plain(settings: Envelope) -> Callable[[Event], Plain | None]:
+def _plain(settings: Envelope) -> Callable[[Event], None]:
     tombstone, numbers = settings.tombstone is not False, settings.numbers
 
-    def document(event: Event) -> Plain | None:
-        return None if tombstone and event.change.after is None else plain_document(event, numbers)
+    def change(event: Event) -> None:
+        """Write the item as the change left it, of a deletion as it was, with what was added; that wins over equal names."""
+        image = event.after_json
+        if image is None:
+            if tombstone:
+                event.output = None
+                return
+            image = event.before_json
+        added = plain_added(event.added, numbers) if event.added else {}
+        written = event.plain_after if numbers == "exact" else None
+        if written is None or (output := with_members(written, added)) is None:
+            output = encode(({} if image is None else plain_item(image, numbers)) | added)
+        event.output = output
 
-    return document
-
-
-def plain_document(event: Event, numbers: Numbers) -> dict[str, Plain]:
-    """Return the item as the change left it, of a deletion as it was, with what was added; that wins over equal names."""
-    image = event.after_json if event.change.after is not None else event.before_json
-    found = {} if image is None else plain_item(image, numbers)
-    if event.added:
-        found |= plain_added(event.added, numbers)
-    return found
+    return change
 
 
 # -- debezium ---------------------------------------------------------------------------------------------------------
 
 
-def _debezium(numbers: Numbers) -> Callable[[Event], Plain]:
-    def document(event: Event) -> Plain:
+SLOT = msgspec.Raw(b"\0")
+"""Stands in JSON for what differs from change to change: no JSON has that byte."""
+
+
+def _debezium(numbers: Numbers) -> Callable[[Event], None]:
+    def document(event: Event) -> None:
         change = event.change
         us = change.ts_us
-        before, after = event.before_json, event.after_json
-        found = {
-            "before": None if before is None else plain_item(before, numbers),
-            "after": None if after is None else plain_item(after, numbers),
-            "source": source(change),
-            "op": change.op,
-            "ts_ms": us // 1_000,
-            "ts_us": us,
-            "ts_ns": us * 1_000,
-            "transaction": None,
-        }
+        times = ts_ms, ts_us, ts_ns = b"%d" % (us // 1_000), b"%d" % us, b"%d" % (us * 1_000)
+        before, after = plain_json(event.before_json, numbers), plain_json(event.after_json, numbers)
+        sequence, event_id = encode(change.body.sequence), encode(change.event_id)
+        output = _around(change.op, change.source, change.table, change.arn) % (
+            *(before, after, ts_ms, sequence, ts_us, ts_ns, event_id),
+            *times,
+        )
         if event.added:
-            found["enriched"] = plain_added(event.added, numbers)
-        return found
+            output = b'%b,"enriched":%b}' % (output[:-1], encode(plain_added(event.added, numbers)))
+        event.output = output
 
     return document
+
+
+@lru_cache(maxsize=4096)
+def _around(op: str, name: str, table: str, arn: str) -> bytes:
+    """Return Debezium's envelope with a %b for each value that is a change's own, in their order."""
+    found = {
+        "before": SLOT,
+        "after": SLOT,
+        "source": _source(op, name, table, arn, ts_ms=SLOT, ts_us=SLOT, ts_ns=SLOT, sequence=SLOT, event_id=SLOT),
+        "op": op,
+        "ts_ms": SLOT,
+        "ts_us": SLOT,
+        "ts_ns": SLOT,
+        "transaction": None,
+    }
+    return encode(found).replace(b"%", b"%%").replace(bytes(SLOT), b"%b")
 
 
 def source(change: Change) -> dict[str, str | int]:
@@ -129,19 +140,33 @@ def source(change: Change) -> dict[str, str | int]:
     Those are version, connector, name, ts_ms, snapshot, db, sequence, ts_us, ts_ns; ours are table, stream_arn, event_id.
     """
     us = change.ts_us
+    return _source(
+        change.op,
+        change.source,
+        change.table,
+        change.arn,
+        ts_ms=us // 1_000,
+        ts_us=us,
+        ts_ns=us * 1_000,
+        sequence=change.body.sequence,
+        event_id=change.event_id,
+    )
+
+
+def _source(op: str, name: str, table: str, arn: str, **own: Any) -> dict[str, Any]:
     return {
         "version": VERSION,
         "connector": "headwater",
-        "name": change.source,
-        "ts_ms": us // 1_000,
-        "snapshot": "true" if change.op == "r" else "false",
+        "name": name,
+        "ts_ms": own["ts_ms"],
+        "snapshot": "true" if op == "r" else "false",
         "db": "",
-        "sequence": change.body.sequence,
-        "ts_us": us,
-        "ts_ns": us * 1_000,
-        "table": change.table,
-        "stream_arn": change.arn,
-        "event_id": change.event_id,
+        "sequence": own["sequence"],
+        "ts_us": own["ts_us"],
+        "ts_ns": own["ts_ns"],
+        "table": table,
+        "stream_arn": arn,
+        "event_id": own["event_id"],
     }
 
 

@@ -30,58 +30,40 @@ NULL = msgspec.Raw(b'{"NULL":true}')
 """The attribute value that stands for nothing."""
 
 
-class Event:
+class Event(msgspec.Struct, eq=False):
     """A change, what steps have added to it, and what became of it."""
 
-    __slots__ = (
-        "_after",
-        "_before",
-        "_keys",
-        "added",
-        "at",
-        "change",
-        "error",
-        "gone",
-        "headers",
-        "key",
-        "looked",
-        "marks",
-        "output",
-        "references",
-        "shaped",
-        "value",
-    )
-
-    def __init__(self, key: bytes | None, value: bytes, change: Change, at: float = 0.0, looked: Any = None) -> None:
-        self.key = key
-        """The Kafka key: the item key, masked where an attribute of it is."""
-        self.value = value
-        """The record as it is on raw."""
-        self.change = change
-        """What of it steps read. Its images are those of raw: for what earlier steps have made of them ask the event."""
-        self.added: dict[str, Value] = {}
-        """What enrichment has added: attribute values by name."""
-        self.at = at
-        """When it was written to raw, in seconds since the epoch."""
-        self.looked = looked
-        """What the patterns of the flow look at, decoded."""
-        self.shaped = False
-        """Whether a step has changed its images or its keys."""
-        self.error: Exception | None = None
-        """Why a step has rejected it."""
-        self.gone = False
-        """Whether a step has left it out."""
-        self.output: bytes | None = None
-        """What is written to the sink topic; None is a tombstone. Set by the last step."""
-        self.headers: Headers = []
-        """Headers that an envelope wants beside the usual ones."""
-        self.references: list[tuple[str, bytes, bytes]] = []
-        """The references whose changes have it sent again: table, key, and the digest of the item that was added."""
-        self.marks: Headers = []
-        """Headers that other steps want."""
-        self._before: Item | None = None
-        self._after: Item | None = None
-        self._keys: Item | None = None
+    key: bytes | None
+    """The Kafka key: the item key, masked where an attribute of it is."""
+    value: bytes
+    """The record as it is on raw."""
+    change: Change
+    """What of it steps read. Its images are those of raw: for what earlier steps have made of them ask the event."""
+    at: float = 0.0
+    """When it was written to raw, in seconds since the epoch."""
+    looked: Any = None
+    """What the patterns of the flow look at, decoded."""
+    added: dict[str, Value] = msgspec.field(default_factory=dict)
+    """What enrichment has added: attribute values by name."""
+    shaped: bool = False
+    """Whether a step has changed its images or its keys."""
+    error: Exception | None = None
+    """Why a step has rejected it."""
+    gone: bool = False
+    """Whether a step has left it out."""
+    output: bytes | None = None
+    """What is written to the sink topic; None is a tombstone. Set by the last step."""
+    headers: Headers = msgspec.field(default_factory=list)
+    """Headers that an envelope wants beside the usual ones."""
+    references: list[tuple[str, bytes, bytes]] = msgspec.field(default_factory=list)
+    """The references whose changes have it sent again: table, key, and the digest of the item that was added."""
+    marks: Headers = msgspec.field(default_factory=list)
+    """Headers that other steps want."""
+    plain_after: bytes | None = None
+    """The item after the change as plain JSON with exact numbers, where a step has written it so."""
+    _before: Item | None = None
+    _after: Item | None = None
+    _keys: Item | None = None
 
     @property
     def alive(self) -> bool:
@@ -110,6 +92,7 @@ class Event:
     @after.setter
     def after(self, item: Item) -> None:
         self._after = item
+        self.plain_after = None
         self.shaped = True
 
     @property
@@ -129,6 +112,14 @@ class Event:
     def image(self) -> Item | None:
         """The item as the change left it; of a deletion, as it was."""
         return self.before if self.change.after is None else self.after
+
+    @property
+    def uncut(self) -> msgspec.Raw | None:
+        """The item after the change in typed JSON, while it stands as it came: one attribute can be read without the others.
+
+        It may be null, or empty, where there is none.
+        """
+        return self.change.body.new_image if self._after is None and self._before is None else None
 
     @property
     def before_json(self) -> bytes | None:

@@ -46,18 +46,31 @@ def compile_expression(text: str) -> Condition:
     evaluate = compile_value(text, NAMES)
     cheap, dear = _parts(text)
     rules = [rule for part in dear if (rule := _equality(part)) is not None]
-    first = compile_value(" && ".join(cheap), NAMES) if cheap else None
+    facts = [_fact_test(part) for part in cheap]
     rest = compile_value(" && ".join(dear), NAMES) if cheap and dear else evaluate
 
     def condition(value: bytes, change: Change) -> bool:
         # false && anything is false in CEL, an error as well: what needs no image, or little of one, is asked first.
-        if first is not None and (first(value, change, {}) is False or not dear):
-            return truth(text, first(value, change, {}))
-        if any(rule(change) for rule in rules):
-            return False
+        for fact in facts:
+            if not fact(change):
+                return False
+        if not dear:
+            return True
+        for differs in rules:
+            if differs(change):
+                return False
         return truth(text, rest(value, change, {}))
 
     return condition
+
+
+def _fact_test(part: str) -> Callable[[Change], bool]:
+    """Return what tells a comparison of `op` or `table` with constants, without CEL: they are text, and always there."""
+    constants = frozenset(found[0][1:-1] for found in re.finditer(_TEXT, part))
+    wanted = "!=" not in re.sub(_TEXT, "", part)
+    if part.lstrip().startswith("op"):
+        return lambda change: (change.op in constants) is wanted
+    return lambda change: (change.table in constants) is wanted
 
 
 def _equality(part: str) -> Callable[[Change], bool] | None:
@@ -69,12 +82,10 @@ def _equality(part: str) -> Callable[[Change], bool] | None:
     look = msgspec.json.Decoder(one).decode
 
     def differs(change: Change) -> bool:
-        content = change.after if image == "after" else change.before
-        if content is None:
-            return False
         try:
+            content = change.body.new_image if image == "after" else change.body.old_image
             found = look(content).value.text  # type: ignore[attr-defined]  # made at run time
-        except msgspec.DecodeError:
+        except msgspec.DecodeError:  # or there is no such image
             return False
         return found is not None and found != text
 

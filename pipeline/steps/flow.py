@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
+
+import msgspec
 
 from models.change import Change
 from pipeline.steps.event import Event, Headers, Step
@@ -27,7 +29,7 @@ class Output(Protocol):
         """Encode events."""
 
 
-class Given(NamedTuple):
+class Given(msgspec.Struct, frozen=True, gc=False):
     """A change of a batch, as a flow is given it."""
 
     offset: int
@@ -49,17 +51,16 @@ class Message(NamedTuple):
     headers: Headers
 
 
-@dataclass(slots=True)
-class Result:
+class Result(msgspec.Struct, eq=False):
     """What a flow made of one change."""
 
     given: Given
-    messages: list[Message] = field(default_factory=list)
+    messages: list[Message] = msgspec.field(default_factory=list)
     error: Exception | None = None
     """Why it was rejected; then there are no messages."""
     stage: str = ""
     """The step that rejected it."""
-    references: list[tuple[str, bytes, bytes]] = field(default_factory=list)
+    references: Sequence[tuple[str, bytes, bytes]] = ()
     """The references whose changes have it sent again: table, key, and the digest of the item that was added."""
 
 
@@ -107,7 +108,7 @@ class Flow:
         tables, where, look = self.tables, self.where, self.look
         picked = []
         for given in changes:
-            _, key, value, change, at = given
+            value, change = given.value, given.change
             if tables and change.table not in tables:
                 continue
             error, looked = None, None
@@ -118,7 +119,7 @@ class Flow:
                     continue
             except Exception as failure:  # noqa: BLE001 - whatever is wrong with one change, the others go on
                 error = failure
-            event = Event(key, value, change, at, looked)
+            event = Event(given.key, value, change, given.at, looked)
             event.error = error
             picked.append((Result(given, stage="where"), event))
         return picked

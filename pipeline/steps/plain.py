@@ -20,7 +20,8 @@ Plain: TypeAlias = Any
 Numbers = Literal["exact", "string"]
 NONE = msgspec.Raw()
 NULL = msgspec.Raw(b"null")
-is_number = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?").fullmatch
+NUMBER = r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"
+is_number = re.compile(NUMBER).fullmatch
 """Matches what JSON takes as a number."""
 encode = msgspec.json.encode
 
@@ -76,13 +77,28 @@ def plain_item(image: bytes | msgspec.Raw, numbers: Numbers = "exact") -> dict[s
     found: dict[str, Plain] = {}
     for name, value in tagged.items():
         # The two that nearly all values are; the rest in one place.
-        if value.text is not NONE:
-            found[name] = value.text
-        elif value.number is not None:
-            found[name] = number(value.number)
+        if (text := value.text) is not NONE:
+            found[name] = text
+        elif (digits := value.number) is not None:
+            found[name] = number(digits)
         else:
             found[name] = _other(value, number)
     return found
+
+
+def plain_json(image: bytes | None, numbers: Numbers = "exact") -> bytes:
+    """Return an item as plain JSON, none as null; raise ValueError when it is none of DynamoDB's."""
+    return b"null" if image is None else encode(plain_item(image, numbers))
+
+
+def with_members(item: bytes, more: Mapping[str, Plain]) -> bytes | None:
+    """Return an item that `plain_json` has written with more members; None when one of their names may be among its own."""
+    for name in more:
+        if encode(name) + b":" in item:  # in a text that would be escaped, in an item within perhaps not
+            return None
+    if not more or item == b"{}":
+        return encode(more) if more else item
+    return item[:-1] + b"," + encode(more)[1:]
 
 
 def plain_value(value: bytes | msgspec.Raw, numbers: Numbers = "exact") -> Plain:
@@ -147,7 +163,17 @@ def _other(value: Tagged, number: Callable[[str], Plain]) -> Plain:
 
 def plain_added(added: Mapping[str, msgspec.Raw], numbers: Numbers = "exact") -> dict[str, Plain]:
     """Return what was added to a change as plain values."""
-    return {name: _rendered(bytes(value), numbers) for name, value in added.items()}
+    found: dict[str, Plain] = {}
+    for name, value in added.items():
+        content = bytes(value)
+        if (number := _is_tagged_number(content)) is None:
+            found[name] = _rendered(content, numbers)
+        else:  # of SQL, for instance: each is another, and would only put others out of the cache
+            found[name] = msgspec.Raw(number[1] if numbers == "exact" else b'"' + number[1] + b'"')
+    return found
+
+
+_is_tagged_number = re.compile(rb'\{"N":"(' + NUMBER.encode() + rb')"\}').fullmatch
 
 
 @lru_cache(maxsize=16_384)

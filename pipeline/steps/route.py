@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from models import change as changes
@@ -23,6 +24,9 @@ class Rule(NamedTuple):
 
 def router(rules: Sequence[Rule], *, every: bool, otherwise: Callable[[Change], str] | None) -> Router:
     """Return what finds the sinks of an event: of the first rule that holds, or of each that does (`every`)."""
+    if rules and rules[0].where is None and not every:  # the common case: one sink for all
+        only = rules[0].sink
+        return lambda event: (only(event.change),)
 
     def route(event: Event) -> tuple[str, ...]:
         found: list[str] = []
@@ -41,11 +45,25 @@ def router(rules: Sequence[Rule], *, every: bool, otherwise: Callable[[Change], 
 
 def headers(change: Change) -> Headers:
     """Return the headers of a message on a sink topic."""
+    table, op, source = _named(
+        change.event_name, change.table_name, change.arn, change.event_source, change.record_format
+    )
     return [
         ("event_id", change.event_id.encode()),
-        ("table", change.table.encode()),
-        ("op", OPS[change.event_name]),
-        ("source", change.source.encode()),
+        table,
+        op,
+        source,
         ("ts_us", b"%d" % change.ts_us),
         ("sequence", change.body.sequence.encode()),
     ]
+
+
+@lru_cache(maxsize=4096)
+def _named(*facts: str) -> tuple[tuple[str, bytes], ...]:
+    """Return the headers that many changes share."""
+    event_name, table_name, arn, event_source, record_format = facts
+    change = Change("", event_name, _NO_BODY, event_source, arn, table_name, record_format)
+    return ("table", change.table.encode()), ("op", OPS[event_name]), ("source", change.source.encode())
+
+
+_NO_BODY = changes.Body(changes.NONE)

@@ -8,7 +8,7 @@ beside `id` is added to the change of that id.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime, time
 from decimal import Decimal
 from typing import Any, Protocol
@@ -18,8 +18,8 @@ import msgspec
 import pyarrow as pa
 
 from models.attributes import typed
-from pipeline.steps.event import Event, Step
-from pipeline.steps.plain import encode, plain_added, plain_item, plain_value
+from pipeline.steps.event import NULL, Event, Step
+from pipeline.steps.plain import encode, plain_added, plain_json, plain_value
 
 SCHEMA = pa.schema(
     [
@@ -34,7 +34,6 @@ SCHEMA = pa.schema(
         ("enriched", pa.string()),
     ]
 )
-JSON = ("key", "before", "after", "enriched")
 INEXACT = {"uhugeint", "bignum", "bit", "interval", "time with time zone", "timestamp_ns"}
 """Types of DuckDB of which something is lost on the way here: refused before, not written wrong."""
 REFERENCE = pa.schema([("key", pa.string()), ("item", pa.string())])
@@ -142,41 +141,49 @@ class _Database:
 def _reference(table: Rows) -> pa.Table:
     rows = table.rows()
     keys = [encode(plain_value(key)).decode() for key, _ in rows]
-    items = [encode(plain_item(item)).decode() for _, item in rows]
+    items = [plain_json(item).decode() for _, item in rows]
     return pa.table([pa.array(keys, pa.string()), pa.array(items, pa.string())], schema=REFERENCE)
 
 
 def _looked_at(text: str) -> frozenset[str]:
-    """Return the columns of JSON that a query, or its plan, names: the others are not made, most of the time goes to them.
+    """Return the columns that a query, or its plan, names: the others are not made, most of the time goes to them.
 
     The plan has those that the query means without naming them: by `*`, `COLUMNS(...)`, the row as a whole.
     """
-    return frozenset(name for name in JSON if re.search(rf"\b{name}\b", text, re.IGNORECASE))
+    return frozenset(name for name in SCHEMA.names if re.search(rf"\b{name}\b", text, re.IGNORECASE))
 
 
 def _arrow(events: Sequence[Event], wanted: frozenset[str]) -> pa.Table:
-    columns: list[list[Any]] = [[] for _ in SCHEMA]
-    for number, event in enumerate(events):
-        change = event.change
-        row = (
-            number,
-            change.event_id,
-            change.op,
-            change.table,
-            change.ts_us,
-            _json(bytes(change.body.keys)) if "key" in wanted else None,
-            _json(event.before_json) if "before" in wanted else None,
-            _json(event.after_json) if "after" in wanted else None,
-            encode(plain_added(event.added)).decode() if event.added and "enriched" in wanted else None,
-        )
-        for column, value in zip(columns, row, strict=True):
-            column.append(value)
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
-    return pa.table(arrays, schema=SCHEMA)
+    count = len(events)
+    arrays = [
+        pa.array(map(COLUMNS[field.name], events) if field.name in wanted else [None] * count, field.type, size=count)
+        for field in SCHEMA
+        if field.name != "id"
+    ]
+    return pa.table([pa.array(range(count), pa.int64()), *arrays], schema=SCHEMA)
+
+
+def _after(event: Event) -> str | None:
+    if (image := event.after_json) is None:
+        return None
+    event.plain_after = plain_json(image)  # the envelope may need it as well
+    return event.plain_after.decode()
 
 
 def _json(image: bytes | None) -> str | None:
-    return None if image is None else encode(plain_item(image)).decode()
+    return None if image is None else plain_json(image).decode()
+
+
+COLUMNS: Mapping[str, Callable[[Event], Any]] = {
+    "event_id": lambda event: event.change.event_id,
+    "op": lambda event: event.change.op,
+    "table_name": lambda event: event.change.table,
+    "ts_us": lambda event: event.change.ts_us,
+    "key": lambda event: _json(bytes(event.change.body.keys)),
+    "before": lambda event: _json(event.before_json),
+    "after": _after,
+    "enriched": lambda event: encode(plain_added(event.added)).decode() if event.added else None,
+}
 
 
 def _take(answer: pa.Table, events: Sequence[Event]) -> None:
@@ -190,13 +197,24 @@ def _take(answer: pa.Table, events: Sequence[Event]) -> None:
     values = [_typed(answer.column(name)) for name in others]
     for event in events:
         event.gone = True
-    for row, number in enumerate(ids):
+    for number in ids:
         events[number].gone = False
-        events[number].added |= {name: column[row] for name, column in zip(others, values, strict=True)}
+    for name, column in zip(others, values, strict=True):
+        for number, value in zip(ids, column, strict=True):
+            events[number].added[name] = value
 
 
 def _typed(column: pa.ChunkedArray) -> list[msgspec.Raw]:
+    if pa.types.is_integer(column.type) or pa.types.is_decimal(column.type):
+        return [NULL if text is None else _number(text) for text in column.cast(pa.string()).to_pylist()]
     return [msgspec.Raw(encode(typed(_python(value, column.type)))) for value in column.to_pylist()]
+
+
+def _number(text: str) -> msgspec.Raw:
+    """Return the number that Arrow has written, without the zeros at its end: DECIMAL(38, 2) gives 2.50."""
+    if "E" in text:
+        text = format(Decimal(text), "f")
+    return msgspec.Raw(b'{"N":"%b"}' % (text.rstrip("0").rstrip(".") if "." in text else text).encode())
 
 
 def _python(value: Any, kind: pa.DataType) -> Any:

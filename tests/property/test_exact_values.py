@@ -8,14 +8,18 @@ from decimal import Decimal
 from typing import Any
 
 import fastavro
-from events_made import event, items, record, values
+import msgspec
+from events_made import event, items, names, record, records, values
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from models.attributes import python_value
+from pipeline.flow_settings import Envelope
+from pipeline.steps.envelope import compile_envelope, source
 from pipeline.steps.formats import avro
 from pipeline.steps.formats.names import escaped
 from pipeline.steps.formats.shape import ConflictError, Shape, grow, plain_members
-from pipeline.steps.plain import encode, plain_value
+from pipeline.steps.plain import encode, plain_added, plain_item, plain_json, plain_value, with_members
 
 
 def said(value: Any) -> Any:
@@ -72,3 +76,53 @@ def test_what_our_encoder_writes_fastavro_reads(item: dict[str, Any]) -> None:
             assert len(read) == len(inner)
         else:
             assert read == python_value(value)
+
+
+@given(items, items)
+@settings(max_examples=200, deadline=None)
+def test_the_fast_avro_encoder_writes_the_same_or_nothing(item: dict[str, Any], other: dict[str, Any]) -> None:
+    shape = Shape("t")
+    for number, one in enumerate((item, other)):
+        document = plain_members(event(record({"id": {"S": "x"}, **one})))
+        if number:
+            fitting = avro.fitting_encoder(shape)
+            shape.registered()
+            try:
+                fast: Any = fitting(document)
+            except ConflictError:
+                fast = None
+            try:
+                grow(shape, document, widen=False)
+                whole = None if shape.grown else avro.encoder(shape)(document)
+            except ConflictError:
+                whole = None
+            assert fast == whole
+        grow(shape, document, widen=number > 0)
+
+
+@given(items, items)
+@settings(max_examples=200, deadline=None)
+def test_members_are_added_to_written_json_as_to_the_item(item: dict[str, Any], more: dict[str, Any]) -> None:
+    image = json.dumps(item).encode()
+    added = plain_added({name: msgspec.Raw(json.dumps(value).encode()) for name, value in more.items()})
+    found = with_members(plain_json(image), added)
+    assert found is None or found == encode(plain_item(image) | added)
+    assert found is not None or item
+
+
+@given(records(), st.dictionaries(names, values, max_size=2), st.sampled_from(["exact", "string"]))
+@settings(max_examples=200, deadline=None)
+def test_debezium_is_written_as_its_members_would_be(value: bytes, more: dict[str, Any], numbers: Any) -> None:
+    one = event(value)
+    one.added = {name: msgspec.Raw(json.dumps(value).encode()) for name, value in more.items()}
+    compile_envelope(Envelope.model_validate({"kind": "debezium", "numbers": numbers}))([one])
+    change = one.change
+    images = {
+        name: None if image is None else plain_item(image, numbers)
+        for name, image in (("before", change.before), ("after", change.after))
+    }
+    times = {"ts_ms": change.ts_us // 1_000, "ts_us": change.ts_us, "ts_ns": change.ts_us * 1_000}
+    whole: dict[str, Any] = {**images, "source": source(change), "op": change.op, **times, "transaction": None}
+    if more:
+        whole["enriched"] = plain_added(one.added, numbers)
+    assert one.output == encode(whole)

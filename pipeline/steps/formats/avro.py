@@ -105,6 +105,47 @@ def _writer(shape: Shape) -> Write:
     return write
 
 
+def fitting_encoder(shape: Shape) -> Callable[[Document], bytes | None]:
+    """Return what encodes items that have no members but those of a shape, and these of its kinds; None for others.
+
+    What it gives is what `encoder` gives of them, in half the time: nothing has to be asked of the shape before.
+    """
+    if any(one.wide or one.shape is not None for one in shape.fields.values()):
+        return lambda document: None
+    fields = [(name, one.kind, _member(shape.name, name, one)) for name, one in shape.fields.items()]
+    known, place = shape.fields.keys(), f"{shape.name}: an attribute"
+
+    def encode_document(document: Document) -> bytes | None:
+        out: list[bytes] = []
+        append, get, left = out.append, document.get, len(document)
+        for name, kind, member in fields:
+            value = get(name)
+            if value is None:
+                append(b"\x00")
+                continue
+            left -= 1
+            if (raw := value.text) is not NONE:
+                if kind != "string":
+                    return None
+                text = bytes(raw)
+                text = text[1:-1] if b"\\" not in text else _text(raw)
+                append(_TEXTS[size] if (size := len(text)) < len(_TEXTS) else b"\x02" + length(size))
+                append(text)
+            elif kind == "decimal" and (number := value.number) is not None:
+                append(b"\x02" + decimal(number, place))
+            elif (own := kind_of(value)) is None:
+                append(b"\x00")
+            elif own == kind:
+                member(out, value)
+            else:
+                return None
+        if left and any(kind_of(document[name]) is not None for name in document.keys() - known):
+            return None  # NULL says nothing about its kind, and waits for its place in the schema
+        return b"".join(out)
+
+    return encode_document
+
+
 def _write_wide(out: list[bytes], member: Write, kind: Kind, value: Any) -> None:
     own = kind_of(value) if isinstance(value, Tagged) else kind
     if own is None or own == kind:
@@ -284,5 +325,6 @@ def _varint(number: int) -> bytes:
 
 
 _LENGTHS = [_varint(number << 1) for number in range(4096)]
+_TEXTS = [b"\x02" + one for one in _LENGTHS]
 _TENS: list[int] = [10**n for n in range(SCALE + 1)]
 _WIDE = Context(prec=400)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Protocol, cast
 
 from pipeline.errors import TransientError
 from pipeline.flow_settings import Envelope, Format
@@ -91,6 +91,7 @@ class _Step:
         self._refused: dict[str, IncompatibleError] = {}
         self._shape = Shape(self._name)
         self._encode: Callable[[Document], bytes] | None = None
+        self._encode_fitting: Callable[[Document], bytes | None] | None = None
         self._head = b""
 
     def __call__(self, events: Sequence[Event]) -> None:
@@ -104,7 +105,7 @@ class _Step:
                 documents.append((event, self._members(event)))
             except ValueError as error:
                 event.error = error
-        if not documents:
+        if not documents or self._write_fitting(documents):
             return
         try:
             self._agree(documents)
@@ -121,6 +122,21 @@ class _Step:
                 event.error = error
             return
         self._write(documents)
+
+    def _write_fitting(self, documents: Sequence[tuple[Event, Document]]) -> bool:
+        """Encode documents that fit what is registered, all of them or none; say whether they did. Most do."""
+        encode = self._encode_fitting
+        if encode is None or not self._head or self._shape.grown:
+            return False
+        try:
+            found = [encode(document) for _, document in documents]
+        except Exception:  # noqa: BLE001 - which of them is wrong, and how, is found out one by one
+            return False
+        if None in found:
+            return False
+        for (event, _), content in zip(documents, found, strict=True):
+            event.output = self._head + cast("bytes", content)
+        return True
 
     def _agree(self, documents: Sequence[tuple[Event, Document]]) -> None:
         """Make the shape fit all documents, and have it registered; reject those that it cannot fit."""
@@ -161,6 +177,7 @@ class _Step:
         self._head = MAGIC + number.to_bytes(4, "big")
         shape.registered()
         self._encode = None if self._codec is json_schema else self._codec.encoder(shape)
+        self._encode_fitting = avro.fitting_encoder(shape) if self._codec is avro else None
         return True
 
     def _take_over(self, shape: Shape) -> bool:
