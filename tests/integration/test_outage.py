@@ -24,7 +24,8 @@ from pipeline.settings import Settings
 from pipeline.topics import Topics, admin, ensure
 from pipeline.transport.transaction import TIMEOUT_MS
 
-pytestmark = pytest.mark.kafka
+# Alone: it measures that a worker ends within ten seconds and goes on within forty, from the broker's restart on.
+pytestmark = [pytest.mark.kafka, pytest.mark.alone]
 DEADLINE = 90.0
 BODY = {
     "eventName": "INSERT",
