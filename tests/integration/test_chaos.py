@@ -7,8 +7,10 @@ import json
 import pytest
 from conftest import Headwater
 
+# One after the other: each has brokers and workers of its own, and two of those at once are too much for two cores.
+pytestmark = [pytest.mark.kafka, pytest.mark.xdist_group("stack")]
 
-@pytest.mark.kafka
+
 def test_every_fault_once_loses_doubles_and_reorders_nothing(headwater: Headwater) -> None:
     done = headwater("chaos", "--faults", "12", "--seed", "1", "--rate", "3000", "--json")
     assert done.returncode == 0, done.stderr

@@ -16,6 +16,9 @@ from waiting import until
 from pipeline.lab import aws
 from pipeline.lab.processes import stop
 
+# One after the other: each has brokers and workers of its own, and two of those at once are too much for two cores.
+pytestmark = pytest.mark.xdist_group("stack")
+
 
 def proved(headwater: Headwater, *arguments: str, **environment: str) -> dict[str, Any]:
     """Run the demo and return its JSON, which must prove that nothing went wrong."""
@@ -76,6 +79,7 @@ def test_dynamodb_local_serves_as_well(headwater: Headwater, tmp_path: Path) -> 
         stop([process])
 
 
+@pytest.mark.alone  # this broker is slow where it has to share the machine
 def test_the_fallback_broker_needs_nothing_but_python(headwater: Headwater) -> None:
     report = proved(headwater, "--changes", "2000", "--broker", "noida")
     assert report["broker"].startswith("noida-db")
