@@ -29,7 +29,7 @@ demo: setup ## carry changes from DynamoDB to Parquet on this machine, and prove
 
 test: setup ## run all tests (TEST_ARGS="-k name" for some)
 	@$(BIN)/pytest -n 2 --dist loadfile tests/unit tests/property tests/conformance $(TEST_ARGS) || test $$? -eq 5
-	@$(BIN)/pytest -n 2 --dist loadgroup -m "not alone" tests/integration $(TEST_ARGS) || test $$? -eq 5
+	@$(BIN)/pytest -n 2 --dist loadfile -m "not alone" tests/integration $(TEST_ARGS) || test $$? -eq 5
 	@$(BIN)/pytest -m alone tests/integration $(TEST_ARGS) || test $$? -eq 5
 
 bench: setup ## measure deduplication, flows and the lake against peers, ingest, mirror and replay against plain loops (an hour)

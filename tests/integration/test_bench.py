@@ -8,8 +8,7 @@ import pytest
 
 from pipeline.lab.bench import dedup, flows, ingest, mirror, replay
 
-# One after the other: each has brokers and workers of its own, and two of those at once are too much for two cores.
-pytestmark = [pytest.mark.kafka, pytest.mark.xdist_group("stack")]
+pytestmark = pytest.mark.kafka
 
 FIGURES = {"records_per_s", "cpu_s_per_million", "rss_mib"}
 

@@ -18,8 +18,7 @@ from pipeline.lab.processes import LOOPBACK, Process, free_port
 from pipeline.lab.stack import Endpoints
 from pipeline.topics import admin
 
-# One after the other: each has brokers and workers of its own, and two of those at once are too much for two cores.
-pytestmark = [pytest.mark.kafka, pytest.mark.xdist_group("stack")]
+pytestmark = pytest.mark.kafka
 NODES = (2, 3)
 """Beside the first, which is the controller as well and lives on."""
 

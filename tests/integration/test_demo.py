@@ -16,9 +16,6 @@ from waiting import until
 from pipeline.lab import aws
 from pipeline.lab.processes import stop
 
-# One after the other: each has brokers and workers of its own, and two of those at once are too much for two cores.
-pytestmark = pytest.mark.xdist_group("stack")
-
 
 def proved(headwater: Headwater, *arguments: str, **environment: str) -> dict[str, Any]:
     """Run the demo and return its JSON, which must prove that nothing went wrong."""

@@ -151,7 +151,6 @@ def can_be_locked(path: Path) -> bool:
         return True
 
 
-@pytest.mark.xdist_group("dead")  # one process: its fixture is costly
 @pytest.mark.parametrize("point", POINTS)
 def test_invariant_1_outputs_table_writes_and_offset_commit_together_or_not_at_all(
     dead: dict[str, Dead], point: str
@@ -161,7 +160,6 @@ def test_invariant_1_outputs_table_writes_and_offset_commit_together_or_not_at_a
     assert left.in_changelog == left.committed, "the changelog ends where the offsets do"
 
 
-@pytest.mark.xdist_group("dead")
 @pytest.mark.parametrize("point", POINTS)
 def test_invariant_2_rocksdb_is_never_ahead_of_kafka(dead: dict[str, Dead], point: str) -> None:
     left = dead[point]

@@ -33,7 +33,7 @@ from pipeline.sinks.base import Writer
 from pipeline.sinks.mirror import Mirror, copied
 from pipeline.topics import Topic, admin, ensure
 
-pytestmark = [pytest.mark.kafka, pytest.mark.xdist_group("mirror")]  # one process: its fixture is costly
+pytestmark = pytest.mark.kafka
 PARTITIONS = 4
 KEPT = {"max.message.bytes": "16777216", "retention.ms": "-1"}
 Row = tuple[bytes | None, bytes | None, list[tuple[str, bytes]], int]

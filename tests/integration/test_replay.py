@@ -20,7 +20,7 @@ from pipeline.lab.stack import Endpoints
 from pipeline.sinks.lake_verify import read_manifests
 from pipeline.sinks.objects import Objects
 
-pytestmark = [pytest.mark.kafka, pytest.mark.xdist_group("replay")]  # one process: its fixture is costly
+pytestmark = pytest.mark.kafka
 FLOWS: list[dict[str, Any]] = [
     {
         "name": "f",

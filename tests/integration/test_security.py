@@ -25,7 +25,7 @@ from pipeline.lab.processes import LOOPBACK, free_port
 from pipeline.lab.recorder import Recorder
 from pipeline.lab.stack import Endpoints
 
-pytestmark = [pytest.mark.kafka, pytest.mark.xdist_group("security")]  # one process: its fixture is costly
+pytestmark = pytest.mark.kafka
 SECRET = "very-secret-indeed"
 MECHANISMS = ("SCRAM", "TLS", "TOKEN")
 LISTENERS = """

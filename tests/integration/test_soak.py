@@ -7,8 +7,7 @@ import json
 import pytest
 from conftest import Headwater
 
-# One after the other: each has brokers and workers of its own, and two of those at once are too much for two cores.
-pytestmark = [pytest.mark.kafka, pytest.mark.xdist_group("stack")]
+pytestmark = pytest.mark.kafka
 
 
 def test_a_minute_of_faults_and_kills_loses_doubles_and_reorders_nothing(headwater: Headwater) -> None:
