@@ -36,6 +36,8 @@ Attach = Callable[["Worker"], None]
 Preflight = Callable[[], None]
 STOP_SECONDS = 9.5
 """Seconds that a worker may take to stop; what it has not committed by then is done again by the next owner."""
+LAST_SECONDS = 1.0
+"""Seconds that tasks have to end when everything has stopped, and again when they are cancelled."""
 AGAIN = "again"
 """Holds partitions whose batch is to be tried again."""
 HEARTBEAT = 0.3
@@ -54,10 +56,28 @@ class Tables(TableManager):
 
 
 class QuietWorker(faust.Worker):
-    """Faust's worker without its spinner: for that, `-l warn` sets the root logger to DEBUG and every debug record is made."""
+    """Faust's worker without its spinner: for that, `-l warn` sets the root logger to DEBUG and every debug record is made.
+
+    Nor does it sleep at its end, two seconds long: it waits for tasks, so long at most.
+    """
 
     def _setup_spinner_handler(self, logger: logging.Logger, level: int) -> None:
         pass
+
+    def _gather_all(self) -> None:
+        """Let tasks end by themselves, but for those that wait for an event that nobody sets any more; cancel what is left."""
+        tasks = asyncio.all_tasks(self.loop)
+        ending = [task for task in tasks if getattr(task.get_coro(), "__qualname__", "") != "Event.wait"]
+        if ending:
+            self.loop.run_until_complete(asyncio.wait(ending, timeout=LAST_SECONDS))
+        for task in asyncio.all_tasks(self.loop):
+            task.cancel()
+
+    async def _sentinel_task(self) -> None:
+        """Wait for the end of what was cancelled."""
+        cancelled = asyncio.all_tasks() - {asyncio.current_task()}
+        if cancelled:
+            await asyncio.wait(cancelled, timeout=LAST_SECONDS)
 
 
 class App(faust.App):

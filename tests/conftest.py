@@ -11,14 +11,29 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import boto3
 import pytest
 from mypy_boto3_dynamodb import DynamoDBClient
+from xdist.scheduler import LoadFileScheduling
 
 from pipeline.lab import kafka
 from pipeline.lab.stack import Endpoints, Stack
+
+STACKS = {"test_bench", "test_chaos", "test_coordinator", "test_demo", "test_soak"}
+"""Files whose every test has brokers and workers of its own: two of those at once are too much for two cores."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With --dist loadfile, give all of STACKS to one process, as if they were one file."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    scheduling = LoadFileScheduling(config, log)
+    file_of = scheduling._split_scope
+    scheduling._split_scope = lambda test: "stacks" if Path(file_of(test)).stem in STACKS else file_of(test)
+    return scheduling
 
 
 def require_kafka() -> None:

@@ -8,10 +8,11 @@ import pytest
 
 from pipeline.lab.bench import dedup, flows, ingest, mirror, replay
 
+pytestmark = pytest.mark.kafka
+
 FIGURES = {"records_per_s", "cpu_s_per_million", "rss_mib"}
 
 
-@pytest.mark.kafka
 def test_a_tiny_run_has_every_figure_and_a_right_output() -> None:
     said: list[str] = []
     results = dedup.measure(
@@ -43,7 +44,6 @@ def test_a_tiny_run_has_every_figure_and_a_right_output() -> None:
     assert shown["headwater_exactly_once"]["ready_s"] > 0
 
 
-@pytest.mark.kafka
 def test_a_tiny_run_of_ingest_has_every_figure_and_a_right_output() -> None:
     said: list[str] = []
     results = ingest.measure(
@@ -57,7 +57,6 @@ def test_a_tiny_run_of_ingest_has_every_figure_and_a_right_output() -> None:
     assert shown["idle_calls_per_s"] > 0
 
 
-@pytest.mark.kafka
 def test_a_tiny_run_of_flows_has_every_figure_and_a_right_output() -> None:
     said: list[str] = []
     results = flows.measure(
@@ -73,14 +72,12 @@ def test_a_tiny_run_of_flows_has_every_figure_and_a_right_output() -> None:
     assert all(results.rounds[task, "headwater"][0].outcome == (0, 0) for task in shown)
 
 
-@pytest.mark.kafka
 def test_a_tiny_run_of_the_mirror_has_both_figures_and_a_right_copy() -> None:
     results = mirror.measure(mirror.Options(messages=20_000, rounds=1), lambda _: None)
     assert set(results.as_json()) == {"headwater", "limit"}
     assert results.failures == []
 
 
-@pytest.mark.kafka
 def test_a_tiny_run_of_replay_has_every_figure_and_a_right_output() -> None:
     said: list[str] = []
     results = replay.measure(replay.Options(messages=8_000, rounds=1), said.append)

@@ -7,8 +7,9 @@ import json
 import pytest
 from conftest import Headwater
 
+pytestmark = pytest.mark.kafka
 
-@pytest.mark.kafka
+
 def test_every_fault_once_loses_doubles_and_reorders_nothing(headwater: Headwater) -> None:
     done = headwater("chaos", "--faults", "12", "--seed", "1", "--rate", "3000", "--json")
     assert done.returncode == 0, done.stderr

@@ -7,11 +7,18 @@ import signal
 from pathlib import Path
 
 import pytest
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # the package says so, not its types
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    ResourceType,
+)
 from fleet import PROTOCOL, Fleet, log_of, ready
 from waiting import until
 
 from pipeline.lab.stack import Endpoints
 from pipeline.lab.workers import Worker, Workers
+from pipeline.topics import admin
 
 pytestmark = pytest.mark.kafka
 
@@ -25,6 +32,16 @@ def shares(worker: Worker) -> list[tuple[int, int, int]]:
 def started_again(workers: Workers, worker: Worker) -> Worker:
     workers.watch()
     return worker
+
+
+def let_sessions_last(fleet: Fleet, seconds: int) -> None:
+    """Have the broker wait so long for a silent member of a group with KIP-848."""
+    entry = ConfigEntry(
+        "consumer.session.timeout.ms", str(seconds * 1_000), incremental_operation=AlterConfigOpType.SET
+    )
+    group = ConfigResource(ResourceType.GROUP, fleet.prefix, incremental_configs=[entry])
+    for done in admin(fleet.conf).incremental_alter_configs([group]).values():
+        done.result(20)
 
 
 def share(worker: Worker) -> int:
@@ -66,6 +83,8 @@ def test_a_static_member_that_restarts_moves_nobody_elses_partitions(
 ) -> None:
     patient = {"HEADWATER_KAFKA__SESSION_TIMEOUT": "40"} if protocol == "classic" else {}
     fleet = Fleet(stack, tmp_path, {PROTOCOL: protocol, **patient}, static=True)
+    if protocol == "consumer":
+        let_sessions_last(fleet, 40)
     with fleet.running(2) as workers, fleet.under_load(workers):
         one, other = workers.all
         before = shares(other)

@@ -190,8 +190,10 @@ def test_the_replica_equals_its_source_though_writes_are_refused_and_workers_kil
             )
             try:
                 proxy.share = 0.0
-                until(lambda: folded(sink) == here.state(here.name), "a sink topic with all changes")
-                until(lambda: here.is_through(sink), "offsets at the end")
+                until(
+                    lambda: here.is_through(sink) and folded(sink) == here.state(here.name),
+                    "a sink topic with all changes, and offsets at the end",
+                )
                 assert here.state(here.copy) == here.state(here.name)
                 assert worker.alive(), log.read_text()[-3000:]
             finally:

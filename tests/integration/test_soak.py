@@ -7,8 +7,9 @@ import json
 import pytest
 from conftest import Headwater
 
+pytestmark = pytest.mark.kafka
 
-@pytest.mark.kafka
+
 def test_a_minute_of_faults_and_kills_loses_doubles_and_reorders_nothing(headwater: Headwater) -> None:
     done = headwater("soak", "sources", "--seconds", "60", "--seed", "4", "--rate", "1000", "--json")
     assert done.returncode == 0, done.stderr
@@ -22,7 +23,6 @@ def test_a_minute_of_faults_and_kills_loses_doubles_and_reorders_nothing(headwat
     assert report["gaps_recorded"] >= report["trimmed_ranges"]
 
 
-@pytest.mark.kafka
 def test_streams_of_kinesis_that_grow_to_64_shards_are_read_whole_and_in_order(headwater: Headwater) -> None:
     done = headwater("soak", "sources", "--kinesis", "--seconds", "50", "--seed", "4", "--rate", "700", "--json")
     assert done.returncode == 0, done.stderr
