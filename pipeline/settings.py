@@ -357,7 +357,7 @@ class Lake(Section):
     memory: int = Field(
         256 << 20,
         ge=1 << 20,
-        description="Bytes that the open files of a worker take; near it the largest are closed before their time, beyond it reading waits.",
+        description="Bytes that open files take in a worker; near it the largest are closed early, beyond it reading waits.",
     )
 
     @model_validator(mode="after")

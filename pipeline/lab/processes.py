@@ -14,7 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from typing import cast
+from urllib.parse import urlsplit
 
 from pipeline.errors import HeadwaterError
 
@@ -122,6 +125,19 @@ def wait_until_ready(process: Process, ready: Callable[[], bool], *, seconds: fl
         if time.monotonic() > deadline:
             raise _failure(process, f"was not ready within {seconds:g} s")
         time.sleep(POLL)
+
+
+def is_ready(process: Process) -> bool:
+    """Say whether a worker's /readyz answers 200."""
+    address = urlsplit(process.address)
+    with suppress(OSError, HTTPException):
+        connection = HTTPConnection(cast("str", address.hostname), address.port, timeout=2)
+        try:
+            connection.request("GET", "/readyz")
+            return connection.getresponse().status == 200
+        finally:
+            connection.close()
+    return False
 
 
 def explained(message: str, output: str, *, hint: str) -> HeadwaterError:

@@ -9,7 +9,9 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 from pipeline.errors import FatalError
 from pipeline.lab import processes
@@ -17,7 +19,7 @@ from pipeline.lab.processes import LOOPBACK, Process
 
 MOST_STARTS = 10
 """How often a worker may end before that is taken for a fault of its own; the chaos allows itself more."""
-STOP_SECONDS = 20.0
+READY_SECONDS, STOP_SECONDS = 60.0, 20.0
 
 
 @dataclass
@@ -97,9 +99,12 @@ class Workers:
         self._frozen_until: dict[str, float] = {}
         self._clock = clock
 
-    def start(self) -> None:
-        """Start all."""
-        for worker in self.all:
+    def start(self, *, in_turn: bool = False) -> None:
+        """Start all; `in_turn`: each when the one before is ready."""
+        for number, worker in enumerate(self.all):
+            if in_turn and number:
+                before = cast("Process", self.all[number - 1].process)
+                processes.wait_until_ready(before, partial(processes.is_ready, before), seconds=READY_SECONDS)
             worker.start()
 
     def watch(self) -> None:

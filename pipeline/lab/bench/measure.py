@@ -7,11 +7,10 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from http.client import HTTPConnection, HTTPException
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self, cast
-from urllib.parse import urlsplit
+from typing import Self
 
 from confluent_kafka import Consumer, ConsumerGroupState, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -146,19 +145,7 @@ def peak_mib(status: str) -> float:
 
 def seconds_to_ready(process: Process, started: float) -> float:
     """Return the seconds from `started` (monotonic) until the worker's /readyz answers 200."""
-    address = urlsplit(process.address)
-
-    def ready() -> bool:
-        with suppress(OSError, HTTPException):
-            connection = HTTPConnection(cast("str", address.hostname), address.port, timeout=2)
-            try:
-                connection.request("GET", "/readyz")
-                return connection.getresponse().status == 200
-            finally:
-                connection.close()
-        return False
-
-    processes.wait_until_ready(process, ready, seconds=START_SECONDS)
+    processes.wait_until_ready(process, partial(processes.is_ready, process), seconds=START_SECONDS)
     return time.monotonic() - started
 
 
