@@ -98,13 +98,12 @@ class OpenFile:
             return
         tables, self._tables, self._waiting_rows, self._waiting_bytes = self._tables, [], 0, 0
         if any(table.schema != tables[-1].schema for table in tables):  # a column has come, or has grown wider
-            tables = [self._layout.align(self.table_name, table) for table in tables]
+            tables = self._layout.align(self.table_name, *tables)
         self._write(pa.concat_tables(tables))
 
     def _write(self, table: pa.Table) -> None:
         if self._writer is not None and self._writer.schema != table.schema:
-            before = self._layout.align(self.table_name, self._take_back())
-            table = self._layout.align(self.table_name, table)
+            before, table = self._layout.align(self.table_name, self._take_back(), table)
             self._append(before)
         self._append(table)
         sequences = table.column(f"{self._layout.prefix}sequence")

@@ -146,7 +146,7 @@ def test_what_is_read_back_is_what_was_written(batches: list[list[dict[str, Any]
     written = [comparable(item) for batch in batches for item in batch]
     for found in (
         [one for table in tables for one in table.to_pylist()],  # file by file, as they were written
-        [one for table in tables for one in columns.align("T", table).to_pylist()],  # with the columns of the last
+        [one for table in columns.align("T", *tables) for one in table.to_pylist()],  # with the columns of the last
         united(tables).to_pylist(),  # compacted
     ):
         assert [comparable(item_of(one, known.of("T").columns)) for one in found] == written

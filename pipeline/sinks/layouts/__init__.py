@@ -17,8 +17,8 @@ class Layout(Protocol):
     def table(self, name: str, partition: int, rows: Rows) -> pa.Table:
         """Return a table of the changes of one DynamoDB table; never fails, loses no value."""
 
-    def align(self, name: str, table: pa.Table) -> pa.Table:
-        """Return a table that was made before with the columns that such a table has by now."""
+    def align(self, name: str, *tables: pa.Table) -> list[pa.Table]:
+        """Return tables that were made before with the columns that such a table has by now, all with the same."""
 
     def dictionary(self, schema: pa.Schema) -> list[str]:
         """Return the columns that are worth a dictionary."""

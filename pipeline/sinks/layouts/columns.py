@@ -87,8 +87,6 @@ _FIELDS += [pa.field("overflow", pa.string()), COMMON.field("partition"), COMMON
 META = pa.schema([one.with_name(f"_{one.name}") for one in _FIELDS])
 """The columns before the item's own. Of a deletion the item's columns are those of its key."""
 DICTIONARY = ["_op", "_source", "_partition"]
-LONG: set[Kind] = {"map", "list", "binary", "binaries", "strings", "numbers"}
-"""Columns without bounds in the statistics: nobody asks for a range of them."""
 NAME = re.compile(r'[^"\\\x00-\x1f]+')
 """Names that can be columns, as nearly all are."""
 NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
@@ -200,10 +198,10 @@ class ColumnsLayout:
         meta["overflow"] = _rest(cutter, items, overflow)
         return pa.Table.from_arrays([*(meta[one.name] for one in _FIELDS), *columns], schema=pa.schema(fields))
 
-    def align(self, name: str, table: pa.Table) -> pa.Table:
-        """Return the table with the columns of its schema as it is by now: wider numbers, nulls in new columns."""
+    def align(self, name: str, *tables: pa.Table) -> list[pa.Table]:
+        """Return tables with the columns of the schema as it is by now: wider numbers, nulls in new columns."""
         wanted = pa.schema([*META, *(pa.field(n, TYPES[kind]) for n, kind in self._schema_of(name).columns.items())])
-        return widened(table, wanted)
+        return [widened(table, wanted) for table in tables]
 
     def dictionary(self, schema: pa.Schema) -> list[str]:
         """Return the columns of few values, and the item's own strings: many of them are states and kinds.
@@ -242,7 +240,7 @@ class ColumnsLayout:
         schema, without = self._schema_of(name), self._without.setdefault(name, {})
         known = self._cutters.get(name)
         if known is None or known.schema.columns != schema.columns or len(known.without) > len(without):
-            known = self._cutters[name] = _Cutter(schema, without)
+            known = self._cutters[name] = _Cutter(schema, list(without))  # others may add to it meanwhile
         return known
 
     def _learn(self, name: str, found: Iterable[msgspec.Raw]) -> None:

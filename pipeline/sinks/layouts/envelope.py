@@ -30,9 +30,9 @@ class EnvelopeLayout:
         columns["after"] = after(rows)
         return pa.Table.from_arrays([columns[one] for one in SCHEMA.names], schema=SCHEMA)
 
-    def align(self, name: str, table: pa.Table) -> pa.Table:
-        """Return the table: its columns never change."""
-        return table
+    def align(self, name: str, *tables: pa.Table) -> list[pa.Table]:
+        """Return the tables: their columns never change."""
+        return list(tables)
 
     def dictionary(self, schema: pa.Schema) -> list[str]:
         """Return the columns of few values."""
