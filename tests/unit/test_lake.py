@@ -152,6 +152,37 @@ def test_what_is_read_back_is_what_was_written(batches: list[list[dict[str, Any]
         assert [comparable(item_of(one, known.of("T").columns)) for one in found] == written
 
 
+digits = st.text("0123456789", min_size=1, max_size=38)
+spelled = st.one_of(
+    digits,
+    st.tuples(digits, digits).map(".".join),
+    st.tuples(digits, st.integers(-130, 126)).map(lambda pair: f"{pair[0]}E{pair[1]}"),
+    st.tuples(digits, digits, st.integers(-130, 126)).map(lambda one: f"-{one[0]}.{one[1]}E{one[2]:+d}"),
+)
+
+
+@pytest.mark.parametrize("climbing", [True, False])
+@settings(max_examples=1_000, deadline=None)
+@given(first=st.lists(spelled, max_size=3), number=spelled)
+def test_no_number_becomes_another_one(climbing: bool, first: list[str], number: str) -> None:
+    known = Known()
+    columns = ColumnsLayout(known.of, known.grow, climbing=climbing)
+    for some in ([*first, number], [number]):
+        table = columns.table("T", 0, rows(*({"n": {"N": one}} for one in some), **as_aws_writes_it))
+        found = [comparable(item_of(one, known.of("T").columns)) for one in table.to_pylist()]
+        assert found == [{"n": {"N": Decimal(one)}} for one in some]
+
+
+@pytest.mark.parametrize("number", ["1.69401616433803583471E-28", "26105066394835336004015303871634325818", "1E68"])
+@pytest.mark.parametrize("climbing", [True, False])
+def test_what_arrow_would_make_another_number_of_is_kept(number: str, climbing: bool) -> None:
+    known = Known()
+    columns = ColumnsLayout(known.of, known.grow, climbing=climbing)
+    for some in (["0.5"], [number]):
+        (found,) = columns.table("T", 0, rows({"n": {"N": some[0]}}, **as_aws_writes_it)).to_pylist()
+        assert comparable(item_of(found, known.of("T").columns)) == {"n": {"N": Decimal(some[0])}}
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.dictionaries(st.sampled_from("abc"), st.sampled_from(["int", "wide", "string", "map"])), max_size=5))
 def test_schemas_merge_to_the_same_in_any_order(schemas: list[dict[str, Any]]) -> None:

@@ -89,6 +89,9 @@ META = pa.schema([one.with_name(f"_{one.name}") for one in _FIELDS])
 DICTIONARY = ["_op", "_source", "_partition"]
 NAME = re.compile(r'[^"\\\x00-\x1f]+')
 """Names that can be columns, as nearly all are."""
+SHORT: dict[Kind, int] = {"int": 20, "decimal": 28, "wide": 37}
+"""Characters of numbers that Arrow's cast takes right, or refuses. Of longer ones, and of those with exponents, it makes others
+without a word (1E-28 becomes 0, 38 digits overflow): they go by Python's decimals."""
 NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 MOST = 1_000
 """Columns that a table gets at most: names that are data must not become columns without end."""
@@ -294,11 +297,11 @@ class ColumnsLayout:
         return kind, pa.array(values, TYPES[kind]), odd
 
     def _numbers(self, name: str, attribute: str, kind: Kind, found: pa.Array) -> tuple[Kind, pa.Array, Sequence[int]]:
-        if kind != "number":
+        if kind != "number" and _is_short(found, SHORT[kind]):
             try:
                 return kind, found.cast(TYPES[kind]), ()
             except pa.ArrowInvalid:
-                pass  # wider ones, or such as Arrow does not read
+                pass  # they need a wider column
         values: list[str | None] = found.to_pylist()
         odd = [place for place, value in enumerate(values) if value is not None and not self._fits(value)]
         for place in odd:
@@ -318,6 +321,12 @@ class ColumnsLayout:
     def _fits(self, value: str) -> bool:
         """Say whether a number is one, and has a column."""
         return NUMBER.fullmatch(value) is not None and (self._climbing or step_of(value) in {"int", "decimal"})
+
+
+def _is_short(numbers: pa.Array, most: int) -> bool:
+    """Say whether all numbers are digits, sign and point, so many at most."""
+    longest = pc.max(pc.binary_length(numbers)).as_py() or 0
+    return longest <= most and not (longest and numbers.buffers()[2].to_pybytes().translate(None, b"0123456789.-"))
 
 
 def _item(image: bytes | msgspec.Raw) -> Item:
