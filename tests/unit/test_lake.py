@@ -107,7 +107,7 @@ names = st.one_of(st.sampled_from(["a", "A", "b", "_op", "_overflow", "", "a.b"]
 items = st.lists(st.dictionaries(names, values, max_size=5), min_size=1, max_size=6)
 
 
-as_aws_writes_it = {"separators": (",", ":"), "ensure_ascii": False}
+as_aws_writes_it: dict[str, Any] = {"separators": (",", ":"), "ensure_ascii": False}
 styles = st.sampled_from([as_aws_writes_it, {"separators": (",", ":")}, {}, {"ensure_ascii": False}])
 tagged = st.dictionaries(
     st.sampled_from(["S", "N", "B", "SS", "NULL", "M", "x", ""]), st.sampled_from(["", "1", "x", [], {}])
