@@ -3,58 +3,86 @@
 from __future__ import annotations
 
 import asyncio
-import time
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
 
-from pipeline.app import LAST_SECONDS, QuietWorker
+import pytest
+
+from pipeline import app
+from pipeline.app import QuietWorker
+
+HOUR = 3_600.0
+"""Seconds in which no test ends: a worker that has so much time must have waited for the tasks themselves."""
 
 
-def test_a_worker_waits_at_its_end_for_what_ends_by_itself_and_cancels_the_rest() -> None:
-    loop = asyncio.new_event_loop()
-    worker = QuietWorker.__new__(QuietWorker)
-    worker.loop = loop
-    ended: list[str] = []
+@pytest.fixture
+def worker() -> Iterator[QuietWorker]:
+    made = QuietWorker.__new__(QuietWorker)
+    made.loop = asyncio.new_event_loop()
+    yield made
+    made.loop.close()
+
+
+def turn() -> asyncio.Future[None]:
+    """Return what is done when the loop has gone round once."""
+    loop = asyncio.get_running_loop()
+    done = loop.create_future()
+    loop.call_soon(done.set_result, None)
+    return done
+
+
+def begun(worker: QuietWorker, work: Callable[[], Coroutine[Any, Any, Any]]) -> asyncio.Task[Any]:
+    """Return a task that has run as far as it can."""
+
+    async def begin() -> asyncio.Task[Any]:
+        task = asyncio.create_task(work())
+        await turn()
+        return task
+
+    return worker.loop.run_until_complete(begin())
+
+
+def test_a_worker_waits_at_its_end_for_what_ends_by_itself(
+    worker: QuietWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "LAST_SECONDS", HOUR)
+
+    async def work() -> str:
+        for _ in range(5):
+            await turn()
+        return "ended"
+
+    task = begun(worker, work)
+    worker._gather_all()
+    worker.loop.run_until_complete(worker._sentinel_task())
+    assert task.result() == "ended"
+
+
+def test_a_worker_cancels_what_does_not_end_and_waits_for_its_clean_up(
+    worker: QuietWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = []
 
     async def work() -> None:
         try:
-            await asyncio.sleep(0.1)
-            ended.append("work")
-        finally:
-            await asyncio.sleep(0)
-
-    async def clean_up() -> None:
-        try:
             await asyncio.Event().wait()
         finally:
-            await asyncio.sleep(0.1)
+            await turn()
             ended.append("cleaned up")
 
-    async def begin() -> list[asyncio.Task[object]]:
-        tasks: list[asyncio.Task[object]] = [
-            asyncio.ensure_future(task) for task in (work(), clean_up(), asyncio.Event().wait())
-        ]
-        await asyncio.sleep(0)
-        return tasks
-
-    tasks = loop.run_until_complete(begin())
+    task = begun(worker, work)
+    monkeypatch.setattr(app, "LAST_SECONDS", 0.0)
     worker._gather_all()
-    loop.run_until_complete(worker._sentinel_task())
-    assert ended == ["work", "cleaned up"]
-    assert [task.cancelled() for task in tasks] == [False, True, True]
-    loop.close()
+    assert not ended
+    monkeypatch.setattr(app, "LAST_SECONDS", HOUR)
+    worker.loop.run_until_complete(worker._sentinel_task())
+    assert ended == ["cleaned up"]
+    assert task.cancelled()
 
 
-def test_a_worker_with_nothing_left_to_do_ends_at_once() -> None:
-    loop = asyncio.new_event_loop()
-    worker = QuietWorker.__new__(QuietWorker)
-    worker.loop = loop
-
-    async def begin() -> asyncio.Task[bool]:
-        return asyncio.create_task(asyncio.Event().wait())
-
-    left = loop.run_until_complete(begin())
-    began = time.monotonic()
+def test_a_worker_with_nothing_left_to_do_ends_at_once(worker: QuietWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "LAST_SECONDS", HOUR)
+    left = begun(worker, lambda: asyncio.Event().wait())
     worker._gather_all()
-    loop.run_until_complete(worker._sentinel_task())
-    assert time.monotonic() - began < LAST_SECONDS / 2
+    worker.loop.run_until_complete(worker._sentinel_task())
     assert left.cancelled()
-    loop.close()
