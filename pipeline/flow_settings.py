@@ -188,6 +188,11 @@ class Envelope(Section):
         description="plain: a deletion is a tombstone (the default), else the old item. debezium: one follows a "
         "deletion (not by default).",
     )
+    images: Literal["plain", "document"] = Field(
+        "plain",
+        description="debezium: `before` and `after` as plain JSON, or as Confluent's Amazon DynamoDB CDC connector has them: "
+        '`{"document": "..."}`, the typed JSON as one text.',
+    )
     mode: Literal["binary", "structured"] = Field(
         "binary", description="cloudevents: the attributes in headers, or all in one JSON object."
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import msgspec
@@ -17,7 +17,7 @@ import msgspec
 from models.change import Change
 from pipeline.flow_settings import Envelope
 from pipeline.steps.event import Event, Step, each, join, split
-from pipeline.steps.plain import Numbers, encode, plain_added, plain_item, plain_json, with_members
+from pipeline.steps.plain import encode, plain_added, plain_item, plain_json, with_members
 
 VERSION = "1"
 """Of the connector, in Debezium's `source`."""
@@ -42,7 +42,7 @@ def compile_envelope(settings: Envelope) -> Encoder:
     if settings.kind == "plain":
         return Encoder(each(_plain(settings)))
     if settings.kind == "debezium":
-        return Encoder(each(_debezium(settings.numbers)), tombstone_follows=bool(settings.tombstone))
+        return Encoder(each(_debezium(settings)), tombstone_follows=bool(settings.tombstone))
     if settings.kind == "cloudevents":
         return Encoder(each(_cloudevents(settings)))
     return Encoder(each(_as_aws))
@@ -100,31 +100,40 @@ SLOT = msgspec.Raw(b"\0")
 """Stands in JSON for what differs from change to change: no JSON has that byte."""
 
 
-def _debezium(numbers: Numbers) -> Callable[[Event], None]:
-    def document(event: Event) -> None:
+def _debezium(settings: Envelope) -> Callable[[Event], None]:
+    numbers = settings.numbers
+    image = _document if settings.images == "document" else partial(plain_json, numbers=numbers)
+
+    def write(event: Event) -> None:
         change = event.change
         us = change.ts_us
         times = ts_ms, ts_us, ts_ns = b"%d" % (us // 1_000), b"%d" % us, b"%d" % (us * 1_000)
-        before, after = plain_json(event.before_json, numbers), plain_json(event.after_json, numbers)
         sequence, event_id = encode(change.body.sequence), encode(change.event_id)
         output = _around(change.op, change.source, change.table, change.arn) % (
-            *(before, after, ts_ms, sequence, ts_us, ts_ns, event_id),
+            *(image(event.before_json), image(event.after_json)),
+            *(ts_ms, sequence, ts_us, ts_ns, event_id, sequence if change.body.sequence else b"null"),
             *times,
         )
         if event.added:
             output = b'%b,"enriched":%b}' % (output[:-1], encode(plain_added(event.added, numbers)))
         event.output = output
 
-    return document
+    return write
+
+
+def _document(image: bytes | None) -> bytes:
+    """Return an item as Confluent's connector has it: its typed JSON as one text."""
+    return b"null" if image is None else b'{"document":%b}' % encode(image.decode())
 
 
 @lru_cache(maxsize=4096)
 def _around(op: str, name: str, table: str, arn: str) -> bytes:
     """Return Debezium's envelope with a %b for each value that is a change's own, in their order."""
+    own = dict.fromkeys(("ts_ms", "ts_us", "ts_ns", "sequence", "event_id", "seq_no"), SLOT)
     found = {
         "before": SLOT,
         "after": SLOT,
-        "source": _source(op, name, table, arn, ts_ms=SLOT, ts_us=SLOT, ts_ns=SLOT, sequence=SLOT, event_id=SLOT),
+        "source": _source(op, name, table, arn, **own),
         "op": op,
         "ts_ms": SLOT,
         "ts_us": SLOT,
@@ -134,10 +143,13 @@ def _around(op: str, name: str, table: str, arn: str) -> bytes:
     return encode(found).replace(b"%", b"%%").replace(bytes(SLOT), b"%b")
 
 
-def source(change: Change) -> dict[str, str | int]:
-    """Return Debezium's `source`: the fields of every connector, and what names a change of DynamoDB.
+def source(change: Change) -> dict[str, str | int | None]:
+    """Return Debezium's `source`, with the keys of three kinds of readers.
 
-    Those are version, connector, name, ts_ms, snapshot, db, sequence, ts_us, ts_ns; ours are table, stream_arn, event_id.
+    Every Debezium connector has version, connector, name, ts_ms, snapshot, db, sequence, ts_us, ts_ns. Confluent's for Amazon
+    DynamoDB CDC has version, tableName, sync_mode, ts_ms, ts_us, ts_ns, snapshotStartTime, snapshotCount, segment,
+    totalSegments, shard_id, seq_no (as its schema in the registry says); five of them a change on raw does not know, they are
+    None, as that connector has them where they do not apply. Ours are table, stream_arn, event_id.
     """
     us = change.ts_us
     return _source(
@@ -150,6 +162,7 @@ def source(change: Change) -> dict[str, str | int]:
         ts_ns=us * 1_000,
         sequence=change.body.sequence,
         event_id=change.event_id,
+        seq_no=change.body.sequence or None,
     )
 
 
@@ -167,6 +180,14 @@ def _source(op: str, name: str, table: str, arn: str, **own: Any) -> dict[str, A
         "table": table,
         "stream_arn": arn,
         "event_id": own["event_id"],
+        "tableName": table,
+        "sync_mode": "SNAPSHOT" if op == "r" else "CDC",
+        "snapshotStartTime": None,
+        "snapshotCount": None,
+        "segment": None,
+        "totalSegments": None,
+        "shard_id": None,
+        "seq_no": own["seq_no"],
     }
 
 

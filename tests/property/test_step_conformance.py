@@ -91,6 +91,7 @@ STEPS: dict[str, Callable[[], Step]] = {
     "dynamodb": lambda: compile_envelope(Envelope()),
     "plain": lambda: compile_envelope(Envelope(kind="plain")),
     "debezium": lambda: compile_envelope(Envelope(kind="debezium", numbers="string")),
+    "debezium, documents": lambda: compile_envelope(Envelope(kind="debezium", images="document")),
     "cloudevents": lambda: compile_envelope(Envelope(kind="cloudevents")),
     "cloudevents, structured": lambda: compile_envelope(Envelope(kind="cloudevents", mode="structured")),
 }

@@ -86,6 +86,27 @@ def test_debezium_has_both_images_and_where_it_came_from() -> None:
     assert exact(written("debezium", record(ORDER)).output)["before"] is None
 
 
+CONFLUENT = {
+    *("version", "tableName", "sync_mode", "ts_ms", "ts_us", "ts_ns", "snapshotStartTime", "snapshotCount"),
+    *("segment", "totalSegments", "shard_id", "seq_no"),
+}
+"""The keys of `source` in the schema that Confluent's Amazon DynamoDB CDC connector registers."""
+
+
+def test_debezium_has_the_keys_of_confluents_connector() -> None:
+    value = record(ORDER, {**ORDER, "gift": {"BOOL": False}}, number=7)
+    found = exact(written({"kind": "debezium", "images": "document"}, value).output)
+    assert found["source"].keys() >= CONFLUENT
+    assert (found["source"]["tableName"], found["source"]["sync_mode"]) == ("orders", "CDC")
+    assert found["source"]["seq_no"] == f"{7:021d}"
+    assert json.loads(found["after"]["document"]) == json.loads(value)["dynamodb"]["NewImage"]
+    assert json.loads(found["before"]["document"])["gift"] == {"BOOL": False}
+    row = json.loads(value) | {"eventName": "READ"}
+    del row["dynamodb"]["SequenceNumber"]
+    source = exact(written("debezium", json.dumps(row).encode()).output)["source"]
+    assert (source["sync_mode"], source["seq_no"], source["shard_id"]) == ("SNAPSHOT", None, None)
+
+
 @pytest.mark.parametrize(
     ("settings", "follows"), [("debezium", False), ({"kind": "debezium", "tombstone": True}, True)]
 )

@@ -130,6 +130,16 @@ def test_debezium_in_avro(registry: SchemaRegistry) -> None:
     assert (found["op"], found["source"]["table"], found["ts_ms"]) == ("c", "orders", 1_764_000_001_000)
 
 
+def test_debezium_in_avro_with_documents_as_confluents_connector_has_them(registry: SchemaRegistry) -> None:
+    envelope = Envelope(kind="debezium", images="document")
+    one = event(record(ORDER))
+    compile_format(envelope, Format(kind="avro"), TOPIC, registry)([one])
+    found: Any = AvroDeserializer(client(registry))(output(one), CONTEXT)
+    assert json.loads(found["after"]["document"]) == json.loads(one.value)["dynamodb"]["NewImage"]
+    assert found["before"] is None
+    assert (found["source"]["tableName"], found["source"]["sync_mode"]) == ("orders", "CDC")
+
+
 @pytest.mark.parametrize("kind", ["avro", "protobuf", "json-schema"])
 def test_schemas_grow_and_are_registered_once(kind: str, registry: SchemaRegistry) -> None:
     step = compile_format(Envelope(kind="plain"), Format.model_validate({"kind": kind}), TOPIC, registry)

@@ -79,7 +79,11 @@ class _Step:
         self._format, self._codec = settings.kind, CODECS[settings.kind]
         self._widen = settings.on_conflict == "widen"
         self._tombstone = envelope.kind == "plain" and envelope.tombstone is not False
-        self._members: Callable[[Event], Document] = plain_members if envelope.kind == "plain" else debezium_members
+        self._members: Callable[[Event], Document] = (
+            plain_members
+            if envelope.kind == "plain"
+            else partial(debezium_members, documents=envelope.images == "document")
+        )
         self._json = compile_envelope(envelope) if settings.kind == "json-schema" else None
         self._schema: Callable[[Shape], str] = (
             partial(json_schema.schema, numbers=envelope.numbers) if self._json is not None else self._codec.schema

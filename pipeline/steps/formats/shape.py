@@ -137,14 +137,16 @@ def plain_members(event: Event) -> Document:
     return found
 
 
-def debezium_members(event: Event) -> Document:
-    """Return the document of the envelope `debezium`."""
-    before, after = event.before_json, event.after_json
+def debezium_members(event: Event, *, documents: bool) -> Document:
+    """Return the document of the envelope `debezium`; `documents`: each image is one text.
+
+    What is always None in `source` is left out: to readers with a schema that has it, that is the same.
+    """
     us = event.change.ts_us
     found: dict[str, Any] = {
-        "before": None if before is None else decode_item(before),
-        "after": None if after is None else decode_item(after),
-        "source": source(event.change),
+        "before": _image(event.before_json, documents=documents),
+        "after": _image(event.after_json, documents=documents),
+        "source": {name: value for name, value in source(event.change).items() if value is not None},
         "op": event.change.op,
         "ts_ms": us // 1_000,
         "ts_us": us,
@@ -153,3 +155,9 @@ def debezium_members(event: Event) -> Document:
     if event.added:
         found["enriched"] = {name: decode_value(value) for name, value in event.added.items()}
     return found
+
+
+def _image(image: bytes | None, *, documents: bool) -> Document | None:
+    if image is None:
+        return None
+    return {"document": image.decode()} if documents else decode_item(image)
