@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, cast
 
 from confluent_kafka import Message
+from msgspec import structs
 
 from models.change import decode
 from models.dead_letter import FLOW, OFFSET, DeadLetter
@@ -261,9 +262,10 @@ class FlowRunner:
         records = []
         for result in results:
             given_key = result.given.key
-            for sink, key, value, headers in result.messages:
+            for one in result.messages:
+                sink, key = one.sink, one.key
                 topic = self._topics_of.get(sink) or self._topic(flow, sink)
-                records.append((topic, key, value, partition if key is given_key else -1, headers))
+                records.append((topic, key, one.value, partition if key is given_key else -1, one.headers))
                 sunk[sink] += 1
         self._worker.transport.transaction.produce_many(records)
         for sink, count in sunk.items():
@@ -344,7 +346,7 @@ class FlowRunner:
                 if result.error is not None:
                     self._reject(flow, partition, result.given, result)
                     continue
-                result.messages = [one._replace(headers=[*one.headers, mark]) for one in result.messages]
+                result.messages = [structs.replace(one, headers=[*one.headers, mark]) for one in result.messages]
                 sent.append(result)
                 last = result.given
                 joins.put(

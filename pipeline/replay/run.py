@@ -156,14 +156,14 @@ class Run:
         sent, write, topics, told = 0, self._producer.produce, self._topics_of, not self.replay.suffix
         for result in results:
             given_key = result.given.key
-            for sink, key, value, headers in result.messages:
-                topic = topics.get((flow.name, sink)) or self._topic(flow, sink)
-                to = partition if key is given_key else -1
-                whole = self._told(headers) if told else headers
+            for one in result.messages:
+                topic = topics.get((flow.name, one.sink)) or self._topic(flow, one.sink)
+                to = partition if one.key is given_key else -1
+                headers = self._told(one.headers) if told else one.headers
                 try:
-                    write(topic, value, key, to, headers=cast("Any", whole))
+                    write(topic, one.value, one.key, to, headers=cast("Any", headers))
                 except BufferError:
-                    self._produce(topic, key, value, to, whole)
+                    self._produce(topic, one.key, one.value, to, headers)
                 sent += 1
         return sent
 

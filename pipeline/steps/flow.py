@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -41,7 +41,7 @@ class Given(msgspec.Struct, frozen=True, gc=False):
     """When it was written to raw, in seconds since the epoch."""
 
 
-class Message(NamedTuple):
+class Message(msgspec.Struct, frozen=True):
     """One message for one topic."""
 
     sink: str
