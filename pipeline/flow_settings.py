@@ -289,6 +289,18 @@ class Flow(Section):
         return self
 
     @model_validator(mode="after")
+    def _masks_reach_what_is_added(self) -> Flow:
+        if any(isinstance(step, Sql | Python) for step in self.enrich):
+            return self  # what those add nobody knows
+        added = {step.into for step in self.enrich if not isinstance(step, Sql | Python)}
+        for n, mask in enumerate(self.mask):
+            whole, _, path = mask.path.partition(".")
+            if whole == "enriched" and path and not any(_begins(path, name) for name in added):
+                known = ", ".join(f"enriched.{name}" for name in sorted(added)) or "nothing"
+                raise ValueError(f"mask.{n}.path: {mask.path} is not among what the steps add ({known})")
+        return self
+
+    @model_validator(mode="after")
     def _every_route_can_be_reached(self) -> Flow:
         whole = [n for n, route in enumerate(self.to) if route.where is None]
         if self.match == "first" and whole and whole[0] < len(self.to) - 1:
@@ -319,6 +331,10 @@ class Flow(Section):
     def sinks(self) -> list[str]:
         """The sinks that it names, templates among them."""
         return list(dict.fromkeys([*(route.sink for route in self.to), *([self.otherwise] if self.otherwise else [])]))
+
+
+def _begins(path: str, name: str) -> bool:
+    return path == name or (path.startswith(name) and path[len(name)] in ".[")
 
 
 def fill(template: str, *, table: str, op: str, source: str) -> str:
