@@ -96,8 +96,7 @@ def flows() -> tuple[Flow, ...]:
 
 
 def test_an_event_is_explained_step_by_step() -> None:
-    references = {"customers": {b'{"S":"c-1"}': json.dumps(ADA).encode()}}
-    orders, rest = explain(flows(), json.dumps(EVENT).encode(), onlooking(flows(), (), references))
+    orders, rest = explain(flows(), json.dumps(EVENT).encode(), onlooking(flows(), (), {"customers": [ADA]}))
     assert orders.outcome == "sent"
     told = {step.step: (step.outcome, step.details) for step in orders.steps}
     assert told["where"] == ("holds", ['eventName: holds, the event has "INSERT"'])
