@@ -39,8 +39,8 @@ class Join(Section):
     )
     state: Literal["global", "partitioned"] = Field(
         "global",
-        description="global: every worker keeps the whole reference table. partitioned: each keeps the items of its partitions, "
-        "and a change is joined with the item of its own key, as it was at its place in raw.",
+        description="global: every worker keeps the whole reference table. partitioned: each keeps the items of its "
+        "partitions, and a change is joined with the item of its own key, as it was at its place in raw.",
     )
     on: str | None = Field(
         None,

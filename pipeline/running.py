@@ -24,7 +24,7 @@ from pipeline.state.joined import Entry, Joined, Joint, Reference
 from pipeline.state.parked import Head, Lot, Place, Waiting
 from pipeline.state.reference import ReferenceTable, ReferenceTopic
 from pipeline.steps.enrich import MissingReferenceError, digest, key_schema, reference_key
-from pipeline.steps.flow import Flow, Given, Result
+from pipeline.steps.flow import Flow, Given, Result, pieces
 from pipeline.steps.python import load
 from pipeline.steps.secrecy import MaskKey, WrongKeyError, is_sealed, open_letter, seal_letter
 from pipeline.transport import Batch
@@ -214,8 +214,10 @@ class FlowRunner:
             self._again(batch)
             return
         flows = self.versions.current
+        partitioned = frozenset(table for flow in flows for table in flow.settings.partitioned)
         most = len(batch) if any(flow.asks for flow in flows) else PIECE
-        for given, changed in self._pieces(batch, most):
+        for given in pieces(self._given(batch, partitioned), partitioned, most):
+            changed = self._put_own_items(batch.partition, given, partitioned) if partitioned else ()
             for flow in flows:
                 self._settle(flow, batch.partition, given, fresh=True)
             for reference in changed:
@@ -223,14 +225,8 @@ class FlowRunner:
         metrics = self._worker.metrics
         metrics.count(metrics.changes, len(batch), STAGE)
 
-    def _pieces(self, batch: Batch, most: int) -> Iterator[tuple[list[Given], list[Reference]]]:
-        """Put the items of reference tables; yield the changes in pieces, with what was put into partitioned tables for each.
-
-        An item of a partitioned table is there for the changes behind it and not for those before it: a piece ends before a
-        change that would alter what an earlier one of its changes finds.
-        """
-        partitioned = {table for flow in self.versions.current for table in flow.settings.partitioned}
-        given, changed, keys = list[Given](), list[Reference](), set[bytes | None]()
+    def _given(self, batch: Batch, partitioned: frozenset[str]) -> Iterator[Given]:
+        """Yield the changes of a batch, and put the items of global reference tables."""
         references = self._references
         record: Any  # librdkafka's: `cast` would cost as much as what it is put on
         for index, record in enumerate(batch.records):
@@ -239,22 +235,22 @@ class FlowRunner:
                 change = decode(value)
                 if references and change.table in references:
                     references[change.table].put(reference_key(change), change.after, batch.partition)
-                schema = key_schema(change) if change.table in partitioned else ""
+                if partitioned and change.table in partitioned:
+                    key_schema(change)  # raises here what would be raised where the item is put
             except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others go on
                 self._worker.reject(batch, index, STAGE, error)
                 continue
-            key = record.key()
-            if len(given) >= most or (schema and key in keys):
-                yield given, changed
-                given, changed, keys = [], [], set()
-            if partitioned:
-                keys.add(key)
-            if schema and key is not None:
-                self.state.items(batch.partition).put(change.table, key, change.after, schema)
-                changed.append(Reference(f"{settings.PARTITIONED}{change.table}", key))
-            given.append(Given(record.offset(), key, value, change, record.timestamp()[1] / 1000))
-        if given:
-            yield given, changed
+            yield Given(record.offset(), record.key(), value, change, record.timestamp()[1] / 1000)
+
+    def _put_own_items(self, partition: int, given: Sequence[Given], partitioned: frozenset[str]) -> list[Reference]:
+        """Put the items of partitioned tables that are among the changes of a piece; return which."""
+        items, put = self.state.items(partition), []
+        for one in given:
+            change = one.change
+            if change.table in partitioned and one.key is not None:
+                items.put(change.table, one.key, change.after, key_schema(change))
+                put.append(Reference(f"{settings.PARTITIONED}{change.table}", one.key))
+        return put
 
     def _settle(self, flow: RunningFlow, partition: int, given: Sequence[Given], *, fresh: bool) -> None:
         """Run changes of one partition through a flow, and write what it made of them, in their order; park what must wait."""
