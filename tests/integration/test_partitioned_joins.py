@@ -29,9 +29,10 @@ def key(number: int) -> dict[str, Any]:
 
 
 def sent(sink: Recorder) -> list[tuple[str, str]]:
-    """Event IDs, and the sum that the change was joined with, in the order of each partition."""
+    """Event IDs, and the sum of the total that the change was joined with, '' for none, in the order of each partition."""
+    none = {"sum": {"N": ""}}
     values = [json.loads(record.value() or b"") for record in sink]
-    return [(v["eventID"], v["enriched"]["total"].get("M", {}).get("sum", {}).get("N", "")) for v in values]
+    return [(value["eventID"], value["enriched"]["total"].get("M", none)["sum"]["N"]) for value in values]
 
 
 def test_a_change_is_joined_with_the_item_of_its_own_key_as_it_was_then(
