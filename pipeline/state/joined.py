@@ -112,11 +112,8 @@ class Joins:
     def joined(self, place: Place, one: Reference) -> Entry | None:
         """Return an item's entry if its last change was joined with this reference."""
         entry = self.get(_entry_of(place))
-        return (
-            entry
-            if entry is not None and any(Reference(joint.table, joint.key) == one for joint in entry.joints)
-            else None
-        )
+        joints = () if entry is None else entry.joints
+        return entry if any((joint.table, joint.key) == one for joint in joints) else None
 
     def with_reference(self, one: Reference, after: bytes, most: int) -> list[tuple[bytes, bytes]]:
         """Return index entries of a reference behind one of them, in order, with the keys of the items' entries."""
