@@ -91,7 +91,7 @@ def _agents(settings: Settings) -> str:
 
 
 def _flow(settings: Settings, flow: Flow) -> str:
-    for table in flow.references:
+    for table in [*flow.references, *flow.partitioned]:
         if table.startswith(TOPIC):
             _foreign(settings, table.removeprefix(TOPIC))
         elif settings.sources and not any(captures(source, table) for source in settings.sources):

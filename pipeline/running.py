@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter as Tally
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -23,8 +23,8 @@ from pipeline.secrets import mask_key
 from pipeline.state.joined import Entry, Joined, Joint, Reference
 from pipeline.state.parked import Head, Lot, Place, Waiting
 from pipeline.state.reference import ReferenceTable, ReferenceTopic
-from pipeline.steps.enrich import MissingReferenceError, digest, reference_key
-from pipeline.steps.flow import Flow, Given, Result
+from pipeline.steps.enrich import MissingReferenceError, digest, key_schema, reference_key
+from pipeline.steps.flow import Flow, Given, Result, pieces
 from pipeline.steps.python import load
 from pipeline.steps.secrecy import MaskKey, WrongKeyError, is_sealed, open_letter, seal_letter
 from pipeline.transport import Batch
@@ -88,10 +88,13 @@ class FlowRunner:
     def __init__(self, worker: Worker) -> None:
         self._worker, self.topics = worker, worker.topics
         self._references: dict[str, ReferenceTable] = {}
+        """Those that are kept whole."""
+        self._partition = 0
+        """Of raw, whose changes go through the flows now: a join by own key finds the items of this one."""
         self._functions = load(worker.settings.modules)
         self._registry = schema_registry(worker.settings)
         self._watched_by: dict[str, bool] = {}
-        """Reference tables whose changes have changes sent again."""
+        """Global reference tables whose changes have changes sent again."""
         self._topics_of: dict[str, str] = {}
         """The topics of sinks that are there."""
         self._known = {topic.name for topic in worker.topics.all()}
@@ -102,7 +105,7 @@ class FlowRunner:
             topics.raw,
             topics.flow_state,
             worker.settings.state_dir,
-            is_there=lambda table, key: self._find(table)(key) is not None,
+            is_there=lambda partition, table, key: self._item(partition, table, key) is not None,
             release=self._release,
             watched=self._watched,
             emit=self._emit,
@@ -133,10 +136,18 @@ class FlowRunner:
             step.reference: True
             for flow in flows
             for step in flow.enrich
-            if isinstance(step, settings.Join) and re_emits(step)
+            if isinstance(step, settings.Join) and step.re_emits and not step.is_partitioned
         }
         means = Means(
-            references={table: self._find(table) for table in tables},
+            references={
+                **{table: self._references[table].get for table in tables},
+                **{
+                    f"{settings.PARTITIONED}{table}": partial(self._own_item, table)
+                    for flow in flows
+                    for table in flow.partitioned
+                },
+            },
+            key_schema=lambda table: self.state.items(self._partition).key_schema(table),
             rows={table: self._references[table] for table in tables},
             functions=self._functions,
             topic=self.topics.sink,
@@ -184,8 +195,16 @@ class FlowRunner:
             return table.removeprefix(settings.TOPIC)
         return self.topics.reference(table)
 
-    def _find(self, table: str) -> Callable[[bytes], bytes | None]:
-        return self._references[table].get
+    def _own_item(self, table: str, key: bytes) -> bytes | None:
+        """Return an item of a partitioned table, for the change under way."""
+        return self.state.items(self._partition).get(table, key)
+
+    def _item(self, partition: int, reference: str, key: bytes) -> bytes | None:
+        """Return an item of a reference, as it is for a partition now; None as well where no flow joins it any more."""
+        if reference.startswith(settings.PARTITIONED):
+            return self.state.items(partition).get(reference.removeprefix(settings.PARTITIONED), key)
+        table = self._references.get(reference)
+        return None if table is None else table.get(key)
 
     # -- batches come -------------------------------------------------------------------------------------------------
 
@@ -195,16 +214,19 @@ class FlowRunner:
             self._again(batch)
             return
         flows = self.versions.current
-        piece = len(batch) if any(flow.asks for flow in flows) else PIECE
-        for begin in range(0, len(batch), piece):
-            given = self._given(batch[begin : begin + piece])
+        partitioned = frozenset(table for flow in flows for table in flow.settings.partitioned)
+        most = len(batch) if any(flow.asks for flow in flows) else PIECE
+        for given in pieces(self._given(batch, partitioned), partitioned, most):
+            changed = self._put_own_items(batch.partition, given, partitioned) if partitioned else ()
             for flow in flows:
                 self._settle(flow, batch.partition, given, fresh=True)
+            for reference in changed:
+                self._own_item_changed(batch.partition, reference)
         metrics = self._worker.metrics
         metrics.count(metrics.changes, len(batch), STAGE)
 
-    def _given(self, batch: Batch) -> list[Given]:
-        given = []
+    def _given(self, batch: Batch, partitioned: frozenset[str]) -> Iterator[Given]:
+        """Yield the changes of a batch, and put the items of global reference tables."""
         references = self._references
         record: Any  # librdkafka's: `cast` would cost as much as what it is put on
         for index, record in enumerate(batch.records):
@@ -213,16 +235,27 @@ class FlowRunner:
                 change = decode(value)
                 if references and change.table in references:
                     references[change.table].put(reference_key(change), change.after, batch.partition)
+                if partitioned and change.table in partitioned:
+                    key_schema(change)  # raises here what would be raised where the item is put
             except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others go on
                 self._worker.reject(batch, index, STAGE, error)
                 continue
-            given.append(Given(record.offset(), record.key(), value, change, record.timestamp()[1] / 1000))
-        return given
+            yield Given(record.offset(), record.key(), value, change, record.timestamp()[1] / 1000)
+
+    def _put_own_items(self, partition: int, given: Sequence[Given], partitioned: frozenset[str]) -> list[Reference]:
+        """Put the items of partitioned tables that are among the changes of a piece; return which."""
+        items, put = self.state.items(partition), []
+        for one in given:
+            change = one.change
+            if change.table in partitioned and one.key is not None:
+                items.put(change.table, one.key, change.after, key_schema(change))
+                put.append(Reference(f"{settings.PARTITIONED}{change.table}", one.key))
+        return put
 
     def _settle(self, flow: RunningFlow, partition: int, given: Sequence[Given], *, fresh: bool) -> None:
         """Run changes of one partition through a flow, and write what it made of them, in their order; park what must wait."""
         sent, seen, parked, rejected = [], 0, 0, 0
-        results = flow.steps.run(given)
+        results = self._run(flow, partition, given)
         lot = self.state.lot(partition) if flow.parks else None
         for result in results:
             seen += 1
@@ -241,6 +274,10 @@ class FlowRunner:
             metrics.count(metrics.flow_changes, count, name, outcome)
         if flow.limit.add(seen, rejected) and fresh:
             self._stand(flow)
+
+    def _run(self, flow: RunningFlow, partition: int, given: Sequence[Given]) -> list[Result]:
+        self._partition = partition
+        return flow.steps.run(given)
 
     def _parks(self, flow: RunningFlow, lot: Lot, result: Result) -> bool:
         """Park a change that must wait: behind another of its item, or for a reference. Return whether it was."""
@@ -322,38 +359,46 @@ class FlowRunner:
             joints: list[Joint] = []
             if result is not None and result.messages and one.change.after is not None:
                 joints = [Joint(*found) for found in result.references]
-            place = Place(flow.settings.name, one.key or b"")
+            place = _joined_place(flow, one.change.table, one.key)
             joins.put(place, joints, Waiting(one.offset, one.at, one.key, one.value))
+
+    def _own_item_changed(self, partition: int, reference: Reference) -> None:
+        """Send again what was joined with an item of a partitioned table: in each flow the items of the same key."""
+        joins = self.state.joins(partition)
+        found = [
+            joins.joined(_joined_place(flow, table, reference.key), reference)
+            for flow in self.versions.current
+            if flow.re_emits
+            for table in flow.settings.tables
+        ]
+        if entries := [entry for entry in found if entry is not None]:
+            self._emit(partition, reference, entries)
 
     def _emit(self, partition: int, reference: Reference, entries: Sequence[Entry]) -> None:
         """Send the last changes of items again, joined with the reference as it is now, where they have not that already."""
-        mark = (RE_EMITTED, reference.table.encode())
+        mark = (RE_EMITTED, reference.table.removeprefix(settings.PARTITIONED).encode())
         lot, joins = self.state.lot(partition), self.state.joins(partition)
-        if reference.table not in self._references:
-            return
-        has_it = Joint(*reference, digest(self._find(reference.table)(reference.key)))
+        last = {one.last.offset: one.last for one in entries}
+        has_it = Joint(*reference, digest(self._item(partition, *reference)))
         for flow in self.versions.current:
             given = [
-                Given(one.last.offset, one.last.key, one.last.value, decode(one.last.value), one.last.at)
+                # From the beginning of time: what is missing now is waited for no more.
+                Given(one.last.offset, one.last.key, one.last.value, decode(one.last.value), 0.0)
                 for one in entries
                 # What waits behind a rejected change is joined when it goes on.
                 if one.flow == flow.settings.name
                 and has_it not in one.joints
-                and lot.head(Place(one.flow, one.item)) is None
+                and lot.head(Place(one.flow, one.last.key or b"")) is None
             ]
             sent = []
-            for result in flow.steps.run(given) if flow.re_emits else ():
+            for result in self._run(flow, partition, given) if flow.re_emits else ():
                 if result.error is not None:
                     self._reject(flow, partition, result.given, result)
                     continue
                 result.messages = [structs.replace(one, headers=[*one.headers, mark]) for one in result.messages]
                 sent.append(result)
-                last = result.given
-                joins.put(
-                    Place(flow.settings.name, last.key or b""),
-                    [Joint(*found) for found in result.references],
-                    Waiting(last.offset, last.at, last.key, last.value),
-                )
+                place = _joined_place(flow, result.given.change.table, result.given.key)
+                joins.put(place, [Joint(*found) for found in result.references], last[result.given.offset])
             self._send(flow, partition, sent)
 
     # -- what has waited goes on --------------------------------------------------------------------------------------
@@ -401,6 +446,11 @@ class FlowRunner:
                 self._worker.reject_letter(letter)
             return
         self._settle(flow, partition, given, fresh=False)
+
+
+def _joined_place(flow: RunningFlow, table: str, key: bytes | None) -> Place:
+    """Return where an item's last change is noted: by table, since items of several may have the same key."""
+    return Place(flow.settings.name, table.encode() + b"/" + (key or b""))
 
 
 def _opened(key: bytes | None, value: bytes, flow: RunningFlow | None) -> tuple[bytes | None, bytes]:

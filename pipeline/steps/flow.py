@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -168,3 +168,23 @@ class Flow:
                 result.messages.append(Message(sink, event.key, None, own))
         if watch is not None:
             watch(f"to {sink}" if sink else "through", events)
+
+
+def pieces(changes: Iterable[Given], partitioned: frozenset[str], most: int) -> Iterator[list[Given]]:
+    """Yield changes in pieces, of `most` at most: to apply first what one has of partitioned tables changes nothing.
+
+    The item of such a table must be there for the changes behind it and not for those before it, and only those of its own key
+    look for it: a piece ends before it where it has one of them.
+    """
+    piece: list[Given] = []
+    keys: set[bytes | None] = set()
+    for one in changes:
+        if len(piece) >= most or (partitioned and one.key in keys and one.change.table in partitioned):
+            yield piece
+            piece = []
+            keys.clear()
+        piece.append(one)
+        if partitioned:
+            keys.add(one.key)
+    if piece:
+        yield piece

@@ -225,14 +225,14 @@ def test_what_is_masked_is_nowhere_in_clear_and_a_sealed_letter_can_be_tried_aga
         flowing.recorded(flowing.topics.dead_letter) as dead,
         flowing.fleet.running() as workers,
     ):
-        flowing.change("ada", {"n": 1, "email": "ada@example.com"})
-        flowing.change("ada", {"m": 1, "email": "ada@example.com"})
+        flowing.change("lovelace", {"n": 1, "email": "ada@example.com"})
+        flowing.change("lovelace", {"m": 1, "email": "ada@example.com"})
         until(lambda: len(sink) == 1 and len(way) == 1 and len(dead) == 1, "one change, and one dead letter")
         shown = [part for record in (*sink, *way, *dead) for part in (record.key(), record.value(), record.headers())]
-        assert "ada" not in repr(shown)
+        assert "lovelace" not in repr(shown)  # no hexadecimal hash holds it by chance, as it may "ada"
         assert "ada@example.com" not in log_of(workers.all[0])
         (listed,) = map(json.loads, headwater("dlq", "list", **flowing.environment()).stdout.splitlines())
-        assert "ada" not in json.dumps(listed)
+        assert "lovelace" not in json.dumps(listed)
         (whole,) = map(json.loads, headwater("dlq", "show", listed["id"], **flowing.environment()).stdout.splitlines())
         assert whole["value"]["dynamodb"]["NewImage"]["email"] == {"S": "ada@example.com"}
         assert "there is no 'n'" in whole["reason"]
