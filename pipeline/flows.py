@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -149,6 +150,7 @@ def compile_flow(flow: settings.Flow, means: Means) -> Flow:
         name=flow.name,
         tables=frozenset(flow.tables),
         where=compiler.where(),
+        first=_first(flow.where) if isinstance(flow.where, Mapping) else None,
         look=projection(looked_at) if looked_at else None,
         enrich=[
             (f"enrich.{n} {step.kind}", compiler.enrich(step, f"enrich.{n}")) for n, step in enumerate(flow.enrich)
@@ -162,6 +164,25 @@ def compile_flow(flow: settings.Flow, means: Means) -> Flow:
         output=compiler.output(),
         through=None if flow.through is None else compile_envelope(settings.Envelope()),
     )
+
+
+HELD = {"eventName": "event_name", "eventSource": "event_source", "eventSourceARN": "arn", "tableName": "table_name"}
+"""Fields of a record that a change holds: their names in it."""
+UNSAID = {"", "aws:dynamodb"}
+"""What stands there when the record lacks the field; then only its bytes can tell."""
+
+
+def _first(where: Mapping[str, Any]) -> Callable[[Change], bool] | None:
+    """Return what says of some changes that a pattern does not match them; None: it asks for no field that a change holds."""
+    tests = [(attrgetter(HELD[name]), _held(name, rest)) for name, rest in where.items() if name in HELD]
+
+    return (lambda change: all(may_be(value_of(change)) for value_of, may_be in tests)) if tests else None
+
+
+def _held(name: str, rest: Any) -> Callable[[str], bool]:
+    match = compile_pattern({name: rest}, dynamodb=True)
+    # There are few values, of many changes.
+    return lru_cache(maxsize=1024)(lambda value: value in UNSAID or match({name: value}))
 
 
 def _name(sink: str) -> Callable[[Change], str]:

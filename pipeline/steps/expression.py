@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import cel
@@ -24,7 +25,7 @@ ENRICHED = "enriched"
 BOUND = re.compile(r"\.(?:all|exists|exists_one|map|filter)\(\s*([A-Za-z_]\w*)\s*,")
 """Finds the names that a macro gives to the elements of a list."""
 _TEXT = r"""(?:"[^"\\]*"|'[^'\\]*')"""
-EQUALITY = re.compile(r"""\s*(before|after)\.([A-Za-z]\w*)\s*==\s*(?:"([^"\\]+)"|'([^'\\]+)')\s*""").fullmatch
+EQUALITY = re.compile(r"""\s*(before|after|key)\.([A-Za-z]\w*)\s*==\s*(?:"([^"\\]+)"|'([^'\\]+)')\s*""").fullmatch
 """Matches a comparison of an attribute with text."""
 CHEAP = re.compile(rf"\s*(?:op|table)\s*(?:(?:==|!=)\s*{_TEXT}|in\s*\[\s*{_TEXT}(?:\s*,\s*{_TEXT})*\s*\])\s*").fullmatch
 """Matches a comparison of `op` or `table` with constants."""
@@ -77,14 +78,14 @@ def _equality(part: str) -> Callable[[Change], bool] | None:
     """Return what tells that `after.name == "text"` does not hold, as there is other text; None: it is no such part."""
     if (match := EQUALITY(part)) is None:
         return None
-    image, name, text = match[1], match[2], match[3] or match[4]
+    name, text = match[2], match[3] or match[4]
+    image = {"after": attrgetter("new_image"), "before": attrgetter("old_image"), "key": attrgetter("keys")}[match[1]]
     one = msgspec.defstruct("One", [("value", Text, msgspec.field(name=name, default=NO_TEXT))])
     look = msgspec.json.Decoder(one).decode
 
     def differs(change: Change) -> bool:
         try:
-            content = change.body.new_image if image == "after" else change.body.old_image
-            found = look(content).value.text  # type: ignore[attr-defined]  # made at run time
+            found = look(image(change.body)).value.text  # type: ignore[attr-defined]  # made at run time
         except msgspec.DecodeError:  # or there is no such image
             return False
         return found is not None and found != text

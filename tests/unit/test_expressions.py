@@ -148,6 +148,17 @@ def test_a_cheap_part_that_does_not_hold_decides_without_the_image() -> None:
         compile_expression('op == "u" && after.nowhere > 1')(change(), decode(change()))
 
 
+@pytest.mark.parametrize("key", ["o-1", "o-2"])
+@pytest.mark.parametrize("rest", ["after.nowhere > 1", "true"])
+def test_another_key_is_told_without_the_rest(key: str, rest: str) -> None:
+    text = f'key.id == "{key}" && {rest}'
+    if key == "o-1" and rest != "true":
+        with pytest.raises(ExpressionError, match="there is no 'nowhere'"):
+            holds(text)
+    else:
+        assert holds(text) is (key == "o-1")
+
+
 @pytest.mark.parametrize("status", [{"S": "paid"}, {"S": "open"}, {"N": "1"}, {"NULL": True}, None])
 @pytest.mark.parametrize("rest", ["after.total > 1.0", "after.nowhere > 1", "true"])
 def test_the_short_way_to_false_says_what_the_whole_expression_says(status: Any, rest: str) -> None:

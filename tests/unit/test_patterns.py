@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
 import pytest
+from flowing import flow, sinks
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -379,6 +381,14 @@ def test_filters_as_lambda_documents_them_for_dynamodb(pattern: dict[str, Any], 
     assert compile_pattern(pattern, dynamodb=True)(RECORD) is (told in {True, "flow"})
 
 
+ARN = "arn:aws:dynamodb:eu-west-1:1:table/orders/stream/2026"
+entries_of_text = st.lists(
+    st.sampled_from(
+        ["INSERT", "aws:kinesis", "orders", "", {"exists": False}, {"exists": True}, {"anything-but": "aws:dynamodb"}]
+    ),
+    min_size=1,
+    max_size=2,
+)
 scalars = st.sampled_from(["5", "5.0", "x", "", 5, 6, 5.0, 1e300, True, False, None])
 excluded = st.lists(st.sampled_from(["5", "x", ""]), min_size=1) | st.lists(st.sampled_from([5, 5.0, 6]), min_size=1)
 
@@ -391,6 +401,32 @@ def test_anything_but_says_the_contrary_of_the_values_themselves(
     other = compile_pattern({name: [{"anything-but": wanted}]}, dynamodb=flow)
     assert other({name: value}) is not exact({name: value})
     assert not other({}), "there is no value"
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["eventName", "eventSource", "tableName", "eventSourceARN"]), entries_of_text, min_size=1
+    ),
+    st.sampled_from(["INSERT", "MODIFY"]),
+    st.fixed_dictionaries({}, optional={"eventSource": st.sampled_from(["aws:dynamodb", "aws:kinesis"])}),
+    st.sampled_from([{"tableName": "orders"}, {"eventSourceARN": ARN}, {"tableName": "", "eventSourceARN": ARN}]),
+)
+def test_what_the_change_alone_tells_the_whole_pattern_says(
+    where: dict[str, Any], name: str, source: dict[str, str], table: dict[str, str]
+) -> None:
+    value = json.dumps({"eventID": "e", "eventName": name, "dynamodb": {"Keys": {}}, **source, **table}).encode()
+    compiled = flow(where=where)
+    assert sinks(compiled, value) == (["s"] if matches(where, value.decode(), dynamodb=True) else [])
+
+
+def test_what_the_change_alone_tells_is_not_decoded() -> None:
+    compiled = flow(where={"dynamodb": {"NewImage": {"status": {"S": ["paid"]}}}, "eventName": ["REMOVE"]})
+    looked: list[bytes] = []
+    watched = dataclasses.replace(compiled, look=looked.append, where=lambda value, change, found: False)
+    record = {"eventID": "e", "tableName": "orders", "dynamodb": {"Keys": {}}}
+    for name in ("INSERT", "REMOVE"):
+        assert sinks(watched, json.dumps({**record, "eventName": name}).encode()) == []
+    assert [json.loads(value)["eventName"] for value in looked] == ["REMOVE"]
 
 
 def like(pattern: str, value: str) -> bool:
