@@ -16,7 +16,7 @@ from pipeline import flow_settings as settings
 from pipeline.errors import UsageError
 from pipeline.lookups import lookup
 from pipeline.secrets import mask_key
-from pipeline.settings import Settings
+from pipeline.settings import Settings, place_of
 from pipeline.steps.enrich import JoinStep, Lookup, compute, join, reference, text_of_key
 from pipeline.steps.envelope import compile_envelope
 from pipeline.steps.event import NULL, Event, Step, each
@@ -36,11 +36,27 @@ if TYPE_CHECKING:  # of extras
 
 
 class FlowError(UsageError):
-    """A flow that cannot be compiled: which, where in it, and why."""
+    """A flow that cannot run: which, where in it and in the settings file, and why."""
 
-    def __init__(self, flow: str, place: str, error: Exception) -> None:
-        super().__init__(f"flow {flow}, {place}: {error}", hint="headwater check")
-        self.place: list[str | int] = [int(part) if part.isdigit() else part for part in place.split(".")]
+    def __init__(self, flow: settings.Flow, place: str, error: Exception) -> None:
+        at = place_of(flow, [int(part) if part.isdigit() else part for part in place.split(".")])
+        reason = error.message if isinstance(error, UsageError) else str(error)
+        hint = (error.hint if isinstance(error, UsageError) else "") or PAGES.get(place.rpartition(".")[2], PAGE)
+        before, said = f"{at}: " if at else "", f"{place}: {reason.removeprefix(f'{place}: ')}"
+        super().__init__(f"{before}flow {flow.name}, {said}", hint=hint)
+        self.detail = f"{before}{said}"
+        """The same, where the flow is named already."""
+
+
+PAGE = "docs/how-to/write-a-flow.md"
+PAGES = {
+    "where": "docs/how-to/filter-changes.md",
+    "as": "docs/how-to/compute-attributes.md",
+    "query": "docs/how-to/enrich-by-sql.md",
+    "name": "docs/how-to/enrich-in-python.md",
+    "format": "docs/how-to/use-a-schema-registry.md",
+}
+"""What to read about a setting, by its name."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +225,7 @@ class _Compiler:
         self._flow, self._means = flow, means
 
     def _fail(self, place: str, error: Exception) -> UsageError:
-        return FlowError(self._flow.name, place, error)
+        return FlowError(self._flow, place, error)
 
     def where(self) -> Where | None:
         where = self._flow.where
