@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from typing import Any
 
@@ -427,6 +428,34 @@ def test_what_the_change_alone_tells_is_not_decoded() -> None:
     for name in ("INSERT", "REMOVE"):
         assert sinks(watched, json.dumps({**record, "eventName": name}).encode()) == []
     assert [json.loads(value)["eventName"] for value in looked] == ["REMOVE"]
+
+
+def held(wanted: dict[str, list[Any]], elements: list[dict[str, int]]) -> bool:
+    """Say what a pattern of values, absences or both says of an array: by trying for each field which of them it is."""
+    ways = [[(name, entry) for entry in entries] for name, entries in wanted.items()]
+    for way in itertools.product(*ways):
+        values = [(name, entry) for name, entry in way if isinstance(entry, int)]
+        absent = [name for name, entry in way if not isinstance(entry, int)]
+        if values:
+            meant = [one for one in elements if all(one.get(name) == value for name, value in values)]
+            if any(not one.keys() & absent for one in meant):
+                return True
+        elif not any(one.keys() & absent for one in elements):
+            return True
+    return False
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from("xyz"), st.lists(st.sampled_from([1, 2, {"exists": False}]), min_size=1, max_size=2), min_size=1
+    ),
+    st.lists(st.dictionaries(st.sampled_from("xyz"), st.sampled_from([1, 2]), max_size=3), max_size=3),
+)
+def test_a_field_is_absent_from_an_array_when_no_element_that_is_meant_has_it(
+    wanted: dict[str, list[Any]], elements: list[dict[str, int]]
+) -> None:
+    assert compile_pattern({"a": wanted})({"a": elements}) is held(wanted, elements)
+    assert compile_pattern({"a": wanted})({"a": [elements]}) is held(wanted, elements), "arrays in arrays are one"
 
 
 def like(pattern: str, value: str) -> bool:
