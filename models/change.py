@@ -113,6 +113,7 @@ class EventId(msgspec.Struct, gc=False, frozen=True):
     event_id: str = msgspec.field(name="eventID")
 
 
+UNREADABLE = msgspec.DecodeError, UnicodeDecodeError
 _decode = msgspec.json.Decoder(Change).decode
 _decode_id = msgspec.json.Decoder(EventId).decode
 
@@ -124,9 +125,16 @@ def table_of(arn: str) -> str:
     return resource.partition("/")[0]
 
 
+def _malformed(error: Exception) -> MalformedChangeError:
+    return MalformedChangeError(f"not a change: {error}")
+
+
 def decode(value: bytes) -> Change:
     """Read a change; raise MalformedChangeError when it is none."""
-    (change,) = decode_unchecked([value])
+    try:
+        change = _decode(value)
+    except UNREADABLE as error:
+        raise _malformed(error) from error
     check(change)
     return change
 
@@ -135,15 +143,15 @@ def decode_unchecked(values: Iterable[bytes]) -> list[Change]:
     """Read changes of which `check` is to be asked yet; raise MalformedChangeError when one cannot be read."""
     try:
         return list(map(_decode, values))
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise MalformedChangeError(f"not a change: {error}") from error
+    except UNREADABLE as error:
+        raise _malformed(error) from error
 
 
 def check(change: Change) -> None:
     """Raise MalformedChangeError when nobody can tell what a change does, or to which table."""
     if change.event_name not in OPS:
         raise MalformedChangeError(f"unknown eventName {change.event_name!r}, expected one of {', '.join(OPS)}")
-    if not change.table:
+    if not (change.table_name or table_of(change.arn)):
         raise MalformedChangeError("neither tableName nor a table in eventSourceARN")
 
 
@@ -151,8 +159,8 @@ def event_ids(values: Iterable[bytes]) -> list[str]:
     """Return the event IDs of changes; raise MalformedChangeError when one has none."""
     try:
         found = [_decode_id(value).event_id for value in values]
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise MalformedChangeError(f"not a change: {error}") from error
+    except UNREADABLE as error:
+        raise _malformed(error) from error
     if "" in found:
         raise MalformedChangeError("eventID is empty")
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from pipeline.errors import UsageError
-from pipeline.flow_settings import TOPIC, Flow, Lookup, read_by
+from pipeline.flow_settings import TOPIC, EnrichSettings, Flow, Join, Lookup, Sql
 from pipeline.flows import FlowError, compile_flow, onlooking
 from pipeline.lookups import headers
 from pipeline.secrets import mask_key
@@ -39,10 +39,17 @@ def examine(settings: Settings, flow: Flow) -> list[str]:
 
 def _references_are_captured(settings: Settings, flow: Flow) -> None:
     for number, step in enumerate(flow.enrich):
-        for table in read_by(step):
-            if not table.startswith(TOPIC) and not _captured(settings, table):
+        for table in _read_by(step):
+            if not _captured(settings, table):
                 problem = f"reads the table {table}, which no source captures: it would never find anything"
                 raise FlowError(flow, f"enrich.{number}", UsageError(problem, hint=_add(table)))
+
+
+def _read_by(step: EnrichSettings) -> list[str]:
+    """Return the captured tables that a step reads."""
+    if isinstance(step, Join):
+        return [] if step.table is None else [step.table]
+    return [table for table in step.tables if not table.startswith(TOPIC)] if isinstance(step, Sql) else []
 
 
 def _tables_are_captured(settings: Settings, flow: Flow) -> list[str]:

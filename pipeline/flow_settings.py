@@ -63,13 +63,10 @@ Where: TypeAlias = dict[str, Any] | str
 """A pattern, or an expression in CEL."""
 TOPIC = "topic:"
 """What the name of a reference begins with that is a topic."""
-KeyUri = Annotated[
-    str,
-    formed(
-        r"(?:file|kms):.+|env:\w+",
-        "file:PATH, env:NAME of a variable, or kms:PATH",
-    ),
-]
+TABLE_OR_TOPIC = formed(rf"(?:{TOPIC})?[A-Za-z0-9._-]+", f"the name of a table, or {TOPIC} and that of a topic")
+PARTITIONED = "partitioned:"
+"""What the name of a reference begins with that is a table of which a worker keeps the items of its partitions."""
+KeyUri = Annotated[str, formed(r"(?:file|kms):.+|env:\w+", "file:PATH, env:NAME of a variable, or kms:PATH")]
 
 
 class Section(BaseModel):
@@ -79,7 +76,7 @@ class Section(BaseModel):
 
 
 class Join(Section):
-    """Adds the current item of another captured table: a foreign-key join."""
+    """Adds the current item of another captured table, by a foreign key or by the item's own key."""
 
     kind: Literal["join"] = Field(description="The kind of the step.")
     table: Name | None = Field(None, description="The reference table: a captured DynamoDB table.")
@@ -87,8 +84,15 @@ class Join(Section):
         None,
         description="A compacted topic instead of a table: its keys are what `on` holds, as text, its values JSON objects.",
     )
-    on: str = Field(
-        min_length=1, description="The attribute of the change that holds the reference table's partition key."
+    state: Literal["global", "partitioned"] = Field(
+        "global",
+        description="global: every worker keeps the whole reference table. partitioned: each keeps the items of its "
+        "partitions, and a change is joined with the item of its own key, as it was at its place in raw.",
+    )
+    on: str | None = Field(
+        None,
+        min_length=1,
+        description="With global: the attribute of the change that holds the reference table's partition key.",
     )
     into: str = Field(min_length=1, description="Under which name the item is added to the change.")
     missing: Literal["null", "drop", "reject"] = Field(
@@ -114,10 +118,35 @@ class Join(Section):
             raise ValueError("join: name a table or a topic")
         return self
 
+    @model_validator(mode="after")
+    def _joined_by_its_state(self) -> Join:
+        if self.state == "global":
+            if self.on is None:
+                raise ValueError("join: a global table or topic needs on = the attribute that holds its key")
+        elif self.topic is not None:
+            raise ValueError('join: a topic is read whole by every worker: state = "global"')
+        elif self.on is not None:
+            raise ValueError(
+                "join: a partitioned table is joined by the item's own key: leave `on` out, or make it global"
+            )
+        return self
+
+    @property
+    def is_partitioned(self) -> bool:
+        """Whether a worker keeps the items of its partitions, not the whole table."""
+        return self.state == "partitioned"
+
+    @property
+    def re_emits(self) -> bool:
+        """Whether a change of the reference sends changes again."""
+        return self.on_reference_change == "re-emit"
+
     @property
     def reference(self) -> str:
-        """What is joined: the table's name, or `topic:` and the topic's."""
-        return self.table if self.table is not None else f"{TOPIC}{self.topic}"
+        """What is joined: the table's name, `partitioned:` and the table's, or `topic:` and the topic's."""
+        if self.table is None:
+            return f"{TOPIC}{self.topic}"
+        return f"{PARTITIONED}{self.table}" if self.is_partitioned else self.table
 
 
 class Compute(Section):
@@ -139,9 +168,16 @@ class Sql(Section):
         description="Selects `id` (of the relation `changes`) and more columns: they are added to the change of this id under "
         "their names. A change whose id does not come back is left out.",
     )
-    tables: tuple[Name, ...] = Field(
-        (), description="Reference tables that the query reads, as relations of their names."
+    tables: tuple[Annotated[str, Field(max_length=249), TABLE_OR_TOPIC], ...] = Field(
+        (),
+        description="Reference tables that the query reads, as relations of their names; `topic:NAME` is a compacted topic, "
+        "the relation NAME.",
     )
+
+    @property
+    def topics(self) -> list[str]:
+        """Those of `tables` that are topics."""
+        return [name for name in self.tables if name.startswith(TOPIC)]
 
 
 class Lookup(Section):
@@ -207,11 +243,6 @@ EnrichSettings: TypeAlias = Annotated[
         _kind, custom_error_type="kind", custom_error_message=f"kind: expected one of {', '.join(ENRICH_KINDS)}"
     ),
 ]
-
-
-def read_by(step: EnrichSettings) -> tuple[str, ...]:
-    """Return the reference tables that a step reads."""
-    return (step.reference,) if isinstance(step, Join) else step.tables if isinstance(step, Sql) else ()
 
 
 class Mask(Section):
@@ -361,6 +392,28 @@ class Flow(Section):
         return self
 
     @model_validator(mode="after")
+    def _masks_reach_what_is_added(self) -> Flow:
+        if any(isinstance(step, Sql | Python) for step in self.enrich):
+            return self  # what those add nobody knows
+        added = {step.into for step in self.enrich if not isinstance(step, Sql | Python)}
+        for n, mask in enumerate(self.mask):
+            whole, _, path = mask.path.partition(".")
+            if whole == "enriched" and path and not any(_begins(path, name) for name in added):
+                known = ", ".join(f"enriched.{name}" for name in sorted(added)) or "nothing"
+                raise ValueError(f"mask.{n}.path: {mask.path} is not among what the steps add ({known})")
+        return self
+
+    @model_validator(mode="after")
+    def _sends_known_tables_again(self) -> Flow:
+        for step in self.enrich:
+            if isinstance(step, Join) and step.is_partitioned and step.re_emits and not self.tables:
+                raise ValueError(
+                    f'join: on_reference_change = "re-emit" with the partitioned table {step.table} needs '
+                    "from = the tables whose changes are sent again"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _every_route_can_be_reached(self) -> Flow:
         whole = [n for n, route in enumerate(self.to) if route.where is None]
         if self.match == "first" and whole and whole[0] < len(self.to) - 1:
@@ -381,13 +434,29 @@ class Flow(Section):
 
     @property
     def references(self) -> list[str]:
-        """The reference tables that its steps read."""
-        return list(dict.fromkeys(table for step in self.enrich for table in read_by(step)))
+        """The reference tables and topics that its steps read and every worker keeps whole."""
+        asked = (table for step in self.enrich if isinstance(step, Sql) for table in step.tables)
+        return list(dict.fromkeys([*self.joined, *asked]))
+
+    @property
+    def joined(self) -> list[str]:
+        """The tables that are joined by a foreign key."""
+        return [step.reference for step in self.enrich if isinstance(step, Join) and not step.is_partitioned]
+
+    @property
+    def partitioned(self) -> list[str]:
+        """The reference tables that are kept by partition."""
+        joins = [step for step in self.enrich if isinstance(step, Join) and step.is_partitioned]
+        return list(dict.fromkeys(step.table for step in joins if step.table is not None))
 
     @property
     def sinks(self) -> list[str]:
         """The sinks that it names, templates among them."""
         return list(dict.fromkeys([*(route.sink for route in self.to), *([self.otherwise] if self.otherwise else [])]))
+
+
+def _begins(path: str, name: str) -> bool:
+    return path == name or (path.startswith(name) and path[len(name)] in ".[")
 
 
 def fill(template: str, *, table: str, op: str, source: str) -> str:

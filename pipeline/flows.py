@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from models.change import Change
+from models.change import Change, canonical
 from pipeline import flow_settings as settings
 from pipeline.errors import UsageError
 from pipeline.lookups import lookup
@@ -64,7 +64,9 @@ class Means:
     """What steps need from outside."""
 
     references: Mapping[str, Lookup] = field(default_factory=dict)
-    """By table, what finds its current items."""
+    """By reference (see `settings.Join`), what finds its current items."""
+    key_schema: Callable[[str], str] = field(default=lambda table: "")
+    """Returns the key attributes of a partitioned table; '': nobody knows them yet."""
     rows: Mapping[str, Rows] = field(default_factory=dict)
     """By table, all its current items."""
     functions: Mapping[str, Function] = field(default_factory=dict)
@@ -130,22 +132,47 @@ STAND_IN = MaskKey(bytes(KEY_BYTES))
 def onlooking(
     flows: Iterable[settings.Flow],
     modules: Sequence[str] = (),
-    references: Mapping[str, Mapping[bytes, bytes]] | None = None,
+    references: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> Means:
     """Return what lets flows be compiled and run where no worker is.
 
-    Reference tables hold the items given, by reference key; no service is asked, no key is read, no schema registered.
+    Reference tables hold the items given, in typed JSON; no service is asked, no key is read, no schema registered.
     """
-    given = references or {}
+    items, flows = references or {}, tuple(flows)
+    given = {table: _by_attribute(some) for table, some in items.items()}
     tables = {table for flow in flows for table in flow.references} | set(given)
+    partitioned = {table for flow in flows for table in flow.partitioned}
     return Means(
-        references={table: given.get(table, {}).get for table in tables},
+        references={
+            **{table: given.get(table, {}).get for table in tables},
+            **{f"{settings.PARTITIONED}{table}": _by_own_key(items.get(table, ())) for table in partitioned},
+        },
         rows={table: GivenRows(given.get(table, {})) for table in tables},
         functions=load(modules),
         mask_key=lambda uri: STAND_IN,
         lookup=_not_asked,
         registry=NewRegistry(),
     )
+
+
+def _by_attribute(items: Sequence[Mapping[str, Any]]) -> dict[bytes, bytes]:
+    """Return items by each of their attributes that could be their key; of several with an equal one, the first."""
+    return {
+        canonical(value): msgspec.json.encode(item)
+        for item in reversed(items)
+        for value in item.values()
+        if value.keys() <= {"S", "N", "B"}
+    }
+
+
+def _by_own_key(items: Sequence[Mapping[str, Any]]) -> Lookup:
+    """Return what finds the first of a few items that has all attributes of an item key."""
+
+    def find(key: bytes) -> bytes | None:
+        wanted = msgspec.json.decode(key).items()
+        return next((msgspec.json.encode(item) for item in items if wanted <= item.items()), None)
+
+    return find
 
 
 def _not_asked(step: settings.Lookup) -> Step:
@@ -215,7 +242,7 @@ def _name(sink: str) -> Callable[[Change], str]:
 
 def re_emits(step: settings.EnrichSettings) -> bool:
     """Say whether a step has changes sent again."""
-    return isinstance(step, settings.Join) and step.on_reference_change == "re-emit"
+    return isinstance(step, settings.Join) and step.re_emits
 
 
 class _Compiler:
@@ -259,7 +286,15 @@ class _Compiler:
             key_of = reference if step.topic is None else text_of_key
             return join(
                 JoinStep(
-                    step.reference, step.on, step.into, lookup, step.missing, step.hold, re_emits(step), key_of=key_of
+                    step.reference,
+                    step.on,
+                    step.into,
+                    lookup,
+                    step.missing,
+                    step.hold,
+                    step.re_emits,
+                    key_of=key_of,
+                    key_schema=partial(self._means.key_schema, step.table or ""),
                 )
             )
         if isinstance(step, settings.Compute):
@@ -284,7 +319,9 @@ class _Compiler:
         except ModuleNotFoundError as error:
             raise self._fail(place, ValueError("SQL needs DuckDB: pip install 'headwater[sql]'")) from error
         try:
-            return compile_query(step.query, {table: self._means.rows[table] for table in step.tables})
+            rows = {name: self._means.rows[name] for name in step.tables}
+            topics = {name.removeprefix(settings.TOPIC): rows.pop(name) for name in step.topics}
+            return compile_query(step.query, rows, topics)
         except QueryError as error:
             raise self._fail(f"{place}.query", error) from error
 

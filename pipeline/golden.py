@@ -11,17 +11,17 @@ Of `key` and `headers` only what is named is compared; values are compared as JS
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from models.change import MalformedChangeError, canonical
+from models.change import MalformedChangeError
 from pipeline.errors import UsageError
 from pipeline.explaining import FlowTrace, explain
-from pipeline.flows import Means, onlooking
+from pipeline.flows import onlooking
 from pipeline.settings import Settings
 
 
@@ -83,23 +83,13 @@ def load(file: Path) -> Case:
 def outcome(file: Path, case: Case, settings: Settings) -> list[FlowTrace]:
     """Return what the flows make of the event of a golden file."""
     try:
-        return explain(settings.flows, msgspec.json.encode(case.event), means(settings, case.references))
+        return explain(
+            settings.flows,
+            msgspec.json.encode(case.event),
+            onlooking(settings.flows, settings.modules, case.references),
+        )
     except MalformedChangeError as error:
         raise UsageError(f"{file}: event: {error}", hint="docs/how-to/test-flows.md") from error
-
-
-def means(settings: Settings, references: Mapping[str, Sequence[Mapping[str, Any]]]) -> Means:
-    """Return means whose reference tables hold these items, each found by any of its attributes that could be its key."""
-    tables = {
-        table: {
-            canonical(value): json.dumps(item).encode()
-            for item in reversed(items)
-            for value in item.values()
-            if value.keys() <= {"S", "N", "B"}
-        }
-        for table, items in references.items()
-    }
-    return onlooking(settings.flows, settings.modules, tables)
 
 
 def _actual(trace: FlowTrace) -> list[dict[str, Any]]:

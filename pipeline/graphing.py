@@ -53,7 +53,7 @@ def mermaid(flows: Sequence[Flow]) -> str:
     lines += [f'  {node}(["{_quoted(sink)}"])' for sink, node in sinks.items()]
     for number, flow in enumerate(flows):
         lines += [f"  {tables[table]} --> f{number}" for table in flow.tables or ("all tables",)]
-        lines += [f"  {tables[table]} -.-> f{number}" for table in flow.references]
+        lines += [f"  {tables[table]} -.-> f{number}" for table in _joined(flow)]
         lines += [f"  f{number} --> {sinks[sink]}" for sink in flow.sinks]
     return "\n".join(lines) + "\n"
 
@@ -63,7 +63,11 @@ def _quoted(words: str) -> str:
 
 
 def _tables(flows: Sequence[Flow]) -> list[str]:
-    return list(dict.fromkeys(t for flow in flows for t in (*(flow.tables or ("all tables",)), *flow.references)))
+    return list(dict.fromkeys(t for flow in flows for t in (*(flow.tables or ("all tables",)), *_joined(flow))))
+
+
+def _joined(flow: Flow) -> list[str]:
+    return list(dict.fromkeys([*flow.references, *flow.partitioned]))
 
 
 def _sinks(flows: Sequence[Flow]) -> list[str]:
@@ -91,7 +95,7 @@ def svg(flows: Sequence[Flow]) -> str:
     for flow in flows:
         at = places["flow", flow.name]
         ways += [_way(places["table", table], at) for table in flow.tables or ("all tables",)]
-        ways += [_way(places["table", table], at, ' stroke-dasharray="4 4"') for table in flow.references]
+        ways += [_way(places["table", table], at, ' stroke-dasharray="4 4"') for table in _joined(flow)]
         ways += [_way(at, places["sink", sink]) for sink in flow.sinks]
     width = 40 + 2 * COLUMN + WIDTH
     body = "\n".join(ways + boxes)

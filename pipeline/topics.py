@@ -151,7 +151,12 @@ class Topics:
             *(Topic(name, count, f"items of {table}", compacted) for table, name in self.references.items()),
             Topic(self.flows, 1, "versions of the flows, and who runs which", compacted),
             Topic(self.retry, count, "rejected changes to be tried again", kept),
-            Topic(self.flow_state, count, "changes that wait, and what was joined with references", compacted),
+            Topic(
+                self.flow_state,
+                count,
+                "what flows keep: changes that wait, what was joined, items of partitioned tables",
+                compacted,
+            ),
             Topic(self.dead_letter_states, 1, "which dead letters are done with", compacted),
             Topic(self.replays, 1, "replays, and how far they are", compacted),
             Topic(self.lake_schemas, 1, "columns of the tables in the lake", compacted),

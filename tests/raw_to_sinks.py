@@ -39,18 +39,30 @@ class Flowing:
         own = {} if flows is None else {"HEADWATER_FLOWS": json.dumps(flows)}
         return {**self.fleet.environment, **own}
 
-    def change(self, key: str, item: Mapping[str, Any], table: str = "orders", *, flush: bool = True) -> None:
-        """Write a change to raw, as deduplicate does; without `flush`, with the next that is flushed."""
+    def change(
+        self,
+        key: str | Mapping[str, Any],
+        item: Mapping[str, Any] | None,
+        table: str = "orders",
+        *,
+        flush: bool = True,
+        headers: Mapping[str, bytes] | None = None,
+    ) -> None:
+        """Write a change to raw, as deduplicate does; without an item, a deletion; without `flush`, with the next flushed one.
+
+        `key` is that of the attribute id, or the key attributes.
+        """
         self._number += 1
-        image = {name: {"N": str(v)} if isinstance(v, int) else {"S": v} for name, v in item.items()}
+        keys = _typed({"id": key} if isinstance(key, str) else key)
+        image = {"OldImage": keys} if item is None else {"NewImage": {**keys, **_typed(item)}}
         value = {
             "eventID": f"e{self._number}",
-            "eventName": "MODIFY",
+            "eventName": "REMOVE" if item is None else "MODIFY",
             "tableName": table,
-            "dynamodb": {"Keys": {"id": {"S": key}}, "NewImage": {"id": {"S": key}, **image}},
+            "dynamodb": {"Keys": keys, **image},
         }
-        key_bytes = json.dumps({"id": {"S": key}}, separators=(",", ":")).encode()
-        self._producer.produce(self.topics.raw, json.dumps(value).encode(), key_bytes)
+        key_bytes = json.dumps(keys, separators=(",", ":"), sort_keys=True).encode()
+        self._producer.produce(self.topics.raw, json.dumps(value).encode(), key_bytes, headers=dict(headers or {}))
         if flush:
             assert self._producer.flush(20) == 0
 
@@ -64,3 +76,7 @@ class Flowing:
     def recorded(self, topic: str) -> Iterator[Recorder]:
         with Recorder(self.fleet.conf, topic) as recorder:
             yield recorder
+
+
+def _typed(item: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: {"N": str(value)} if isinstance(value, int) else {"S": value} for name, value in item.items()}

@@ -13,12 +13,12 @@ from rich.markup import escape
 from rich.tree import Tree
 
 from models.change import MalformedChangeError
-from pipeline import golden
 from pipeline import settings as settings_module
 from pipeline.console import Json, content, out, print_json
 from pipeline.errors import UsageError
 from pipeline.explaining import FlowTrace
 from pipeline.explaining import explain as explain_event
+from pipeline.flows import onlooking
 from pipeline.settings import Settings
 from pipeline.status import reading
 
@@ -40,7 +40,7 @@ def explain(
     value = content(event) if event is not None else _fetch(settings, topic, partition, offset)
     tables = {file.stem: [json.loads(line) for line in content(file).splitlines()] for file in reference or ()}
     try:
-        traces = explain_event(settings.flows, value, golden.means(settings, tables), time.time())
+        traces = explain_event(settings.flows, value, onlooking(settings.flows, settings.modules, tables), time.time())
     except MalformedChangeError as error:
         raise UsageError(f"{event or topic}: {error}", hint="docs/how-to/test-flows.md") from error
     if as_json:

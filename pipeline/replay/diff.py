@@ -10,7 +10,7 @@ from typing import Any, cast
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
 from models.change import event_id
-from pipeline.replay.plan import Replay, placed
+from pipeline.replay.plan import Replay, of_suffix, placed
 from pipeline.replay.run import REPLAY, on_cluster
 from pipeline.running import RE_EMITTED
 from pipeline.settings import Settings
@@ -66,7 +66,9 @@ def diff(settings: Settings, replay: Replay) -> list[TopicDiff]:
     names = {flow.name: flow for flow in settings.flows}
     chosen = [flow for name, flow in names.items() if not replay.flows or name in replay.flows]
     live_topics = set(Topics(settings, chosen).sinks.values()) | set(Topics(settings, chosen).through)
-    shadows = {name.removesuffix(f".{replay.suffix}"): name for name in there if name.endswith(f".{replay.suffix}")}
+    shadows = {
+        name.removesuffix(f".{replay.suffix}"): name for name in of_suffix(there, settings.prefix, replay.suffix)
+    }
     shadows.pop(topics.dead_letter, None)
     return [
         compare(settings, replay, topic, shadows.get(topic), topic in there, wanted)

@@ -10,7 +10,7 @@ import msgspec
 from confluent_kafka import Consumer, TopicPartition
 
 from pipeline.errors import UsageError
-from pipeline.replay.plan import Replay, decode, new_id, place, placed
+from pipeline.replay.plan import Replay, decode, new_id, of_suffix, place, placed
 from pipeline.replay.run import all_of, id_of, on_cluster
 from pipeline.replay.source import LakeSource, RawSource, Source
 from pipeline.settings import Settings
@@ -40,9 +40,7 @@ def replay_of(settings: Settings, replay_id: str) -> Replay:
 def require_free(settings: Settings, suffix: str) -> None:
     """Raise UsageError when there are topics already whose names end with the suffix: of another replay, or live ones."""
     there = admin(settings.kafka.conf).list_topics(timeout=TIMEOUT).topics
-    if taken := sorted(
-        name for name in there if name.startswith(f"{settings.prefix}.") and name.endswith(f".{suffix}")
-    ):
+    if taken := of_suffix(there, settings.prefix, suffix):
         raise UsageError(
             f"--into {suffix}: {taken[0]} is there already, another replay has written there or it is a live topic",
             hint="headwater replay list",

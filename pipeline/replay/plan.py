@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -69,6 +69,11 @@ class Replay(msgspec.Struct, frozen=True):
     def topic(self, live: str) -> str:
         """Return the topic that it writes to instead of a live one."""
         return f"{live}.{self.suffix}" if self.suffix else live
+
+
+def of_suffix(topics: Iterable[str], prefix: str, suffix: str) -> list[str]:
+    """Return the topics of a deployment whose names end with a suffix: others on the cluster may have used it as well."""
+    return sorted(name for name in topics if name.startswith(f"{prefix}.") and name.endswith(f".{suffix}"))
 
 
 encode = msgspec.json.encode

@@ -9,7 +9,7 @@ import msgspec
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 
 from pipeline.errors import UsageError
-from pipeline.replay.plan import Replay, encode
+from pipeline.replay.plan import Replay, encode, of_suffix
 from pipeline.replay.run import REPLAY, finish, group_of, on_cluster, produce, transactional
 from pipeline.settings import Settings
 from pipeline.topics import Topics, admin
@@ -31,9 +31,8 @@ def promote(settings: Settings, replay: Replay, on_progress: Callable[[int], Non
     name = f"{replay.group(settings.prefix)}.promote"
     producer, group = transactional(settings, name), group_of(settings, name)
     there = admin(settings.kafka.conf).list_topics(timeout=TIMEOUT).topics
-    shadows = [
-        topic for topic in there if topic.endswith(f".{replay.suffix}") and topic != replay.topic(topics.dead_letter)
-    ]
+    dead = replay.topic(topics.dead_letter)
+    shadows = [topic for topic in of_suffix(there, settings.prefix, replay.suffix) if topic != dead]
     consumer = Consumer(
         {
             **settings.kafka.conf,

@@ -27,8 +27,10 @@ from pipeline.limits import MESSAGE_MAX
 from pipeline.replay.plan import Progress, Replay, State, encode, place
 from pipeline.replay.source import Lot, Source
 from pipeline.settings import Settings
+from pipeline.state.items import ITEMS, SCHEMAS, place_of, schema_of
 from pipeline.state.reference import plain_item
 from pipeline.status import read, reading
+from pipeline.steps.enrich import Lookup
 from pipeline.steps.flow import Flow, Given, Result
 from pipeline.steps.python import load
 from pipeline.topics import Topics, admin, ensure, unreachable
@@ -156,14 +158,14 @@ class Run:
         sent, write, topics, told = 0, self._producer.produce, self._topics_of, not self.replay.suffix
         for result in results:
             given_key = result.given.key
-            for sink, key, value, headers in result.messages:
-                topic = topics.get((flow.name, sink)) or self._topic(flow, sink)
-                to = partition if key is given_key else -1
-                whole = self._told(headers) if told else headers
+            for one in result.messages:
+                topic = topics.get((flow.name, one.sink)) or self._topic(flow, one.sink)
+                to = partition if one.key is given_key else -1
+                headers = self._told(one.headers) if told else one.headers
                 try:
-                    write(topic, value, key, to, headers=cast("Any", whole))
+                    write(topic, one.value, one.key, to, headers=cast("Any", headers))
                 except BufferError:
-                    self._produce(topic, key, value, to, whole)
+                    self._produce(topic, one.key, one.value, to, headers)
                 sent += 1
         return sent
 
@@ -302,8 +304,14 @@ def compiled(settings: Settings, names: Iterable[str]) -> dict[str, tuple[flow_s
         raise UsageError(f"there is no flow {unknown[0]!r}", hint=f"one of {', '.join(known)}; headwater flows graph")
     chosen = [without_waiting(flow) for name, flow in known.items() if not wanted or name in wanted]
     references = {table: references_of(settings, table) for flow in chosen for table in flow.references}
+    partitioned = {table for flow in chosen for table in flow.partitioned}
+    state = items_of_flow_state(settings) if partitioned else {}
     means = Means(
-        references={table: items.get for table, items in references.items()},
+        references={
+            **{table: items.get for table, items in references.items()},
+            **{f"{flow_settings.PARTITIONED}{table}": item_finder(state, table) for table in partitioned},
+        },
+        key_schema=lambda table: state.get(schema_of(table), b"").decode(),
         rows={table: GivenRows(items) for table, items in references.items()},
         functions=load(settings.modules),
         topic=Topics(settings).sink,
@@ -332,6 +340,18 @@ def references_of(settings: Settings, table: str) -> dict[bytes, bytes]:
         else:
             items.pop(record.key() or b"", None)
     return items
+
+
+def items_of_flow_state(settings: Settings) -> dict[bytes, bytes]:
+    """Return the items of all partitioned reference tables, as they are now, by their places in the flow state."""
+    found = ((record.key() or b"", record.value()) for record in all_of(settings, Topics(settings).flow_state))
+    latest = {key: value for key, value in found if key.startswith((ITEMS, SCHEMAS))}
+    return {key: value for key, value in latest.items() if value is not None}
+
+
+def item_finder(state: Mapping[bytes, bytes], table: str) -> Lookup:
+    """Return what finds an item of a partitioned table by its key."""
+    return lambda key: state.get(place_of(table, key))
 
 
 def all_of(settings: Settings, topic: str) -> list[Message]:

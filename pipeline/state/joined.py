@@ -18,8 +18,9 @@ import msgspec
 from confluent_kafka import Message
 from faust.types import TP
 
-from pipeline.errors import FatalError
+from pipeline.flow_settings import PARTITIONED
 from pipeline.state import changelog
+from pipeline.state.items import Items
 from pipeline.state.parked import Parked, Place, Waiting
 from pipeline.state.table_partitions import TablePartition
 from pipeline.transport import Slice, Transport
@@ -52,6 +53,7 @@ class Entry(msgspec.Struct, array_like=True, frozen=True):
 
     flow: str
     item: bytes
+    """Its table and its key."""
     joints: list[Joint]
     last: Waiting
 
@@ -91,8 +93,8 @@ class Joins:
         before = self._part.get(key)
         if before is None and not joints:
             return
-        old = set() if before is None else {_index_of(one, place) for one in _decode_entry(before).joints}
-        new = {_index_of(one, place): key for one in joints}
+        old = set[bytes]() if before is None else _indices(_decode_entry(before).joints, place)
+        new = dict.fromkeys(_indices(joints, place), key)
         writes: dict[bytes, bytes | None] = dict.fromkeys(old - new.keys())
         writes |= new
         writes[key] = encode(Entry(place.flow, place.item, list(joints), last)) if joints else None
@@ -106,6 +108,12 @@ class Joins:
         """Return the entry of a key that the index names."""
         found = self._part.get(key)
         return None if found is None else _decode_entry(found)
+
+    def joined(self, place: Place, one: Reference) -> Entry | None:
+        """Return an item's entry if its last change was joined with this reference."""
+        entry = self.get(_entry_of(place))
+        joints = () if entry is None else entry.joints
+        return entry if any((joint.table, joint.key) == one for joint in joints) else None
 
     def with_reference(self, one: Reference, after: bytes, most: int) -> list[tuple[bytes, bytes]]:
         """Return index entries of a reference behind one of them, in order, with the keys of the items' entries."""
@@ -145,12 +153,17 @@ def _index_of(one: Joint, place: Place) -> bytes:
     return _prefix_of(one) + _entry_of(place)[2:]
 
 
+def _indices(joints: Iterable[Joint], place: Place) -> set[bytes]:
+    """Return index entries. Partitioned tables need none: the item's own key is the reference's, so `joined` finds it."""
+    return {_index_of(one, place) for one in joints if not one.table.startswith(PARTITIONED)}
+
+
 def _reached_of(table: str, partition: int) -> bytes:
     return f"d/{table}/{partition}".encode()
 
 
 class Joined(Parked):
-    """Follows the slices. `joins` is for the transform agent; `emit` sends the last changes of items again, in the slice."""
+    """Follows the slices. `joins` and `items` are for the transform agent; `emit` sends changes again, in the slice."""
 
     def __init__(
         self,
@@ -159,7 +172,7 @@ class Joined(Parked):
         changelog_topic: str,
         directory: Path,
         *,
-        is_there: Callable[[str, bytes], bool],
+        is_there: Callable[[int, str, bytes], bool],
         release: Callable[[int, Place], None],
         watched: Callable[[], Mapping[str, str]],
         emit: Callable[[int, Reference, Sequence[Entry]], None],
@@ -173,13 +186,11 @@ class Joined(Parked):
 
     def joins(self, partition: int) -> Joins:
         """Return the joined items of a partition, the slice under way included."""
-        if partition not in self.all:
-            raise FatalError(
-                f"partition {partition} of {self.fence} is not on this worker, though that of raw is: "
-                "the group has workers of another version",
-                hint="stop all workers, then start them in the new version",
-            )
-        return Joins(self.all[partition])
+        return Joins(self.part(partition))
+
+    def items(self, partition: int) -> Items:
+        """Return the items of the partitioned reference tables of a partition, the slice under way included."""
+        return Items(self.part(partition))
 
     def changed(self, table: str, records: Iterable[Message]) -> None:
         """Take note of changes of a reference table; in its follower's thread."""

@@ -45,6 +45,8 @@ class Waiting(msgspec.Struct, array_like=True, frozen=True):
     at: float
     key: bytes | None
     value: bytes
+    headers: list[tuple[str, bytes]] = []
+    """Those that it has on raw."""
 
 
 class Place(NamedTuple):
@@ -87,6 +89,11 @@ class Lot:
         self._part.write(dict.fromkeys([*entries, _head_of(place)]))
         return found
 
+    def behind(self, flow: str, offset: int) -> Place | None:
+        """Return the item of a flow whose changes wait behind the one at an offset; None: no item's do."""
+        found = (head for head in self.heads() if (head.flow, head.offset) == (flow, offset))
+        return next((Place(head.flow, head.item) for head in found), None)
+
     def count(self, place: Place) -> int:
         """Return how many changes of an item wait."""
         return len(self._entries(place))
@@ -124,11 +131,11 @@ class Parked(Partitions):
         changelog: str,
         directory: Path,
         *,
-        is_there: Callable[[str, bytes], bool],
+        is_there: Callable[[int, str, bytes], bool],
         release: Callable[[int, Place], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`is_there` says whether a reference table has an item; `release` sends what waits, in the slice."""
+        """`is_there` says whether a reference table has an item, for a partition; `release` sends what waits, in the slice."""
         super().__init__(
             transport, changelog, directory, changelog, sends=True, on_recovered=self._recovered, works_on=topic
         )
@@ -137,20 +144,24 @@ class Parked(Partitions):
         """What waits for references. May hold what waits no more: a look finds out."""
         self._next_look = 0.0
 
-    def lot(self, partition: int) -> Lot:
-        """Return what is parked of a partition, the slice under way included."""
+    def part(self, partition: int) -> TablePartition:
+        """Return a partition; raise FatalError when it is not here."""
         if partition not in self.all:
             raise FatalError(
                 f"partition {partition} of {self.fence} is not on this worker, though that of raw is: "
                 "the group has workers of another version",
                 hint="stop all workers, then start them in the new version",
             )
+        return self.all[partition]
+
+    def lot(self, partition: int) -> Lot:
+        """Return what is parked of a partition, the slice under way included."""
 
         def on_block(place: Place, head: Head) -> None:
             if head.reference is not None:
                 self._awaiting[partition, place] = head
 
-        return Lot(self.all[partition], on_block)
+        return Lot(self.part(partition), on_block)
 
     def _recovered(self, number: int, partition: TablePartition) -> None:
         for head in self.lot(number).heads():
@@ -170,7 +181,7 @@ class Parked(Partitions):
             self._awaiting[number, place] = self._awaiting.pop((number, place))
             if number not in self.all:
                 del self._awaiting[number, place]  # its new owner looks
-            elif head.until <= now or (head.reference is not None and self._is_there(*head.reference)):
+            elif head.until <= now or (head.reference is not None and self._is_there(number, *head.reference)):
                 found.append((number, place))
         return found
 

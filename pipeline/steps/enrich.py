@@ -35,6 +35,16 @@ class MissingReferenceError(ValueError):
         self.table, self.key, self.until = table, key, until
 
 
+class OtherKeyError(ValueError):
+    """A change is joined by its own key with a table that has another: the item can never be found."""
+
+    def __init__(self, table: str, theirs: str, own: str) -> None:
+        super().__init__(
+            f"the reference table {table} has the key {theirs}, the change has the key {own}: they never match; "
+            'give the join state = "global" and `on`'
+        )
+
+
 def reference(value: Value) -> bytes:
     """Return an attribute value as the key of a reference table; b'' for a type that no key attribute has."""
     raw = bytes(value)
@@ -67,10 +77,11 @@ def text_of_key(value: Value) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class JoinStep:
-    """One join: which attribute of the change points where, and the name under which the item is added."""
+    """One join: what of the change points where, and the name under which the item is added."""
 
     table: str
-    on: str
+    on: str | None
+    """The attribute that points to the item; None: the change's own key."""
     into: str
     lookup: Lookup
     missing: Literal["null", "drop", "reject"] = "null"
@@ -80,6 +91,8 @@ class JoinStep:
     clock: Callable[[], float] = time.time
     key_of: Callable[[Value], bytes] = reference
     """Returns the reference key that an attribute's value stands for; b'': none."""
+    key_schema: Callable[[], str] = str
+    """Without `on`: returns the key attributes of the reference table (see `key_schema`); '': nobody knows them yet."""
 
     def __call__(self, event: Event) -> None:
         """Add the item."""
@@ -90,6 +103,8 @@ class JoinStep:
         if item is not None:
             event.added[self.into] = msgspec.Raw(b'{"M":' + item + b"}")
             return
+        if self.on is None:
+            self._check_key(event)
         if key and self.hold and self.clock() < (until := event.at + self.hold):
             raise MissingReferenceError(self.table, key, until)
         if self.missing == "reject":
@@ -99,8 +114,15 @@ class JoinStep:
 
     def _key(self, event: Event) -> bytes:
         """Return the key of the item that the change points to; b'' when it points to none."""
+        if self.on is None:
+            return event.key or b""
         value = attribute(event, self.on)
         return b"" if value is None else self.key_of(value)
+
+    def _check_key(self, event: Event) -> None:
+        theirs, own = self.key_schema(), key_schema(event.change)
+        if theirs not in {"", own}:
+            raise OtherKeyError(self.table, theirs, own)
 
 
 def join(step: JoinStep) -> Step:
@@ -122,13 +144,21 @@ def compute(text: str, into: str) -> Step:
 def reference_key(change: Change) -> bytes:
     """Return the key under which an item of a reference table is looked up: the value of its one key attribute.
 
-    Raise ValueError when the table has a composite key: a foreign key could not name one item.
+    Of a table with more of them it is the whole key, which no foreign key names: only SQL reads those.
     """
     keys = _decode_key(change.body.keys)
-    if len(keys) != 1:
-        raise ValueError(f"the reference table {change.table} has {len(keys)} key attributes, a join needs one")
-    (value,) = keys.values()
-    return canonical(value)
+    return canonical(next(iter(keys.values())) if len(keys) == 1 else keys)
+
+
+def has_sort_key(change: Change) -> bool:
+    """Say whether the table of a change has more than one key attribute."""
+    return len(_decode_key(change.body.keys)) > 1
+
+
+def key_schema(change: Change) -> str:
+    """Return the names and types of a change's key attributes, which are the same for all items of a table: `id (S), n (N)`."""
+    keys = _decode_key(change.body.keys)
+    return ", ".join(f"{name} ({tag})" for name, value in sorted(keys.items()) for tag in value)
 
 
 def attribute(event: Event, name: str) -> Value | None:

@@ -86,6 +86,8 @@ def _plain(settings: Envelope) -> Callable[[Event], None]:
             image = event.before_json
         added = plain_added(event.added, numbers) if event.added else {}
         written = event.plain_after if numbers == "exact" else None
+        if written is None and image is not None:
+            written = plain_json(image, numbers)
         if written is None or (output := with_members(written, added)) is None:
             output = encode(({} if image is None else plain_item(image, numbers)) | added)
         event.output = output
@@ -198,10 +200,9 @@ def _cloudevents(settings: Envelope) -> Callable[[Event], None]:
     numbers, structured = settings.numbers, settings.mode == "structured"
 
     def change(event: Event) -> None:
-        before, after = event.before_json, event.after_json
         data: dict[str, Any] = {
-            "before": None if before is None else plain_item(before, numbers),
-            "after": None if after is None else plain_item(after, numbers),
+            "before": msgspec.Raw(plain_json(event.before_json, numbers)),
+            "after": msgspec.Raw(plain_json(event.after_json, numbers)),
         }
         if event.added:
             data["enriched"] = plain_added(event.added, numbers)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -39,9 +39,11 @@ class Given(msgspec.Struct, frozen=True, gc=False):
     change: Change
     at: float
     """When it was written to raw, in seconds since the epoch."""
+    headers: Sequence[tuple[str, bytes]] = ()
+    """Those that it has on raw: a dead letter keeps them."""
 
 
-class Message(NamedTuple):
+class Message(msgspec.Struct, frozen=True):
     """One message for one topic."""
 
     sink: str
@@ -172,3 +174,23 @@ class Flow:
                 result.messages.append(Message(sink, event.key, None, own))
         if watch is not None:
             watch(f"to {sink}" if sink else "through", events)
+
+
+def pieces(changes: Iterable[Given], partitioned: frozenset[str], most: int) -> Iterator[list[Given]]:
+    """Yield changes in pieces, of `most` at most: to apply first what one has of partitioned tables changes nothing.
+
+    The item of such a table must be there for the changes behind it and not for those before it, and only those of its own key
+    look for it: a piece ends before it where it has one of them.
+    """
+    piece: list[Given] = []
+    keys: set[bytes | None] = set()
+    for one in changes:
+        if len(piece) >= most or (partitioned and one.key in keys and one.change.table in partitioned):
+            yield piece
+            piece = []
+            keys.clear()
+        piece.append(one)
+        if partitioned:
+            keys.add(one.key)
+    if piece:
+        yield piece

@@ -2,12 +2,15 @@
 
 A mask reaches the images before and after, what was added, and the key: an attribute of the key is masked in `Keys` and in
 the Kafka key as well. There only what tells items apart is allowed: hash and tokenise.
+
+In doubt it masks too much. A path that leads into a value of another type than it expects (an address that is text in some
+items) masks that value whole; a path with dots also masks attributes that have such dots in their names.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import msgspec
@@ -37,13 +40,13 @@ class KeyMaskError(ValueError):
 
 def compile_masks(masks: Sequence[Mask], key: MaskKey) -> Step:
     """Return the step that masks attributes; a path that a change does not have masks nothing."""
-    compiled = [(parse(mask.path), mask, _change(mask, key)) for mask in masks]
+    compiled = [(name, rest, mask, _change(mask, key)) for mask in masks for name, rest in _readings(parse(mask.path))]
 
     def step(event: Event) -> None:
-        for path, mask, change in compiled:
-            name, rest = str(path[0]), path[1:]
+        for name, rest, mask, change in compiled:
             if name == ADDED and rest:
-                event.added = _masked(event.added, str(rest[0]), rest[1:], change)
+                for added, within in _readings(rest):
+                    event.added = _masked(event.added, added, within, change)
                 continue
             if name in event.keys:
                 if mask.how not in KEEPS_APART or rest:
@@ -70,6 +73,20 @@ def _part(index: str, name: str) -> Part:
     if name:
         return name
     return None if index == "*" else int(index)
+
+
+def _readings(path: Sequence[Part]) -> Iterator[tuple[str, Sequence[Part]]]:
+    """Yield what may be the first name of a path, and the rest: dots can stand in names.
+
+    >>> list(_readings(("a", "b", None)))
+    [('a', ('b', None)), ('a.b', (None,))]
+    """
+    names: list[str] = []
+    for number, part in enumerate(path, 1):
+        if not isinstance(part, str):
+            return
+        names.append(part)
+        yield ".".join(names), path[number:]
 
 
 def _change(mask: Mask, key: MaskKey) -> Change:
@@ -139,17 +156,14 @@ def _raw(value: Any) -> Value:
 
 
 def _within(value: Any, path: Sequence[Part], change: Change) -> Any:
-    """Return an attribute value in which what the path leads to is changed."""
+    """Return an attribute value in which what the path leads to is changed; one in which it leads nowhere is changed whole."""
     if not path:
         return change(value)
+    if "NULL" in value:
+        return value
     part, rest = path[0], path[1:]
     if isinstance(part, str):
-        members = value.get("M")
-        if members is None or part not in members:
-            return value
-        new = _within(members[part], rest, change)
-        others = {name: one for name, one in members.items() if name != part}
-        return {"M": others if new is GONE else {**members, part: new}}
+        return _within_map(value, path, change)
     elements = value.get("L")
     if elements is None:
         return _within_set(value, rest, change)
@@ -159,14 +173,26 @@ def _within(value: Any, path: Sequence[Part], change: Change) -> Any:
     return {"L": [one for one in masked if one is not GONE]}
 
 
+def _within_map(value: Any, path: Sequence[Part], change: Change) -> Any:
+    members = value.get("M")
+    if members is None:
+        return change(value)
+    for name, rest in _readings(path):
+        if name in members:
+            new = _within(members[name], rest, change)
+            others = {other: one for other, one in members.items() if other != name}
+            members = others if new is GONE else {**members, name: new}
+    return {"M": members}
+
+
 def _within_set(value: Any, path: Sequence[Part], change: Change) -> Any:
     """Return a set whose members are all masked, whichever the path names: members of a set have no number.
 
-    What stands there instead is a set of strings; GONE when nothing is left. Anything but a set stays as it is.
+    What stands there instead is a set of strings; GONE when nothing is left. Anything but a set is changed whole.
     """
     ((tag, inner),) = value.items()
     if path or tag not in SETS:
-        return value
+        return change(value)
     masked = [change({SETS[tag]: one}) for one in inner]
     left = sorted({one["S"] for one in masked if one is not GONE})
     return {"SS": left} if left else GONE

@@ -15,12 +15,13 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
+from pipeline.steps.forms import NUMBER, Forms
+
 Plain: TypeAlias = Any
 """What `msgspec.json.encode` writes as plain JSON: raw values, texts, lists and dicts of them, None."""
 Numbers = Literal["exact", "string"]
 NONE = msgspec.Raw()
 NULL = msgspec.Raw(b"null")
-NUMBER = r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"
 is_number = re.compile(NUMBER).fullmatch
 """Matches what JSON takes as a number."""
 encode = msgspec.json.encode
@@ -88,7 +89,16 @@ def plain_item(image: bytes | msgspec.Raw, numbers: Numbers = "exact") -> dict[s
 
 def plain_json(image: bytes | None, numbers: Numbers = "exact") -> bytes:
     """Return an item as plain JSON, none as null; raise ValueError when it is none of DynamoDB's."""
-    return b"null" if image is None else encode(plain_item(image, numbers))
+    if image is None:
+        return b"null"
+    forms = _forms(image[: image.find(b":")], numbers)
+    return forms.write(image) or encode(plain_item(image, numbers))
+
+
+@lru_cache(maxsize=1_024)
+def _forms(_begin: bytes, numbers: Numbers) -> Forms:
+    """Return the forms of items that begin with an attribute."""
+    return Forms(exact=numbers == "exact")
 
 
 def with_members(item: bytes, more: Mapping[str, Plain]) -> bytes | None:

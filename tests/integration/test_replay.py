@@ -19,6 +19,7 @@ from pipeline.lab.recorder import Recorder
 from pipeline.lab.stack import Endpoints
 from pipeline.sinks.lake_verify import read_manifests
 from pipeline.sinks.objects import Objects
+from pipeline.topics import admin, ensure
 
 pytestmark = pytest.mark.kafka
 FLOWS: list[dict[str, Any]] = [
@@ -96,6 +97,8 @@ def test_a_replay_equals_what_is_live_and_can_be_made_live(flowing: Flowing, hea
     assert planned["seconds_about"] > 0
     assert planned["id"] not in {one["id"] for one in listed(headwater, flowing)}
 
+    stranger = flowing.topics.late(f"other-{flowing.topics.sink('small')}.again")  # of a deployment beside this one
+    ensure(admin(flowing.fleet.conf), [stranger], 1)
     done = replayed(headwater, flowing, "--from", "earliest", "--into", "again")
     assert (done["state"], done["progress"]["read"], done["progress"]["rejected"]) == ("done", CHANGES, 1)
     for sink in ("large", "small", "plain"):

@@ -19,6 +19,7 @@ from pipeline.steps.envelope import compile_envelope, source
 from pipeline.steps.formats import avro
 from pipeline.steps.formats.names import escaped
 from pipeline.steps.formats.shape import ConflictError, Shape, grow, plain_members
+from pipeline.steps.forms import SAMPLE, WINDOW, Forms
 from pipeline.steps.plain import encode, plain_added, plain_item, plain_json, plain_value, with_members
 
 
@@ -126,3 +127,44 @@ def test_debezium_is_written_as_its_members_would_be(value: bytes, more: dict[st
     if more:
         whole["enriched"] = plain_added(one.added, numbers)
     assert one.output == encode(whole)
+
+
+@given(st.lists(items, min_size=1, max_size=3), st.lists(items, max_size=3), st.sampled_from(["exact", "string"]))
+@settings(max_examples=300, deadline=None)
+def test_an_item_of_a_known_form_is_written_as_any_other(
+    known: list[dict[str, Any]], others: list[dict[str, Any]], numbers: Any
+) -> None:
+    forms = Forms(exact=numbers == "exact")
+    seen = [json.dumps(item, separators=(",", ":"), ensure_ascii=False).encode() for item in known]
+    for _ in range(SAMPLE):  # each of them is a fair share of what is looked at
+        for _ in range(WINDOW):
+            forms.write(seen[0])
+        for image in seen:
+            forms.write(image)
+    for image in (*seen, *(json.dumps(item, separators=(",", ":"), ensure_ascii=False).encode() for item in others)):
+        found = forms.write(image)
+        assert found is None or found == encode(plain_item(image, numbers))
+
+
+def test_a_form_is_known_when_many_items_have_it_and_forgotten_when_none_has() -> None:
+    forms = Forms(exact=True)
+    old = (
+        b'{"id":{"S":"a \\"b\\""},"at":{"M":{"n":{"N":"1.50"},"ok":{"BOOL":true}}},"no":{"NULL":true},"b":{"B":"AP8="}}'
+    )
+    new = b'{"id":{"S":"x"},"more%":{"N":"-2E+3"}}'
+    for _ in range(SAMPLE * WINDOW):
+        assert forms.write(old) is None
+    assert forms.write(old) == b'{"id":"a \\"b\\"","at":{"n":1.50,"ok":true},"no":null,"b":"AP8="}'
+    for odd in (b'{"N":"+1"}', b'{"N":"007"}', b'{"N":"1","S":"x"}', b'{"L":[]}', b'{"SS":["b","a"]}', b'{"N": "1"}'):
+        assert forms.write(new.replace(b'{"N":"-2E+3"}', odd)) is None
+    for _ in range(SAMPLE * WINDOW):
+        forms.write(new)
+    assert forms.write(new) == b'{"id":"x","more%":-2E+3}'
+    assert forms.write(old) is None
+
+
+def test_lists_and_sets_have_no_form() -> None:
+    forms = Forms(exact=True)
+    for image in (b'{"id":{"S":"1"},"tags":{"SS":["b","a"]}}', b'{"id":{"S":"1"},"parts":{"L":[]}}', b"[]", b"{"):
+        for _ in range(SAMPLE * WINDOW + 1):
+            assert forms.write(image) is None

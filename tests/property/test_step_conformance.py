@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
 import pytest
-from events_made import event, outcome, records
+from events_made import event, outcome, record, records
 from flowing import flow
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from models.change import decode
+from models.change import decode, item_key
 from pipeline.flow_settings import Envelope, Format, Mask
 from pipeline.registry import SchemaRegistry
 from pipeline.settings import Registry
 from pipeline.steps.enrich import JoinStep, compute, join
 from pipeline.steps.envelope import compile_envelope
 from pipeline.steps.event import Event, Step
-from pipeline.steps.flow import Given
+from pipeline.steps.flow import Given, Result, pieces
 from pipeline.steps.formats.registered import compile_format
 from pipeline.steps.lookup import Answer, Memory, Question, RefusedError, compile_lookup
 from pipeline.steps.mask import compile_masks
@@ -157,3 +157,42 @@ def test_a_flow_does_the_same_in_a_batch_and_change_by_change(name: str, values:
 
     apart = [result for one in changes for result in compiled.run([one])]
     assert told(compiled.run(changes)) == told(apart)
+
+
+@st.composite
+def changes_of_two_tables(draw: st.DrawFn) -> list[Given]:
+    """Draw changes of orders and of a partitioned table with the same few composite keys, in the order of raw."""
+    kinds = st.tuples(st.sampled_from(["orders", "totals"]), st.integers(1, 3), st.booleans())
+    given = []
+    for number, (table, key, is_there) in enumerate(draw(st.lists(kinds, min_size=1, max_size=12))):
+        item = {"id": {"S": "a"}, "n": {"N": str(key)}, "version": {"N": str(number)}}
+        value = record(item if is_there else None, item, ("id", "n"), number, table)
+        change = decode(value)
+        given.append(Given(number, item_key(change.body.keys), value, change, 0.0))
+    return given
+
+
+@pytest.mark.parametrize("tables", [["orders"], []], ids=["one table", "also those of the partitioned table"])
+@given(given=changes_of_two_tables(), most=st.integers(1, 12))
+@settings(max_examples=150, deadline=None)
+def test_a_partitioned_join_finds_in_a_batch_what_it_finds_change_by_change(
+    tables: list[str], given: list[Given], most: int
+) -> None:
+    def run(parts: Iterable[list[Given]]) -> list[Any]:
+        items: dict[bytes | None, bytes] = {}
+        join = {"kind": "join", "table": "totals", "state": "partitioned", "into": "total", "missing": "reject"}
+        compiled = flow({"partitioned:totals": items.get}, tables=tables, enrich=[join])
+        results: list[Result] = []
+        for part in parts:
+            for one in part:  # as the worker does: all that a piece puts, then the flows
+                if one.change.table == "totals" and one.change.after is not None:
+                    items[one.key] = one.change.after
+                elif one.change.table == "totals":
+                    items.pop(one.key, None)
+            results += compiled.run(part)
+        return [(one.given.offset, one.messages, str(one.error)) for one in results]
+
+    together = list(pieces(given, frozenset({"totals"}), most))
+    assert [one for part in together for one in part] == given
+    assert all(len(part) <= most for part in together)
+    assert run(together) == run([one] for one in given)

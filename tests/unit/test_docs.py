@@ -166,7 +166,8 @@ def test_settings_files_on_the_pages_load(
     for flow in settings.flows:
         compile_flow(flow, onlooking([flow]))
     captured = {table for source in settings.sources if isinstance(source, DynamoDBStream) for table in source.tables}
-    assert captured >= {t for flow in settings.flows for t in flow.references if not t.startswith("topic:")}, page
+    joined = {table for flow in settings.flows for table in [*flow.references, *flow.partitioned]}
+    assert captured >= {table for table in joined if not table.startswith("topic:")}, page
 
 
 PATTERNS = re.findall(r"^\| `(\{.+?\})` \|", TEXT["docs/how-to/filter-changes.md"], re.MULTILINE)

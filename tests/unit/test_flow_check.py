@@ -67,6 +67,14 @@ REFUSED = [
         "11: flow a, enrich.0.headers: lookup: the variable NO_SUCH of a header is not set",
     ),
     (
+        '[[flows]]\nname = "a"\nto = "x"\nenrich = [{ kind = "join", table = "one", state = "partitioned", into = "d" }]',
+        "7: flow a, enrich.0: reads the table one, which no source captures",
+    ),
+    (
+        '[[flows]]\nname = "a"\nto = "x"\nenrich = [{ kind = "sql", query = "x", tables = ["two", "topic:t"] }]',
+        "7: flow a, enrich.0",
+    ),
+    (
         '[[flows]]\nname = "a"\nto = "x"\nmask_key = "file:none.key"\nmask = [{ path = "p", how = "hash" }]',
         "7: flow a, mask_key: none.key: No such file",
     ),

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.flow_settings import PARTITIONED
+from pipeline.state.items import Items
 from pipeline.state.joined import Joins, Joint, Reached, Reference
 from pipeline.state.parked import Head, Lot, Place, Waiting
 from pipeline.state.table_partitions import TablePartition
@@ -62,6 +64,14 @@ def test_an_aborted_slice_leaves_what_waits_as_it_was(part: TablePartition) -> N
     assert lot.free(A) == [waiting(10)]
 
 
+def test_what_waits_behind_a_change_is_found_by_its_offset(part: TablePartition) -> None:
+    lot = Lot(part, lambda place, head: None)
+    lot.block(A, Head(*A, 10))
+    lot.block(B, Head(*B, 11))
+    commit(part)
+    assert (lot.behind("f", 10), lot.behind("f", 11), lot.behind("g", 10), lot.behind("f", 12)) == (A, B, None, None)
+
+
 def found(joins: Joins, one: Joint, after: bytes = b"", most: int = 10) -> list[bytes]:
     entries = [joins.get(key) for _, key in joins.with_reference(Reference(one.table, one.key), after, most)]
     return [entry.item for entry in entries if entry is not None]
@@ -109,3 +119,33 @@ def test_how_far_a_reference_was_followed_is_known(part: TablePartition) -> None
     commit(part)
     assert joins.reached("customers", 0) == Reached(5, b"x/...")
     assert joins.reached("customers", 1) is None
+
+
+def test_items_of_partitioned_tables_are_kept_by_table_and_undone_with_their_slice(part: TablePartition) -> None:
+    items = Items(part)
+    assert items.key_schema("customers") == ""
+    items.put("customers", b"k", b"1", "id (S)")
+    items.put("totals", b"k", b"2", "id (N)")
+    assert [items.get(table, b"k") for table in ("customers", "totals", "t")] == [b"1", b"2", None]
+    commit(part)
+    items.put("customers", b"k", b"3", "id (S)")
+    assert part.freeze().keys() == {b"r/customers/k"}, "a key schema is written when it is another"
+    part.aborted()
+    assert items.get("customers", b"k") == b"1"
+    items.put("customers", b"k", None, "other (S)")
+    commit(part)
+    assert items.get("customers", b"k") is None
+    assert [items.key_schema(table) for table in ("customers", "totals")] == ["other (S)", "id (N)"]
+
+
+def test_what_was_joined_by_own_key_is_found_without_an_index(part: TablePartition) -> None:
+    joins, one = Joins(part), Joint(f"{PARTITIONED}customers", A.item, b"1")
+    joins.put(A, [one, ADA], waiting(1))
+    assert part.freeze().keys() == {*part.written(b"i/"), *part.written(b"x/")}
+    assert len(part.written(b"x/")) == 1, "that of the global table"
+    entry = joins.joined(A, Reference(one.table, one.key))
+    assert entry is not None
+    assert entry.last == waiting(1)
+    assert joins.joined(A, Reference(f"{PARTITIONED}other", one.key)) is None
+    assert joins.joined(B, Reference(one.table, one.key)) is None
+    assert found(joins, ADA) == [A.item]

@@ -152,8 +152,7 @@ def flows() -> tuple[Flow, ...]:
 
 
 def test_an_event_is_explained_step_by_step() -> None:
-    references = {"customers": {b'{"S":"c-1"}': json.dumps(ADA).encode()}}
-    orders, rest = explain(flows(), json.dumps(EVENT).encode(), onlooking(flows(), (), references))
+    orders, rest = explain(flows(), json.dumps(EVENT).encode(), onlooking(flows(), (), {"customers": [ADA]}))
     assert orders.outcome == "sent"
     told = {step.step: (step.outcome, step.details) for step in orders.steps}
     assert told["where"] == ("holds", ['eventName: holds, the event has "INSERT"'])
@@ -176,6 +175,24 @@ def test_an_event_of_another_table_or_that_does_not_match_is_left_out_with_the_r
     first, _ = explain(flows(), json.dumps(modified).encode(), onlooking(flows()))
     assert (first.outcome, first.reason) == ("left out", "where does not hold")
     assert first.steps[0].details == ['eventName: does not hold, the event has "MODIFY"']
+
+
+def test_a_partitioned_table_is_explained_tested_and_drawn_as_a_global_one(tmp_path: Path) -> None:
+    join = {"kind": "join", "table": "totals", "state": "partitioned", "into": "total"}
+    settings = Settings.model_validate({"flows": [{"name": "f", "from": ["orders"], "enrich": [join], "to": "s"}]})
+    # Each attribute of the item that is meant is one of another item, too.
+    others = [{"order_id": {"S": "o-1"}, "n": {"N": "1"}}, {"order_id": {"S": "o-2"}, "year": {"N": "2026"}}]
+    total = {"order_id": {"S": "o-1"}, "year": {"N": "2026"}, "sum": {"N": "7"}}
+    keys = {"order_id": {"S": "o-1"}, "year": {"N": "2026"}}
+    event = {**EVENT, "dynamodb": {"Keys": keys, "NewImage": keys}}
+    file = case(tmp_path, event=event, references={"totals": [*others, total]})
+    golden.check(file, settings, update=True)
+    (made,) = json.loads(file.read_text())["expect"]
+    assert made["value"]["enriched"]["total"] == {"M": total}
+    chart = mermaid(settings.flows)
+    assert 't1[("totals")]' in chart
+    assert "t1 -.-> f0" in chart
+    assert parse(json.loads(json.dumps(dump(settings.flows)))) == settings.flows
 
 
 def case(tmp_path: Path, **content: Any) -> Path:

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 from events_made import done, event, outcome, record
+from pydantic import ValidationError
 
 from models.dead_letter import DeadLetter
 from pipeline.errors import UsageError
-from pipeline.flow_settings import Mask
+from pipeline.flow_settings import Flow, Mask
 from pipeline.secrets import mask_key, new_key
 from pipeline.steps.mask import canonical, compile_masks, parse
 from pipeline.steps.secrecy import MaskKey, WrongKeyError, is_sealed, open_letter, seal_letter
@@ -147,6 +148,41 @@ def test_an_attribute_of_the_key_is_masked_everywhere_in_the_same_way() -> None:
 @pytest.mark.parametrize("how", ["redact", "truncate", "drop"])
 def test_an_attribute_of_the_key_is_not_masked_so_that_items_run_together(how: str) -> None:
     assert "hash or tokenise it" in masked({"path": "id", "how": how})["error"]
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("address.street", {"S": "Oude Delft 1"}),
+        ("address.street", {"L": [{"S": "Oude Delft 1"}]}),
+        ("address.street", {"SS": ["Oude Delft 1"]}),
+        ("address[*]", {"S": "Oude Delft 1"}),
+        ("address[0].street", {"M": {"street": {"S": "Oude Delft 1"}}}),
+        ("address[*].street", {"L": [{"S": "Oude Delft 1"}]}),
+        ("address.street.name", {"M": {"street": {"S": "Oude Delft 1"}}}),
+        ("address.of.home", {"M": {"of.home": {"S": "Oude Delft 1"}}}),
+    ],
+)
+@pytest.mark.parametrize("how", ["hash", "redact", "truncate", "drop", "tokenise"])
+def test_a_value_of_another_type_is_masked_rather_than_shown(path: str, value: dict[str, Any], how: str) -> None:
+    one = masked({"path": path, "how": how, "keep": 2}, new={**ADA, "address": value})
+    assert "Oude Delft" not in str(one)
+
+
+def test_names_with_dots_are_masked_and_nothing_stays_nothing() -> None:
+    one = masked({"path": "my.mail", "how": "redact"}, new={**ADA, "my.mail": {"S": "a@b"}, "my": {"NULL": True}})
+    assert (one["after"]["my.mail"], one["after"]["my"]) == ({"S": "***"}, {"NULL": True})
+
+
+def test_a_mask_of_what_no_step_adds_is_refused() -> None:
+    flow = {"name": "a", "to": "a", "mask_key": "file:/k", "enrich": [{"kind": "compute", "as": "1", "into": "n"}]}
+    for path in ("enriched.n", "enriched.n.a", "enriched.n[*]", "enriched"):
+        Flow.model_validate({**flow, "mask": [{"path": path, "how": "hash"}]})
+    with pytest.raises(ValidationError, match=r"enriched\.m is not among what the steps add \(enriched\.n\)"):
+        Flow.model_validate({**flow, "mask": [{"path": "enriched.m", "how": "hash"}]})
+    Flow.model_validate(
+        {**flow, "enrich": [{"kind": "python", "name": "f"}], "mask": [{"path": "enriched.m", "how": "hash"}]}
+    )
 
 
 def test_what_a_join_has_added_is_masked() -> None:

@@ -12,12 +12,14 @@ import pytest
 from flowing import flow, run, sinks
 from pydantic import ValidationError
 
-from models.change import decode
+from models.change import decode, item_key
 from pipeline.errors import UsageError
+from pipeline.flow_settings import Flow
+from pipeline.flows import Means, compile_flow
 from pipeline.steps.deduplicate import deduplicate
-from pipeline.steps.enrich import MissingReferenceError, reference_key
+from pipeline.steps.enrich import MissingReferenceError, OtherKeyError, key_schema, reference_key
 from pipeline.steps.filter import PatternError, compile_pattern
-from pipeline.steps.flow import Result
+from pipeline.steps.flow import Given, Result
 from pipeline.steps.route import headers
 
 ARN = "arn:aws:dynamodb:eu-west-1:123456789012:table/orders/stream/2026-11-23T00:00:00.000"
@@ -126,6 +128,39 @@ def test_a_join_waits_for_a_late_reference_until_its_time_is_over() -> None:
     assert len(joined(now - 61).messages) == 1
 
 
+OWN = {"kind": "join", "table": "totals", "state": "partitioned", "into": "total"}
+OWN_KEY = item_key(decode(VALUE).body.keys)
+
+
+def by_own_key(items: dict[bytes, bytes], schema: str = "", **more: Any) -> Result:
+    """What a join by own key makes of VALUE, whose item has a composite key."""
+    whole = {"name": "f", "from": ["orders"], "enrich": [{**OWN, **more}], "to": "s"}
+    means = Means(references={"partitioned:totals": items.get}, key_schema=lambda table: schema)
+    (result,) = compile_flow(Flow.model_validate(whole), means).run([Given(0, OWN_KEY, VALUE, decode(VALUE), 0.0)])
+    return result
+
+
+def test_a_partitioned_join_finds_the_item_of_the_changes_own_key() -> None:
+    result = by_own_key({OWN_KEY: b'{"sum":{"N":"7"}}'}, on_reference_change="re-emit")
+    assert json.loads(result.messages[0].value or b"")["enriched"] == {"total": {"M": {"sum": {"N": "7"}}}}
+    assert [(table, key) for table, key, _ in result.references] == [("partitioned:totals", OWN_KEY)]
+    (message,) = by_own_key({}).messages
+    assert json.loads(message.value or b"")["enriched"] == {"total": {"NULL": True}}
+    assert by_own_key({}, missing="drop").messages == []
+    assert isinstance(by_own_key({}, missing="reject").error, MissingReferenceError)
+
+
+def test_a_change_whose_key_is_another_than_that_of_the_partitioned_table_is_rejected() -> None:
+    own = "line (N), order_id (S)"
+    assert key_schema(decode(VALUE)) == own
+    assert by_own_key({}, own).error is None
+    for more in ({}, {"missing": "drop"}, {"hold": 60}):
+        result = by_own_key({}, "order_id (N)", **more)
+        assert (result.stage, result.messages, type(result.error)) == ("enrich.0 join", [], OtherKeyError)
+        assert f"has the key order_id (N), the change has the key {own}" in str(result.error)
+        assert 'state = "global" and `on`' in str(result.error)
+
+
 def test_joins_follow_one_another_and_expressions_see_what_they_found() -> None:
     customers = {b'{"S":"c-1"}': b'{"name":{"S":"Ada"},"region":{"S":"eu"}}'}
     regions = {b'{"S":"eu"}': b'{"rate":{"N":"1.25"}}'}
@@ -195,6 +230,10 @@ def test_a_template_names_the_sink_by_the_change() -> None:
         ({"to": "{tabel}"}, "to.0.sink"),
         ({"mask": [{"path": "email", "how": "hash"}]}, "mask_key: masks need a key"),
         ({"format": "avro"}, "format avro: needs the envelope plain or debezium, not dynamodb"),
+        ({"enrich": [{**OWN, "on": "a"}]}, "joined by the item's own key: leave `on` out, or make it global"),
+        ({"enrich": [{**OWN, "table": None, "topic": "t"}]}, 'a topic is read whole by every worker: state = "global"'),
+        ({"enrich": [{**OWN, "state": "global"}]}, "needs on = the attribute that holds its key"),
+        ({"enrich": [{**OWN, "on_reference_change": "re-emit"}]}, "needs from = the tables whose changes"),
         ({"enrich": [{"kind": "joyn"}]}, "kind: expected one of join, compute, sql, lookup, python"),
     ],
 )
