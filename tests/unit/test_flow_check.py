@@ -71,8 +71,8 @@ REFUSED = [
         "7: flow a, enrich.0: reads the table one, which no source captures",
     ),
     (
-        '[[flows]]\nname = "a"\nto = "x"\nenrich = [{ kind = "sql", query = "x", tables = ["two", "topic:t"] }]',
-        "7: flow a, enrich.0",
+        '[[flows]]\nname = "a"\nto = "x"\n[[flows.enrich]]\nkind = "sql"\nquery = "SELECT id FROM changes"\ntables = ["two", "topic:t"]',
+        "7: flow a, enrich.0: reads the table two, which no source captures",
     ),
     (
         '[[flows]]\nname = "a"\nto = "x"\nmask_key = "file:none.key"\nmask = [{ path = "p", how = "hash" }]',
