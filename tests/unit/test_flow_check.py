@@ -71,7 +71,7 @@ REFUSED = [
         "7: flow a, enrich.0: reads the table one, which no source captures",
     ),
     (
-        '[[flows]]\nname = "a"\nto = "x"\n[[flows.enrich]]\nkind = "sql"\nquery = "SELECT id FROM changes"\ntables = ["two", "topic:t"]',
+        '[[flows]]\nname = "a"\nto = "x"\n[[flows.enrich]]\nkind = "sql"\nquery = "SELECT id FROM changes"\ntables = ["two"]',
         "7: flow a, enrich.0: reads the table two, which no source captures",
     ),
     (
