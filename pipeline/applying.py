@@ -11,11 +11,10 @@ from pathlib import Path
 from confluent_kafka import Producer
 
 from pipeline.errors import FatalError, UsageError
+from pipeline.flow_check import examine
 from pipeline.flow_versions import KEY, Version, Versions, dump, encode, text_of
-from pipeline.flows import FlowError, compile_flow, onlooking
 from pipeline.settings import Settings
 from pipeline.status import clients, flow_versions, reading
-from pipeline.toml_lines import line_of
 from pipeline.topics import Topics, admin, ensure, look, silent
 
 TIMEOUT = 20.0
@@ -29,26 +28,19 @@ def versions(settings: Settings) -> Versions:
         return flow_versions(consumer, topics.flows, found.partitions)
 
 
-def validate(settings: Settings, file: Path) -> None:
-    """Compile flows; raise UsageError with file, line and what was expected for the first that cannot be."""
-    for number, flow in enumerate(settings.flows):
-        try:
-            compile_flow(flow, onlooking([flow], settings.modules))
-        except FlowError as error:
-            text = file.read_text() if file.is_file() else ""
-            line = line_of(text, ("flows", number, *error.place))
-            raise UsageError(f"{file}{f':{line}' if line else ''}: {error.message}", hint=error.hint) from error
+def validate(settings: Settings, file: Path) -> list[str]:
+    """Return what may be wrong with the flows; raise UsageError for the first that is wrong, or when there are none."""
+    if not settings.flows:
+        raise UsageError(f"{file}: there are no [[flows]]", hint="docs/how-to/write-a-flow.md")
+    return [warning for flow in settings.flows for warning in examine(settings, flow)]
 
 
-def apply(settings: Settings, file: Path) -> tuple[Version, bool]:
-    """Publish the flows of the settings; return the version, and whether it is new.
+def apply(settings: Settings) -> tuple[Version, bool]:
+    """Publish the flows of the settings, once they are validated; return the version, and whether it is new.
 
-    The topics that they need are made before. Raises UsageError for flows that cannot be compiled.
+    The topics that they need are made before.
     """
     flows = settings.flows
-    if not flows:
-        raise UsageError(f"{file}: there are no [[flows]]", hint="docs/how-to/write-a-flow.md")
-    validate(settings, file)
     topics = Topics(settings)
     ensure(admin(settings.kafka.conf), topics.all(), settings.kafka.replication_factor)
     applied = versions(settings).applied

@@ -17,16 +17,16 @@ from botocore.parsers import ResponseParserError
 
 from pipeline.app import known_agents, wanted_agents
 from pipeline.errors import HeadwaterError
+from pipeline.flow_check import examine
 from pipeline.flow_settings import TOPIC, Flow
-from pipeline.flows import compile_flow, onlooking
-from pipeline.secrets import mask_key
+from pipeline.flows import FlowError
 from pipeline.settings import DynamoDBStream, Kinesis, Lake, Mirror, Replica, Settings
 from pipeline.sinks.mirror import copied
 from pipeline.sinks.other_cluster import OtherCluster
 from pipeline.sinks.replica_client import connect, preflight
 from pipeline.sources.aws import TABLES, client, explain
 from pipeline.sources.consumers import Consumers
-from pipeline.sources.kinds import captures, onlooker, snapshotter
+from pipeline.sources.kinds import onlooker, snapshotter
 from pipeline.sources.kinesis import plain
 from pipeline.sources.places import ShardOf
 from pipeline.sources.snapshot import Snapshotter
@@ -91,18 +91,14 @@ def _agents(settings: Settings) -> str:
 
 
 def _flow(settings: Settings, flow: Flow) -> str:
-    for table in [*flow.references, *flow.partitioned]:
+    try:
+        warnings = examine(settings, flow)
+    except FlowError as error:
+        raise HeadwaterError(error.detail, hint=error.hint) from error
+    for table in flow.references:
         if table.startswith(TOPIC):
             _foreign(settings, table.removeprefix(TOPIC))
-        elif settings.sources and not any(captures(source, table) for source in settings.sources):
-            raise HeadwaterError(
-                f"reads the table {table}, which no source captures: it would never find anything",
-                hint=f"add {table!r} to the tables of [[sources]]",
-            )
-    compile_flow(flow, onlooking([flow], settings.modules))
-    if flow.mask and flow.mask_key is not None:
-        mask_key(flow.mask_key)
-    return f"{', '.join(flow.tables) or 'all tables'} -> {', '.join(flow.sinks)}"
+    return "; ".join([f"{', '.join(flow.tables) or 'all tables'} -> {', '.join(flow.sinks)}", *warnings])
 
 
 def _foreign(settings: Settings, topic: str) -> None:

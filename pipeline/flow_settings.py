@@ -6,20 +6,67 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$", max_length=120)]
-SinkName = Annotated[str, Field(pattern=r"^(?:[A-Za-z0-9._-]|\{(?:table|op|source)\})+$", max_length=200)]
+
+def formed(form: str, words: str) -> AfterValidator:
+    """Take text of a form alone; what else comes is told in words what was expected."""
+    fits = re.compile(form).fullmatch
+
+    def check(text: str) -> str:
+        if fits(text) is None:
+            raise ValueError(f"expected {words}")
+        return text
+
+    return AfterValidator(check)
+
+
+def template(*names: str, more: str = "") -> AfterValidator:
+    """Take a name, or a template of one: letters, digits, what may stand there beside . _ - and these names in braces."""
+    known = [f"{{{name}}}" for name in names]
+    form = re.compile(rf"(?:[A-Za-z0-9._{re.escape(more)}-]|{'|'.join(map(re.escape, known))})+")
+
+    def check(text: str) -> str:
+        for place in re.findall(r"\{[^{}]*\}", text):
+            if place not in known:
+                raise ValueError(f"unknown {place}, expected {', '.join(known)}")
+        if form.fullmatch(text) is None:
+            raise ValueError(f"expected letters, digits, {' '.join(['.', '_', '-', *more, *known])}")
+        return text
+
+    return AfterValidator(check)
+
+
+Name = Annotated[str, Field(max_length=120), formed(r"[A-Za-z0-9._-]+", "letters, digits, . _ -")]
+SinkName = Annotated[str, Field(max_length=200), template("table", "op", "source")]
 """The name of a sink, or a template of it."""
-Path = Annotated[str, Field(pattern=r"^[^.\[\]]+(?:\.[^.\[\]]+|\[(?:\*|\d+)\])*$", max_length=1000)]
+Path = Annotated[
+    str,
+    Field(max_length=1000),
+    formed(
+        r"[^.\[\]]+(?:\.[^.\[\]]+|\[(?:\*|\d+)\])*",
+        "a path such as email, address.street or phones[*].number",
+    ),
+]
 """Where an attribute is: `email`, `address.street`, `phones[*].number`, `enriched.customer.email`."""
 Where: TypeAlias = dict[str, Any] | str
 """A pattern, or an expression in CEL."""
 TOPIC = "topic:"
 """What the name of a reference begins with that is a topic."""
+TABLE_OR_TOPIC = formed(rf"(?:{TOPIC})?[A-Za-z0-9._-]+", f"the name of a table, or {TOPIC} and that of a topic")
 PARTITIONED = "partitioned:"
 """What the name of a reference begins with that is a table of which a worker keeps the items of its partitions."""
-KEY_URI = r"^(file:.+|kms:.+|env:\w+)$"
+KeyUri = Annotated[str, formed(r"(?:file|kms):.+|env:\w+", "file:PATH, env:NAME of a variable, or kms:PATH")]
 
 
 class Section(BaseModel):
@@ -121,7 +168,7 @@ class Sql(Section):
         description="Selects `id` (of the relation `changes`) and more columns: they are added to the change of this id under "
         "their names. A change whose id does not come back is left out.",
     )
-    tables: tuple[Annotated[str, Field(pattern=r"^(?:topic:)?[A-Za-z0-9._-]+$", max_length=249)], ...] = Field(
+    tables: tuple[Annotated[str, Field(max_length=249), TABLE_OR_TOPIC], ...] = Field(
         (),
         description="Reference tables that the query reads, as relations of their names; `topic:NAME` is a compacted topic, "
         "the relation NAME.",
@@ -137,7 +184,7 @@ class Lookup(Section):
     """Adds what an HTTP service or a DynamoDB table answers."""
 
     kind: Literal["lookup"] = Field(description="The kind of the step.")
-    url: str | None = Field(
+    url: Annotated[str, formed(r"https?://[^/].*", "http://... or https://...")] | None = Field(
         None,
         description="http(s)://...: {name} stands for an attribute of the change. Answers JSON; 404: there is none.",
     )
@@ -214,6 +261,15 @@ def _short(value: Any) -> Any:
     return {"kind": value} if isinstance(value, str) else value
 
 
+ENVELOPES_WITH = {
+    "numbers": ("plain", "debezium", "cloudevents"),
+    "tombstone": ("plain", "debezium"),
+    "images": ("debezium",),
+    "mode": ("cloudevents",),
+}
+"""The kinds of envelopes that have a setting."""
+
+
 class Envelope(Section):
     """The shape of a message."""
 
@@ -237,6 +293,13 @@ class Envelope(Section):
     mode: Literal["binary", "structured"] = Field(
         "binary", description="cloudevents: the attributes in headers, or all in one JSON object."
     )
+
+    @model_validator(mode="after")
+    def _settings_are_of_the_kind(self) -> Envelope:
+        for name, kinds in ENVELOPES_WITH.items():
+            if name in self.model_fields_set and self.kind not in kinds:
+                raise ValueError(f"{name}: the envelope {self.kind} has no such setting, only {', '.join(kinds)}")
+        return self
 
 
 class Format(Section):
@@ -289,9 +352,8 @@ class Flow(Section):
     drop: tuple[str, ...] = Field((), description="Attributes that are left out.")
     rename: dict[str, str] = Field(default_factory=dict, description="New names of attributes, by their old ones.")
     mask: tuple[Mask, ...] = Field((), description="Attributes that nobody downstream may read: see [[flows.mask]].")
-    mask_key: str | None = Field(
+    mask_key: KeyUri | None = Field(
         None,
-        pattern=KEY_URI,
         description="The key of the masks: file:PATH of 32 random bytes in base64, env:NAME of a variable that holds them, or "
         "kms:PATH of a data key that AWS KMS has encrypted.",
     )

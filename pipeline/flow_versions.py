@@ -77,7 +77,8 @@ def parse(flows: Sequence[Any]) -> tuple[Flow, ...]:
         problem = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, problem["loc"]))
         raise UsageError(
-            f"flows.{place}: {problem['msg']}", hint="headwater flows apply, by the workers' version"
+            f"flows.{place}: {problem['msg'].removeprefix('Value error, ')}",
+            hint="headwater flows apply, by the workers' version",
         ) from error
 
 

@@ -54,6 +54,11 @@ def lookup(settings: Lookup, environment: Mapping[str, str]) -> Step:
     return compile_lookup(settings.into, service.question, service, memory, settings.on_failure)
 
 
+def headers(settings: Lookup, environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the headers of a lookup; raise UsageError when a variable that they name is not there."""
+    return {name: _filled(value, environment) for name, value in settings.headers.items()}
+
+
 @cache
 def threads(count: int) -> ThreadPoolExecutor:
     """Return threads to ask in: the same for all flows, also for those that are applied later."""
@@ -68,7 +73,7 @@ class Http:
         self._names = PLACE.findall(self._template)
         self._segments = [n for n, segment in enumerate(_segments(PLACE.sub("{}", self._template))) if "{}" in segment]
         """Those of the path that values are part of."""
-        self._headers = {name: _filled(value, environment) for name, value in settings.headers.items()}
+        self._headers = headers(settings, environment)
         self._timeout = urllib3.Timeout(total=settings.timeout)
         self._pool = urllib3.PoolManager(maxsize=settings.concurrency, retries=False)
         self._threads, self._breaker = threads(settings.concurrency), Breaker()

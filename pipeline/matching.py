@@ -11,7 +11,7 @@ import msgspec
 
 from pipeline.errors import UsageError
 from pipeline.steps.filter import PatternError, compile_pattern, fields
-from pipeline.steps.project import projection
+from pipeline.steps.project import Number, projection
 
 
 @dataclass(slots=True)
@@ -30,12 +30,12 @@ class Matcher:
 
     def __init__(self, file: Path) -> None:
         try:
-            pattern = json.loads(file.read_bytes())
+            pattern = json.loads(file.read_bytes(), parse_float=Number)
             self._match = compile_pattern(pattern)
         except OSError as error:
             raise UsageError(f"{file}: {error.strerror}", hint=f"ls {file.parent}") from error
         except PatternError as error:
-            raise UsageError(f"{file}: {error}", hint="docs/how-to/write-a-flow.md, patterns") from error
+            raise UsageError(f"{file}: {error}", hint="docs/how-to/filter-changes.md, patterns") from error
         except ValueError as error:
             raise UsageError(f"{file}: not JSON: {error}", hint=f"python3 -m json.tool {file}") from error
         self._look = projection(fields(pattern))
@@ -43,7 +43,7 @@ class Matcher:
     def of(self, lines: Iterable[bytes], tally: Tally) -> Iterator[bytes]:
         """Yield the lines that match, as they came. Empty lines count for nothing; what is no JSON is tallied."""
         look, match = self._look, self._match
-        for line in lines:
+        for number, line in enumerate(lines, 1):
             tally.lines += 1
             try:
                 found = match(look(line))
@@ -52,7 +52,7 @@ class Matcher:
                     tally.lines -= 1
                     continue
                 tally.unreadable += 1
-                tally.first_unreadable = tally.first_unreadable or f"line {tally.lines}: {error}"
+                tally.first_unreadable = tally.first_unreadable or f"line {number}: {error}"
                 continue
             if found:
                 tally.matched += 1

@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, cast
 
@@ -45,14 +47,20 @@ from pipeline.flow_settings import (
     Route,
     Section,
     Sql,
+    formed,
+    template,
 )
 from pipeline.toml_lines import line_of
 
 ENV_PREFIX = "HEADWATER_"
 DEFAULT_FILE = "headwater.toml"
-StreamName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._*?-]+$", max_length=128)]
-CONSUMER = r"^([A-Za-z0-9._-]{1,128}|arn:[a-z-]+:kinesis:[^/]+:stream/[A-Za-z0-9._-]+/consumer/[A-Za-z0-9._-]+:[0-9]+)$"
-TableName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._*?-]+$", max_length=255)]
+PATTERN = formed(r"[A-Za-z0-9._*?-]+", "a name, or a pattern of names with * and ?")
+StreamName = Annotated[str, Field(max_length=128), PATTERN]
+TableName = Annotated[str, Field(max_length=255), PATTERN]
+CONSUMER = formed(
+    r"[A-Za-z0-9._-]{1,128}|arn:[a-z-]+:kinesis:[^/]+:stream/[A-Za-z0-9._-]+/consumer/[A-Za-z0-9._-]+:[0-9]+",
+    "a name of letters, digits, . _ - or the ARN of a consumer",
+)
 
 
 S3_URL = r"^s3://[a-z0-9.-]+(/.*)?$"
@@ -168,9 +176,8 @@ class DynamoDBStream(Section):
     snapshot_units: float | None = Field(
         None, gt=0, description="Read units a second that a snapshot takes, instead of a share."
     )
-    snapshot_export: str | None = Field(
+    snapshot_export: Annotated[str, formed(S3_URL, "s3://bucket/prefix")] | None = Field(
         None,
-        pattern=S3_URL,
         description="s3://bucket/prefix: snapshots read an export of the table to there instead of scanning it.",
     )
     snapshot_settle: float = Field(
@@ -216,9 +223,8 @@ class Kinesis(Section):
         description="polling: all readers of a shard share its 2 MiB a second. fan-out: AWS pushes, 2 MiB a second and shard "
         "for this consumer alone, at a price.",
     )
-    consumer: str = Field(
+    consumer: Annotated[str, CONSUMER] = Field(
         "headwater",
-        pattern=CONSUMER,
         max_length=2048,
         description="With fan-out: the name of the registered consumer, or its ARN; a name that is missing is registered. "
         "Each deployment needs its own.",
@@ -399,9 +405,8 @@ class Mirror(Section):
         repr=False,  # passwords are among them
     )
     sinks: tuple[Name, ...] = Field((), description="The sinks whose topics are copied; empty: all.")
-    topic: str = Field(
+    topic: Annotated[str, template("topic", "sink")] = Field(
         "{topic}",
-        pattern=r"^(?:[A-Za-z0-9._-]|\{(?:topic|sink)\})+$",
         description="What a topic is called there: {topic} is its name here, {sink} that of its sink.",
     )
     cluster: Name | None = Field(
@@ -443,9 +448,8 @@ class PubSub(Section):
     name: Name = Field("pubsub", description="Its name, of its own: headwater run pubsub.NAME.")
     project: str = Field(min_length=1, description="The project of the topics.")
     sinks: tuple[Name, ...] = Field((), description="The sinks whose topics are published; empty: all.")
-    topic: str = Field(
+    topic: Annotated[str, template("topic", "sink", more="~+%")] = Field(
         "{topic}",
-        pattern=r"^(?:[A-Za-z0-9._~+%-]|\{(?:topic|sink)\})+$",
         description="The Pub/Sub topic: {topic} is the Kafka topic's name, {sink} that of the sink. It must be there.",
     )
     endpoint: str | None = Field(
@@ -458,9 +462,8 @@ class Replica(Section):
 
     name: Name = Field("replica", description="Its name, of its own: headwater run replica.NAME.")
     sinks: tuple[Name, ...] = Field(min_length=1, description="The sinks whose changes are applied.")
-    table: str = Field(
+    table: Annotated[str, template("table")] = Field(
         "{table}",
-        pattern=r"^(?:[A-Za-z0-9._-]|\{table\})+$",
         description="The table that changes are applied to; {table} is the name of the table that they come from.",
     )
     region: str | None = Field(None, description="AWS Region of the replica; without it, boto3's default.")
@@ -471,9 +474,8 @@ class Replica(Section):
         description="Where an item's version is kept: in an attribute of the item, or in a table of versions beside it.",
     )
     version_attribute: str = Field("_headwater", min_length=1, description="With attribute: its name.")
-    version_table: str = Field(
+    version_table: Annotated[str, template("table")] = Field(
         "{table}.versions",
-        pattern=r"^(?:[A-Za-z0-9._-]|\{table\})+$",
         description="The table of versions beside the replica: with table of all items, with attribute of deleted ones alone. "
         "Its partition key is `item`, a string. {table} as above.",
     )
@@ -564,8 +566,9 @@ class Settings(BaseSettings):
         }
         for kind, things in named.items():
             names = [thing.name for thing in things]
-            if twice := sorted({name for name in names if names.count(name) > 1}):
-                raise ValueError(f"{kind}: more than one is named {', '.join(twice)}")
+            for number, name in enumerate(names):
+                if name in names[:number]:
+                    raise ValueError(f"{kind}.{number}.name: more than one is named {name}")
         return self
 
     @property
@@ -671,9 +674,7 @@ def load(**overrides: Any) -> Settings:
         return Settings(**overrides)
     except ValidationError as error:
         text = file.read_text(encoding="utf-8") if file.is_file() else ""
-        problems = error.errors(include_url=False, include_input=False)
-        lines = "; ".join(_explain(dict(problem)) + _place(file, text, problem["loc"]) for problem in problems)
-        raise UsageError(f"{file} or environment: {lines}", hint=_HINT) from error
+        raise UsageError(f"{file} or environment: {'; '.join(_problems(error, file, text))}", hint=_HINT) from error
     except SettingsError as error:
         wrong = re.search(r'field "(\w+)"', str(error))
         name = ENV_PREFIX + wrong[1].upper() if wrong else "a variable"
@@ -682,7 +683,22 @@ def load(**overrides: Any) -> Settings:
         raise UsageError(f"{file}: {error}", hint=_HINT) from error
 
 
-_HINT = "headwater check"
+_HINT = "docs/reference/settings.md"
+
+
+def place_of(flow: Flow, path: Sequence[str | int]) -> str:
+    """Return file:line of a setting of a flow, '' when the flow does not stand in the settings file as it is."""
+    file = config_file(os.environ)
+    try:
+        text = file.read_text(encoding="utf-8")
+        written = tomllib.loads(text).get("flows", [])
+    except (OSError, ValueError):
+        return ""
+    for number, one in enumerate(written):
+        with suppress(ValidationError):
+            if Flow.model_validate(one) == flow:
+                return f"{file}:{line_of(text, ('flows', number, *path))}"
+    return ""
 
 
 def keys(model: type[BaseModel] = Settings, before: str = "") -> list[str]:
@@ -706,23 +722,31 @@ def _guess(variable: str) -> str:
     return f", did you mean {near[0]}?" if near else ""
 
 
-def _place(file: Path, text: str, loc: tuple[str | int, ...]) -> str:
-    """Return where in the file a setting stands, or '': then it may come from the environment."""
-    line = line_of(text, loc) if loc else None
-    return "" if line is None else f" ({file}:{line})"
+def _problems(error: ValidationError, file: Path, text: str) -> list[str]:
+    """Return each problem in words, with its line where it stands in the file; else it may come from the environment."""
+    found = error.errors(include_url=False, include_input=False)
+    places = [one["loc"] for one in found]
+    problems = []
+    for one in found:
+        loc = one["loc"]
+        if one["type"] == "too_short" and any(place[: len(loc)] == loc != place for place in places):
+            continue  # what is wrong with the entries is said already
+        message = one["msg"].removeprefix("Value error, ")
+        said = message.partition(":")[0].split(".")  # what looks at several settings says itself at which of them
+        line = line_of(text, [*loc, *(int(part) if part.isdigit() else part for part in said)])
+        problems.append(_explain(loc, one["type"], message) + (f" ({file}:{line})" if line else ""))
+    return problems
 
 
-def _explain(problem: dict[str, Any]) -> str:
-    place = problem["loc"]
+def _explain(loc: tuple[str | int, ...], kind: str, message: str) -> str:
     known = {*KINDS, *ENRICH_KINDS}  # pydantic puts the members of unions in
-    problem["loc"] = [part for n, part in enumerate(place) if n == len(place) - 1 or part not in known]
-    path = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] != "extra_forbidden":
-        return f"{path}: {problem['msg']}"
-    last = str(problem["loc"][-1])
-    parent = ".".join(str(part) for part in problem["loc"][:-1])
+    parts = [str(part) for n, part in enumerate(loc) if n == len(loc) - 1 or part not in known]
+    path = ".".join(parts)
+    if kind != "extra_forbidden":
+        return f"{path}: {message}" if path else message
+    parent, last = ".".join(parts[:-1]), parts[-1]
     names = {key.rpartition(".")[2] for key in keys() if key.rpartition(".")[0] == parent} or {
-        name for model in PARTS for name in model.model_fields
+        field.alias or name for model in PARTS for name, field in model.model_fields.items()
     }
     near = difflib.get_close_matches(last, sorted(names), n=1)
     return f"{path}: there is no such key" + (f", did you mean {near[0]}?" if near else "")

@@ -27,11 +27,12 @@ def apply(
 ) -> None:
     """Have all workers run the flows of the settings file, without a restart. Exit 1 when one has not taken them up."""
     settings, file = settings_module.load(), settings_module.config_file(os.environ)
+    for warning in applying.validate(settings, file):
+        say(f"warning: {warning}")
     if check:
-        applying.validate(settings, file)
         say(f"{file}: {len(settings.flows)} flows can be applied")
         return
-    version, new = applying.apply(settings, file)
+    version, new = applying.apply(settings)
     say(f"version {version.number} {'is published' if new else 'has these flows already'}")
     if detach:
         if as_json:

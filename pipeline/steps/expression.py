@@ -1,4 +1,6 @@
-"""Conditions in CEL (the Common Expression Language) over a change. Pure; the binding is behind `compile_expression`.
+"""Conditions in CEL (the Common Expression Language) over a change. Pure.
+
+The binding is behind `compile_expression` and `compile_value`.
 
 What an expression can name: `op` (c, u, d, r), `table`, `key`, `before`, `after` (the item, as plain values, or null),
 `changed("attribute")`, `ttl_expired`; behind the enrichment also `enriched`, what it has added. Only what it names is
@@ -10,6 +12,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import cel
@@ -24,7 +27,7 @@ ENRICHED = "enriched"
 BOUND = re.compile(r"\.(?:all|exists|exists_one|map|filter)\(\s*([A-Za-z_]\w*)\s*,")
 """Finds the names that a macro gives to the elements of a list."""
 _TEXT = r"""(?:"[^"\\]*"|'[^'\\]*')"""
-EQUALITY = re.compile(r"""\s*(before|after)\.([A-Za-z]\w*)\s*==\s*(?:"([^"\\]+)"|'([^'\\]+)')\s*""").fullmatch
+EQUALITY = re.compile(r"""\s*(before|after|key)\.([A-Za-z]\w*)\s*==\s*(?:"([^"\\]+)"|'([^'\\]+)')\s*""").fullmatch
 """Matches a comparison of an attribute with text."""
 CHEAP = re.compile(rf"\s*(?:op|table)\s*(?:(?:==|!=)\s*{_TEXT}|in\s*\[\s*{_TEXT}(?:\s*,\s*{_TEXT})*\s*\])\s*").fullmatch
 """Matches a comparison of `op` or `table` with constants."""
@@ -77,14 +80,14 @@ def _equality(part: str) -> Callable[[Change], bool] | None:
     """Return what tells that `after.name == "text"` does not hold, as there is other text; None: it is no such part."""
     if (match := EQUALITY(part)) is None:
         return None
-    image, name, text = match[1], match[2], match[3] or match[4]
+    name, text = match[2], match[3] or match[4]
+    image = {"after": attrgetter("new_image"), "before": attrgetter("old_image"), "key": attrgetter("keys")}[match[1]]
     one = msgspec.defstruct("One", [("value", Text, msgspec.field(name=name, default=NO_TEXT))])
     look = msgspec.json.Decoder(one).decode
 
     def differs(change: Change) -> bool:
         try:
-            content = change.body.new_image if image == "after" else change.body.old_image
-            found = look(content).value.text  # type: ignore[attr-defined]  # made at run time
+            found = look(image(change.body)).value.text  # type: ignore[attr-defined]  # made at run time
         except msgspec.DecodeError:  # or there is no such image
             return False
         return found is not None and found != text
@@ -159,10 +162,21 @@ def compile_value(text: str, names: Sequence[str] = (*NAMES, ENRICHED)) -> Evalu
         try:
             return program.execute(found)
         except (KeyError, ValueError, TypeError, OverflowError, RuntimeError, ArithmeticError) as error:
-            missing = f"there is no {error}: ask has() first" if isinstance(error, KeyError) else _first_line(error)
-            raise ExpressionError(f"{text}: {missing}") from error
+            raise ExpressionError(f"{text}: {_reason(error, change, found)}") from error
 
     return evaluate
+
+
+def _reason(error: Exception, change: Change, facts: Mapping[str, Any]) -> str:
+    """Say why an expression could not be told. Of null CEL says no more than that types do not fit."""
+    if isinstance(error, KeyError):
+        return f"there is no {error}: ask has() first"
+    for image in ("after", "before"):
+        if image in facts and facts[image] is None:
+            if image == "after" and change.op == "d":
+                return "after is null, since this is a deletion: begin with op != 'd' && ..."
+            return f"{image} is null here: begin with {image} != null && ..."
+    return _first_line(error)
 
 
 def _fact(name: str, text: str) -> Callable[[bytes, Change], Any]:
@@ -219,11 +233,22 @@ def _number(text: str) -> int | float:
 
 
 def _changed(change: Change, attribute: str) -> bool:
-    """Say whether an attribute is another than before; one that came or went is."""
+    """Say whether an attribute is another than before; one that came or went is.
+
+    Dots lead into maps, unless an image has an attribute of that very name.
+    """
     before, after = ({} if image is None else _decode_item(image) for image in (change.before, change.after))
-    values = [image.get(attribute) for image in (before, after)]
+    path = [attribute] if attribute in before or attribute in after else attribute.split(".")
+    values = [_at(image, path) for image in (before, after)]
     known = [None if value is None else normal(value) for value in values]
     return known[0] != known[1]
+
+
+def _at(item: Mapping[str, Any], path: Sequence[str]) -> Any:
+    """Return the attribute value at a path through maps, None when there is none."""
+    first, *rest = path
+    value = item.get(first)
+    return _at(value.get("M", {}), rest) if rest and value is not None else value
 
 
 class _Identity(msgspec.Struct):

@@ -74,6 +74,8 @@ class Flow:
     tables: frozenset[str]
     """Empty: all."""
     where: Where | None
+    first: Callable[[Change], bool] | None
+    """Says of some changes that `where` does not hold, from the change alone: nothing is decoded for them."""
     look: Callable[[bytes], Any] | None
     """Decodes what the patterns look at, and nothing else; None: they look at nothing."""
     enrich: Sequence[tuple[str, Step]]
@@ -107,7 +109,7 @@ class Flow:
         return [result for result, _ in picked]
 
     def _pick(self, changes: Iterable[Given]) -> list[tuple[Result, Event]]:
-        tables, where, look = self.tables, self.where, self.look
+        tables, where, first, look = self.tables, self.where, self.first, self.look
         picked = []
         for given in changes:
             value, change = given.value, given.change
@@ -115,6 +117,8 @@ class Flow:
                 continue
             error, looked = None, None
             try:
+                if first is not None and not first(change):
+                    continue
                 if look is not None:
                     looked = look(value)
                 if where is not None and not where(value, change, looked):

@@ -8,12 +8,19 @@ from typing import Any, TypedDict
 import msgspec
 
 
+class Number(str):
+    """A number with a fraction or an exponent, as it is written: a pattern tells 300.0 from 3.0e2."""
+
+    __slots__ = ()
+
+
 def projection(names: Mapping[str, Any]) -> Callable[[bytes], Any]:
     """Return a decoder that keeps these names (see `filter.fields`) and leaves all others out.
 
-    What stands where an object was expected comes as it is: an array whole, with all that its objects have.
+    What stands where an object was expected comes as it is: an array whole, with all that its objects have. Numbers with a
+    fraction or an exponent come as `Number` where a whole value is asked for.
     """
-    return msgspec.json.Decoder(_node(names)).decode
+    return msgspec.json.Decoder(_node(names), float_hook=Number).decode
 
 
 def _node(names: Mapping[str, Any]) -> Any:

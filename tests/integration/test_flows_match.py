@@ -27,10 +27,19 @@ def test_a_line_that_is_no_json_is_named_and_the_others_go_on(headwater: Headwat
     found = headwater("flows", "match", *files(tmp_path, {"a": ["x"]}, ['{"a":', *EVENTS]), "--count")
     assert (found.returncode, found.stdout) == (1, "2\n")
     assert "1 of 4 lines are no JSON, the first is line 1: " in found.stderr
+    found = headwater("flows", "match", *files(tmp_path, {"a": ["x"]}, ["", "", "bad"]))
+    assert "1 of 1 lines are no JSON, the first is line 3: " in found.stderr, "counted as an editor does"
+
+
+def test_exact_fractions_are_as_the_pattern_has_them(headwater: Headwater, tmp_path: Path) -> None:
+    pattern, events = files(tmp_path, {}, ['{"a": 300.0}', '{"a": 3.0e2}'])
+    (tmp_path / pattern).write_text('{"a": [3.0e2]}')
+    assert headwater("flows", "match", pattern, events).stdout == '{"a": 3.0e2}'
 
 
 def test_a_pattern_that_cannot_be_compiled_is_a_usage_error(headwater: Headwater, tmp_path: Path) -> None:
     found = headwater("flows", "match", *files(tmp_path, {"a": "x"}, EVENTS))
+    assert "docs/how-to/filter-changes.md" in found.stderr
     assert found.returncode == 2
     assert "pattern.json: a: expected a list of values or nested fields, got 'x'" in found.stderr
     missing = headwater("flows", "match", "nothing.json", "events.jsonl")

@@ -117,6 +117,31 @@ def test_what_cannot_be_told_is_an_error_and_no_answer(text: str, words: str) ->
         holds(text)
 
 
+DELETION = change(eventName="REMOVE", body={"NewImage": None})
+INSERT = change(eventName="INSERT", body={"OldImage": None})
+
+
+@pytest.mark.parametrize("text", ["after.total > 1", "has(after.total)", 'after["total"] == 1', '"total" in after'])
+def test_of_a_deletion_it_is_said_that_after_is_null(text: str) -> None:
+    with pytest.raises(ExpressionError, match=r"after is null, since this is a deletion: begin with op != 'd' &&"):
+        holds(text, DELETION)
+    assert not holds(f"op != 'd' && {text}", DELETION)
+
+
+def test_of_an_insert_it_is_said_that_before_is_null() -> None:
+    with pytest.raises(ExpressionError, match="before is null here: begin with before != null &&"):
+        holds("before.total < after.total", INSERT)
+    assert not holds("before != null && before.total < after.total", INSERT)
+
+
+@pytest.mark.parametrize("total", ["50", "50.5"])
+def test_numbers_are_computed_as_doubles_when_told_so(total: str) -> None:
+    value = change(body={"NewImage": {"total": {"N": total}}})
+    assert holds("double(after.total) * 2.0 > 99.0", value)
+    with pytest.raises(ExpressionError):
+        holds("after.total * 2.0 > 99.0 && after.total * 2 > 99", value)
+
+
 def test_patterns_and_expressions_mix_in_a_flow() -> None:
     mixed = flow(
         where={"eventName": ["MODIFY"]},
@@ -146,6 +171,39 @@ def test_a_cheap_part_that_does_not_hold_decides_without_the_image() -> None:
     assert compile_expression('op == "c" && after.nowhere > 1')(change(), decode(change())) is False
     with pytest.raises(ExpressionError, match="there is no 'nowhere'"):
         compile_expression('op == "u" && after.nowhere > 1')(change(), decode(change()))
+
+
+MAPS: dict[str, Any] = {"m": {"M": {"x": {"N": "1"}, "deep": {"M": {"y": {"S": "a"}}}}}, "a.b": {"S": "old"}}
+
+
+@pytest.mark.parametrize(
+    ("after", "said"),
+    [
+        ({}, set()),
+        ({"m": {"M": {**MAPS["m"]["M"], "x": {"N": "1.0"}}}}, set()),
+        ({"m": {"M": {**MAPS["m"]["M"], "x": {"N": "2"}}}}, {"m", "m.x"}),
+        ({"m": {"M": {"x": {"N": "1"}}}}, {"m", "m.deep", "m.deep.y"}),
+        ({"m": {"S": "no map"}}, {"m", "m.x", "m.deep", "m.deep.y"}),
+        ({"a.b": {"S": "new"}}, {"a.b"}),
+        ({"a": {"M": {"b": {"S": "in a map"}}}}, set()),
+    ],
+    ids=str,
+)
+def test_changed_follows_dots_into_maps_and_names_with_dots_win(after: dict[str, Any], said: set[str]) -> None:
+    value = change(body={"OldImage": MAPS, "NewImage": {**MAPS, **after}})
+    names = ["m", "m.x", "m.deep", "m.deep.y", "m.none", "m.x.none", "a.b"]
+    assert {name for name in names if holds(f'changed("{name}")', value)} == said
+
+
+@pytest.mark.parametrize("key", ["o-1", "o-2"])
+@pytest.mark.parametrize("rest", ["after.nowhere > 1", "true"])
+def test_another_key_is_told_without_the_rest(key: str, rest: str) -> None:
+    text = f'key.id == "{key}" && {rest}'
+    if key == "o-1" and rest != "true":
+        with pytest.raises(ExpressionError, match="there is no 'nowhere'"):
+            holds(text)
+    else:
+        assert holds(text) is (key == "o-1")
 
 
 @pytest.mark.parametrize("status", [{"S": "paid"}, {"S": "open"}, {"N": "1"}, {"NULL": True}, None])

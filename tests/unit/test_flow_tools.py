@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -62,6 +64,60 @@ into = "x"
 )
 def test_a_setting_is_found_in_its_file(path: tuple[Any, ...], line: int | None) -> None:
     assert line_of(FILE, path) == line
+
+
+QUOTES = '"""'
+EACH_ITS_LINE = rf"""a = 1
+b.c = 2   # b.d = 0
+"q.r" = 3
+'s' = [
+    5, [5,
+    6], {{ t = 6, "u" = {{ v = 6 }} }},  # ] }}
+]
+text = {QUOTES}
+w = 0 \{QUOTES} ""]
+{QUOTES}
+other = '''
+x = 0'''
+y = "# [z]"
+after = 14
+
+[k]
+l = 17
+[k.m.n]
+o = 19
+[[f]]
+g = 21
+[[f.e]]
+h = 23
+[[f.e]]
+h = 25
+[f.e.i]
+j = 27
+[[f]]
+g = 29
+p = [{{ q = 30, r = [30] }}, {{ q = 30 }}]
+[[f.e]]
+h = 32
+"""
+
+
+def numbers(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], int]]:
+    if isinstance(value, dict | list):
+        for name, one in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from numbers(one, (*path, name))
+    elif isinstance(value, int):
+        yield path, value
+
+
+def test_each_setting_is_found_however_it_is_written() -> None:
+    found = dict(numbers(tomllib.loads(EACH_ITS_LINE)))
+    assert len(found) == 20
+    assert {path: line_of(EACH_ITS_LINE, path) for path in found} == found
+    assert line_of(EACH_ITS_LINE, ("f", 0, "e", 1, "union tag", "h")) == 25
+    assert line_of(EACH_ITS_LINE, ("f", 0, "e", 1, "missing")) == 24
+    assert line_of(EACH_ITS_LINE, ("f", 0, "e", 7, "h")) == 22
+    assert line_of(EACH_ITS_LINE, ("f", 7, "g")) is None
 
 
 FLOWS: list[dict[str, Any]] = [
