@@ -187,7 +187,6 @@ MAPS: dict[str, Any] = {"m": {"M": {"x": {"N": "1"}, "deep": {"M": {"y": {"S": "
         ({"a.b": {"S": "new"}}, {"a.b"}),
         ({"a": {"M": {"b": {"S": "in a map"}}}}, set()),
     ],
-    ids=str,
 )
 def test_changed_follows_dots_into_maps_and_names_with_dots_win(after: dict[str, Any], said: set[str]) -> None:
     value = change(body={"OldImage": MAPS, "NewImage": {**MAPS, **after}})

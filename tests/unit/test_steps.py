@@ -17,7 +17,7 @@ from pipeline.errors import UsageError
 from pipeline.flow_settings import Flow
 from pipeline.flows import Means, compile_flow
 from pipeline.steps.deduplicate import deduplicate
-from pipeline.steps.enrich import MissingReferenceError, OtherKeyError, key_schema, reference_key
+from pipeline.steps.enrich import MissingReferenceError, OtherKeyError, has_sort_key, key_schema, reference_key
 from pipeline.steps.filter import PatternError, compile_pattern
 from pipeline.steps.flow import Given, Result
 from pipeline.steps.route import headers
@@ -188,11 +188,11 @@ def test_a_pattern_of_a_route_sees_what_was_added() -> None:
         flow(where=gold)
 
 
-def test_a_reference_is_looked_up_by_the_value_of_its_only_key_attribute() -> None:
+def test_a_reference_is_looked_up_by_the_value_of_its_only_key_attribute_else_by_its_whole_key() -> None:
     customer = {**RECORD, "tableName": "customers", "dynamodb": {"Keys": {"id": {"S": "c-1"}}}}
-    assert reference_key(decode(json.dumps(customer).encode())) == b'{"S":"c-1"}'
-    with pytest.raises(ValueError, match="2 key attributes"):
-        reference_key(decode(VALUE))
+    alone, both = decode(json.dumps(customer).encode()), decode(VALUE)
+    assert (reference_key(alone), has_sort_key(alone)) == (b'{"S":"c-1"}', False)
+    assert (reference_key(both), has_sort_key(both)) == (item_key(both.body.keys), True)
 
 
 PAID = {"dynamodb": {"NewImage": {"status": {"S": ["paid"]}}}}
