@@ -21,7 +21,7 @@ from models.attributes import digits, from_client, normal_item, to_client, typed
 from pipeline.errors import UsageError
 from pipeline.flow_settings import Lookup
 from pipeline.steps.enrich import attribute
-from pipeline.steps.event import Event, Step, Value
+from pipeline.steps.event import NULL, Event, Step, Value, each
 from pipeline.steps.lookup import (
     Answer,
     Breaker,
@@ -52,6 +52,30 @@ def lookup(settings: Lookup, environment: Mapping[str, str]) -> Step:
     memory = Memory(settings.cache, settings.ttl, settings.missing_ttl)
     service = Http(settings, environment) if settings.url is not None else Items(settings)
     return compile_lookup(settings.into, service.question, service, memory, settings.on_failure)
+
+
+def canned(settings: Lookup, answer: Any) -> Step:
+    """Return the step of a lookup that is always answered the same: null when there is none.
+
+    Of a `url` that is plain JSON, of a `table` an item in typed JSON: UsageError for one that is not. A change that lacks what
+    is asked by gets null.
+    """
+    if answer is not None and settings.url is None:
+        try:
+            normal_item(answer)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UsageError(
+                f'lookups: {settings.into}: expected an item in typed JSON, {{"name": {{"S": "Ada"}}}}, as the table has it',
+                hint="docs/how-to/test-flows.md",
+            ) from error
+    names = PLACE.findall(settings.url or "") + list(settings.key.values())
+    added = NULL if answer is None else raw({"M": answer} if settings.url is None else typed(answer))
+
+    def add(event: Event) -> None:
+        asked = all(attribute(event, name) is not None for name in names)
+        event.added[settings.into] = added if asked else NULL
+
+    return each(add)
 
 
 @cache
