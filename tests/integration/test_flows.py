@@ -74,7 +74,10 @@ def test_flows_are_applied_without_a_restart(kafka_stack: Endpoints, tmp_path: P
         for name in ("sink.b", flowing.topics.sink("b")):
             done_there = headwater("explain", "--json", "--topic", name, *at, **flowing.environment(later))
             assert json.loads(done_there.stdout)[0]["outcome"] == "sent", name
-        for wrong, why in (["--topic", "sink.c", *at], "there is no topic"), (["--partition", "99", *at[2:]], "partitions"):
+        for wrong, why in (
+            (["--topic", "sink.c", *at], "there is no topic"),
+            (["--partition", "99", *at[2:]], "partitions"),
+        ):
             refused = headwater("explain", *wrong, **flowing.environment(later))
             assert (refused.returncode, why in refused.stderr) == (2, True)
         again = headwater("flows", "apply", "--json", **flowing.environment(later))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -16,11 +17,12 @@ from pipeline.explaining import FlowTrace, explain
 from pipeline.flow_settings import Flow
 from pipeline.flow_versions import dump, parse, text_of
 from pipeline.flows import onlooking
-from pipeline.graphing import mermaid, svg
+from pipeline.graphing import NAME, RULE, TEXT, WIDTH, mermaid, svg
 from pipeline.running import AT_LEAST, RejectLimit
 from pipeline.settings import Settings
 from pipeline.toml_lines import line_of
 
+SVG = "http://www.w3.org/2000/svg"
 FILE = """\
 prefix = "p"
 
@@ -344,8 +346,47 @@ def test_flows_are_drawn() -> None:
     assert 't0[("orders")]' in chart
     assert "join customers" in chart
     picture = ET.fromstring(svg(flows()))  # noqa: S314 - our own
-    words = [element.text for element in picture.iter("{http://www.w3.org/2000/svg}text")]
+    words = [element.text for element in picture.iter(f"{{{SVG}}}text")]
     assert {"orders", "customers", "gold", "redact email", "{table}"} <= set(words)
+
+
+def test_rules_and_what_is_published_on_the_way_are_drawn() -> None:
+    join = {"kind": "join", "topic": "crm.regions", "on": "region", "into": "region"}
+    to = [{"sink": "a", "where": 'op == "c"'}, {"sink": "b", "where": {"eventName": ["MODIFY"]}}]
+    first = {"name": "first", "enrich": [join], "through": "way", "to": to, "otherwise": "rest"}
+    every = {"name": "every", "match": "all", "to": [to[0], {"sink": "b"}]}
+    drawn = Settings.model_validate({"flows": [first, every]}).flows
+    chart = mermaid(drawn)
+    assert 'f0["first<br/>join topic:crm.regions"]' in chart
+    nodes = {name: node for node, name in re.findall(r'(s\d)\(\["(.+?)"\]\)', chart)}
+    assert list(nodes) == ["enriched.way", "a", "b", "rest"]
+    ways = dict(re.findall(r"(f\d -->.*) (s\d)", chart))
+    assert ways == {
+        'f0 -->|"through"|': nodes["enriched.way"],
+        'f0 -->|"1. op == &quot;c&quot;"|': nodes["a"],
+        'f0 -->|"2. {&quot;eventName&quot;: [&quot;MODIFY&quot;]}"|': nodes["b"],
+        'f0 -->|"otherwise"|': nodes["rest"],
+        'f1 -->|"all: op == &quot;c&quot;"|': nodes["a"],
+        'f1 -->|"everything"|': nodes["b"],
+    }
+    texts = [element.text for element in ET.fromstring(svg(drawn)).iter(f"{{{SVG}}}text")]  # noqa: S314 - our own
+    assert {"through", '1. op == "c"', "otherwise", 'all: op == "c"', "everything", "enriched.way"} <= set(texts)
+
+
+def test_no_line_of_the_picture_is_wider_than_its_box() -> None:
+    long = {
+        "name": "w" * 100,
+        "select": ["an_attribute_with_a_long_name", "another_one_of_them"],
+        "enrich": [{"kind": "join", "topic": "M" * 100, "on": "x", "into": "x"}],
+        "to": [{"sink": "s" * 150, "where": "op == 'c' && table == 'a-table-with-a-long-name'"}],
+    }
+    picture = ET.fromstring(svg(Settings.model_validate({"flows": [long]}).flows))  # noqa: S314 - our own
+    for element in picture.iter(f"{{{SVG}}}text"):
+        size = {"name": NAME, "line": TEXT, "rule": RULE}[element.attrib["class"]]
+        assert len(element.text or "") * size * 0.65 <= WIDTH
+        assert (element.text or "").endswith("…") or len(element.text or "") < 30
+    titles = [title.text for title in picture.iter(f"{{{SVG}}}title")]
+    assert f"{'s' * 150}" in titles, "the pointer shows it whole"
 
 
 def test_a_version_says_all_that_the_settings_say() -> None:
