@@ -14,16 +14,17 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, cast
 
+import msgspec
 from confluent_kafka import OFFSET_BEGINNING, KafkaException, Message, Producer
 
-from models.change import MalformedChangeError, decode
+from models.change import MalformedChangeError, decode, item_key
 from models.dead_letter import FLOW, OFFSET, PARTITION, PREFIX, REASON, SEALED, STAGE, TOPIC
 from pipeline.errors import FatalError, UsageError
 from pipeline.running import SKIP
 from pipeline.secrets import mask_key
 from pipeline.settings import Settings
 from pipeline.status import read, reading
-from pipeline.steps.secrecy import WrongKeyError, is_sealed, open_letter
+from pipeline.steps.secrecy import MaskKey, fingerprint_of, is_sealed, open_letter, with_value
 from pipeline.topics import Topics, admin, look, silent, unreachable
 from pipeline.transport.producer import partition_of
 
@@ -82,19 +83,26 @@ class Letter:
 
 
 def opened(settings: Settings, one: Letter) -> Letter:
-    """Return a letter with what is sealed in it; raise UsageError when the key is not here, or another."""
+    """Return a letter with what is sealed in it; raise UsageError when its key is not among those of the settings."""
     if not is_sealed(one.value or b""):
         return one
-    uri = next((flow.mask_key for flow in settings.flows if flow.name == one.flow), None)
-    if uri is None:
-        raise UsageError(
-            f"{one.id} is sealed, and the flow {one.flow} of the settings has no mask_key", hint="headwater check"
-        )
-    try:
-        secret = open_letter(mask_key(uri), one.value or b"")
-    except WrongKeyError as error:
-        raise UsageError(f"{one.id}: {error}", hint="headwater check (mask_key)") from error
+    secret = open_letter(_key_of(settings, one), one.value or b"")
     return replace(one, key=secret.key, value=secret.value, reason=secret.reason)
+
+
+def _key_of(settings: Settings, one: Letter) -> MaskKey:
+    """Return the key that a letter is sealed with: its flow's own; where that has another now, any that fits."""
+    wanted = fingerprint_of(one.value or b"")
+    flows = sorted(settings.flows, key=lambda flow: flow.name != one.flow)
+    keys = [mask_key(uri) for uri in dict.fromkeys(flow.mask_key for flow in flows if flow.mask_key is not None)]
+    for key in keys:
+        if key.fingerprint.hex() == wanted:
+            return key
+    known = ", ".join(key.fingerprint.hex() for key in keys) or "none"
+    raise UsageError(
+        f"{one.id} is sealed with the key {wanted}, which no flow of the settings has as mask_key (they have {known})",
+        hint=f"give a flow that mask_key, or headwater dlq skip {one.id}",
+    )
 
 
 def letter(record: Message) -> Letter:
@@ -188,10 +196,9 @@ def _again(settings: Settings, one: Letter, value: bytes | None) -> Record:
     topics = Topics(settings)
     new = one.value if value is None else value
     if value is not None:
-        try:
-            decode(value)
-        except MalformedChangeError as error:
-            raise UsageError(f"{one.id}: the new value is {error}", hint=f"headwater dlq show {one.id}") from error
+        _check_edited(opened(settings, one), value)
+        if is_sealed(one.value or b""):
+            new = with_value(_key_of(settings, one), one.value or b"", value)
     if one.stage == "transform":
         return topics.retry, one.key, new, one.partition, _to_flow(one)
     if one.stage in {"ingest", "deduplicate"}:
@@ -202,6 +209,19 @@ def _again(settings: Settings, one: Letter, value: bytes | None) -> Record:
         "again for this stage alone",
         hint=f"headwater dlq show {one.id}, then headwater dlq skip {one.id}",
     )
+
+
+def _check_edited(one: Letter, value: bytes) -> None:
+    """Raise UsageError when a new value is no change, or one of another item: that would be sent out of its order."""
+    hint = f"headwater dlq show {one.id}"
+    try:
+        key = item_key(decode(value).body.keys)
+    except (MalformedChangeError, msgspec.DecodeError) as error:
+        raise UsageError(f"{one.id}: the new value is {error}", hint=hint) from error
+    if one.key is not None and key != one.key:
+        raise UsageError(
+            f"{one.id} is of the item {one.key.decode(errors='replace')}, the new value of {key.decode()}", hint=hint
+        )
 
 
 def _to_flow(one: Letter) -> list[tuple[str, bytes]]:

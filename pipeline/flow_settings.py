@@ -121,9 +121,16 @@ class Sql(Section):
         description="Selects `id` (of the relation `changes`) and more columns: they are added to the change of this id under "
         "their names. A change whose id does not come back is left out.",
     )
-    tables: tuple[Name, ...] = Field(
-        (), description="Reference tables that the query reads, as relations of their names."
+    tables: tuple[Annotated[str, Field(pattern=r"^(?:topic:)?[A-Za-z0-9._-]+$", max_length=249)], ...] = Field(
+        (),
+        description="Reference tables that the query reads, as relations of their names; `topic:NAME` is a compacted topic, "
+        "the relation NAME.",
     )
+
+    @property
+    def topics(self) -> list[str]:
+        """Those of `tables` that are topics."""
+        return [name for name in self.tables if name.startswith(TOPIC)]
 
 
 class Lookup(Section):
@@ -366,13 +373,13 @@ class Flow(Section):
     @property
     def references(self) -> list[str]:
         """The reference tables and topics that its steps read and every worker keeps whole."""
-        found: list[str] = []
-        for step in self.enrich:
-            if isinstance(step, Join) and not step.is_partitioned:
-                found.append(step.reference)
-            elif isinstance(step, Sql):
-                found += step.tables
-        return list(dict.fromkeys(found))
+        asked = (table for step in self.enrich if isinstance(step, Sql) for table in step.tables)
+        return list(dict.fromkeys([*self.joined, *asked]))
+
+    @property
+    def joined(self) -> list[str]:
+        """The tables that are joined by a foreign key."""
+        return [step.reference for step in self.enrich if isinstance(step, Join) and not step.is_partitioned]
 
     @property
     def partitioned(self) -> list[str]:

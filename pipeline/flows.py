@@ -269,7 +269,9 @@ class _Compiler:
         except ModuleNotFoundError as error:
             raise self._fail(place, ValueError("SQL needs DuckDB: pip install 'headwater[sql]'")) from error
         try:
-            return compile_query(step.query, {table: self._means.rows[table] for table in step.tables})
+            rows = {name: self._means.rows[name] for name in step.tables}
+            topics = {name.removeprefix(settings.TOPIC): rows.pop(name) for name in step.topics}
+            return compile_query(step.query, rows, topics)
         except QueryError as error:
             raise self._fail(f"{place}.query", error) from error
 

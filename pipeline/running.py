@@ -12,7 +12,7 @@ from typing import Any, cast
 from confluent_kafka import Message
 from msgspec import structs
 
-from models.change import decode
+from models.change import Change, decode
 from models.dead_letter import FLOW, OFFSET, DeadLetter
 from pipeline import flow_settings as settings
 from pipeline.app import Worker
@@ -23,10 +23,10 @@ from pipeline.secrets import mask_key
 from pipeline.state.joined import Entry, Joined, Joint, Reference
 from pipeline.state.parked import Head, Lot, Place, Waiting
 from pipeline.state.reference import ReferenceTable, ReferenceTopic
-from pipeline.steps.enrich import MissingReferenceError, digest, key_schema, reference_key
+from pipeline.steps.enrich import MissingReferenceError, digest, has_sort_key, key_schema, reference_key
 from pipeline.steps.flow import Flow, Given, Result, pieces
 from pipeline.steps.python import load
-from pipeline.steps.secrecy import MaskKey, WrongKeyError, is_sealed, open_letter, seal_letter
+from pipeline.steps.secrecy import MaskKey, WrongKeyError, fingerprint_of, is_sealed, open_letter, seal_letter
 from pipeline.transport import Batch
 from pipeline.transport.consumer import Consumer
 
@@ -93,6 +93,8 @@ class FlowRunner:
         """Of raw, whose changes go through the flows now: a join by own key finds the items of this one."""
         self._functions = load(worker.settings.modules)
         self._registry = schema_registry(worker.settings)
+        self._keys: dict[str, MaskKey] = {}
+        """Of all flows that have masked since this process began: what waited in one that is gone is sealed with it."""
         self._watched_by: dict[str, bool] = {}
         """Global reference tables whose changes have changes sent again."""
         self._topics_of: dict[str, str] = {}
@@ -153,6 +155,8 @@ class FlowRunner:
             topic=self.topics.sink,
             registry=self._registry,
         )
+        keys = {flow.name: mask_key(flow.mask_key) for flow in flows if flow.mask_key is not None and flow.mask}
+        self._keys |= keys
         return [
             RunningFlow(
                 flow,
@@ -161,7 +165,7 @@ class FlowRunner:
                 flow.order == "strict" or any(isinstance(step, settings.Join) and step.hold for step in flow.enrich),
                 any(map(re_emits, flow.enrich)),
                 any(step.kind in {"sql", "lookup", "python"} for step in flow.enrich),
-                mask_key(flow.mask_key) if flow.mask_key is not None and flow.mask else None,
+                keys.get(flow.name),
             )
             for flow in flows
         ]
@@ -234,13 +238,25 @@ class FlowRunner:
             try:
                 change = decode(value)
                 if references and change.table in references:
-                    references[change.table].put(reference_key(change), change.after, batch.partition)
+                    self._put_item(batch.partition, change)
                 if partitioned and change.table in partitioned:
                     key_schema(change)  # raises here what would be raised where the item is put
             except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others go on
                 self._worker.reject(batch, index, STAGE, error)
                 continue
-            yield Given(record.offset(), record.key(), value, change, record.timestamp()[1] / 1000)
+            at = record.timestamp()[1] / 1000
+            yield Given(record.offset(), record.key(), value, change, at, record.headers() or ())
+
+    def _put_item(self, partition: int, change: Change) -> None:
+        """Put the item of a global reference table; a flow that joins one with a sort key stands: it would find nothing."""
+        if has_sort_key(change):
+            for flow in self.versions.current:
+                if change.table in flow.settings.joined:
+                    self._stand(
+                        flow,
+                        f"joins the table {change.table}, which has a sort key: a foreign key names none of its items",
+                    )
+        self._references[change.table].put(reference_key(change), change.after, partition)
 
     def _put_own_items(self, partition: int, given: Sequence[Given], partitioned: frozenset[str]) -> list[Reference]:
         """Put the items of partitioned tables that are among the changes of a piece; return which."""
@@ -273,7 +289,7 @@ class FlowRunner:
         for outcome, count in (("rejected", rejected), ("parked", parked), ("taken", len(sent))):
             metrics.count(metrics.flow_changes, count, name, outcome)
         if flow.limit.add(seen, rejected) and fresh:
-            self._stand(flow)
+            self._stand_rejecting(flow)
 
     def _run(self, flow: RunningFlow, partition: int, given: Sequence[Given]) -> list[Result]:
         self._partition = partition
@@ -288,7 +304,7 @@ class FlowRunner:
             lot.block(place, Head(*place, given.offset, (error.table, error.key), error.until))
             waits = True
         if waits:
-            lot.park(place, Waiting(given.offset, given.at, given.key, given.value))
+            lot.park(place, _waiting(given))
         elif error is not None and flow.is_strict:
             lot.block(place, Head(*place, given.offset))
         return waits
@@ -320,17 +336,33 @@ class FlowRunner:
         return topic
 
     def _reject(self, flow: RunningFlow, partition: int, given: Given, result: Result) -> None:
-        error = cast("Exception", result.error)
-        letter = DeadLetter(
-            self.topics.raw, partition, given.offset, STAGE, error, given.key, given.value, [], flow.settings.name
-        )
-        self._worker.reject_letter(letter if flow.key is None else seal_letter(flow.key, letter))
+        self._reject_given(flow.settings.name, partition, given, cast("Exception", result.error))
 
-    def _stand(self, flow: RunningFlow) -> None:
+    def _reject_given(self, flow: str, partition: int, given: Given, error: Exception) -> None:
+        """Write a dead letter of a flow, sealed where it masks attributes."""
+        headers = list(given.headers)
+        letter = DeadLetter(
+            self.topics.raw, partition, given.offset, STAGE, error, given.key, given.value, headers, flow
+        )
+        key = self._key(flow, given.change.table)
+        self._worker.reject_letter(letter if key is None else seal_letter(key, letter))
+
+    def _key(self, flow: str, table: str) -> MaskKey | None:
+        """Return the key of a flow's masks. Of one that is gone: what it was here, else that of any that masks the table."""
+        if (running := self._flow(flow)) is not None:
+            return running.key
+        masking = (one.key for one in self.versions.current if not one.steps.tables or table in one.steps.tables)
+        return self._keys.get(flow) or next(filter(None, masking), None)
+
+    def _stand_rejecting(self, flow: RunningFlow) -> None:
         share = f"{flow.settings.reject_limit:.0%}"
+        self._stand(flow, f"rejects more than {share} of its changes (reject_limit): see headwater dlq list")
+
+    def _stand(self, flow: RunningFlow, why: str) -> None:
+        """Give the slice up; nothing goes on from raw before other flows are applied."""
         reason = (
-            f"the flow {flow.settings.name} rejects more than {share} of its changes (reject_limit); it stands, and "
-            "nothing goes on from raw: see headwater dlq list, mend the flow, then headwater flows apply"
+            f"the flow {flow.settings.name} {why}; it stands, and nothing goes on from raw: mend the flow, then "
+            "headwater flows apply"
         )
         self._worker.transport.transaction.spoil(reason)
         loop: asyncio.AbstractEventLoop = self._worker.app.loop
@@ -360,7 +392,7 @@ class FlowRunner:
             if result is not None and result.messages and one.change.after is not None:
                 joints = [Joint(*found) for found in result.references]
             place = _joined_place(flow, one.change.table, one.key)
-            joins.put(place, joints, Waiting(one.offset, one.at, one.key, one.value))
+            joins.put(place, joints, _waiting(one))
 
     def _own_item_changed(self, partition: int, reference: Reference) -> None:
         """Send again what was joined with an item of a partitioned table: in each flow the items of the same key."""
@@ -383,23 +415,26 @@ class FlowRunner:
         for flow in self.versions.current:
             given = [
                 # From the beginning of time: what is missing now is waited for no more.
-                Given(one.last.offset, one.last.key, one.last.value, decode(one.last.value), 0.0)
+                Given(one.last.offset, one.last.key, one.last.value, decode(one.last.value), 0.0, one.last.headers)
                 for one in entries
                 # What waits behind a rejected change is joined when it goes on.
                 if one.flow == flow.settings.name
                 and has_it not in one.joints
                 and lot.head(Place(one.flow, one.last.key or b"")) is None
             ]
-            sent = []
+            sent, rejected = [], 0
             for result in self._run(flow, partition, given) if flow.re_emits else ():
                 if result.error is not None:
                     self._reject(flow, partition, result.given, result)
+                    rejected += 1
                     continue
                 result.messages = [structs.replace(one, headers=[*one.headers, mark]) for one in result.messages]
                 sent.append(result)
                 place = _joined_place(flow, result.given.change.table, result.given.key)
                 joins.put(place, [Joint(*found) for found in result.references], last[result.given.offset])
             self._send(flow, partition, sent)
+            if flow.limit.add(len(sent) + rejected, rejected):
+                self._stand_rejecting(flow)
 
     # -- what has waited goes on --------------------------------------------------------------------------------------
 
@@ -409,19 +444,48 @@ class FlowRunner:
 
     def _again(self, batch: Batch) -> None:
         """Try rejected changes again, or give them up, and let go on what waits behind them."""
-        current = self.versions.current
         for index, record in enumerate(batch.records):
-            headers = cast("dict[str, bytes]", dict(record.headers() or []))
+            headers = cast("list[tuple[str, bytes]]", record.headers() or [])
+            said = {name: value.decode(errors="replace") for name, value in headers}
             try:
-                names = [headers[FLOW].decode()] if FLOW in headers else [one.settings.name for one in current]
-                key, value = _opened(record.key(), record.value() or b"", self._flow(names[0]))
-                at, offset = record.timestamp()[1] / 1000, int(headers[OFFSET])
-                first = [] if SKIP in headers else [Given(offset, key, value, decode(value), at)]
-            except Exception as error:  # noqa: BLE001 - somebody else writes here
+                offset, at = int(said[OFFSET]), record.timestamp()[1] / 1000
+            except (KeyError, ValueError) as error:  # somebody else writes here
                 self._worker.reject(batch, index, STAGE, error)
                 continue
+            names = [said[FLOW]] if FLOW in said else [one.settings.name for one in self.versions.current]
+            if SKIP in said:  # its value is not asked for: whoever skips it may have lost the key
+                self._give_up(batch.partition, names, offset)
+                continue
+            own = [(name, value) for name, value in headers if name not in {FLOW, OFFSET}]
+            sealed = record.value() or b""
+            try:
+                key, value = self._opened(said.get(FLOW, ""), record.key(), sealed)
+                given = Given(offset, key, value, decode(value), at, own)
+            except Exception as error:  # noqa: BLE001 - it is a dead letter again, of the same place
+                place, flow = (self.topics.raw, batch.partition, offset), said.get(FLOW, "")
+                self._worker.reject_letter(
+                    DeadLetter(*place, STAGE, error, record.key(), sealed, own, flow, fingerprint_of(sealed))
+                )
+                continue
             for name in names:
-                self._go_on(batch.partition, Place(name, key or b""), first, offset)
+                self._go_on(batch.partition, Place(name, key or b""), [given], offset)
+
+    def _give_up(self, partition: int, flows: Iterable[str], offset: int) -> None:
+        """Let go on what waits behind a change that is given up."""
+        for flow in flows:
+            if (place := self.state.lot(partition).behind(flow, offset)) is not None:
+                self._go_on(partition, place, [], offset)
+
+    def _opened(self, flow: str, key: bytes | None, value: bytes) -> tuple[bytes | None, bytes]:
+        """Return key and value of a letter, as they were before it was sealed."""
+        if not is_sealed(value):
+            return key, value
+        running = self._flow(flow)
+        mask = self._keys.get(flow) if running is None else running.key
+        if mask is None:
+            raise WrongKeyError("the letter is sealed, and its flow has no key")
+        secret = open_letter(mask, value)
+        return secret.key, secret.value or b""
 
     def _flow(self, name: str) -> RunningFlow | None:
         return next((one for one in self.versions.current if one.settings.name == name), None)
@@ -433,17 +497,16 @@ class FlowRunner:
         if head is not None and offset not in {None, head.offset}:
             # It is not this letter that the others wait for: it waits with them.
             for one in first:
-                lot.park(place, Waiting(one.offset, one.at, one.key, one.value))
+                lot.park(place, _waiting(one))
             return
         waiting = lot.free(place)
-        given = first + [Given(one.offset, one.key, one.value, decode(one.value), one.at) for one in waiting]
+        given = first + [
+            Given(one.offset, one.key, one.value, decode(one.value), one.at, one.headers) for one in waiting
+        ]
         if flow is None:
             gone = HeadwaterError(f"there is no flow {place.flow} any more")
             for one in given:
-                letter = DeadLetter(
-                    self.topics.raw, partition, one.offset, STAGE, gone, one.key, one.value, [], place.flow
-                )
-                self._worker.reject_letter(letter)
+                self._reject_given(place.flow, partition, one, gone)
             return
         self._settle(flow, partition, given, fresh=False)
 
@@ -453,11 +516,5 @@ def _joined_place(flow: RunningFlow, table: str, key: bytes | None) -> Place:
     return Place(flow.settings.name, table.encode() + b"/" + (key or b""))
 
 
-def _opened(key: bytes | None, value: bytes, flow: RunningFlow | None) -> tuple[bytes | None, bytes]:
-    """Return key and value of a letter, as they were before it was sealed."""
-    if not is_sealed(value):
-        return key, value
-    if flow is None or flow.key is None:
-        raise WrongKeyError("the letter is sealed, and its flow has no key")
-    secret = open_letter(flow.key, value)
-    return secret.key, secret.value or b""
+def _waiting(given: Given) -> Waiting:
+    return Waiting(given.offset, given.at, given.key, given.value, list(given.headers))

@@ -46,6 +46,7 @@ class Flowing:
         table: str = "orders",
         *,
         flush: bool = True,
+        headers: Mapping[str, bytes] | None = None,
     ) -> None:
         """Write a change to raw, as deduplicate does; without an item, a deletion; without `flush`, with the next flushed one.
 
@@ -61,7 +62,7 @@ class Flowing:
             "dynamodb": {"Keys": keys, **image},
         }
         key_bytes = json.dumps(keys, separators=(",", ":"), sort_keys=True).encode()
-        self._producer.produce(self.topics.raw, json.dumps(value).encode(), key_bytes)
+        self._producer.produce(self.topics.raw, json.dumps(value).encode(), key_bytes, headers=dict(headers or {}))
         if flush:
             assert self._producer.flush(20) == 0
 

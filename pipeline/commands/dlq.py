@@ -104,14 +104,13 @@ def edit(
 ) -> None:
     """Have a letter tried again with another value. The letter itself stays as it is."""
     settings = settings_module.load()
-    (one,) = [
-        dead_letters.opened(settings, one) for one in dead_letters.letters(settings, Wanted((letter,), done=True))
-    ]
+    (sealed,) = dead_letters.letters(settings, Wanted((letter,), done=True))
+    one = dead_letters.opened(settings, sealed)
     value = _edited(one) if file is None else sys.stdin.buffer.read() if file == Path("-") else content(file)
     if value.strip() == (one.value or b"").strip():
         say("the value is what it was: nothing was done")
         return
-    _report("edited", dead_letters.retry(settings, [one], value), as_json)
+    _report("edited", dead_letters.retry(settings, [sealed], value), as_json)
 
 
 def _chosen(

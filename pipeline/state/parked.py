@@ -45,6 +45,8 @@ class Waiting(msgspec.Struct, array_like=True, frozen=True):
     at: float
     key: bytes | None
     value: bytes
+    headers: list[tuple[str, bytes]] = []
+    """Those that it has on raw."""
 
 
 class Place(NamedTuple):
@@ -86,6 +88,11 @@ class Lot:
         found = [_decode_waiting(value) for value in self._part.get_many(entries) if value is not None]
         self._part.write(dict.fromkeys([*entries, _head_of(place)]))
         return found
+
+    def behind(self, flow: str, offset: int) -> Place | None:
+        """Return the item of a flow whose changes wait behind the one at an offset; None: no item's do."""
+        found = (head for head in self.heads() if (head.flow, head.offset) == (flow, offset))
+        return next((Place(head.flow, head.item) for head in found), None)
 
     def count(self, place: Place) -> int:
         """Return how many changes of an item wait."""

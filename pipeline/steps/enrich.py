@@ -144,13 +144,15 @@ def compute(text: str, into: str) -> Step:
 def reference_key(change: Change) -> bytes:
     """Return the key under which an item of a reference table is looked up: the value of its one key attribute.
 
-    Raise ValueError when the table has a composite key: a foreign key could not name one item.
+    Of a table with more of them it is the whole key, which no foreign key names: only SQL reads those.
     """
     keys = _decode_key(change.body.keys)
-    if len(keys) != 1:
-        raise ValueError(f"the reference table {change.table} has {len(keys)} key attributes, a join needs one")
-    (value,) = keys.values()
-    return canonical(value)
+    return canonical(next(iter(keys.values())) if len(keys) == 1 else keys)
+
+
+def has_sort_key(change: Change) -> bool:
+    """Say whether the table of a change has more than one key attribute."""
+    return len(_decode_key(change.body.keys)) > 1
 
 
 def key_schema(change: Change) -> str:

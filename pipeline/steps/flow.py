@@ -39,6 +39,8 @@ class Given(msgspec.Struct, frozen=True, gc=False):
     change: Change
     at: float
     """When it was written to raw, in seconds since the epoch."""
+    headers: Sequence[tuple[str, bytes]] = ()
+    """Those that it has on raw: a dead letter keeps them."""
 
 
 class Message(msgspec.Struct, frozen=True):

@@ -77,7 +77,7 @@ class MaskKey:
         if not is_sealed(sealed):
             raise WrongKeyError("this is no sealed text")
         if head[len(MARK) :] != self.fingerprint:
-            other = head[len(MARK) :].hex()
+            other = fingerprint_of(sealed)
             raise WrongKeyError(f"it was sealed with the key {other}, this is the key {self.fingerprint.hex()}")
         try:
             return self._gcm.decrypt(rest[:NONCE_BYTES], rest[NONCE_BYTES:], head)
@@ -117,6 +117,17 @@ def open_letter(key: MaskKey, sealed: bytes) -> Secret:
 def is_sealed(text: bytes) -> bool:
     """Say whether a text was sealed here."""
     return text.startswith(MARK)
+
+
+def fingerprint_of(sealed: bytes) -> str:
+    """Return the fingerprint of the key that a text was sealed with, as hex digits; of what is not sealed ''."""
+    return sealed[len(MARK) : len(MARK) + FINGERPRINT_BYTES].hex() if is_sealed(sealed) else ""
+
+
+def with_value(key: MaskKey, sealed: bytes, value: bytes) -> bytes:
+    """Return a sealed letter with another value; raise WrongKeyError when the key is another."""
+    secret = msgspec.structs.replace(open_letter(key, sealed), value=value)
+    return key.seal(msgspec.msgpack.encode(secret))
 
 
 def _derive(secret: bytes, use: bytes, length: int) -> bytes:

@@ -1,8 +1,8 @@
 """Enrichment in SQL: a query of DuckDB over the changes of a batch. Pure: nothing but what is in memory can be read.
 
 The relation `changes`: `id`, `event_id`, `op`, `table_name`, `ts_us`, and as JSON `key`, `before`, `after`, `enriched`.
-Reference tables are relations of their names: `key` (its one key attribute) and `item`, both as JSON. What the query selects
-beside `id` is added to the change of that id.
+Reference tables and topics are relations of their names: `key` (of a table its one key attribute, or all of them) and
+`item`, both as JSON. What the query selects beside `id` is added to the change of that id.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime, time
 from decimal import Decimal
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
 import duckdb
 import msgspec
@@ -49,13 +50,25 @@ class Rows(Protocol):
         """Return keys and items, in typed JSON."""
 
 
+class _Relation(NamedTuple):
+    """A reference table or topic, and how its keys become JSON."""
+
+    rows: Rows
+    key: Callable[[bytes], str]
+
+
 class QueryError(ValueError):
     """A query that DuckDB does not take, or whose answer says nothing of changes."""
 
 
-def compile_query(query: str, tables: Mapping[str, Rows]) -> Step:
-    """Return the step that runs a query; raise QueryError when it cannot be run, or its columns cannot be added as they are."""
-    database = _Database(query, tables)
+def compile_query(query: str, tables: Mapping[str, Rows], topics: Mapping[str, Rows] = MappingProxyType({})) -> Step:
+    """Return the step that runs a query; raise QueryError when it cannot be run, or its columns cannot be added as they are.
+
+    The keys of `tables` are key attributes in typed JSON, those of `topics` are text.
+    """
+    relations = {name: _Relation(rows, _key) for name, rows in tables.items()}
+    relations |= {name: _Relation(rows, _text) for name, rows in topics.items()}
+    database = _Database(query, relations)
     try:
         database.run(_arrow([], frozenset()))
         _check(database.columns())
@@ -107,7 +120,7 @@ def _inexact(kind: Any) -> str | None:
 class _Database:
     """DuckDB in this process, shut in: no files, no network, one thread."""
 
-    def __init__(self, query: str, tables: Mapping[str, Rows]) -> None:
+    def __init__(self, query: str, relations: Mapping[str, _Relation]) -> None:
         config: dict[str, str | bool | int | float | list[str]] = {
             "threads": "1",
             "enable_external_access": "false",
@@ -115,15 +128,15 @@ class _Database:
         }
         self._connection = duckdb.connect(":memory:", config=config)
         self._connection.execute("SET TimeZone = 'UTC'")
-        self._query, self._tables = query, tables
+        self._query, self._relations = query, relations
         self._versions: dict[str, object] = {}
 
     def run(self, changes: pa.Table) -> pa.Table:
         """Run the query over changes."""
-        for name, table in self._tables.items():
-            if (version := table.version()) != self._versions.get(name, self):
+        for name, relation in self._relations.items():
+            if (version := relation.rows.version()) != self._versions.get(name, self):
                 self._versions[name] = version
-                self._connection.register(name, _reference(table))
+                self._connection.register(name, _reference(relation))
         self._connection.register("changes", changes)
         return self._connection.execute(self._query).to_arrow_table()
 
@@ -138,11 +151,22 @@ class _Database:
         )
 
 
-def _reference(table: Rows) -> pa.Table:
-    rows = table.rows()
-    keys = [encode(plain_value(key)).decode() for key, _ in rows]
+def _reference(relation: _Relation) -> pa.Table:
+    rows = relation.rows.rows()
+    keys = [relation.key(key) for key, _ in rows]
     items = [plain_json(item).decode() for _, item in rows]
     return pa.table([pa.array(keys, pa.string()), pa.array(items, pa.string())], schema=REFERENCE)
+
+
+def _key(key: bytes) -> str:
+    try:
+        return encode(plain_value(key)).decode()
+    except ValueError:  # not one attribute: all of a table with a sort key
+        return plain_json(key).decode()
+
+
+def _text(key: bytes) -> str:
+    return encode(key.decode(errors="replace")).decode()
 
 
 def _looked_at(text: str) -> frozenset[str]:

@@ -105,7 +105,7 @@ def test_in_strict_order_later_changes_of_an_item_wait_behind_a_rejected_one(
     ):
         with flowing.fleet.running():
             flowing.change("x", {"n": 1})  # e1
-            flowing.change("x", {"m": 1})  # e2 cannot be told
+            flowing.change("x", {"m": 1}, headers={"late": b"7"})  # e2 cannot be told
             flowing.change("x", {"n": 3})  # e3 waits
             flowing.change("y", {"n": 4})  # e4 goes on
             until(lambda: len(dead) == 1 and len(sink) == 2, "what is before, and what is beside")
@@ -130,7 +130,13 @@ def test_in_strict_order_later_changes_of_an_item_wait_behind_a_rejected_one(
             (whole,) = map(
                 json.loads, headwater("dlq", "show", second["id"], **flowing.environment()).stdout.splitlines()
             )
+            assert whole["headers"] == {"late": "7"}, "as it was on raw"
             whole["value"]["dynamodb"]["NewImage"]["n"] = {"N": "2"}
+            (tmp_path / "other.json").write_text(
+                json.dumps(whole["value"]).replace('{"id": {"S": "x"}}', '{"id": {"S": "y"}}')
+            )
+            other = headwater("dlq", "edit", second["id"], str(tmp_path / "other.json"), **flowing.environment())
+            assert "is of the item" in other.stderr
             (tmp_path / "new.json").write_text(json.dumps(whole["value"]))
             edited = headwater("dlq", "edit", second["id"], str(tmp_path / "new.json"), **flowing.environment())
             assert edited.returncode == 0, edited.stderr
@@ -255,6 +261,43 @@ def test_what_is_masked_is_nowhere_in_clear_and_a_sealed_letter_can_be_tried_aga
         first, second = sink
         assert first.key() == second.key()
         assert first.partition() == second.partition()
+
+
+def test_a_letter_of_a_masking_flow_that_is_gone_is_let_go_without_its_key(
+    kafka_stack: Endpoints, tmp_path: Path, headwater: Headwater
+) -> None:
+    headwater("flows", "new-key", str(tmp_path / "mask.key"))
+    masks = {"mask": [{"path": "email", "how": "hash"}], "mask_key": f"file:{tmp_path / 'mask.key'}"}
+    flowing = Flowing(kafka_stack, tmp_path, [{**STRICT, **masks}])
+    others = flowing.environment([{"name": "g", "to": "b"}])
+    with flowing.recorded(flowing.topics.dead_letter) as dead, flowing.fleet.running():
+        flowing.change("lovelace", {"m": 1, "email": "ada@example.com"})
+        flowing.change("lovelace", {"n": 1, "email": "ada@example.com"}, headers={"late": b"7"})  # waits behind it
+        flowing.change("marked", {"m": 1}, table="orders")
+        until(lambda: len(dead) == 2, "the letters")
+        assert headwater("flows", "apply", **others).returncode == 0
+        first, second = map(json.loads, headwater("dlq", "list", **others).stdout.splitlines())
+        shown = headwater("dlq", "show", first["id"], **others)
+        assert "which no flow of the settings has as mask_key" in shown.stderr
+        assert headwater("dlq", "skip", first["id"], **others).returncode == 0
+        until(lambda: len(dead) == 3, "what waited behind it")
+        assert headwater("dlq", "retry", second["id"], **others).returncode == 0
+        until(lambda: len(dead) == 4, "that it cannot be tried again")
+        found = [json.loads(line) for line in headwater("dlq", "list", **others).stdout.splitlines()]
+        assert [(one["flow"], one["offset"]) for one in found] == [("f", first["offset"] + 1), ("f", second["offset"])]
+        waited = list(dead)[2]
+        assert dict(waited.headers() or [])["late"] == b"7"
+        assert "ada@example.com" not in repr([record.value() for record in dead])
+        assert headwater("dlq", "show", found[0]["id"], **flowing.environment()).returncode == 0
+
+
+def test_a_flow_that_joins_a_table_with_a_sort_key_stands(kafka_stack: Endpoints, tmp_path: Path) -> None:
+    join = {"kind": "join", "table": "customers", "on": "customer", "into": "c"}
+    flowing = Flowing(kafka_stack, tmp_path, [{"name": "f", "from": ["orders"], "enrich": [join], "to": "a"}])
+    with flowing.recorded(flowing.topics.dead_letter) as dead, flowing.fleet.running() as workers:
+        flowing.change({"id": "c", "n": 1}, {"name": "Ada"}, table="customers")
+        until(lambda: ready(workers)[0] == 503 and "has a sort key" in ready(workers)[1], "that it stands")
+        assert len(dead) == 0, "the change is wrong for nobody"
 
 
 def test_a_lookup_that_fails_is_tried_again_until_there_is_an_answer(kafka_stack: Endpoints, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from serving import Service
 from headwater import DROP, Change, enrich
 from headwater.testing import change, run
 from pipeline.errors import TransientError, UsageError
-from pipeline.flow_settings import Lookup
+from pipeline.flow_settings import Flow, Lookup
+from pipeline.flows import GivenRows, Means, compile_flow
 from pipeline.lookups import lookup
 from pipeline.steps.lookup import FAILURES, Breaker, Memory, compile_lookup
 from pipeline.steps.python import load
@@ -67,6 +68,31 @@ def test_a_query_adds_its_columns_by_their_types() -> None:
         "struct": {"M": {"a": {"N": "1"}}},
         "blob": {"B": "YQ=="},
     }
+
+
+def test_a_query_reads_tables_with_a_sort_key_and_topics() -> None:
+    item = b'{"tier":{"S":"gold"}}'
+    flow = Flow.model_validate(
+        {
+            "name": "f",
+            "to": "a",
+            "enrich": [
+                {
+                    "kind": "sql",
+                    "tables": ["lines", "topic:crm.tiers"],
+                    "query": "SELECT id, lines.item ->> 'tier' AS line, tiers.item ->> 'tier' AS tier FROM changes "
+                    "LEFT JOIN lines ON (lines.key ->> 'order') = (after ->> 'id') AND (lines.key ->> 'n')::INT = 1 "
+                    """LEFT JOIN "crm.tiers" tiers ON tiers.key = json_extract(after, '$.customer')""",
+                }
+            ],
+        }
+    )
+    rows = {
+        "lines": GivenRows({b'{"n":{"N":"1"},"order":{"S":"o-1"}}': b'{"tier":{"S":"a"}}'}),
+        "topic:crm.tiers": GivenRows({"c 1/ä".encode(): item}),
+    }
+    (one,) = done(compile_flow(flow, Means(rows=rows)).enrich[0][1], record(ORDER))
+    assert outcome(one)["added"] == {"line": {"S": "a"}, "tier": {"S": "gold"}}
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,14 @@ def test_an_aborted_slice_leaves_what_waits_as_it_was(part: TablePartition) -> N
     assert lot.free(A) == [waiting(10)]
 
 
+def test_what_waits_behind_a_change_is_found_by_its_offset(part: TablePartition) -> None:
+    lot = Lot(part, lambda place, head: None)
+    lot.block(A, Head(*A, 10))
+    lot.block(B, Head(*B, 11))
+    commit(part)
+    assert (lot.behind("f", 10), lot.behind("f", 11), lot.behind("g", 10), lot.behind("f", 12)) == (A, B, None, None)
+
+
 def found(joins: Joins, one: Joint, after: bytes = b"", most: int = 10) -> list[bytes]:
     entries = [joins.get(key) for _, key in joins.with_reference(Reference(one.table, one.key), after, most)]
     return [entry.item for entry in entries if entry is not None]
