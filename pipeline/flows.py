@@ -13,7 +13,7 @@ import msgspec
 from models.change import Change
 from pipeline import flow_settings as settings
 from pipeline.errors import UsageError
-from pipeline.given_items import by_first_attribute, finder, own_key_finder
+from pipeline.given_items import by_key, finder, own_key_finder
 from pipeline.lookups import canned, lookup
 from pipeline.secrets import mask_key
 from pipeline.settings import Settings
@@ -145,17 +145,13 @@ def onlooking(
             **{table: finder(table, given.get(table, ())) for table in tables},
             **{f"{settings.PARTITIONED}{table}": own_key_finder(given.get(table, ())) for table in partitioned},
         },
-        rows={table: GivenRows(by_first_attribute(given.get(table, ()))) for table in tables if not _is_topic(table)},
+        rows={table: GivenRows(by_key(table, given.get(table, ()))) for table in tables},
         functions=load(modules),
         mask_key=lambda uri: STAND_IN,
         lookup=lambda step: canned(step, known.get(step.into)),
         registry=NewRegistry(),
         lacks=lacks,
     )
-
-
-def _is_topic(reference: str) -> bool:
-    return reference.startswith(settings.TOPIC)
 
 
 def compile_flow(flow: settings.Flow, means: Means) -> Flow:

@@ -1,12 +1,13 @@
 """Items of reference tables and topics out of files, for flows that are only looked at: `TABLE.jsonl`, golden files.
 
-Of a table each is an item in typed JSON, its key attribute first. Of a topic (`topic:NAME`) each is
+Of a table each is an item in typed JSON, its key attributes first. Of a topic (`topic:NAME`) each is
 `{"key": "eu", "value": {...}}`: the key as text, the value in plain JSON, as on the topic; null: there is none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def checked(reference: str, rows: Iterable[tuple[str, Any]]) -> list[Any]:
 
 
 def _wrong(place: str, reference: str, error: Exception) -> UsageError:
-    wanted = 'an item in typed JSON, its key attribute first: {"customer_id": {"S": "c-1"}, ...}'
+    wanted = 'an item in typed JSON, its key first: {"customer_id": {"S": "c-1"}, ...}'
     if reference.startswith(TOPIC):
         wanted = 'a key and a value of the topic: {"key": "eu", "value": {"name": "Europe"}}'
     return UsageError(f"{place}: {error}; expected {wanted}", hint=HINT)
@@ -83,12 +84,14 @@ def finder(reference: str, rows: Sequence[Any]) -> Lookup:
     Of several the first.
     """
     if reference.startswith(TOPIC):
-        return {
-            row["key"].encode(): typed_item(encode(row["value"])) for row in reversed(rows) if row["value"] is not None
-        }.get
+        return _of_topic(rows).get
     return {
         canonical(value): encode(item) for item in reversed(rows) for value in item.values() if _could_be_key(value)
     }.get
+
+
+def _of_topic(rows: Sequence[Any]) -> dict[bytes, bytes]:
+    return {row["key"].encode(): typed_item(encode(row["value"])) for row in rows if row["value"] is not None}
 
 
 def own_key_finder(rows: Sequence[Any]) -> Lookup:
@@ -101,6 +104,14 @@ def own_key_finder(rows: Sequence[Any]) -> Lookup:
     return find
 
 
-def by_first_attribute(rows: Sequence[Mapping[str, Any]]) -> dict[bytes, bytes]:
-    """Return items by their first attribute, as the key: SQL sees each once."""
-    return {canonical(next(iter(item.values()))): encode(item) for item in reversed(rows)}
+def by_key(reference: str, rows: Sequence[Any]) -> dict[bytes, bytes]:
+    """Return items by their key, each once, as SQL sees them: the first attribute, or with a sort key the first two.
+
+    A table with a sort key is known by items whose first attributes are equal.
+    """
+    if reference.startswith(TOPIC):
+        return _of_topic(rows)
+    items = {canonical(next(iter(item.values()))): encode(item) for item in rows}
+    if len(items) == len(rows):
+        return items
+    return {canonical(dict(islice(item.items(), 2))): encode(item) for item in rows}

@@ -164,6 +164,18 @@ def test_sql_sees_a_given_item_once() -> None:
     assert trace.steps[0].details == ['tier = {"S":"gold"}', 'items = {"N":"1"}']
 
 
+def test_sql_sees_given_items_of_topics_and_of_tables_with_a_sort_key() -> None:
+    query = (
+        "SELECT id, (SELECT string_agg(key->>'n', ',' ORDER BY key->>'n') FROM lines) AS lines, "
+        '(SELECT min(key) FROM "crm.tiers") AS tier FROM changes'
+    )
+    sql = {"kind": "sql", "tables": ["lines", "topic:crm.tiers"], "query": query}
+    lines = [{"order": {"S": "o-1"}, "n": {"N": str(n)}, "sum": {"N": "7"}} for n in (1, 2)]
+    tiers = [{"key": "gold", "value": {"name": "Gold"}}, {"key": "bronze", "value": None}]
+    trace = explained({"enrich": [sql]}, {"lines": lines, "topic:crm.tiers": tiers})
+    assert trace.steps[0].details == ['lines = {"S":"1,2"}', 'tier = {"S":"\\"gold\\""}']
+
+
 def test_an_item_of_a_joined_topic_is_found_by_its_key() -> None:
     join = {"kind": "join", "topic": "crm.people", "on": "customer_id", "into": "person"}
     rows = [{"key": "c-1", "value": {"name": "Ada", "debt": 1.5}}, {"key": "c-2", "value": None}]
