@@ -524,7 +524,9 @@ class Settings(BaseSettings):
         le=10_000,
         description="Partitions of ingest, raw and sink topics. It is part of the state: do not change it.",
     )
-    commit_interval: float = Field(0.1, ge=0.01, le=5, description="Seconds of work in one transaction at most.")
+    commit_interval: float = Field(
+        0.1, ge=0.01, le=5, description="Seconds of work in one transaction; with a backlog up to three times as much."
+    )
     processing_guarantee: Literal["exactly_once", "at_least_once"] = Field(
         "exactly_once", description="at_least_once: without transactions; a crash can double what it had in hand."
     )

@@ -28,8 +28,8 @@ class Transport(base.Transport):
     """Registered in the entry-point group `faust.transports`.
 
     Set before the worker starts: `properties` (any librdkafka property, for every client), `slice_seconds` (how much
-    work one transaction holds at most), `exactly_once` (false: at least once, without transactions), `group_protocol`
-    (classic, or consumer: KIP-848); `join` state and sources.
+    work one transaction holds, three times as much with a backlog), `exactly_once` (false: at least once, without
+    transactions), `group_protocol` (classic, or consumer: KIP-848); `join` state and sources.
     """
 
     Consumer = Consumer
