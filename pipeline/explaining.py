@@ -78,10 +78,11 @@ def _flow(flow: settings.Flow, given: Given, means: Means) -> FlowTrace:
     change = given.change
     if flow.tables and change.table not in flow.tables:
         return FlowTrace(flow.name, "left out", f"from: the table is {change.table}, not {' or '.join(flow.tables)}")
+    compiled = compile_flow(flow, means)
     trace = FlowTrace(flow.name, "sent")
     if flow.where is not None:
         trace.steps.append(StepTrace("where", *predicate(flow.where, given.value, change, {})))
-    watcher, results = _run(compile_flow(flow, means), given, [means.lacks(step) for step in flow.enrich])
+    watcher, results = _run(compiled, given, [means.lacks(step) for step in flow.enrich])
     trace.waits = watcher.waits
     if not results:
         trace.outcome, trace.reason = "left out", f"where {DOES_NOT}"
@@ -200,7 +201,7 @@ def _condition(text: str, evaluate: Callable[[str], bool]) -> tuple[str, list[st
     def told(part: str) -> str:
         try:
             return HOLDS if evaluate(part) else DOES_NOT
-        except ExpressionError as error:
+        except Exception as error:  # noqa: BLE001 - a flow rejects the change, whatever is wrong with it
             return f"{REJECTS}{error}"
 
     outcome = told(text)

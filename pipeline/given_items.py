@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from models.attributes import type_tags, typed_item
+from models.attributes import normal, typed_item
 from models.change import canonical
 from pipeline.console import content
 from pipeline.errors import UsageError
@@ -41,9 +41,10 @@ def read(file: Path) -> list[Any]:
 def checked(reference: str, rows: Iterable[tuple[str, Any]]) -> list[Any]:
     """Return rows that were given with their places; raise UsageError that names the place of one that is none."""
     found = []
+    check = _check_pair if reference.startswith(TOPIC) else _check_item
     for place, row in rows:
         try:
-            _check_pair(row) if reference.startswith(TOPIC) else _check_item(row)
+            check(row)
         except ValueError as error:
             raise _wrong(place, reference, error) from error
         found.append(row)
@@ -58,13 +59,20 @@ def _wrong(place: str, reference: str, error: Exception) -> UsageError:
 
 
 def _check_item(row: Any) -> None:
+    check_attributes(row)
+    if not _could_be_key(next(iter(row.values()))):
+        raise ValueError(f"{next(iter(row))} is no key attribute, which is text, a number or binary")
+
+
+def check_attributes(row: Any) -> None:
+    """Raise ValueError when something is no item in typed JSON."""
     if not isinstance(row, dict) or not row:
         raise ValueError("this is no object with attributes")
     for name, value in row.items():
-        if not isinstance(value, dict) or len(value) != 1 or not value.keys() <= {*type_tags}:
-            raise ValueError(f"the value of {name} has no type")
-    if not _could_be_key(next(iter(row.values()))):
-        raise ValueError(f"{next(iter(row))} is no key attribute, which is text, a number or binary")
+        try:
+            normal(value)
+        except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
+            raise ValueError(f"the value of {name} is not of a type of DynamoDB") from error
 
 
 def _check_pair(row: Any) -> None:

@@ -26,6 +26,7 @@ from pipeline import given_items
 from pipeline.console import content
 from pipeline.errors import UsageError
 from pipeline.explaining import FlowTrace, explain
+from pipeline.flow_settings import Lookup
 from pipeline.flows import onlooking
 from pipeline.json_lines import line_of, line_of_error
 from pipeline.settings import Settings
@@ -113,11 +114,25 @@ def outcome(file: Path, case: Case, settings: Settings) -> list[FlowTrace]:
         )
         for name, items in case.references.items()
     }
+    for name, answer in case.lookups.items():
+        _check_answer(f"{file}:{line_of(text, ('lookups', name))}", name, answer, settings)
     means = onlooking(settings.flows, settings.modules, references, case.lookups)
     try:
         return explain(settings.flows, msgspec.json.encode(case.event), means)
     except MalformedChangeError as error:
         raise UsageError(f"{file}:{line_of(text, ('event',))}: event: {error}", hint=given_items.HINT) from error
+
+
+def _check_answer(place: str, name: str, answer: Any, settings: Settings) -> None:
+    asking = [step for flow in settings.flows for step in flow.enrich if isinstance(step, Lookup) and step.into == name]
+    if not asking:
+        raise UsageError(f"{place}: lookups: no step of the kind lookup adds {name}", hint=given_items.HINT)
+    if answer is not None and any(step.table is not None for step in asking):
+        try:
+            given_items.check_attributes(answer)
+        except ValueError as error:
+            wanted = f'{error}; expected the item of the table in typed JSON: {{"amount": {{"N": "12.50"}}, ...}}'
+            raise UsageError(f"{place}: lookups.{name}: {wanted}", hint=given_items.HINT) from error
 
 
 def _actual(trace: FlowTrace) -> list[dict[str, Any]]:
