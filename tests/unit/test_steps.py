@@ -188,11 +188,10 @@ def test_a_pattern_of_a_route_sees_what_was_added() -> None:
         flow(where=gold)
 
 
-def test_a_reference_is_looked_up_by_the_value_of_its_only_key_attribute() -> None:
+def test_a_reference_is_looked_up_by_the_value_of_its_only_key_attribute_or_by_its_whole_key() -> None:
     customer = {**RECORD, "tableName": "customers", "dynamodb": {"Keys": {"id": {"S": "c-1"}}}}
     assert reference_key(decode(json.dumps(customer).encode())) == b'{"S":"c-1"}'
-    with pytest.raises(ValueError, match="2 key attributes"):
-        reference_key(decode(VALUE))
+    assert reference_key(decode(VALUE)) == OWN_KEY
 
 
 PAID = {"dynamodb": {"NewImage": {"status": {"S": ["paid"]}}}}
