@@ -61,17 +61,19 @@ def _target(step: EnrichSettings) -> str:
 
 
 def ways(flow: Flow) -> list[Way]:
-    """Return the ways out of a flow, in the order in which their rules are asked."""
-    found = [Way(f"enriched.{flow.through}", "through")] if flow.through else []
-    if len(flow.to) == 1 and flow.to[0].where is None:
-        return [*found, Way(flow.to[0].sink, "")]
+    """Return the ways out of a flow, one a topic, with their rules in the order in which they are asked."""
+    rules: dict[str, list[str]] = {f"enriched.{flow.through}": ["through"]} if flow.through else {}
     for number, to in enumerate(flow.to, 1):
-        if flow.match == "all":
-            rule = "everything" if to.where is None else f"all: {_short(to.where)}"
+        if len(flow.to) == 1 and to.where is None:
+            rule = []
+        elif flow.match == "all":
+            rule = ["everything" if to.where is None else f"all: {_short(to.where)}"]
         else:
-            rule = f"{number}. {'the rest' if to.where is None else _short(to.where)}"
-        found.append(Way(to.sink, rule))
-    return [*found, *([Way(flow.otherwise, "otherwise")] if flow.otherwise else [])]
+            rule = [f"{number}. {'the rest' if to.where is None else _short(to.where)}"]
+        rules.setdefault(to.sink, []).extend(rule)
+    if flow.otherwise:
+        rules.setdefault(flow.otherwise, []).append("otherwise")
+    return [Way(topic, ", ".join(of)) for topic, of in rules.items()]
 
 
 def _short(where: object) -> str:

@@ -382,7 +382,7 @@ def test_rules_and_what_is_published_on_the_way_are_drawn() -> None:
     join = {"kind": "join", "topic": "crm.regions", "on": "region", "into": "region"}
     to = [{"sink": "a", "where": 'op == "c"'}, {"sink": "b", "where": {"eventName": ["MODIFY"]}}]
     first = {"name": "first", "enrich": [join], "through": "way", "to": to, "otherwise": "rest"}
-    every = {"name": "every", "match": "all", "to": [to[0], {"sink": "b"}]}
+    every = {"name": "every", "match": "all", "to": [to[0], {"sink": "b"}, {"sink": "a", "where": "ttl_expired"}]}
     drawn = Settings.model_validate({"flows": [first, every]}).flows
     chart = mermaid(drawn)
     assert 'f0["first<br/>join topic:crm.regions"]' in chart
@@ -394,11 +394,11 @@ def test_rules_and_what_is_published_on_the_way_are_drawn() -> None:
         'f0 -->|"1. op == &quot;c&quot;"|': nodes["a"],
         'f0 -->|"2. {&quot;eventName&quot;: [&quot;MODIFY&quot;]}"|': nodes["b"],
         'f0 -->|"otherwise"|': nodes["rest"],
-        'f1 -->|"all: op == &quot;c&quot;"|': nodes["a"],
+        'f1 -->|"all: op == &quot;c&quot;, all: ttl_expired"|': nodes["a"],
         'f1 -->|"everything"|': nodes["b"],
     }
     texts = [element.text for element in ET.fromstring(svg(drawn)).iter(f"{{{SVG}}}text")]  # noqa: S314 - our own
-    assert {"through", '1. op == "c"', "otherwise", 'all: op == "c"', "everything", "enriched.way"} <= set(texts)
+    assert {"through", '1. op == "c"', "otherwise", "everything", "enriched.way"} <= set(texts)
 
 
 def test_no_line_of_the_picture_is_wider_than_its_box() -> None:
