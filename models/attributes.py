@@ -9,6 +9,8 @@ from datetime import datetime, timedelta
 from decimal import Context, Decimal
 from typing import Any
 
+import msgspec
+
 type_tags = ("S", "N", "B", "BOOL", "NULL", "M", "L", "SS", "NS", "BS")
 
 
@@ -81,6 +83,18 @@ def typed(value: Any) -> dict[str, Any]:
     if isinstance(value, timedelta):
         return {"S": f"{value.total_seconds()}s"}
     raise ValueError(f"DynamoDB has no value like {type(value).__name__}")
+
+
+def typed_item(text: bytes) -> bytes:
+    """Return an object of plain JSON as an item in typed JSON, its numbers exact; raise ValueError when it is none."""
+    try:
+        return _encode({name: typed(one) for name, one in _decode(text).items()})
+    except msgspec.DecodeError as error:
+        raise ValueError(f"{error}") from error
+
+
+_decode = msgspec.json.Decoder(dict[str, Any], float_hook=Decimal).decode
+_encode = msgspec.json.encode
 
 
 def number_text(value: float | Decimal) -> str:

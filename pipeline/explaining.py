@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from msgspec import structs
 from msgspec.json import decode as decode_json
 
 from models.change import Change, decode, item_key
 from pipeline import flow_settings as settings
 from pipeline.flows import Means, compile_flow
+from pipeline.steps.enrich import MissingReferenceError
 from pipeline.steps.event import Event, Value
 from pipeline.steps.expression import ENRICHED, ExpressionError, compile_value, truth
 from pipeline.steps.filter import compile_pattern, fields
-from pipeline.steps.flow import Given, Message
+from pipeline.steps.flow import Flow, Given, Message, Result
 from pipeline.steps.project import projection
 
 
@@ -48,6 +51,8 @@ class FlowTrace:
     outcome: str
     """sent, left out, rejected."""
     reason: str = ""
+    waits: float = 0.0
+    """Seconds for which the change waits first, at most, for a reference that is not there (`hold`)."""
     steps: list[StepTrace] = field(default_factory=list)
     messages: list[MessageTrace] = field(default_factory=list)
 
@@ -56,27 +61,37 @@ class FlowTrace:
         return asdict(self)
 
 
-def explain(flows: Sequence[settings.Flow], value: bytes, means: Means, at: float = 0.0) -> list[FlowTrace]:
-    """Return what each flow makes of an event; raise MalformedChangeError when it is no change."""
+HOLDS, DOES_NOT, REJECTS = "holds", "does not hold", "rejects: "
+MARGIN = 0.001
+"""Seconds by which a wait is over for certain, whatever the clock's precision."""
+MISSING: Any = object()
+
+
+def explain(flows: Sequence[settings.Flow], value: bytes, means: Means) -> list[FlowTrace]:
+    """Return what each flow makes of an event that came to raw just now; raise MalformedChangeError when it is no change."""
     change = decode(value)
-    key = item_key(change.body.keys)
-    return [_flow(flow, Given(0, key, value, change, at), means) for flow in flows]
+    given = Given(0, item_key(change.body.keys), value, change, time.time())
+    return [_flow(flow, given, means) for flow in flows]
 
 
 def _flow(flow: settings.Flow, given: Given, means: Means) -> FlowTrace:
     change = given.change
     if flow.tables and change.table not in flow.tables:
         return FlowTrace(flow.name, "left out", f"from: the table is {change.table}, not {' or '.join(flow.tables)}")
+    compiled = compile_flow(flow, means)
     trace = FlowTrace(flow.name, "sent")
     if flow.where is not None:
-        matches, details = predicate(flow.where, given.value, change, {})
-        trace.steps.append(StepTrace("where", "holds" if matches else "does not hold", details))
-    watcher = _Watcher(trace)
-    results = compile_flow(flow, means).run([given], watcher)
+        trace.steps.append(StepTrace("where", *predicate(flow.where, given.value, change, {})))
+    watcher, results = _run(compiled, given, [means.lacks(step) for step in flow.enrich])
+    trace.waits = watcher.waits
     if not results:
-        trace.outcome, trace.reason = "left out", "where does not hold"
+        trace.outcome, trace.reason = "left out", f"where {DOES_NOT}"
         return trace
     (result,) = results
+    trace.steps += watcher.enriched
+    if not watcher.gone and not (result.error is not None and result.stage.startswith(("where", "enrich."))):
+        trace.steps += _routes(flow, given, watcher.added)
+    trace.steps += watcher.shaped
     if result.error is not None:
         trace.outcome, trace.reason = "rejected", f"{result.stage}: {result.error}"
         return trace
@@ -84,91 +99,170 @@ def _flow(flow: settings.Flow, given: Given, means: Means) -> FlowTrace:
     if not [message for message in trace.messages if message.sink]:
         trace.outcome = "left out"
         trace.reason = watcher.gone or "to: no `where` holds, and there is no `otherwise`"
-    for number, to in enumerate(flow.to):
-        if to.where is not None and not watcher.gone:
-            matches, details = predicate(to.where, given.value, change, watcher.routed)
-            trace.steps.append(StepTrace(f"to.{number} {to.sink}", "holds" if matches else "does not hold", details))
     return trace
+
+
+def _run(compiled: Flow, given: Given, lacks: Sequence[str]) -> tuple[_Watcher, list[Result]]:
+    """Run a flow on an event; while it waits for a reference, again as one that has waited."""
+    waits = 0.0
+    while True:
+        watcher = _Watcher(lacks, waits)
+        at = given.at - waits - MARGIN if waits else given.at
+        results = compiled.run([structs.replace(given, at=at)], watcher)
+        error = results[0].error if results else None
+        if not isinstance(error, MissingReferenceError) or not error.until:
+            return watcher, results
+        waits = round(error.until - at, 3)
 
 
 class _Watcher:
     """Notes what each step has changed."""
 
-    def __init__(self, trace: FlowTrace) -> None:
-        self._trace = trace
-        self._added: dict[str, str] = {}
+    def __init__(self, lacks: Sequence[str], waits: float) -> None:
+        """`lacks`: of each step of `enrich`, what it is not given here."""
+        self._lacks, self.waits = lacks, waits
+        self._before: dict[str, str] = {}
         self._images: tuple[bytes | None, bytes | None, bytes | None] | None = None
+        self.enriched: list[StepTrace] = []
+        """What `enrich` did, before the event is routed."""
+        self.shaped: list[StepTrace] = []
+        """What later steps did."""
         self.gone = ""
-        self.routed: dict[str, Value] = {}
+        self.added: dict[str, Value] = {}
         """What was added when the event was routed."""
 
     def __call__(self, step: str, events: Sequence[Event]) -> None:
+        enriches = step.startswith("enrich.")
         for event in events:
             images = event.before_json, event.after_json, event.key
-            if step == "where" or step.startswith("enrich."):
-                self.routed = dict(event.added)
+            if enriches:
+                self.added = dict(event.added)
             added = {name: bytes(value).decode() for name, value in event.added.items()}
             if step != "where" and not step.startswith("to "):
-                self._note(step, event, added, images)
-            self._added, self._images = added, images
+                trace = self._trace(step, event, added, images)
+                if enriches and (lack := self._lacks[len(self.enriched)]):
+                    trace.details.append(lack)
+                (self.enriched if enriches else self.shaped).append(trace)
+            self._before, self._images = added, images
 
-    def _note(
+    def _trace(
         self, step: str, event: Event, added: Mapping[str, str], images: tuple[bytes | None, bytes | None, bytes | None]
-    ) -> None:
-        details: list[str] = []
+    ) -> StepTrace:
         if event.error is not None:
-            outcome = f"rejects: {event.error}"
-        elif event.gone:
-            outcome = "leaves it out"
+            return StepTrace(step, f"rejects: {event.error}")
+        if event.gone:
             self.gone = f"{step} leaves it out"
+            return StepTrace(step, "leaves it out")
+        details = [f"{name} = {value}" for name, value in added.items() if self._before.get(name) != value]
+        details += [
+            f"{what}: {_text(new)}"
+            for what, old, new in zip(("before", "after", "key"), self._images or images, images, strict=True)
+            if old != new
+        ]
+        outcome = "adds" if len(added) > len(self._before) else "changes" if details else "changes nothing"
+        return StepTrace(step, outcome, details)
+
+
+def _routes(flow: settings.Flow, given: Given, added: Mapping[str, Value]) -> list[StepTrace]:
+    """Return what the rules of `to` say, as far as they are asked."""
+    if len(flow.to) == 1 and flow.to[0].where is None:
+        return []  # there is nothing to decide
+    traces: list[StepTrace] = []
+    taken = ""
+    for number, to in enumerate(flow.to):
+        name = f"to.{number}"
+        if taken and flow.match == "first":
+            outcome, details = f"not asked, {taken} takes it", list[str]()
+        elif to.where is None:
+            outcome, details = "takes everything", []
         else:
-            details = [f"{name} = {value}" for name, value in added.items() if self._added.get(name) != value]
-            details += [
-                f"{what}: {_text(new)}"
-                for what, old, new in zip(("before", "after", "key"), self._images or images, images, strict=True)
-                if old != new
-            ]
-            outcome = "adds" if len(added) > len(self._added) else "changes" if details else "changes nothing"
-        self._trace.steps.append(StepTrace(step, outcome, details))
+            outcome, details = predicate(to.where, given.value, given.change, added)
+        traces.append(StepTrace(f"{name} {to.sink}", outcome, details))
+        if outcome.startswith(REJECTS):
+            return traces
+        if outcome != DOES_NOT:
+            taken = taken or name
+    if flow.otherwise is not None and not taken:
+        traces.append(StepTrace(f"otherwise {flow.otherwise}", "takes it, no `where` holds"))
+    return traces
 
 
-def predicate(
-    where: settings.Where, value: bytes, change: Change, added: Mapping[str, Value]
-) -> tuple[bool, list[str]]:
-    """Say whether a filter holds of a change with what was added to it, and for each of its parts whether that does."""
+def predicate(where: settings.Where, value: bytes, change: Change, added: Mapping[str, Value]) -> tuple[str, list[str]]:
+    """Say whether a filter holds of a change with what was added to it, or rejects it, and what in it decides that."""
     if isinstance(where, str):
-        try:
-            holds = truth(where, compile_value(where)(value, change, added))
-        except ExpressionError as error:
-            return False, [str(error)]
-        return holds, [f"{where}: {'true' if holds else 'false'}"]
+        return _condition(where, lambda text: truth(text, compile_value(text)(value, change, added)))
     found = {**projection(fields(where))(value), ENRICHED: {name: decode_json(one) for name, one in added.items()}}
-    details = [
-        f"{path}: {'holds' if compile_pattern(part, dynamodb=True)(found) else 'does not hold'}, "
-        f"the event has {json.dumps(_at(found, path), ensure_ascii=False)}"
-        for path, part in _parts(where)
-    ]
-    return compile_pattern(where, dynamodb=True)(found), details
+    return _outcome(where, found), list(_leaves(where, found))
 
 
-def _parts(pattern: Mapping[str, Any], before: tuple[str, ...] = ()) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each leaf of a pattern, as a pattern of its own, with its path."""
+def _condition(text: str, evaluate: Callable[[str], bool]) -> tuple[str, list[str]]:
+    """Say what comes of an expression, and of what it joins by `&&` the first that is to blame."""
+
+    def told(part: str) -> str:
+        try:
+            return HOLDS if evaluate(part) else DOES_NOT
+        except Exception as error:  # noqa: BLE001 - a flow rejects the change, whatever is wrong with it
+            return f"{REJECTS}{error}"
+
+    outcome = told(text)
+    if outcome == HOLDS:
+        return outcome, [f"{text}: true"]
+    details, kind = ([f"{text}: false"], DOES_NOT) if outcome == DOES_NOT else ([], REJECTS)
+    blamed = next((part for part in _conjuncts(text) if told(part).startswith(kind)), None)
+    if blamed is not None:  # an error names its expression itself
+        details.append(f"{blamed}: false" if kind == DOES_NOT else told(blamed).removeprefix(REJECTS))
+    return outcome, details
+
+
+def _conjuncts(text: str) -> list[str]:
+    """Return what an expression joins by `&&`; none where that cannot be told at a glance."""
+    parts = [part.strip() for part in text.split("&&")]
+    if len(parts) == 1 or "||" in text or "?" in text:
+        return []
+    try:
+        for part in parts:
+            compile_value(part)
+    except ExpressionError:  # of brackets, a macro, or text with && in it
+        return []
+    return parts
+
+
+def _outcome(pattern: Mapping[str, Any], found: Any) -> str:
+    return HOLDS if compile_pattern(pattern, dynamodb=True)(found) else DOES_NOT
+
+
+def _leaves(pattern: Mapping[str, Any], found: Any, before: tuple[str, ...] = (), branch: str = "") -> Iterator[str]:
+    """Yield what comes of each leaf of a pattern, as a pattern of its own; of `$or`, of each branch and its leaves."""
+
+    def whole(part: Mapping[str, Any]) -> Mapping[str, Any]:
+        for outer in reversed(before):
+            part = {outer: part}
+        return part
+
     for name, rest in pattern.items():
-        if isinstance(rest, Mapping):
-            yield from _parts(rest, (*before, name))
+        if name == "$or":
+            for number, one in enumerate(rest):
+                inner = f"{branch}{'.'.join((*before, name))}.{number}"
+                yield f"{inner}: {_outcome(whole(one), found)}"
+                yield from _leaves(one, found, before, f"{inner} ")
+        elif isinstance(rest, Mapping):
+            yield from _leaves(rest, found, (*before, name), branch)
         else:
-            part: dict[str, Any] = {name: rest}
-            for outer in reversed(before):
-                part = {outer: part}
-            yield ".".join((*before, name)), part
+            outcome, has = _outcome(whole({name: rest}), found), _at(found, (*before, name))
+            shown = "no such field" if has is MISSING else json.dumps(has, ensure_ascii=False)
+            yield f"{branch}{'.'.join((*before, name))}: {outcome}, the event has {shown}"
 
 
-def _at(found: Any, path: str) -> Any:
-    for name in path.split("."):
-        if not isinstance(found, Mapping) or name not in found:
-            return None
-        found = found[name]
-    return found
+def _at(found: Any, path: Sequence[str]) -> Any:
+    """Return what an event has at a path; of an array what its elements have there."""
+    if not path:
+        return found
+    if isinstance(found, list):
+        several = [_at(one, path) for one in found]
+        return [one for one in several if one is not MISSING] or MISSING
+    if not isinstance(found, Mapping) or path[0] not in found:
+        return MISSING
+    return _at(found[path[0]], path[1:])
 
 
 def _message(message: Message) -> MessageTrace:

@@ -1,7 +1,8 @@
 """Which flows the workers run: those of their settings, until a version is applied; then that one, on all of them.
 
 A version stands on the flows topic, whole, under the key `flows`; each worker writes there what it runs, under `worker/` and
-its transactional ID. A worker takes a version up between two slices: no slice is done half by one and half by another.
+its transactional ID. A worker takes a version up between two slices: no slice is done half by one and half by another. The
+last one on the topic is that which runs everywhere, also of two that were applied at once.
 """
 
 from __future__ import annotations
@@ -116,6 +117,8 @@ class FlowVersions(Participant, Generic[T]):
         self._next: tuple[Version, T] | None = None
         self._seen = Version(0)
         """The last version that was read."""
+        self._taken_up = self._seen
+        """The version that runs, whole: of two that were applied at once the numbers are the same."""
         self._said = WorkerFlows(client_id, -1, 0.0)
         self._runs = WorkerFlows(client_id, 0, time.time())
         self._stopped: dict[str, str] = {}
@@ -190,7 +193,7 @@ class FlowVersions(Participant, Generic[T]):
                 self._loop.call_soon_threadsafe(self._heard_of, self._seen)
 
     def _heard_of(self, version: Version) -> None:
-        if not self._caught_up or version.number == self._runs.version:
+        if not self._caught_up or version == self._taken_up:
             return
         task = asyncio.ensure_future(self._make(version))
         self._tasks.add(task)
@@ -241,7 +244,7 @@ class FlowVersions(Participant, Generic[T]):
     def _take_up(self, version: Version, what: T) -> None:
         # The slice's records have been worked on by now: those of the next one meet the new flows.
         self._current, stood = what, bool(self._stopped)
-        self._stopped = {}
+        self._stopped, self._taken_up = {}, version
         self._runs = WorkerFlows(self._client_id, version.number, time.time())
         if stood and self._loop is not None:
             self._loop.call_soon_threadsafe(self._go_on)

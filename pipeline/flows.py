@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from models.change import Change, canonical
+from models.change import Change
 from pipeline import flow_settings as settings
 from pipeline.errors import UsageError
-from pipeline.lookups import lookup
+from pipeline.given_items import by_key, finder, own_key_finder
+from pipeline.lookups import canned, lookup
 from pipeline.secrets import mask_key
 from pipeline.settings import Settings, place_of
 from pipeline.steps.enrich import JoinStep, Lookup, compute, join, reference, text_of_key
 from pipeline.steps.envelope import compile_envelope
-from pipeline.steps.event import NULL, Event, Step, each
+from pipeline.steps.event import Event, Step
 from pipeline.steps.expression import ENRICHED, ExpressionError, compile_expression, compile_value, truth
 from pipeline.steps.filter import PatternError, Predicate, compile_pattern, fields, merge
 from pipeline.steps.flow import Flow, Output, Where
@@ -79,6 +80,8 @@ class Means:
     """Returns the topic of a sink."""
     registry: Registry | None = None
     """The Schema Registry; None: there is none."""
+    lacks: Callable[[settings.EnrichSettings], str] = field(default=lambda step: "")
+    """Says what a step is not given here, though a worker would ask for it; '' when nothing."""
 
 
 def schema_registry(settings: Settings) -> Registry | None:
@@ -132,54 +135,40 @@ STAND_IN = MaskKey(bytes(KEY_BYTES))
 def onlooking(
     flows: Iterable[settings.Flow],
     modules: Sequence[str] = (),
-    references: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    references: Mapping[str, Sequence[Any]] | None = None,
+    answers: Mapping[str, Any] | None = None,
 ) -> Means:
     """Return what lets flows be compiled and run where no worker is.
 
-    Reference tables hold the items given, in typed JSON; no service is asked, no key is read, no schema registered.
+    Reference tables hold the rows given (see `given_items`), and lookups answer what is given for their `into`, else null; no
+    service is asked, no key is read, no schema registered.
     """
-    items, flows = references or {}, tuple(flows)
-    given = {table: _by_attribute(some) for table, some in items.items()}
+    given, known, flows = references or {}, answers or {}, tuple(flows)
     tables = {table for flow in flows for table in flow.references} | set(given)
     partitioned = {table for flow in flows for table in flow.partitioned}
+
+    def lacks(step: settings.EnrichSettings) -> str:
+        if isinstance(step, settings.Lookup):
+            return "" if step.into in known else "not asked here: null"
+        if isinstance(step, settings.Join):
+            wanted: Sequence[str] = (step.table or step.reference,)
+        else:
+            wanted = step.tables if isinstance(step, settings.Sql) else ()
+        missing = ", ".join(table for table in wanted if table not in given)
+        return f"no items of {missing} are given here" if missing else ""
+
     return Means(
         references={
-            **{table: given.get(table, {}).get for table in tables},
-            **{f"{settings.PARTITIONED}{table}": _by_own_key(items.get(table, ())) for table in partitioned},
+            **{table: finder(table, given.get(table, ())) for table in tables},
+            **{f"{settings.PARTITIONED}{table}": own_key_finder(given.get(table, ())) for table in partitioned},
         },
-        rows={table: GivenRows(given.get(table, {})) for table in tables},
+        rows={table: GivenRows(by_key(table, given.get(table, ()))) for table in tables},
         functions=load(modules),
         mask_key=lambda uri: STAND_IN,
-        lookup=_not_asked,
+        lookup=lambda step: canned(step, known.get(step.into)),
         registry=NewRegistry(),
+        lacks=lacks,
     )
-
-
-def _by_attribute(items: Sequence[Mapping[str, Any]]) -> dict[bytes, bytes]:
-    """Return items by each of their attributes that could be their key; of several with an equal one, the first."""
-    return {
-        canonical(value): msgspec.json.encode(item)
-        for item in reversed(items)
-        for value in item.values()
-        if value.keys() <= {"S", "N", "B"}
-    }
-
-
-def _by_own_key(items: Sequence[Mapping[str, Any]]) -> Lookup:
-    """Return what finds the first of a few items that has all attributes of an item key."""
-
-    def find(key: bytes) -> bytes | None:
-        wanted = msgspec.json.decode(key).items()
-        return next((msgspec.json.encode(item) for item in items if wanted <= item.items()), None)
-
-    return find
-
-
-def _not_asked(step: settings.Lookup) -> Step:
-    def add_null(event: Event) -> None:
-        event.added[step.into] = NULL
-
-    return each(add_null)
 
 
 def compile_flow(flow: settings.Flow, means: Means) -> Flow:

@@ -1,11 +1,13 @@
 """`headwater flows test`: golden files. Each holds an event and what the flows must make of it.
 
     {"event": {...as on raw...},
-     "references": {"customers": [{"customer_id": {"S": "c-1"}}]},
+     "references": {"customers": [{"customer_id": {"S": "c-1"}}], "topic:regions": [{"key": "eu", "value": {...}}]},
+     "lookups": {"stock": {...}},
      "expect": [{"flow": "orders", "sink": "orders-settled", "key": {...}, "value": {...}, "headers": {"op": "c"}}]}
 
-Of `key` and `headers` only what is named is compared; values are compared as JSON, whole. A rejected change is expected as
-`{"flow": "orders", "rejected": "part of the reason"}`.
+Of an outcome only what is named is compared, of `headers` only those that are; values are compared as JSON, whole. A rejected
+change is expected as `{"flow": "orders", "rejected": "part of the reason"}`. What is made of a change that has waited for a
+reference first (`hold`) has also `"waits"`, the seconds; when it is left out then, nothing else.
 """
 
 from __future__ import annotations
@@ -17,20 +19,41 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from models.change import MalformedChangeError
+from pipeline import given_items
+from pipeline.console import content
 from pipeline.errors import UsageError
 from pipeline.explaining import FlowTrace, explain
+from pipeline.flow_settings import Lookup
 from pipeline.flows import onlooking
+from pipeline.json_lines import line_of, line_of_error
 from pipeline.settings import Settings
+
+
+class Expected(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """An outcome; what is not set is not compared."""
+
+    flow: str | UnsetType = UNSET
+    sink: str | UnsetType = UNSET
+    key: Any | UnsetType = UNSET
+    value: Any | UnsetType = UNSET
+    headers: dict[str, str] | UnsetType = UNSET
+    rejected: str | UnsetType = UNSET
+    """Part of the reason."""
+    waits: float | UnsetType = UNSET
+    """Seconds."""
 
 
 class Case(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """What a golden file holds."""
 
     event: dict[str, Any]
-    references: dict[str, list[dict[str, dict[str, Any]]]] = {}
-    expect: list[dict[str, Any]] = []
+    references: dict[str, list[Any]] = {}
+    lookups: dict[str, Any] = {}
+    """By `into`, what is answered."""
+    expect: list[Expected] = []
 
 
 @dataclass(frozen=True)
@@ -63,7 +86,7 @@ def check(file: Path, settings: Settings, *, update: bool = False) -> Verdict:
             json.dumps({**msgspec.to_builtins(case), "expect": actual}, indent=2, ensure_ascii=False) + "\n"
         )
         return Verdict(file, [])
-    expected = case.expect
+    expected = msgspec.to_builtins(case.expect)
     differences = []
     if len(expected) != len(actual):
         differences.append(f"expected {len(expected)} outcomes, there are {len(actual)}: {_short(actual)}")
@@ -73,30 +96,60 @@ def check(file: Path, settings: Settings, *, update: bool = False) -> Verdict:
 
 
 def load(file: Path) -> Case:
-    """Read a golden file; raise UsageError when it is none."""
+    """Read a golden file; raise UsageError with the line of what is none."""
+    text = content(file)
     try:
-        return msgspec.json.decode(file.read_bytes(), type=Case)
-    except (OSError, msgspec.DecodeError) as error:
-        raise UsageError(f"{file}: no golden file: {error}", hint="docs/how-to/test-flows.md") from error
+        return msgspec.json.decode(text, type=Case)
+    except msgspec.DecodeError as error:
+        place = f"{file}:{line_of_error(text, error)}"
+        raise UsageError(f"{place}: this is no golden file: {error}", hint=given_items.HINT) from error
 
 
 def outcome(file: Path, case: Case, settings: Settings) -> list[FlowTrace]:
-    """Return what the flows make of the event of a golden file."""
-    try:
-        return explain(
-            settings.flows,
-            msgspec.json.encode(case.event),
-            onlooking(settings.flows, settings.modules, case.references),
+    """Return what the flows make of the event of a golden file; raise UsageError with the line of what is none of theirs."""
+    text = content(file)
+    references = {
+        name: given_items.checked(
+            name, ((f"{file}:{line_of(text, ('references', name, n))}", item) for n, item in enumerate(items))
         )
+        for name, items in case.references.items()
+    }
+    for name, answer in case.lookups.items():
+        _check_answer(f"{file}:{line_of(text, ('lookups', name))}", name, answer, settings)
+    means = onlooking(settings.flows, settings.modules, references, case.lookups)
+    try:
+        return explain(settings.flows, msgspec.json.encode(case.event), means)
     except MalformedChangeError as error:
-        raise UsageError(f"{file}: event: {error}", hint="docs/how-to/test-flows.md") from error
+        raise UsageError(f"{file}:{line_of(text, ('event',))}: event: {error}", hint=given_items.HINT) from error
+
+
+def _check_answer(place: str, name: str, answer: Any, settings: Settings) -> None:
+    asking = [step for flow in settings.flows for step in flow.enrich if isinstance(step, Lookup) and step.into == name]
+    if not asking:
+        raise UsageError(f"{place}: lookups: no step of the kind lookup adds {name}", hint=given_items.HINT)
+    if answer is not None and any(step.table is not None for step in asking):
+        try:
+            given_items.check_attributes(answer)
+        except ValueError as error:
+            wanted = f'{error}; expected the item of the table in typed JSON: {{"amount": {{"N": "12.50"}}, ...}}'
+            raise UsageError(f"{place}: lookups.{name}: {wanted}", hint=given_items.HINT) from error
 
 
 def _actual(trace: FlowTrace) -> list[dict[str, Any]]:
+    waits = {"waits": trace.waits} if trace.waits else {}
     if trace.outcome == "rejected":
-        return [{"flow": trace.flow, "rejected": trace.reason}]
+        return [{"flow": trace.flow, "rejected": trace.reason, **waits}]
+    if not trace.messages and waits:
+        return [{"flow": trace.flow, **waits}]
     return [
-        {"flow": trace.flow, "sink": one.sink, "key": json.loads(one.key), "value": one.value, "headers": one.headers}
+        {
+            "flow": trace.flow,
+            "sink": one.sink,
+            "key": json.loads(one.key),
+            "value": one.value,
+            "headers": one.headers,
+            **waits,
+        }
         for one in trace.messages
     ]
 

@@ -21,7 +21,7 @@ from models.attributes import digits, from_client, normal_item, to_client, typed
 from pipeline.errors import UsageError
 from pipeline.flow_settings import Lookup
 from pipeline.steps.enrich import attribute
-from pipeline.steps.event import Event, Step, Value
+from pipeline.steps.event import NULL, Event, Step, Value, each
 from pipeline.steps.lookup import (
     Answer,
     Breaker,
@@ -57,6 +57,21 @@ def lookup(settings: Lookup, environment: Mapping[str, str]) -> Step:
 def headers(settings: Lookup, environment: Mapping[str, str]) -> dict[str, str]:
     """Return the headers of a lookup; raise UsageError when a variable that they name is not there."""
     return {name: _filled(value, environment) for name, value in settings.headers.items()}
+
+
+def canned(settings: Lookup, answer: Any) -> Step:
+    """Return the step of a lookup that is always answered the same: null when there is none.
+
+    Of a `url` that is plain JSON, of a `table` an item in typed JSON. A change that lacks what is asked by gets null.
+    """
+    names = PLACE.findall(settings.url or "") + list(settings.key.values())
+    added = NULL if answer is None else raw({"M": answer} if settings.url is None else typed(answer))
+
+    def add(event: Event) -> None:
+        asked = all(attribute(event, name) is not None for name in names)
+        event.added[settings.into] = added if asked else NULL
+
+    return each(add)
 
 
 @cache

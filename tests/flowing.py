@@ -12,10 +12,10 @@ from pipeline.steps import flow as steps
 from pipeline.steps.enrich import Lookup
 
 
-def flow(references: Mapping[str, Lookup] | None = None, **settings: Any) -> steps.Flow:
+def flow(references: Mapping[str, Lookup] | None = None, means: Means | None = None, **settings: Any) -> steps.Flow:
     """Return a flow named f."""
     whole = {"name": "f", "to": "s", **settings}
-    return compile_flow(Flow.model_validate(whole), Means(references=references or {}))
+    return compile_flow(Flow.model_validate(whole), means or Means(references=references or {}))
 
 
 def run(flow: steps.Flow, *values: bytes, at: float = 0.0) -> list[steps.Result]:

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.tree import Tree
 
 from models.change import MalformedChangeError
+from pipeline import given_items
 from pipeline import settings as settings_module
 from pipeline.console import Json, content, out, print_json
 from pipeline.errors import UsageError
@@ -20,16 +21,20 @@ from pipeline.explaining import FlowTrace
 from pipeline.explaining import explain as explain_event
 from pipeline.flows import onlooking
 from pipeline.settings import Settings
-from pipeline.status import reading
+from pipeline.status import TIMEOUT, reading
+from pipeline.topics import Topic, admin, look
 
 
 def explain(
     event: Annotated[Path | None, typer.Argument(help="A file with one event, as on raw.")] = None,
-    topic: Annotated[str, typer.Option(help="Instead of a file: a topic, raw by its name.")] = "",
+    topic: Annotated[
+        str, typer.Option(help="Instead of a file: a topic, with or without the prefix.", show_default="raw")
+    ] = "",
     partition: Annotated[int, typer.Option(min=0, help="The partition on it.")] = 0,
     offset: Annotated[int, typer.Option(min=-1, help="The offset there.")] = -1,
     reference: Annotated[
-        list[Path] | None, typer.Option(help="TABLE.jsonl: items of a reference table, in typed JSON, one a line.")
+        list[Path] | None,
+        typer.Option(help="TABLE.jsonl: items in typed JSON; topic:NAME.jsonl: keys and values; one a line."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -38,11 +43,11 @@ def explain(
     if (event is None) == (offset < 0):
         raise UsageError("name a file, or --topic, --partition and --offset", hint="headwater explain --help")
     value = content(event) if event is not None else _fetch(settings, topic, partition, offset)
-    tables = {file.stem: [json.loads(line) for line in content(file).splitlines()] for file in reference or ()}
+    references = {file.stem: given_items.read(file) for file in reference or ()}
     try:
-        traces = explain_event(settings.flows, value, onlooking(settings.flows, settings.modules, tables), time.time())
+        traces = explain_event(settings.flows, value, onlooking(settings.flows, settings.modules, references))
     except MalformedChangeError as error:
-        raise UsageError(f"{event or topic}: {error}", hint="docs/how-to/test-flows.md") from error
+        raise UsageError(f"{event or topic}: {error}", hint=given_items.HINT) from error
     if as_json:
         print_json([trace.json() for trace in traces])
         return
@@ -55,7 +60,8 @@ COLOURS = {"sent": "green", "left out": "yellow", "rejected": "red"}
 
 def _tree(trace: FlowTrace) -> Tree:
     reason = f": {escape(trace.reason)}" if trace.reason else ""
-    tree = Tree(f"flow [bold]{escape(trace.flow)}[/]  [{COLOURS[trace.outcome]}]{trace.outcome}[/]{reason}")
+    waits = f"waits up to {trace.waits:g} s for its reference, and without it is then " if trace.waits else ""
+    tree = Tree(f"flow [bold]{escape(trace.flow)}[/]  {waits}[{COLOURS[trace.outcome]}]{trace.outcome}[/]{reason}")
     for step in trace.steps:
         branch = tree.add(f"{escape(step.step)}: {escape(step.outcome)}")
         for line in step.details:
@@ -68,9 +74,17 @@ def _tree(trace: FlowTrace) -> Tree:
 
 
 def _fetch(settings: Settings, topic: str, partition: int, offset: int) -> bytes:
-    """Read one record of a topic of this deployment."""
-    name = topic if "." in topic else f"{settings.prefix}.{topic or 'raw'}"
-    deadline = time.monotonic() + 20
+    """Read one record of a topic; raise FatalError when the cluster cannot be reached."""
+    wanted = topic or "raw"
+    names = (f"{settings.prefix}.{wanted}", wanted)  # of both, that of this deployment
+    asked = look(admin(settings.kafka.conf), [Topic(name, 0, "explained") for name in names])
+    found = next((one for one in asked if one.partitions), None)
+    if found is None:
+        raise UsageError(f"there is no topic {names[0]}, nor {names[1]}", hint="headwater topics")
+    name = found.wanted.name
+    if partition >= found.partitions:
+        raise UsageError(f"{name} has {found.partitions} partitions, from 0 on", hint="headwater topics")
+    deadline = time.monotonic() + TIMEOUT
     with reading(settings) as consumer:
         consumer.assign([TopicPartition(name, partition, offset)])
         while time.monotonic() < deadline:

@@ -11,15 +11,13 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
-import msgspec
 from confluent_kafka import KafkaError, Message
 from faust.types import TP
 
-from models.attributes import typed
+from models.attributes import typed_item
 from pipeline.state.store import Store
 from pipeline.transport import Follower, Participant, Slice, Transport
 from pipeline.transport.fatal import stop_process
@@ -178,8 +176,8 @@ def plain_item(record: Message) -> bytes | None:
     if not value:
         return None
     try:
-        return _encode({name: typed(one) for name, one in _decode(value).items()})
-    except (msgspec.DecodeError, ValueError) as error:
+        return typed_item(value)
+    except ValueError as error:
         log.warning(
             "%s[%s] offset %s is no JSON object, and counts as none: %s",
             record.topic(),
@@ -188,7 +186,3 @@ def plain_item(record: Message) -> bytes | None:
             error,
         )
         return None
-
-
-_decode = msgspec.json.Decoder(dict[str, Any], float_hook=Decimal).decode
-_encode = msgspec.json.encode

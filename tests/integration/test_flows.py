@@ -69,6 +69,17 @@ def test_flows_are_applied_without_a_restart(kafka_stack: Endpoints, tmp_path: P
         assert (explained["outcome"], explained["reason"]) == ("sent", "")
         nothing = headwater("explain", "--partition", "0", "--offset", "999999", **flowing.environment(later))
         assert (nothing.returncode, "there is no record 999999" in nothing.stderr) == (2, True)
+        sunk = next(iter(second))
+        at = ["--partition", str(sunk.partition()), "--offset", str(sunk.offset())]
+        for name in ("sink.b", flowing.topics.sink("b")):
+            done_there = headwater("explain", "--json", "--topic", name, *at, **flowing.environment(later))
+            assert json.loads(done_there.stdout)[0]["outcome"] == "sent", name
+        for wrong, why in (
+            (["--topic", "sink.c", *at], "there is no topic"),
+            (["--partition", "99", *at[2:]], "partitions"),
+        ):
+            refused = headwater("explain", *wrong, **flowing.environment(later))
+            assert (refused.returncode, why in refused.stderr) == (2, True)
         again = headwater("flows", "apply", "--json", **flowing.environment(later))
         assert json.loads(again.stdout) == {**json.loads(done.stdout), "new": False}
         (worker,) = json.loads(headwater("status", "--json", **flowing.environment()).stdout)["flows"]

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from functools import cache
+from itertools import count
+from types import SimpleNamespace
+from typing import Any, Literal, TypeVar
+from zlib import crc32
 
 import msgspec
 import pytest
+from botocore.exceptions import ClientError
 from events_made import event, outcome, record, records
 from flowing import flow
 from hypothesis import HealthCheck, given, settings
@@ -14,6 +19,9 @@ from hypothesis import strategies as st
 
 from models.change import decode, item_key
 from pipeline.flow_settings import Envelope, Format, Mask
+from pipeline.flow_settings import Lookup as LookupSettings
+from pipeline.flows import GivenRows, Means
+from pipeline.lookups import Http, Items
 from pipeline.registry import SchemaRegistry
 from pipeline.settings import Registry
 from pipeline.steps.enrich import JoinStep, compute, join
@@ -21,7 +29,7 @@ from pipeline.steps.envelope import compile_envelope
 from pipeline.steps.event import Event, Step
 from pipeline.steps.flow import Given, Result, pieces
 from pipeline.steps.formats.registered import compile_format
-from pipeline.steps.lookup import Answer, Memory, Question, RefusedError, compile_lookup
+from pipeline.steps.lookup import LONGEST, Answer, Breaker, Memory, Question, RefusedError, compile_lookup
 from pipeline.steps.mask import compile_masks
 from pipeline.steps.python import DROP, Change, Function, call
 from pipeline.steps.secrecy import MaskKey
@@ -55,20 +63,86 @@ def found(key: bytes) -> bytes | None:
     return b'{"name":{"S":"x"}}' if len(key) % 2 else None
 
 
-def registered(kind: str, envelope: str) -> Step:
+class CannedHttp:
+    """Answers GETs by what is asked: found, not there, refused, no JSON, out of order."""
+
+    def request(self, method: str, url: str, **_: Any) -> Any:
+        answers = [(200, b'{"n":1.50}'), (404, b""), (400, b""), (200, b"nope"), (503, b"")]
+        status, data = answers[crc32(url.encode()) % len(answers)]
+        return SimpleNamespace(status=status, data=data)
+
+
+class CannedItems:
+    """Answers BatchGetItem: every third key is not there, and one with a 7 has the whole call refused."""
+
+    def batch_get_item(self, RequestItems: Mapping[str, Any]) -> Any:  # noqa: N803 - boto3's name
+        ((table, asked),) = RequestItems.items()
+        keys = [key["id"]["S"] for key in asked["Keys"]]
+        if any("7" in key for key in keys):
+            raise ClientError({"Error": {"Code": "ValidationException"}}, "BatchGetItem")
+        there = [key for key in keys if crc32(key.encode()) % 3]
+        return {"Responses": {table: [{"id": {"S": key}, "name": {"S": key * 2}} for key in there]}}
+
+
+@cache
+def http() -> Http:
+    service = Http(LookupSettings(kind="lookup", url="https://service.test/{id}", into="a"), {})
+    service._pool = CannedHttp()  # type: ignore[assignment]  # asked in its place
+    return unbroken(service)
+
+
+@cache
+def table_items() -> Items:
+    service = Items(LookupSettings(kind="lookup", table="prices", region="eu-west-1", key={"id": "id"}, into="a"))
+    service._client = CannedItems()  # type: ignore[assignment]  # asked in its place
+    return unbroken(service)
+
+
+Service = TypeVar("Service", Http, Items)
+
+
+def unbroken(service: Service) -> Service:
+    """Return a service that is never left alone: that depends on what was asked before, in either form."""
+    service._breaker = Breaker(count(0.0, 2 * LONGEST).__next__)
+    return service
+
+
+def asking(service: Http | Items, on_failure: Literal["reject", "pass"]) -> Step:
+    return compile_lookup("a", service.question, service, Memory(100, 60, 60), on_failure)
+
+
+CUSTOMERS = GivenRows(
+    {b'{"S":"k%d"}' % n: b'{"id":{"S":"k%d"},"tier":{"N":"%d.50"}}' % (n, n) for n in range(1, 40, 2)}
+)
+WITH_CUSTOMERS = (
+    "SELECT changes.id, customers.item ->> 'tier' AS tier FROM changes "
+    "LEFT JOIN customers ON customers.key = json_extract(changes.key, '$.id')"
+)
+
+
+def registered(kind: str, envelope: str, on_conflict: str) -> Step:
     registry = SchemaRegistry(Registry(url="mock://conformance"))
-    format_settings = Format.model_validate({"kind": kind, "on_conflict": "widen"})
+    format_settings = Format.model_validate({"kind": kind, "on_conflict": on_conflict})
     return compile_format(Envelope.model_validate({"kind": envelope}), format_settings, "p.sink.s", registry)
 
 
 STEPS: dict[str, Callable[[], Step]] = {
     "join": lambda: join(JoinStep("customers", "status", "customer", found)),
     "join, inner": lambda: join(JoinStep("customers", "status", "customer", found, missing="drop")),
+    "join, reject": lambda: join(JoinStep("customers", "status", "customer", found, missing="reject")),
+    "join, hold": lambda: join(JoinStep("customers", "id", "customer", found, hold=30, clock=lambda: 29.0)),
+    "join, held": lambda: join(
+        JoinStep("customers", "id", "customer", found, missing="reject", hold=30, clock=lambda: 30.0)
+    ),
     "compute": lambda: compute('has(after.total) ? string(after.total) : "none"', "text"),
     "sql": lambda: compile_query("SELECT id, op || table_name AS what, after FROM changes WHERE op <> 'd'", {}),
     "sql, odd": lambda: compile_query(
         "SELECT id, CAST(json_extract_string(after, '$.n') AS INT) AS n FROM changes", {}
     ),
+    "sql, reference": lambda: compile_query(WITH_CUSTOMERS, {"customers": CUSTOMERS}),
+    "lookup, http": lambda: asking(http(), "reject"),
+    "lookup, http, pass": lambda: asking(http(), "pass"),
+    "lookup, items": lambda: asking(table_items(), "reject"),
     "lookup": lambda: compile_lookup("a", lambda one: one.key, ask, Memory(100, 60, 60), "reject"),
     "lookup, pass": lambda: compile_lookup("a", lambda one: one.key, ask, Memory(0, 60, 60), "pass"),
     "python": lambda: call(Function("price", price, batch=False)),
@@ -110,13 +184,16 @@ def test_a_step_does_the_same_in_a_batch_and_change_by_change(name: str, values:
     assert list(map(outcome, together)) == list(map(outcome, apart))
 
 
+@pytest.mark.parametrize("on_conflict", ["reject", "widen"])
 @pytest.mark.parametrize("envelope", ["plain", "debezium"])
 @pytest.mark.parametrize("kind", ["avro", "protobuf", "json-schema"])
 @given(values=st.lists(records(), min_size=1, max_size=6))
 @settings(max_examples=25, deadline=None)
-def test_a_format_says_the_same_in_a_batch_and_change_by_change(kind: str, envelope: str, values: list[bytes]) -> None:
+def test_a_format_says_the_same_in_a_batch_and_change_by_change(
+    kind: str, envelope: str, on_conflict: str, values: list[bytes]
+) -> None:
     """Once the schema is there: how many versions it takes to come there depends on the batches."""
-    step = registered(kind, envelope)
+    step = registered(kind, envelope, on_conflict)
 
     def encoded(events: list[Event]) -> list[Any]:
         return [(one.output, None if one.error is None else str(one.error)) for one in events]
@@ -142,21 +219,48 @@ FLOWS: dict[str, dict[str, Any]] = {
         "through": "way",
         "envelope": {"kind": "debezium", "tombstone": True},
     },
+    "masks": {
+        "mask_key": "env:KEY",
+        "mask": [{"path": "id", "how": "tokenise"}, {"path": "email", "how": "hash"}, {"path": "n", "how": "truncate"}],
+        "where": "op != 'd'",
+        "envelope": "debezium",
+    },
+    "sql": {"enrich": [{"kind": "sql", "query": WITH_CUSTOMERS, "tables": ["customers"]}], "envelope": "plain"},
+    "lookup": {"enrich": [{"kind": "lookup", "url": "https://service.test/{id}", "into": "a"}], "envelope": "plain"},
+    "python": {"enrich": [{"kind": "python", "name": "price"}, {"kind": "python", "name": "prices"}]},
+    "all": {
+        "enrich": [
+            {"kind": "python", "name": "price"},
+            {"kind": "sql", "query": WITH_CUSTOMERS, "tables": ["customers"]},
+            {"kind": "lookup", "url": "https://service.test/{id}", "into": "a"},
+            {"kind": "compute", "as": "enriched.a == null ? 0 : 1", "into": "known"},
+        ],
+        "mask_key": "env:KEY",
+        "mask": [{"path": "enriched.tier", "how": "hash"}, {"path": "total", "how": "redact"}],
+        "to": [{"sink": "known", "where": "enriched.known == 1"}, {"sink": "others"}],
+        "envelope": "plain",
+    },
 }
+MEANS = Means(
+    rows={"customers": CUSTOMERS},
+    functions={"price": Function("price", price, batch=False), "prices": Function("prices", prices, batch=True)},
+    mask_key=lambda uri: KEY,
+    lookup=lambda step: asking(http(), "reject"),
+)
 
 
 @pytest.mark.parametrize("name", FLOWS)
 @given(values=st.lists(records(), min_size=1, max_size=8))
 @settings(max_examples=60, deadline=None)
 def test_a_flow_does_the_same_in_a_batch_and_change_by_change(name: str, values: list[bytes]) -> None:
-    compiled = flow(**FLOWS[name])
+    batch, single = (flow(means=MEANS, **FLOWS[name]) for _ in "ab")  # neither remembers the answers of the other
     changes = [Given(n, b"k", value, decode(value), 0.0) for n, value in enumerate(values)]
 
     def told(results: Any) -> list[Any]:
         return [(one.given.offset, one.messages, str(one.error), one.stage if one.error else "") for one in results]
 
-    apart = [result for one in changes for result in compiled.run([one])]
-    assert told(compiled.run(changes)) == told(apart)
+    apart = [result for one in changes for result in single.run([one])]
+    assert told(batch.run(changes)) == told(apart)
 
 
 @st.composite

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import re
+import runpy
 import shlex
 import tomllib
 from collections.abc import Iterable, Iterator
@@ -17,12 +18,16 @@ from typing import Any
 
 import pytest
 import typer
+from conftest import Headwater
 
 import agents
+from headwater.testing import change
+from pipeline import golden
 from pipeline.app import AGENTS, App, create_app
 from pipeline.cli import app as cli
 from pipeline.flows import compile_flow, onlooking
 from pipeline.settings import ENV_PREFIX, KINDS, NOT_SETTINGS, DynamoDBStream, Settings, load
+from pipeline.steps.filter import compile_pattern
 from pipeline.topics import Topics
 
 ROOT = Path(__file__).parents[2]
@@ -171,13 +176,75 @@ def test_settings_files_on_the_pages_load(
 
 
 PATTERNS = re.findall(r"^\| `(\{.+?\})` \|", TEXT["docs/how-to/filter-changes.md"], re.MULTILINE)
+ENTRIES = re.findall(r"^\| [^|]+ \| `(\{.+?\})` \|", TEXT["docs/how-to/filter-changes.md"], re.MULTILINE)
+
+
+def image(**attributes: Any) -> dict[str, Any]:
+    return {"dynamodb": {"NewImage": attributes}}
+
+
+TRIED: dict[str, tuple[Any, Any]] = {
+    '{ eventName = ["REMOVE"] }': ({"eventName": "REMOVE"}, {"eventName": "INSERT"}),
+    '{ dynamodb = { NewImage = { total = { N = [{ numeric = [">", 5] }] } } } }': (
+        image(total={"N": "5.1"}),
+        image(total={"N": "5"}),
+    ),
+    "{ dynamodb = { NewImage = { gift = { BOOL = [true] } } } }": (image(gift={"BOOL": True}), image()),
+    '{ userIdentity = { type = ["Service"] } }': ({"userIdentity": {"type": "Service"}}, {}),
+    '{ prefix = "eu-" }': ("eu-1", "EU-1"),
+    '{ equals-ignore-case = "paid" }': ("PAID", "unpaid"),
+    '{ wildcard = "dir/*.png" }': ("dir/a.png", "dir/a.jpg"),
+    '{ numeric = [">", 0, "<=", 5] }': (5, 0),
+    '{ cidr = "10.0.0.0/24" }': ("10.0.0.9", "10.0.1.9"),
+    "{ exists = true }": ("x", []),
+    '{ anything-but = ["open", "lost"] }': ("paid", "lost"),
+}
+"""By pattern, and by entry of one: what it matches, and what it does not."""
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_patterns_on_the_pages_can_be_compiled(pattern: str) -> None:
+def test_patterns_on_the_pages_match_what_they_say(pattern: str) -> None:
     where = tomllib.loads(f"where = {pattern}")["where"]
     flow = Settings(flows=({"name": "f", "where": where, "to": [{"sink": "s"}]},)).flows[0]
     assert compile_flow(flow, onlooking([flow])).where is not None
+    matches = compile_pattern(where, dynamodb=True)
+    assert [matches(event) for event in TRIED[pattern]] == [True, False]
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_entries_of_patterns_on_the_page_match_what_they_say(entry: str) -> None:
+    matches = compile_pattern({"a": [tomllib.loads(f"entry = {entry}")["entry"]]})
+    assert [matches({"a": value}) for value in TRIED[entry]] == [True, False]
+
+
+def golden_files() -> Iterator[tuple[str, str, str]]:
+    """The golden files on the pages: the page and line, the settings that stand before, the file."""
+    for page, text in TEXT.items():
+        settings = ""
+        for match in FENCE.finditer(text):
+            if match[2] == "toml":
+                settings = match[3]
+            elif match[2] == "json" and {"event", "expect"} <= json.loads(match[3]).keys():
+                yield f"{page}:{text.count(chr(10), 0, match.start()) + 2}", settings, match[3]
+
+
+GOLDEN = list(golden_files())
+
+
+def test_every_step_that_needs_no_code_or_key_has_a_golden_file() -> None:
+    pages = {Path(page.partition(":")[0]).stem for page, *_ in GOLDEN}
+    steps = {"join-tables", "enrich-by-lookup", "compute-attributes", "enrich-by-sql", "shape-items", "route-changes"}
+    assert pages >= steps | {"choose-an-envelope", "test-flows"}
+
+
+@pytest.mark.parametrize(("page", "settings", "content"), GOLDEN, ids=[page for page, *_ in GOLDEN])
+def test_golden_files_on_the_pages_are_what_the_flows_make(
+    page: str, settings: str, content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "headwater.toml").write_text(settings)
+    (tmp_path / "case.json").write_text(content)
+    monkeypatch.setenv("HEADWATER_CONFIG", str(tmp_path / "headwater.toml"))
+    assert golden.check(tmp_path / "case.json", load()).differences == [], page
 
 
 def test_properties_in_the_environment_are_laid_over_those_of_the_file(
@@ -198,9 +265,35 @@ def test_json_on_the_pages_is_json(page: str, block: str) -> None:
     assert json.loads(block), page
 
 
+NOT_THERE = ("docs/how-to/read-the-lake.md",)
+"""Pages whose code needs what is not here: a lake that was written."""
+
+
 @pytest.mark.parametrize(("page", "block"), blocks("python"), ids=lambda value: value[:40])
-def test_python_on_the_pages_is_python(page: str, block: str) -> None:
+def test_python_on_the_pages_runs(page: str, block: str, tmp_path: Path) -> None:
     assert ast.parse(block).body, page
+    if page.startswith(NOT_THERE):
+        return
+    (tmp_path / "page.py").write_text(block)
+    found = runpy.run_path(str(tmp_path / "page.py"))
+    for name, test in found.items():
+        if name.startswith("test_"):
+            test()
+
+
+def test_the_functions_of_the_page_are_called_by_its_flow(headwater: Headwater, tmp_path: Path) -> None:
+    page = TEXT["docs/how-to/enrich-in-python.md"]
+    (module,) = [block[3] for block in FENCE.finditer(page) if "batch=True" in block[3]]
+    (settings,) = [block[3] for block in FENCE.finditer(page) if block[3].startswith("modules = ")]
+    name = tomllib.loads(settings)["modules"][0]
+    (tmp_path / f"{name}.py").write_text(module)
+    (tmp_path / "headwater.toml").write_text(settings)
+    order = change("orders", new={"order_id": "o-1", "total": 100})
+    (tmp_path / "event.json").write_text(json.dumps(order))
+    done = headwater("explain", "event.json", "--json")
+    assert done.returncode == 0, done.stderr
+    ((message,),) = [flow["messages"] for flow in json.loads(done.stdout)]
+    assert message["value"]["enriched"] == {"with_vat": {"N": "121"}}
 
 
 def test_the_iam_policy_allows_what_the_code_calls_and_no_more() -> None:

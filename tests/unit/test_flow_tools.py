@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,17 +13,18 @@ from xml.etree import ElementTree as ET
 import pytest
 from conftest import Headwater
 
-from pipeline import golden
+from pipeline import given_items, golden
 from pipeline.errors import UsageError
-from pipeline.explaining import explain
+from pipeline.explaining import FlowTrace, explain
 from pipeline.flow_settings import Flow
 from pipeline.flow_versions import dump, parse, text_of
 from pipeline.flows import onlooking
-from pipeline.graphing import mermaid, svg
+from pipeline.graphing import NAME, RULE, TEXT, WIDTH, mermaid, svg
 from pipeline.running import AT_LEAST, RejectLimit
 from pipeline.settings import Settings
 from pipeline.toml_lines import line_of
 
+SVG = "http://www.w3.org/2000/svg"
 FILE = """\
 prefix = "p"
 
@@ -195,6 +197,132 @@ def test_a_partitioned_table_is_explained_tested_and_drawn_as_a_global_one(tmp_p
     assert parse(json.loads(json.dumps(dump(settings.flows)))) == settings.flows
 
 
+def explained(given: dict[str, Any], references: dict[str, Any] | None = None, **event: Any) -> FlowTrace:
+    """What a flow of these settings makes of the event."""
+    settings = Settings.model_validate({"flows": [{"name": "f", "to": "s", **given}]})
+    (trace,) = explain(
+        settings.flows, json.dumps({**EVENT, **event}).encode(), onlooking(settings.flows, (), references)
+    )
+    return trace
+
+
+def steps_of(trace: FlowTrace) -> dict[str, str]:
+    return {step.step: step.outcome for step in trace.steps}
+
+
+def test_sql_sees_a_given_item_once() -> None:
+    query = (
+        "SELECT id, c.item->>'tier' AS tier, (SELECT count(*) FROM customers) AS items "
+        "FROM changes LEFT JOIN customers c ON c.key = (changes.after->'customer_id')"
+    )
+    sql = {"kind": "sql", "tables": ["customers"], "query": query}
+    trace = explained({"enrich": [sql]}, {"customers": [ADA]})
+    assert trace.steps[0].details == ['tier = {"S":"gold"}', 'items = {"N":"1"}']
+
+
+def test_sql_sees_given_items_of_topics_and_of_tables_with_a_sort_key() -> None:
+    query = (
+        "SELECT id, (SELECT string_agg(key->>'n', ',' ORDER BY key->>'n') FROM lines) AS lines, "
+        '(SELECT min(key) FROM "crm.tiers") AS tier FROM changes'
+    )
+    sql = {"kind": "sql", "tables": ["lines", "topic:crm.tiers"], "query": query}
+    lines = [{"order": {"S": "o-1"}, "n": {"N": str(n)}, "sum": {"N": "7"}} for n in (1, 2)]
+    tiers = [{"key": "gold", "value": {"name": "Gold"}}, {"key": "bronze", "value": None}]
+    trace = explained({"enrich": [sql]}, {"lines": lines, "topic:crm.tiers": tiers})
+    assert trace.steps[0].details == ['lines = {"S":"1,2"}', 'tier = {"S":"\\"gold\\""}']
+
+
+def test_an_item_of_a_joined_topic_is_found_by_its_key() -> None:
+    join = {"kind": "join", "topic": "crm.people", "on": "customer_id", "into": "person"}
+    rows = [{"key": "c-1", "value": {"name": "Ada", "debt": 1.5}}, {"key": "c-2", "value": None}]
+    trace = explained({"enrich": [join]}, {"topic:crm.people": rows})
+    assert trace.steps[0].details == ['person = {"M":{"name":{"S":"Ada"},"debt":{"N":"1.5"}}}']
+
+
+@pytest.mark.parametrize(("missing", "outcome"), [("null", "sent"), ("drop", "left out"), ("reject", "rejected")])
+def test_a_change_that_waits_for_a_reference_is_told_with_what_comes_then(missing: str, outcome: str) -> None:
+    joins = [
+        {"kind": "join", "table": f"t{hold}", "on": "customer_id", "into": f"t{hold}", "hold": hold, "missing": missing}
+        for hold in (30, 40)
+    ]
+    trace = explained({"enrich": joins})
+    # What the first leaves out, or rejects, never gets to the second.
+    assert (trace.waits, trace.outcome) == (40 if missing == "null" else 30, outcome)
+    assert explained({"enrich": joins}, {"t30": [ADA], "t40": [ADA]}).waits == 0
+
+
+def test_the_rules_are_told_as_far_as_they_are_asked() -> None:
+    to = [{"sink": "a", "where": "op == 'u'"}, {"sink": "b", "where": "op == 'c'"}, {"sink": "c"}]
+    told = steps_of(explained({"to": to}))
+    assert told == {"to.0 a": "does not hold", "to.1 b": "holds", "to.2 c": "not asked, to.1 takes it"}
+    assert steps_of(explained({"to": to, "match": "all"}))["to.2 c"] == "takes everything"
+    rest = steps_of(explained({"to": to[:1], "otherwise": "rest"}))
+    assert rest["otherwise rest"] == "takes it, no `where` holds"
+
+
+def test_what_rejects_is_told_where_it_did() -> None:
+    raises = "after.total > 1"
+    assert steps_of(explained({"where": raises})) == {
+        "where": f"rejects: {raises}: there is no 'total': ask has() first"
+    }
+    rules = [{"sink": "a", "where": "op == 'u'"}, {"sink": "b", "where": raises}, {"sink": "c"}]
+    told = list(steps_of(explained({"to": rules})).items())
+    assert told[0] == ("to.0 a", "does not hold")
+    assert told[1][1].startswith("rejects: ")
+    assert len(told) == 2, "the third rule is not asked"
+    early = {"kind": "compute", "as": raises, "into": "x"}
+    assert list(steps_of(explained({"to": rules, "enrich": [early]}))) == ["enrich.0 compute"], "it is not routed"
+
+
+@pytest.mark.parametrize(
+    ("where", "blamed"),
+    [
+        ("op == 'c' && has(after.email) && op == 'u'", "op == 'u': false"),
+        ("op == 'c' && after.total > 1 && op == 'c'", "after.total > 1: there is no 'total': ask has() first"),
+        ("op == 'u' || op == 'd' && op == 'c'", None),
+        ("(op == 'u' && op == 'd')", None),
+        ("after.email == 'a && b'", None),
+    ],
+)
+def test_the_part_of_an_expression_that_is_to_blame_is_told(where: str, blamed: str | None) -> None:
+    details = explained({"where": where}).steps[0].details
+    assert [line for line in details if line != f"{where}: false"] == ([] if blamed is None else [blamed])
+
+
+def test_an_event_with_odd_values_is_explained_as_a_worker_would_reject_it() -> None:
+    odd = {"Keys": {"id": {"S": "1"}}, "NewImage": {"id": {"S": "1"}, "total": "7"}}
+    trace = explained({"where": "after.total > 1"}, dynamodb=odd)
+    assert trace.outcome == "rejected"
+    assert trace.steps[0].outcome.startswith("rejects: ")
+
+
+@pytest.mark.parametrize("where", [{"a": 1}, "op =="])
+def test_a_flow_that_cannot_be_compiled_is_refused_before_it_is_explained(where: Any) -> None:
+    with pytest.raises(UsageError, match="flow f, where"):
+        explained({"where": where})
+
+
+def test_each_branch_of_a_pattern_is_told() -> None:
+    pattern = {"dynamodb": {"NewImage": {"$or": [{"order_id": {"S": ["o-2"]}}, {"gone": {"S": [{"exists": False}]}}]}}}
+    assert explained({"where": pattern}).steps[0].details == [
+        "dynamodb.NewImage.$or.0: does not hold",
+        'dynamodb.NewImage.$or.0 dynamodb.NewImage.order_id.S: does not hold, the event has "o-1"',
+        "dynamodb.NewImage.$or.1: holds",
+        "dynamodb.NewImage.$or.1 dynamodb.NewImage.gone.S: holds, the event has no such field",
+    ]
+
+
+def test_what_is_not_given_is_told() -> None:
+    steps = [
+        {"kind": "join", "table": "customers", "on": "customer_id", "into": "customer"},
+        {"kind": "lookup", "url": "https://stock/{order_id}", "into": "stock"},
+    ]
+    join, lookup = explained({"enrich": steps}).steps
+    assert join.details[-1] == "no items of customers are given here"
+    assert lookup.details[-1] == "not asked here: null"
+    assert "given" not in explained({"enrich": steps}, {"customers": [ADA]}).steps[0].details[-1]
+
+
 def case(tmp_path: Path, **content: Any) -> Path:
     file = tmp_path / "case.json"
     file.write_text(json.dumps({"event": EVENT, "references": {"customers": [ADA]}, **content}))
@@ -218,13 +346,131 @@ def test_golden_files_say_what_is_otherwise_and_can_be_written_anew(tmp_path: Pa
         golden.cases(tmp_path / "nothing")
 
 
+def test_a_golden_file_may_expect_a_wait(tmp_path: Path) -> None:
+    join = {"kind": "join", "table": "customers", "on": "customer_id", "into": "c", "hold": 30, "missing": "drop"}
+    settings = Settings.model_validate({"flows": [{"name": "f", "enrich": [join], "to": "s"}]})
+    waits = [{"flow": "f", "waits": 30}]
+    assert golden.check(case(tmp_path, references={}, expect=waits), settings).ok
+    assert not golden.check(case(tmp_path, expect=waits), settings).ok
+    file = case(tmp_path, references={}, expect=[])
+    golden.check(file, settings, update=True)
+    assert json.loads(file.read_text())["expect"] == waits
+
+
+@pytest.mark.parametrize(
+    ("where", "answer", "added"),
+    [
+        ({"url": "https://stock/{order_id}"}, {"left": 1.5}, {"M": {"left": {"N": "1.5"}}}),
+        ({"table": "stock", "key": {"id": "order_id"}}, {"left": {"N": "2"}}, {"M": {"left": {"N": "2"}}}),
+        ({"url": "https://stock/{order_id}"}, None, {"NULL": True}),
+        ({"url": "https://stock/{nothing}"}, {"left": 1}, {"NULL": True}),
+    ],
+)
+def test_a_golden_file_gives_the_answers_of_lookups(
+    where: dict[str, Any], answer: Any, added: dict[str, Any], tmp_path: Path
+) -> None:
+    lookup = {"kind": "lookup", **where, "into": "stock"}
+    settings = Settings.model_validate({"flows": [{"name": "f", "enrich": [lookup], "to": "s"}]})
+    file = case(tmp_path, lookups={"stock": answer})
+    golden.check(file, settings, update=True)
+    written = json.loads(file.read_text())
+    assert written["expect"][0]["value"]["enriched"] == {"stock": added}
+    assert written["lookups"] == {"stock": answer}, "it stays in the file"
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "why"),
+    [
+        ('{\n "event": {},\n "expect": [\n  {"flow": "f"},\n  {"headers": null}]}', 5, "Expected `object`, got `null`"),
+        ('{\n "event": {},\n nope}', 3, "malformed"),
+        ('{"event": {}', 1, "truncated"),
+        ('{"event": {},\n "references":\n {"a": [\n  {"x": {"S": "1"}},\n  {"x": "1"}]}}', 5, "x is not of a type"),
+        ('{"references": {"topic:t": [\n {"key": 1, "value": {}}]}, "event": {}}', 2, "a key, as text"),
+        ('{\n "event": {"eventID": "e"}}', 2, "event: not a change"),
+        ('{"event": {},\n "lookups": {"stock": {"left": 1}}}', 2, "lookups.stock: the value of left is not of a type"),
+        ('{"event": {},\n "lookups": {\n"stok": 1}}', 3, "no step of the kind lookup adds stok"),
+    ],
+)
+def test_a_golden_file_that_is_none_is_refused_with_its_line(content: str, line: int, why: str, tmp_path: Path) -> None:
+    lookup = {"kind": "lookup", "table": "stock", "key": {"id": "order_id"}, "into": "stock"}
+    settings = Settings.model_validate({"flows": [{"name": "f", "enrich": [lookup], "to": "s"}]})
+    file = tmp_path / "case.json"
+    file.write_text(content.replace('"event": {}', f'"event": {json.dumps(EVENT)}'))
+    with pytest.raises(UsageError) as refused:
+        golden.check(file, settings)
+    assert why in refused.value.message
+    assert refused.value.message.startswith(f"{file}:{line}: ")
+    assert refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "why"),
+    [
+        ("customers", '\n{"id": {"S": "1"}}\nnope', ":3: JSON is malformed"),
+        ("customers", '{"customer_id": "c-1"}', ":1: the value of customer_id is not of a type"),
+        ("customers", '{"tags": {"SS": ["a"]}}', ":1: tags is no key attribute"),
+        ("customers", "[]", ":1: this is no object"),
+        ("customers", '{"id": {"S": "1"}, "n": {"L": ["1"]}}', ":1: the value of n is not of a type"),
+        ("customers", '{"id": {"S": "1"}, "n": {"N": "one"}}', ":1: the value of n is not of a type"),
+        ("topic:t", '{"key": "a", "value": 1}', ":1: Expected `object`"),
+    ],
+)
+def test_a_file_of_items_is_refused_with_its_line(name: str, text: str, why: str, tmp_path: Path) -> None:
+    file = tmp_path / f"{name}.jsonl"
+    file.write_text(text)
+    with pytest.raises(UsageError) as refused:
+        given_items.read(file)
+    assert f"{file}{why}" in refused.value.message
+    assert "; expected " in refused.value.message
+    assert refused.value.hint
+
+
 def test_flows_are_drawn() -> None:
     chart = mermaid(flows())
     assert 't0[("orders")]' in chart
     assert "join customers" in chart
     picture = ET.fromstring(svg(flows()))  # noqa: S314 - our own
-    words = [element.text for element in picture.iter("{http://www.w3.org/2000/svg}text")]
+    words = [element.text for element in picture.iter(f"{{{SVG}}}text")]
     assert {"orders", "customers", "gold", "redact email", "{table}"} <= set(words)
+
+
+def test_rules_and_what_is_published_on_the_way_are_drawn() -> None:
+    join = {"kind": "join", "topic": "crm.regions", "on": "region", "into": "region"}
+    to = [{"sink": "a", "where": 'op == "c"'}, {"sink": "b", "where": {"eventName": ["MODIFY"]}}]
+    first = {"name": "first", "enrich": [join], "through": "way", "to": to, "otherwise": "rest"}
+    every = {"name": "every", "match": "all", "to": [to[0], {"sink": "b"}, {"sink": "a", "where": "ttl_expired"}]}
+    drawn = Settings.model_validate({"flows": [first, every]}).flows
+    chart = mermaid(drawn)
+    assert 'f0["first<br/>join topic:crm.regions"]' in chart
+    nodes = {name: node for node, name in re.findall(r'(s\d)\(\["(.+?)"\]\)', chart)}
+    assert list(nodes) == ["enriched.way", "a", "b", "rest"]
+    ways = dict(re.findall(r"(f\d -->.*) (s\d)", chart))
+    assert ways == {
+        'f0 -->|"through"|': nodes["enriched.way"],
+        'f0 -->|"1. op == &quot;c&quot;"|': nodes["a"],
+        'f0 -->|"2. {&quot;eventName&quot;: [&quot;MODIFY&quot;]}"|': nodes["b"],
+        'f0 -->|"otherwise"|': nodes["rest"],
+        'f1 -->|"all: op == &quot;c&quot;, all: ttl_expired"|': nodes["a"],
+        'f1 -->|"everything"|': nodes["b"],
+    }
+    texts = [element.text for element in ET.fromstring(svg(drawn)).iter(f"{{{SVG}}}text")]  # noqa: S314 - our own
+    assert {"through", '1. op == "c"', "otherwise", "everything", "enriched.way"} <= set(texts)
+
+
+def test_no_line_of_the_picture_is_wider_than_its_box() -> None:
+    long = {
+        "name": "w" * 100,
+        "select": ["an_attribute_with_a_long_name", "another_one_of_them"],
+        "enrich": [{"kind": "join", "topic": "M" * 100, "on": "x", "into": "x"}],
+        "to": [{"sink": "s" * 150, "where": "op == 'c' && table == 'a-table-with-a-long-name'"}],
+    }
+    picture = ET.fromstring(svg(Settings.model_validate({"flows": [long]}).flows))  # noqa: S314 - our own
+    for element in picture.iter(f"{{{SVG}}}text"):
+        size = {"name": NAME, "line": TEXT, "rule": RULE}[element.attrib["class"]]
+        assert len(element.text or "") * size * 0.65 <= WIDTH
+        assert (element.text or "").endswith("…") or len(element.text or "") < 30
+    titles = [title.text for title in picture.iter(f"{{{SVG}}}title")]
+    assert f"{'s' * 150}" in titles, "the pointer shows it whole"
 
 
 def test_a_version_says_all_that_the_settings_say() -> None:

@@ -116,7 +116,7 @@ def test_a_shape_comes_back_from_its_schema(kind: str, registry: SchemaRegistry)
     codec = CODECS[kind]
     again = codec.parse(text)
     assert codec.schema(again) == text
-    assert list(again.fields) == ["before", "after", "source", "op", "ts_ms", "ts_us", "ts_ns"]
+    assert list(again.fields) == ["before", "after", "source", "op", "ts_ms", "ts_us", "ts_ns", "transaction"]
     assert again.fields["before"].shape is again.fields["after"].shape
     with pytest.raises(ValueError, match="was not made by Headwater"):
         codec.parse("{}")
@@ -128,6 +128,14 @@ def test_debezium_in_avro(registry: SchemaRegistry) -> None:
     assert found["before"] is None
     assert found["after"]["gift"] is True
     assert (found["op"], found["source"]["table"], found["ts_ms"]) == ("c", "orders", 1_764_000_001_000)
+    assert found["transaction"] is None
+    text: Any = client(registry).get_latest_version(f"{TOPIC}-value").schema.schema_str
+    (transaction,) = [field for field in json.loads(text)["fields"] if field["name"] == "transaction"]
+    assert transaction["default"] is None
+    null, block = transaction["type"]
+    fields = [(field["name"], field["type"]) for field in block["fields"]]
+    nullable = [("id", "string"), ("total_order", "long"), ("data_collection_order", "long")]
+    assert (null, fields) == ("null", [(name, ["null", kind]) for name, kind in nullable])
 
 
 def test_debezium_in_avro_with_documents_as_confluents_connector_has_them(registry: SchemaRegistry) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 from honcho.environ import parse_procfile  # type: ignore[import-untyped]
@@ -58,3 +59,16 @@ def test_nothing_is_built_and_no_environment_read_at_import() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_functions_of_users_are_typed_by_what_they_import(tmp_path: Path) -> None:
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert [name for name in packages["packages"] if not (ROOT / name / "py.typed").is_file()] == []
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "from headwater import Change, enrich\n\n\n"
+        '@enrich("size")\ndef size(change: Change) -> dict[str, int]:\n    return {"size": len(change.after or {})}\n'
+    )
+    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), mine.name]
+    checked = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout

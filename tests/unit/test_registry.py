@@ -24,7 +24,7 @@ from pipeline.registry import SchemaRegistry
 from pipeline.settings import Registry
 from pipeline.steps.envelope import Encoder
 from pipeline.steps.event import Event
-from pipeline.steps.formats import json_schema, protobuf
+from pipeline.steps.formats import json_schema, protobuf, registered, shape
 from pipeline.steps.formats.registered import CODECS, IncompatibleError, compile_format
 from pipeline.steps.formats.shape import ConflictError, Shape
 
@@ -194,6 +194,30 @@ def test_numbers_as_strings_are_strings_in_the_json_schema(served: Served) -> No
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_schema_without_transactions_gets_them_behind_its_members(
+    kind: str, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Earlier versions registered none."""
+    members = shape.debezium_members
+
+    def without(event: Event, *, documents: bool) -> dict[str, Any]:
+        return {name: one for name, one in members(event, documents=documents).items() if name != "transaction"}
+
+    with monkeypatch.context() as earlier:
+        earlier.setattr(registered, "debezium_members", without)
+        (old,) = encode(worker(served, kind, "debezium"), {"a": {"S": "x"}})
+    (new,) = encode(worker(served, kind, "debezium"), {"a": {"S": "y"}})
+    numbers = {name: field.number for name, field in newest(served, kind).fields.items()}
+    assert numbers == {
+        **{name: n for n, name in enumerate(["before", "after", "source", "op", "ts_ms", "ts_us", "ts_ns"], 1)},
+        "transaction": 8,
+    }
+    assert len(served.subjects[SUBJECT]) == 2
+    for one in (old, new):
+        assert decoded(served, kind, one).get("transaction") is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_sink_may_have_the_name_of_a_record(kind: str, served: Served) -> None:
     (one,) = encode(worker(served, kind, "debezium", "p.sink.Item"), {"a": {"S": "x"}})
     found = decoded(served, kind, one)["after"]
@@ -214,10 +238,10 @@ def test_protobuf_takes_names_that_are_the_same_to_it(served: Served) -> None:
 def test_protobuf_is_read_as_confluents_registry_keeps_it() -> None:
     """The file is what Wire 6.4.7 printed of our schema: it moves comments, and records behind the members."""
     text = (Path(__file__).parents[1] / "schemas/debezium-printed-by-wire.proto").read_text(encoding="utf-8")
-    shape = protobuf.parse(text)
-    assert list(shape.fields) == ["before", "after", "source", "op", "ts_ms", "ts_us", "ts_ns"]
-    item = shape.fields["after"].shape
-    assert item is shape.fields["before"].shape
+    known = protobuf.parse(text)
+    assert list(known.fields) == ["before", "after", "source", "op", "ts_ms", "ts_us", "ts_ns"]
+    item = known.fields["after"].shape
+    assert item is known.fields["before"].shape
     assert item is not None
     assert {name: (one.kind, one.number, one.wide) for name, one in item.fields.items()} == {
         "id": ("string", 1, False),
@@ -229,7 +253,7 @@ def test_protobuf_is_read_as_confluents_registry_keeps_it() -> None:
     def lines(proto: str) -> list[str]:
         return [line.strip() for line in proto.splitlines() if line.strip()]
 
-    assert lines(text)[2:] == lines(protobuf.schema(shape)), "ours has the same form, but for Wire's heading"
+    assert lines(text)[2:] == lines(protobuf.schema(known)), "ours has the same form, but for Wire's heading"
 
 
 @pytest.mark.parametrize("text", ["", "{}", "}", 'syntax = "proto3";\nmessage a {\n optional string x = 1;\n}\n'])

@@ -115,8 +115,16 @@ def grow(shape: Shape, document: Document, *, widen: bool) -> None:
                 grow(inner, value, widen=widen)
 
 
-RECORDS = {"before": "Item", "after": "Item", "source": "Source", "enriched": "Enriched"}
+RECORDS = {
+    "before": "Item",
+    "after": "Item",
+    "source": "Source",
+    "transaction": "Transaction",
+    "enriched": "Enriched",
+}
 """The names of the records in Debezium's envelope: both images are of one."""
+TRANSACTION: dict[str, Kind] = {"id": "string", "total_order": "long", "data_collection_order": "long"}
+"""The members of Debezium's `transaction`: of a change of DynamoDB it is always null, so no document tells them."""
 
 
 def shape_of(shape: Shape, name: str) -> Shape:
@@ -125,7 +133,10 @@ def shape_of(shape: Shape, name: str) -> Shape:
     for other, one in shape.fields.items():
         if one.shape is not None and RECORDS.get(other, other) == record:
             return one.shape
-    return Shape(record)
+    new = Shape(record)
+    for member, kind in TRANSACTION.items() if name == "transaction" else ():
+        new.field(member, kind)
+    return new
 
 
 def plain_members(event: Event) -> Document:
@@ -151,6 +162,7 @@ def debezium_members(event: Event, *, documents: bool) -> Document:
         "ts_ms": us // 1_000,
         "ts_us": us,
         "ts_ns": us * 1_000,
+        "transaction": None,
     }
     if event.added:
         found["enriched"] = {name: decode_value(value) for name, value in event.added.items()}
