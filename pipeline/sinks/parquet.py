@@ -111,8 +111,7 @@ class OpenFile:
         self.rows_written += table.num_rows
 
     def _append(self, table: pa.Table) -> None:
-        if self._writer is not None and not self._writer.is_open:  # it was closed, and more of its range came to light
-            self._append(self._take_back())
+        self._open_again()
         if self._writer is None:
             self._writer = pq.ParquetWriter(
                 self._buffer,
@@ -122,6 +121,11 @@ class OpenFile:
                 write_statistics=self._layout.statistics(table.schema),
             )
         self._writer.write_table(table, row_group_size=max(GROUP_ROWS, table.num_rows))
+
+    def _open_again(self) -> None:
+        """Go on with a file that was closed, for a range that somebody else had begun otherwise."""
+        if self._writer is not None and not self._writer.is_open:
+            self._append(self._take_back())
 
     def _take_back(self) -> pa.Table:
         """Return the row groups that were written, and begin anew."""
@@ -160,6 +164,7 @@ class OpenFile:
     def close(self, covered: Range) -> bytes:
         """Return the whole file, with its range in the footer. It can be split, or extended, and closed again."""
         self._write_group()
+        self._open_again()
         writer = cast("pq.ParquetWriter", self._writer)
         writer.add_key_value_metadata({RANGE: msgspec.json.encode(covered)})
         writer.close()

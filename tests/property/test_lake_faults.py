@@ -113,10 +113,14 @@ FOUND_LONGER_THAN_READ = [
     *[("slice", 2), ("wait", 0), ("work", 0), ("slice", 0), ("slice", 3), ("wait", 0), ("work", 0)],  # ... two are read
 ]
 
+FOUND_SHORTER_THAN_CLOSED = [("slice", 1), ("slice", 5), ("slice", 5), ("work", 0), ("slice", 4), ("kill", 1)]
+"""Killed after the first of two files: the next owner has closed its own, finds the range that was begun, and does it again."""
+
 
 @pytest.mark.parametrize("make", [EnvelopeLayout, columns])
 @settings(max_examples=100, deadline=None)
 @example(FOUND_LONGER_THAN_READ, set(), [0], True)
+@example(FOUND_SHORTER_THAN_CLOSED, set(), [0, 0, 0, 1, 0, 0], False)
 @given(
     st.lists(step, max_size=60),
     st.sets(st.integers(min_value=1, max_value=60)),
