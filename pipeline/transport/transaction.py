@@ -98,7 +98,7 @@ class Transaction:
 
     def _make(self) -> RdProducer:
         tuned = {
-            "linger.ms": 2,
+            "linger.ms": 10,  # with 2 its thread spins (docs/decisions/0030); the flush at a slice's end waits for none of it
             "batch.size": 1_000_000,
             "compression.type": "zstd",
             "message.max.bytes": MESSAGE_MAX,
