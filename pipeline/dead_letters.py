@@ -93,12 +93,13 @@ def opened(settings: Settings, one: Letter) -> Letter:
 def _key_of(settings: Settings, one: Letter) -> MaskKey:
     """Return the key that a letter is sealed with: its flow's own; where that has another now, any that fits."""
     wanted = fingerprint_of(one.value or b"")
-    flows = sorted(settings.flows, key=lambda flow: flow.name != one.flow)
-    keys = [mask_key(uri) for uri in dict.fromkeys(flow.mask_key for flow in flows if flow.mask_key is not None)]
-    for key in keys:
+    flows, others = sorted(settings.flows, key=lambda flow: flow.name != one.flow), list[str]()
+    for uri in dict.fromkeys(flow.mask_key for flow in flows if flow.mask_key is not None):
+        key = mask_key(uri)
         if key.fingerprint.hex() == wanted:
             return key
-    known = ", ".join(key.fingerprint.hex() for key in keys) or "none"
+        others.append(key.fingerprint.hex())
+    known = ", ".join(others) or "none"
     raise UsageError(
         f"{one.id} is sealed with the key {wanted}, which no flow of the settings has as mask_key (they have {known})",
         hint=f"give a flow that mask_key, or headwater dlq skip {one.id}",
