@@ -27,9 +27,9 @@ def normal(value: Mapping[str, Any]) -> tuple[Any, ...]:
         raise ValueError(f"an attribute value has one type tag, this has {len(value)}: {dict(value)!r}")
     ((tag, inner),) = value.items()
     if tag == "N":
-        return tag, _number(inner)
+        return tag, digits(inner)
     if tag == "NS":
-        return tag, frozenset(_number(n) for n in inner)
+        return tag, frozenset(map(digits, inner))
     if tag in {"SS", "BS"}:
         return tag, frozenset(inner)
     if tag == "L":
@@ -44,10 +44,6 @@ def normal(value: Mapping[str, Any]) -> tuple[Any, ...]:
 def normal_item(item: Mapping[str, Mapping[str, Any]]) -> frozenset[tuple[str, tuple[Any, ...]]]:
     """Return a hashable form of an item's attributes in which equal items are equal."""
     return frozenset((name, normal(value)) for name, value in item.items())
-
-
-def _number(text: str) -> tuple[Any, ...]:
-    return Decimal(text).normalize(EXACT).as_tuple()
 
 
 def digits(text: str) -> str:

@@ -14,6 +14,7 @@ TOPIC, PARTITION, OFFSET = f"{PREFIX}topic", f"{PREFIX}partition", f"{PREFIX}off
 STAGE, REASON = f"{PREFIX}stage", f"{PREFIX}exception.message"
 
 Headers = list[tuple[str, bytes]]
+"""As the stubs of librdkafka's binding have them; None can stand for a value where somebody else writes."""
 
 
 @dataclass(frozen=True, slots=True)

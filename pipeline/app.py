@@ -18,7 +18,7 @@ from faust.tables.manager import TableManager
 from faust.types import TP
 from mode import ServiceT
 
-from models.dead_letter import DeadLetter
+from models.dead_letter import DeadLetter, Headers
 from pipeline.errors import FatalError, HeadwaterError, TransientError, UsageError, backoff
 from pipeline.limits import spare_the_collector
 from pipeline.metrics import Metrics
@@ -240,7 +240,7 @@ class Worker:
                 error=error,
                 key=record.key(),
                 value=record.value(),
-                original_headers=cast("list[tuple[str, bytes]]", record.headers() or []),
+                original_headers=cast("Headers", record.headers() or []),
             )
         )
 

@@ -13,7 +13,7 @@ from confluent_kafka import Message
 from msgspec import structs
 
 from models.change import Change, decode
-from models.dead_letter import FLOW, OFFSET, DeadLetter
+from models.dead_letter import FLOW, OFFSET, DeadLetter, Headers
 from pipeline import flow_settings as settings
 from pipeline.app import Worker
 from pipeline.errors import HeadwaterError
@@ -415,7 +415,7 @@ class FlowRunner:
         for flow in self.versions.current:
             given = [
                 # From the beginning of time: what is missing now is waited for no more.
-                Given(one.last.offset, one.last.key, one.last.value, decode(one.last.value), 0.0, one.last.headers)
+                _given(one.last, at=0.0)
                 for one in entries
                 # What waits behind a rejected change is joined when it goes on.
                 if one.flow == flow.settings.name
@@ -445,8 +445,8 @@ class FlowRunner:
     def _again(self, batch: Batch) -> None:
         """Try rejected changes again, or give them up, and let go on what waits behind them."""
         for index, record in enumerate(batch.records):
-            headers = cast("list[tuple[str, bytes]]", record.headers() or [])
-            said = {name: value.decode(errors="replace") for name, value in headers}
+            headers = cast("Headers", record.headers() or [])
+            said = {name: (value or b"").decode(errors="replace") for name, value in headers}
             try:
                 offset, at = int(said[OFFSET]), record.timestamp()[1] / 1000
             except (KeyError, ValueError) as error:  # somebody else writes here
@@ -500,9 +500,7 @@ class FlowRunner:
                 lot.park(place, _waiting(one))
             return
         waiting = lot.free(place)
-        given = first + [
-            Given(one.offset, one.key, one.value, decode(one.value), one.at, one.headers) for one in waiting
-        ]
+        given = first + [_given(one, one.at) for one in waiting]
         if flow is None:
             gone = HeadwaterError(f"there is no flow {place.flow} any more")
             for one in given:
@@ -518,3 +516,8 @@ def _joined_place(flow: RunningFlow, table: str, key: bytes | None) -> Place:
 
 def _waiting(given: Given) -> Waiting:
     return Waiting(given.offset, given.at, given.key, given.value, list(given.headers))
+
+
+def _given(waiting: Waiting, at: float) -> Given:
+    value = waiting.value
+    return Given(waiting.offset, waiting.key, value, decode(value), at, cast("Headers", waiting.headers))

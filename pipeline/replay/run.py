@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, cast
 
 import msgspec
@@ -19,13 +20,14 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 
 from models.change import Change, event_id
 from models.change import decode as decode_change
-from models.dead_letter import DeadLetter
+from models.dead_letter import DeadLetter, Headers
 from pipeline import flow_settings
 from pipeline.errors import FatalError, UsageError
 from pipeline.flows import GivenRows, Means, compile_flow, schema_registry
 from pipeline.limits import MESSAGE_MAX
 from pipeline.replay.plan import Progress, Replay, State, encode, place
 from pipeline.replay.source import Lot, Source
+from pipeline.secrets import mask_key
 from pipeline.settings import Settings
 from pipeline.state.items import ITEMS, SCHEMAS, place_of, schema_of
 from pipeline.state.reference import plain_item
@@ -33,6 +35,7 @@ from pipeline.status import read, reading
 from pipeline.steps.enrich import Lookup
 from pipeline.steps.flow import Flow, Given, Result
 from pipeline.steps.python import load
+from pipeline.steps.secrecy import seal_letter
 from pipeline.topics import Topics, admin, ensure, unreachable
 
 log = logging.getLogger(__name__)
@@ -146,7 +149,7 @@ class Run:
                 sent += self._send(settings, lot.partition, results)
                 for result in [one for one in results if one.error is not None]:
                     rejected, one = rejected + 1, result.given
-                    self._reject(lot, one.offset, one.key, one.value, cast("Exception", result.error), settings.name)
+                    self._reject(lot, one.offset, one.key, one.value, cast("Exception", result.error), settings)
         before = self.replay.progress
         progress = Progress(
             before.read + len(lot.records), before.taken + len(given), before.sent + sent, before.rejected + rejected
@@ -179,7 +182,7 @@ class Run:
             self.seen.add(known)
         return True
 
-    def _told(self, headers: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+    def _told(self, headers: Headers) -> Headers:
         """Return headers that say, on a live topic, which replay a message comes from."""
         return headers if self.replay.suffix else [*headers, (REPLAY, self.replay.id.encode())]
 
@@ -195,15 +198,24 @@ class Run:
             ensure(admin(self.settings.kafka.conf), [self._topics.late(topic)], self.settings.kafka.replication_factor)
             self._known.add(topic)
 
-    def _reject(self, lot: Lot, offset: int, key: bytes | None, value: bytes, error: Exception, flow: str = "") -> None:
-        letter = DeadLetter(lot.topic, lot.partition, offset, STAGE, error, key, value, [], flow)
+    def _reject(
+        self,
+        lot: Lot,
+        offset: int,
+        key: bytes | None,
+        value: bytes,
+        error: Exception,
+        flow: flow_settings.Flow | None = None,
+    ) -> None:
+        name = "" if flow is None else flow.name
+        letter = DeadLetter(lot.topic, lot.partition, offset, STAGE, error, key, value, [], name)
+        if flow is not None and flow.mask and flow.mask_key is not None:
+            letter = seal_letter(_key(flow.mask_key), letter)
         topic = self.replay.topic(self._topics.dead_letter)
         self._require(topic)
-        self._produce(topic, key, value, -1, self._told(letter.headers))
+        self._produce(topic, letter.key, letter.value, -1, self._told(letter.headers))
 
-    def _produce(
-        self, topic: str, key: bytes | None, value: bytes | None, partition: int, headers: list[tuple[str, bytes]]
-    ) -> None:
+    def _produce(self, topic: str, key: bytes | None, value: bytes | None, partition: int, headers: Headers) -> None:
         produce(self._producer, topic, key, value, partition, headers)
 
 
@@ -221,7 +233,7 @@ def produce(
     key: bytes | None,
     value: bytes | None,
     partition: int,
-    headers: list[tuple[str, bytes]],
+    headers: Headers,
 ) -> None:
     """Write a record; waits while the queue is full."""
     while True:
@@ -283,6 +295,9 @@ def finish(producer: Producer, offsets: list[TopicPartition], group: Any) -> Non
     if offsets:
         producer.send_offsets_to_transaction(offsets, group, TIMEOUT)
     producer.commit_transaction(TIMEOUT)
+
+
+_key = cache(mask_key)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from confluent_kafka import Consumer as RdConsumer
 from confluent_kafka import KafkaException, TopicPartition
 from faust.types import TP
 
-from models.dead_letter import DeadLetter
+from models.dead_letter import DeadLetter, Headers
 from pipeline.app import Worker
 from pipeline.errors import HeadwaterError, TransientError
 from pipeline.sinks.base import Rejected, Sink
@@ -88,7 +88,7 @@ class Carrier:
                 rejected.error,
                 record.key(),
                 record.value(),
-                cast("list[tuple[str, bytes]]", record.headers() or []),
+                cast("Headers", record.headers() or []),
             )
         )
 

@@ -45,8 +45,8 @@ class Waiting(msgspec.Struct, array_like=True, frozen=True):
     at: float
     key: bytes | None
     value: bytes
-    headers: list[tuple[str, bytes]] = []
-    """Those that it has on raw."""
+    headers: list[tuple[str, bytes | None]] = []
+    """Those that it has on raw; a value may be None, where somebody else has written there."""
 
 
 class Place(NamedTuple):

@@ -15,6 +15,7 @@ from conftest import Headwater
 from raw_to_sinks import Flowing
 from waiting import until
 
+from models.dead_letter import SEALED
 from pipeline.lab.recorder import Recorder
 from pipeline.lab.stack import Endpoints
 from pipeline.sinks.lake_verify import read_manifests
@@ -133,6 +134,16 @@ def test_other_flows_differ_change_by_change(flowing: Flowing, headwater: Headwa
     assert found["sink.plain"]["different"] == CHANGES
     (example, *_) = found["sink.plain"]["examples"]
     assert ('"n":' in example["live"], '"m":' in example["shadow"]) == (True, True)
+
+
+def test_what_a_masking_flow_rejects_is_sealed(flowing: Flowing, headwater: Headwater, tmp_path: Path) -> None:
+    headwater("flows", "new-key", str(tmp_path / "mask.key"))
+    masks = {"mask": [{"path": "n", "how": "hash"}], "mask_key": f"file:{tmp_path / 'mask.key'}"}
+    flows = {"HEADWATER_FLOWS": json.dumps([{**FLOWS[0], **masks}])}
+    replayed(headwater, flowing, "--from", "earliest", "--into", "sealed", **flows)
+    ((_, _, value, headers),) = contents(flowing, f"{flowing.topics.dead_letter}.sealed")
+    assert dict(headers)[SEALED]
+    assert b"no number" not in value + repr(headers).encode()
 
 
 def test_a_replay_that_is_killed_goes_on_where_it_was(flowing: Flowing, headwater: Headwater, tmp_path: Path) -> None:

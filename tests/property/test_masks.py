@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from events_made import done, event, names, outcome, record, values
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from models.attributes import normal
@@ -60,6 +60,7 @@ def test_a_token_gives_back_the_value_and_its_type(value: Any) -> None:
         OTHER.detokenise(token)
 
 
+@example(first={"N": "0"}, second={"N": "-0"})
 @given(first=values, second=values)
 @settings(max_examples=500, deadline=None)
 def test_values_are_hashed_alike_when_they_are_equal_and_only_then(first: Any, second: Any) -> None:
