@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from replayed import goes_back, replay
 
@@ -158,6 +158,8 @@ def run(seed: int, lag: int, settle: int, before: int, items: int, during: int) 
     # What was changed before the capture began is known to the table alone: the streams are read from here on.
     for stream in world.tables[TABLE].streams:
         for shard in list(stream.shards.values()):
+            stream.show(shard)  # AWS forgets a closed shard after a day, when its children have long been listed
+        for shard in list(stream.shards.values()):
             stream.trim(shard, len(shard.records))
     pipeline.list()
     pipeline.ingest([(None, mark(TABLE, "s1", BEGIN))])
@@ -199,6 +201,7 @@ worlds = {
 
 
 @settings(max_examples=150, deadline=None, phases=SHORT)
+@example(seed=1, lag=3, slack=3, before=86, items=3, during=187)  # a shard is born just before the capture begins
 @given(lag=st.integers(0, 6), slack=st.integers(1, 4), **worlds)
 def test_with_a_delay_below_the_settle_time_nothing_goes_back_and_raw_is_the_table(
     seed: int, lag: int, slack: int, before: int, items: int, during: int
