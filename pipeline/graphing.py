@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
@@ -19,11 +20,12 @@ STYLE = f"""
   .name {{ font-size: {NAME}px; font-weight: 600; fill: #ffffff; }}
   .line {{ font-size: {TEXT}px; fill: #ffffff; }}
   .rule {{ font-size: {RULE}px; fill: #57606a; }}
+  .halo {{ font-size: {RULE}px; stroke: #ffffff; stroke-width: 5px; }}
   .table {{ fill: #9a6700; }}
   .flow {{ fill: #1a7f37; }}
   .sink {{ fill: #0a5fb4; }}
   .way {{ fill: none; stroke: #6e7781; stroke-width: 1.5; }}
-  @media (prefers-color-scheme: dark) {{ .rule {{ fill: #b1bac4; }} }}
+  @media (prefers-color-scheme: dark) {{ .rule {{ fill: #b1bac4; }} .halo {{ stroke: #0d1117; }} }}
 """
 
 
@@ -133,16 +135,20 @@ def svg(flows: Sequence[Flow]) -> str:
             places[kind, name] = x, y + _height(lines) // 2
             boxes += _box(x, y, kind, name, lines)
             y += _height(lines) + GAP
-    drawn = []
+    drawn, rules = [], list[str]()
+    told: Counter[str] = Counter()
     for flow in flows:
         at = places["flow", flow.name]
         drawn += [_way(places["table", table], at) for table in flow.tables or ("all tables",)]
         drawn += [_way(places["table", table], at, ' stroke-dasharray="4 4"') for table in _joined(flow)]
         for way in ways(flow):
             end = places["sink", way.topic]
-            drawn += [_way(at, end), *([_rule(at, end, way.rule)] if way.rule else [])]
+            drawn.append(_way(at, end))
+            if way.rule:
+                rules.append(_rule(at, end, way.rule, told[way.topic]))
+                told[way.topic] += 1
     width = COLUMNS[-1] + WIDTH + LEFT
-    body = "\n".join(drawn + boxes)
+    body = "\n".join(drawn + rules + boxes)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">\n'
         f"<style>{STYLE}</style>\n{body}\n</svg>\n"
@@ -189,10 +195,13 @@ def _way(begin: tuple[int, int], end: tuple[int, int], more: str = "") -> str:
     return f'<path class="way" d="M{x},{y} C{x + half},{y} {end[0] - half},{end[1]} {end[0]},{end[1]}"{more}/>'
 
 
-def _rule(begin: tuple[int, int], end: tuple[int, int], rule: str) -> str:
-    """Return what stands on a way: near the flow, those of its ways below each other as their sinks are."""
-    x = begin[0] + WIDTH
-    room = end[0] - x - 2 * MARGIN
-    y = begin[1] + (end[1] - begin[1]) // 4 - 3
-    words = f"{escape(fitting(rule, RULE, room))}<title>{escape(rule)}</title>"
-    return f'<text class="rule" x="{x + MARGIN}" y="{y}">{words}</text>'
+def _rule(begin: tuple[int, int], end: tuple[int, int], rule: str, before: int) -> str:
+    """Return what stands on a way: at its sink, above the rules of other flows that were put there before."""
+    x, y = end[0] - MARGIN, end[1] - 6 - LINE * before
+    room = end[0] - (begin[0] + WIDTH) - 2 * MARGIN
+    shown = escape(fitting(rule, RULE, room))
+    place = f'x="{x}" y="{y}" text-anchor="end"'
+    return (
+        f'<text class="halo" {place} aria-hidden="true">{shown}</text>'  # ways pass behind it
+        f'<text class="rule" {place}>{shown}<title>{escape(rule)}</title></text>'
+    )

@@ -466,7 +466,7 @@ def test_no_line_of_the_picture_is_wider_than_its_box() -> None:
     }
     picture = ET.fromstring(svg(Settings.model_validate({"flows": [long]}).flows))  # noqa: S314 - our own
     for element in picture.iter(f"{{{SVG}}}text"):
-        size = {"name": NAME, "line": TEXT, "rule": RULE}[element.attrib["class"]]
+        size = {"name": NAME, "line": TEXT, "rule": RULE, "halo": RULE}[element.attrib["class"]]
         assert len(element.text or "") * size * 0.65 <= WIDTH
         assert (element.text or "").endswith("…") or len(element.text or "") < 30
     titles = [title.text for title in picture.iter(f"{{{SVG}}}title")]
