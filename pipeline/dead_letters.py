@@ -84,9 +84,11 @@ class Letter:
 
 def opened(settings: Settings, one: Letter) -> Letter:
     """Return a letter with what is sealed in it; raise UsageError when its key is not among those of the settings."""
-    if not is_sealed(one.value or b""):
-        return one
-    secret = open_letter(_key_of(settings, one), one.value or b"")
+    return _opened(one, _key_of(settings, one)) if is_sealed(one.value or b"") else one
+
+
+def _opened(one: Letter, key: MaskKey) -> Letter:
+    secret = open_letter(key, one.value or b"")
     return replace(one, key=secret.key, value=secret.value, reason=secret.reason)
 
 
@@ -197,9 +199,12 @@ def _again(settings: Settings, one: Letter, value: bytes | None) -> Record:
     topics = Topics(settings)
     new = one.value if value is None else value
     if value is not None:
-        _check_edited(opened(settings, one), value)
         if is_sealed(one.value or b""):
-            new = with_value(_key_of(settings, one), one.value or b"", value)
+            key = _key_of(settings, one)  # once: AWS KMS may have to be asked for it
+            _check_edited(_opened(one, key), value)
+            new = with_value(key, one.value or b"", value)
+        else:
+            _check_edited(one, value)
     if one.stage == "transform":
         return topics.retry, one.key, new, one.partition, _to_flow(one)
     if one.stage in {"ingest", "deduplicate"}:

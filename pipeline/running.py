@@ -344,15 +344,20 @@ class FlowRunner:
         letter = DeadLetter(
             self.topics.raw, partition, given.offset, STAGE, error, given.key, given.value, headers, flow
         )
-        key = self._key(flow, given.change.table)
+        key = self._sealing_key(flow, given.change.table)
         self._worker.reject_letter(letter if key is None else seal_letter(key, letter))
 
-    def _key(self, flow: str, table: str) -> MaskKey | None:
-        """Return the key of a flow's masks. Of one that is gone: what it was here, else that of any that masks the table."""
-        if (running := self._flow(flow)) is not None:
-            return running.key
+    def _key(self, flow: str) -> MaskKey | None:
+        """Return the key of a flow's masks; of one that is gone, what it was here."""
+        running = self._flow(flow)
+        return self._keys.get(flow) if running is None else running.key
+
+    def _sealing_key(self, flow: str, table: str) -> MaskKey | None:
+        """Return the key to seal a flow's letters with; of one that nobody knows any more, that of any that masks the table."""
+        if self._flow(flow) is not None or flow in self._keys:
+            return self._key(flow)
         masking = (one.key for one in self.versions.current if not one.steps.tables or table in one.steps.tables)
-        return self._keys.get(flow) or next(filter(None, masking), None)
+        return next(filter(None, masking), None)
 
     def _stand_rejecting(self, flow: RunningFlow) -> None:
         share = f"{flow.settings.reject_limit:.0%}"
@@ -480,9 +485,7 @@ class FlowRunner:
         """Return key and value of a letter, as they were before it was sealed."""
         if not is_sealed(value):
             return key, value
-        running = self._flow(flow)
-        mask = self._keys.get(flow) if running is None else running.key
-        if mask is None:
+        if (mask := self._key(flow)) is None:
             raise WrongKeyError("the letter is sealed, and its flow has no key")
         secret = open_letter(mask, value)
         return secret.key, secret.value or b""
