@@ -273,6 +273,7 @@ def test_a_letter_of_a_masking_flow_that_is_gone_is_let_go_without_its_key(
     with flowing.recorded(flowing.topics.dead_letter) as dead, flowing.fleet.running():
         flowing.change("lovelace", {"m": 1, "email": "ada@example.com"})
         flowing.change("lovelace", {"n": 1, "email": "ada@example.com"}, headers={"late": b"7"})  # waits behind it
+        until(lambda: len(dead) == 1, "the first letter")  # listed before the other, then
         flowing.change("marked", {"m": 1}, table="orders")
         until(lambda: len(dead) == 2, "the letters")
         assert headwater("flows", "apply", **others).returncode == 0
