@@ -1,0 +1,75 @@
+"""Which log a position is in: an offset means something in one topic of one cluster, and nothing in another of the same name.
+
+Kafka gives every cluster an ID and, since version 2.8, every topic one: a topic that was deleted and made again has another.
+Brokers without topic IDs say nothing but the cluster: there a recreated topic is noticed by offsets beyond its end alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka.admin import AdminClient
+
+NO_ID = {"", "AAAAAAAAAAAAAAAAAAAAAA"}
+"""What stands for a topic without an ID."""
+TIMEOUT = 20.0
+GONE = {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.UNKNOWN_TOPIC_ID}
+
+
+class Log(NamedTuple):
+    """A topic of a cluster, and no other one of the same name."""
+
+    cluster: str = ""
+    """The cluster's ID; '' where it gives none, or where the position was kept by a version that did not know it."""
+    topic_id: str = ""
+    """The topic's ID, 22 characters, URL-safe; '' likewise."""
+
+    def __str__(self) -> str:
+        """Return it as it is kept: beside committed offsets, in state, in names of files and properties."""
+        return f"{self.cluster}/{self.topic_id}" if self != UNKNOWN else ""
+
+    @classmethod
+    def parse(cls, text: str | None) -> Log:
+        """Return the log of a text; `UNKNOWN` for anything else: somebody else's, or that of a version before."""
+        cluster, slash, topic_id = (text or "").partition("/")
+        return cls(cluster, topic_id) if slash and " " not in topic_id else UNKNOWN
+
+    def may_be(self, other: Log) -> bool:
+        """Say whether two are the same as far as both are known."""
+        pairs = ((self.cluster, other.cluster), (self.topic_id, other.topic_id))
+        return all(mine == theirs or not mine or not theirs for mine, theirs in pairs)
+
+    def difference(self, now: Log) -> str:
+        """Say in words how this log, which a position was kept with, differs from the one that is there now."""
+        if self.topic_id and now.topic_id and self.topic_id != now.topic_id:
+            what = f"the topic was ID {self.topic_id} and is {now.topic_id} now: it was recreated"
+            elsewhere = bool(self.cluster and now.cluster and self.cluster != now.cluster)
+            return f"{what}, on another cluster ({now.cluster}, not {self.cluster})" if elsewhere else what
+        return f"the cluster was {self.cluster} and is {now.cluster} now"
+
+
+UNKNOWN = Log()
+
+
+def logs_of(client: AdminClient, topics: Iterable[str], *, timeout: float = TIMEOUT) -> dict[str, Log]:
+    """Return the logs of the topics that exist, by name; blocks. Raises KafkaException when the cluster does not answer."""
+    names = sorted(set(topics))
+    cluster = str(client.describe_cluster(request_timeout=timeout).result(timeout).cluster_id or "")
+    return {name: Log(cluster, topic_id) for name, topic_id in topic_ids(client, names, timeout=timeout).items()}
+
+
+def topic_ids(client: AdminClient, topics: Iterable[str], *, timeout: float = TIMEOUT) -> dict[str, str]:
+    """Return the IDs of the topics that exist, by name, '' where the broker gives none; blocks."""
+    names, found = sorted(set(topics)), dict[str, str]()
+    asked: Mapping[str, Any] = client.describe_topics(TopicCollection(names), request_timeout=timeout) if names else {}
+    for name, future in asked.items():
+        try:
+            topic_id = str(future.result(timeout).topic_id)
+        except KafkaException as error:
+            if error.args[0].code() not in GONE:
+                raise
+        else:
+            found[name] = "" if topic_id in NO_ID else topic_id
+    return found
