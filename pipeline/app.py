@@ -6,12 +6,14 @@ import asyncio
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar, cast
 
 import faust
 import mode
+import msgspec
 from confluent_kafka import KafkaException
 from faust import Stream
 from faust.tables.manager import TableManager
@@ -24,11 +26,13 @@ from pipeline.limits import spare_the_collector
 from pipeline.metrics import Metrics
 from pipeline.offsets import require_remembered
 from pipeline.settings import Settings
+from pipeline.sources.places import Gap
 from pipeline.state.table import Table
 from pipeline.topics import Topics, admin, ensure
 from pipeline.transport import Batch, BatchSchema, Transport, batches
 from pipeline.transport.consumer import Consumer
 from pipeline.transport.fatal import end_within, stop_process
+from pipeline.transport.starts import Lost
 from pipeline.web import add_pages
 
 T = TypeVar("T")
@@ -154,6 +158,7 @@ class Worker:
         self.transport.group_protocol = settings.kafka.group_protocol
         self.transport.slice_seconds = settings.commit_interval
         self.transport.exactly_once = settings.processing_guarantee == "exactly_once"
+        self.transport.tell_loss = self.write_gap
         self.transport.join(self.metrics)
         add_pages(self)
 
@@ -227,6 +232,26 @@ class Worker:
     def require_topic(self, name: str) -> None:
         """Make a sink topic that nobody knew of before; blocks."""
         ensure(admin(self.transport.client_conf()), [self.topics.late(name)], self.settings.kafka.replication_factor)
+
+    def write_gap(self, lost: Lost) -> None:
+        """Write down, in the slice, which records of a topic retention has taken before they were read."""
+        gap = Gap(
+            table="",
+            stream="",
+            shard="",
+            after=None,
+            cause="retention",
+            at=round(time.time(), 3),
+            topic=lost.tp.topic,
+            partition=lost.tp.partition,
+            first=lost.first,
+            last=lost.end - 1,
+            count=lost.end - lost.first,
+            log=str(lost.log),
+            group=lost.group,
+        )
+        self.produce(self.topics.gaps, lost.tp.topic.encode(), msgspec.json.encode(gap), 0)
+        self.metrics.count(self.metrics.gaps, 1, gap.cause)
 
     def reject(self, batch: Batch, index: int, stage: str, error: Exception) -> None:
         """Write one message of a batch to the dead-letter topic, untouched, with the reason."""

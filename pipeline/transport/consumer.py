@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
@@ -24,11 +24,14 @@ from pipeline.errors import HeadwaterError
 from pipeline.transport.alarm import wait_at_most
 from pipeline.transport.backlog import Backlog
 from pipeline.transport.batch import Batch, BatchSchema
+from pipeline.transport.committed import Committed
 from pipeline.transport.fatal import stop_process
+from pipeline.transport.losses import Losses
 from pipeline.transport.participant import Slice, is_virtual
 from pipeline.transport.poison import Poison
 from pipeline.transport.reader import Reader
 from pipeline.transport.recovery import end_recovery_at, seek
+from pipeline.transport.starts import Lost, There, start_of
 from pipeline.transport.transaction import next_offsets
 
 if TYPE_CHECKING:
@@ -51,6 +54,8 @@ TOPICS_DEADLINE = 10.0
 END_DEADLINE = 60.0
 """Seconds after which the end of a slice is given up: a transaction is aborted by its coordinator long before, and librdkafka
 has been seen to wait for ever when the coordinator of the group had died."""
+GAP = "gap"
+"""Holds partitions of which retention has taken records, until that is written down."""
 STOP_DEADLINE = 8.0
 """Seconds that a stopping worker waits for what the agents have in hand."""
 
@@ -80,6 +85,10 @@ class Consumer(faust_consumer.Consumer):
         self._drainer: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
         self.poison = Poison()
+        self.losses = Losses(self._is_free, self._tell_loss, self._told)
+        self.transport.participants.insert(0, self.losses)
+        self._claims: dict[TP, object] = {}
+        """One object an assignment: an offset that was asked for under an earlier one must not be read from."""
 
     async def on_start(self) -> None:
         """Start the reader's thread and the slices."""
@@ -92,6 +101,8 @@ class Consumer(faust_consumer.Consumer):
             never_read=self._is_fence,
             on_records=self._arrive,
             on_end=self._on_end,
+            on_gone=self._on_gone,
+            starts=self._starts,
             rebalance=self._rebalance,
         )
         self.reader.start()
@@ -103,6 +114,7 @@ class Consumer(faust_consumer.Consumer):
         fences = {participant.fence for participant in self.transport.participants if participant.fence}
         real = fences | {topic for topic in topics if not is_virtual(topic)}
         await self._require(real)
+        self.transport.logs.update(await self.questions.logs(real))
         await self.reader.subscribe(sorted(real))
 
     async def _require(self, topics: set[str]) -> None:
@@ -152,6 +164,105 @@ class Consumer(faust_consumer.Consumer):
     def _offering(self, tp: TP, number: int, value: Any) -> ConsumerMessage:
         return ConsumerMessage(tp.topic, tp.partition, number, time.time(), 0, [], None, value, None, tp=tp)
 
+    # -- where partitions are read from -------------------------------------------------------------------------------
+
+    async def _starts(self, tps: set[TP]) -> dict[TP, int]:
+        """Return the offsets from which new partitions are read; of those with a transaction under way, later."""
+        starts: dict[TP, int] = {}
+        for tp, there in (await self.questions.there(tps)).items():
+            claim = self._claims[tp] = object()
+            if there.committed.is_stable:
+                starts[tp] = self._start(tp, there)
+            else:
+                self._in_background(self._start_when_decided(tp, claim))
+        return starts
+
+    async def _start_when_decided(self, tp: TP, claim: object) -> None:
+        """Read a partition when the transaction has ended that a former owner had under way."""
+        await self.questions.positions([tp])
+        there = (await self.questions.there([tp]))[tp]
+        if self._claims.get(tp) is not claim:
+            return
+        if not there.committed.is_stable:
+            stop_process(
+                f"a transaction with an offset of {tp.topic}[{tp.partition}] is not decided for a minute",
+                hint="headwater check",
+            )
+        await self._restart(tp, self._start(tp, there), claim)
+
+    def _start(self, tp: TP, there: There) -> int:
+        """Decide on the offset; raise FatalError where it cannot be known. A loss holds the partition until it is told."""
+        transport, first = self.transport, self.app.conf.consumer_auto_offset_reset
+        pinned = transport.log_of(tp.topic)
+        if not pinned.may_be(there.log):
+            stop_process(f"the topic {tp.topic} changed while this worker ran: {pinned.difference(there.log)}")
+        start = start_of(
+            tp,
+            there,
+            self.app.conf.id,
+            first="latest" if first == "latest" else "earliest",
+            renews=tp.topic in transport.renews,
+        )
+        if start.is_renewed:
+            self.log.warning("%s[%d] is another log than the one read before: it is read from its beginning", *tp)
+        if start.lost is not None:
+            self.log.error("%s", start.lost)
+            self.hold({tp}, GAP)
+            self.losses.add(start.lost)
+        return start.offset
+
+    async def _restart(self, tp: TP, offset: int, claim: object) -> None:
+        await self.reader.restart({tp: offset}, lambda: self._claims.get(tp) is claim)
+
+    def _on_gone(self, tp: TP, offset: int) -> None:
+        if (claim := self._claims.get(tp)) is not None:
+            self._in_background(self._go_on_behind(tp, offset, claim))
+
+    async def _go_on_behind(self, tp: TP, offset: int, claim: object) -> None:
+        """Retention has overtaken this worker: when all that was fetched is committed, go on with what is left."""
+        while self._claims.get(tp) is claim:
+            async with self._between_slices:
+                if not self.backlog.queues.get(tp) and self._claims.get(tp) is claim:
+                    there = (await self.questions.there([tp]))[tp]
+                    start = self._start(tp, There(Committed(offset, there.log), there.log, there.low, there.end))
+                    break
+            await asyncio.sleep(0.05)
+        else:
+            return
+        await self._restart(tp, start, claim)
+
+    def _is_free(self, tp: TP) -> bool:
+        """Say whether the loss of a partition can be told: its state is there, and all that was read before is done."""
+        return (
+            tp in self._assigned
+            and self.backlog.held.get(tp, set()) <= {GAP}
+            and not any(participant.waits(tp) for participant in self.transport.participants)
+        )
+
+    def _tell_loss(self, lost: Lost) -> None:
+        self.transport.tell_loss(lost)
+
+    def _told(self, lost: Lost) -> None:
+        """Let a partition go on behind its gap; in the transaction's thread."""
+
+        def go_on() -> None:
+            for participant in self.transport.participants:
+                participant.skipped(lost.tp, lost.end)
+            self.release({lost.tp}, GAP)
+
+        self.app.loop.call_soon_threadsafe(go_on)
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        async def run() -> None:
+            try:
+                await work
+            except Exception as error:  # noqa: BLE001 - the partition would stand still in silence
+                await self._give_up("finding the offset to read from", error)
+
+        task = asyncio.ensure_future(run())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
     # -- rebalance: called by the reader's thread, which waits --------------------------------------------------------
 
     async def _rebalance(self, new: set[TP], gone: set[TP], lost: bool) -> None:
@@ -169,6 +280,7 @@ class Consumer(faust_consumer.Consumer):
                 for tp in gone:
                     self.backlog.drop(tp)
                     self.poison.drop(tp)
+                    self._claims.pop(tp, None)
                 self.backlog.measure()
                 self._generation += 1
                 app.consumer_generation_id = self._generation
@@ -475,9 +587,7 @@ class Consumer(faust_consumer.Consumer):
 
     def _on_end(self, tp: TP, offset: int) -> None:
         if self._is_changelog_tp(tp) and not self._is_fence(tp.topic):
-            task = asyncio.ensure_future(end_recovery_at(self, tp, offset))
-            self._background.add(task)
-            task.add_done_callback(self._background.discard)
+            self._in_background(end_recovery_at(self, tp, offset))
 
     # -- the rest of Faust's consumer interface -----------------------------------------------------------------------
 

@@ -45,6 +45,16 @@ class Participant:
         """Say whether there is something to finish although nothing was delivered."""
         return False
 
+    def waits(self, tp: TP) -> bool:
+        """Say whether something that was delivered of a partition is not done yet, so that its offset must stay."""
+        return False
+
+    def skipped(self, tp: TP, offset: int) -> None:
+        """Go on behind records of a partition that are gone; the gap is written down.
+
+        On the event loop; nothing of the partition is under way. `offset` is that of the first record that is left.
+        """
+
     def finish(self, work: Slice) -> None:
         """Write the last records of the transaction (positions, changelogs); change `work.offsets` where needed."""
 

@@ -22,12 +22,13 @@ from typing import IO, Any, TypeVar, cast
 
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka import Producer as RdProducer
-from faust.types import TP
 
 from pipeline.errors import FatalError, TransientError
 from pipeline.limits import MESSAGE_MAX
+from pipeline.transport import clients
 from pipeline.transport.batch import Headers, Record
 from pipeline.transport.fatal import ends_process_after, stop_process
+from pipeline.transport.logs import UNKNOWN, Log, Pinned
 from pipeline.transport.participant import Participant, Slice
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,16 @@ ATTEMPTS, PAUSE = 20, 0.1
 class Transaction:
     """`begin` may be called from any thread; `start`, `commit` and `abort` block and run in `executor`'s one thread."""
 
-    def __init__(self, conf: Mapping[str, Any], directory: Path, group: str, *, exactly_once: bool = True) -> None:
+    def __init__(
+        self,
+        conf: Mapping[str, Any],
+        directory: Path,
+        group: str,
+        *,
+        exactly_once: bool = True,
+        log_of: Callable[[str], Log] = lambda _topic: UNKNOWN,
+    ) -> None:
+        """`log_of` names the log that a topic was when the worker began: offsets are committed with it, and in no other."""
         self.executor = ThreadPoolExecutor(1, "transaction")
         self.participants: list[Participant] = []
         self.open = False
@@ -61,10 +71,11 @@ class Transaction:
         """Clear while a commit or an abort is under way: nothing may be produced from elsewhere."""
         self.idle.set()
         self.last_abort = ""
-        self.commit_offsets: Callable[[Mapping[TP, int]], None] | None = None
+        self.commit_offsets: Callable[[Sequence[TopicPartition]], None] | None = None
         """Commits offsets through the consumer, when there are no transactions: raises KafkaException when refused."""
         self._conf, self._directory, self._group = dict(conf), directory, group
         self._exactly_once = exactly_once
+        self._log_of, self._pinned = log_of, Pinned(self._conf, log_of)
         self._lock = threading.Lock()
         self._lock_file: IO[str] | None = None
         self._name = ""
@@ -110,7 +121,7 @@ class Transaction:
         owned = {"transactional.id": self._name} if self._exactly_once else plain
         # As Java clients do: equal keys of all writers must meet.
         conf = {**tuned, **self._conf, **owned, "partitioner": "murmur2_random", "error_cb": self._on_error}
-        producer = RdProducer(conf, logger=log)
+        producer = RdProducer(conf, logger=clients.log)
         if self._exactly_once:
             self._retry(producer.init_transactions, TIMEOUT)
         _serve(producer)  # what went wrong until now is over
@@ -287,6 +298,7 @@ class Transaction:
                 step = "finish"
             for participant in self.participants:
                 participant.finish(work)
+            changed = self._pinned.ask({tp.topic for tp in work.offsets})  # answered while the records are delivered
             step = "flush"
             # With records in flight an abort would skip sequence numbers: everything is delivered first.
             if (undelivered := self._flush()) is not None:
@@ -295,12 +307,19 @@ class Transaction:
             if (lost := self._lost_connection()) is not None:
                 self.abort(work, f"a connection was lost: {lost.str()}")
                 return False
+            step = "logs"
+            if why := changed():
+                self.abort(work, why)
+                stop_process(why, hint="start the worker again: it goes on, or says what to do")
             step = "offsets"
+            at = [
+                TopicPartition(tp.topic, tp.partition, offset, str(self._log_of(tp.topic)))
+                for tp, offset in work.offsets.items()
+            ]
             if not self._exactly_once:
-                self._commit_without_transaction(work)
+                self._commit_without_transaction(at)
             else:
-                if work.offsets:
-                    at = [TopicPartition(tp.topic, tp.partition, offset) for tp, offset in work.offsets.items()]
+                if at:
                     with ends_process_after(STUCK, "the offsets could not be sent: the call never returned"):
                         self.producer.send_offsets_to_transaction(at, membership, SEND_TIMEOUT)
                 step = "commit"
@@ -321,10 +340,10 @@ class Transaction:
             participant.committed(work)
         return True
 
-    def _commit_without_transaction(self, work: Slice) -> None:
+    def _commit_without_transaction(self, at: Sequence[TopicPartition]) -> None:
         """Commit the offsets of what was flushed: a crash before that does the slice again, so nothing is lost."""
-        if work.offsets and self.commit_offsets is not None:
-            self._retry(self.commit_offsets, work.offsets)
+        if at and self.commit_offsets is not None:
+            self._retry(self.commit_offsets, at)
 
     def abort(self, work: Slice, reason: str) -> None:
         """Give the slice up. Never purge first: that breaks the producer's sequence numbers."""
