@@ -12,6 +12,7 @@ from confluent_kafka.cimpl import NewTopic
 from faust.transport import base
 from mode.utils.times import want_seconds
 
+from pipeline.limits import MESSAGE_MAX
 from pipeline.transport import clients
 from pipeline.transport.consumer import Consumer
 from pipeline.transport.fatal import stop_process
@@ -29,11 +30,18 @@ TIME_OUTS = {"session.timeout.ms", "heartbeat.interval.ms"}
 class Transport(base.Transport):
     """Registered in the entry-point group `faust.transports`.
 
-    Set before the worker starts: `properties` (any librdkafka property, for every client), `slice_seconds` (how much
-    work one transaction holds, three times as much with a backlog), `exactly_once` (false: at least once, without
-    transactions), `group_protocol` (classic, or consumer: KIP-848); `renews` (topics whose readers begin anew when they
-    were recreated, because what they write names the log; others stop), `tell_loss` (writes down, in the slice, what
-    retention has taken unread); `join` state and sources.
+    Set before the worker starts:
+
+    - `properties`: any librdkafka property, for every client;
+    - `slice_seconds`: how much work one transaction holds, three times as much with a backlog;
+    - `exactly_once`; False: at least once, without transactions;
+    - `message_max`: bytes of a record that may be written;
+    - `group_protocol`: classic, or consumer (KIP-848);
+    - `renews`: topics whose readers begin anew when they were recreated, because what they write names the log; others stop;
+    - `tell_loss` writes down, in the slice, what retention has taken unread;
+    - `leaves_out`: whether a record may be left out for an error, because its agent writes away what comes with an `error`;
+      else the worker stops;
+    - `join` state and sources.
     """
 
     Consumer = Consumer
@@ -46,9 +54,13 @@ class Transport(base.Transport):
         self.properties: Mapping[str, Any] = {}
         self.slice_seconds = 0.1
         self.exactly_once = True
+        self.message_max = MESSAGE_MAX
         self.group_protocol = "classic"
         self.logs: dict[str, Log] = {}
         self.renews: set[str] = set()
+        self.leaves_out: Callable[[Exception], bool] = lambda _error: False
+        self.doing = ""
+        """What the agents' thread works on, in words, for who waits for it."""
         self.tell_loss: Callable[[Lost], None] = lambda _lost: None
         self._transaction: Transaction | None = None
 
@@ -62,6 +74,7 @@ class Transport(base.Transport):
                 self.app.conf.id,
                 exactly_once=self.exactly_once,
                 log_of=self.log_of,
+                message_max=self.message_max,
             )
         return self._transaction
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from confluent_kafka import Consumer as RdConsumer
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]  # the stub forgets it
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]  # the stub forgets
 from faust.types import TP
 
 from pipeline.transport import clients
