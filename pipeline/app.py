@@ -161,6 +161,7 @@ class Worker:
         self.transport.message_max = settings.kafka.max_message_bytes + HEADROOM
         self.transport.tell_loss = self.write_gap
         self.transport.leaves_out = self._leaves_out
+        self.transport.transaction.record_max = settings.kafka.max_message_bytes
         self.transport.join(self.metrics)
         add_pages(self)
 

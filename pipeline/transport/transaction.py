@@ -74,6 +74,10 @@ REFUSED = {
     KafkaError._INVALID_ARG,  # noqa: SLF001
 }
 """What is said of a record for its content or its topic's name: it never changes, and says nothing of the others."""
+LOOK = 0.2
+"""Seconds between two looks whether a transaction has failed."""
+REPORTED = 2.0
+"""Seconds that the reports of a transaction may take that has failed."""
 CAREFUL = 500
 """Records of a slice at most while the one is looked for that the broker refuses."""
 
@@ -109,6 +113,8 @@ class Transaction:
         """Records to be done with a report for each, because the broker has refused one among them; 0: as usual."""
         self.refused: dict[Hashable, RejectedError] = {}
         """What the broker has refused, by `origin`: whoever writes it leaves it out, and says so."""
+        self.record_max = message_max
+        """Bytes of the value of a record in `produce_many` at most; what is written otherwise may have more beside it."""
         self.in_hand: Batch | None = None
         """What the agents' step under way works on: what is written without an origin is made of that."""
         self.blame: Callable[[Batch, RejectedError], bool] = lambda _batch, _error: False
@@ -294,9 +300,14 @@ class Transaction:
 
         One that can never be written has the slice done again, and its origin, by the same place, is in `refused` then.
         """
-        produce, usual = self.begin().produce, not self.careful
+        produce, usual, most = self.begin().produce, not self.careful, self.record_max
         for place, (topic, key, value, partition, headers) in enumerate(records):
             try:
+                if value is not None and len(value) > most:
+                    raise RejectedError(
+                        f"a record of {len(value):,} bytes for the topic {topic}; a record may have {most:,}",
+                        hint="kafka.max_message_bytes, and max.message.bytes of the topic: headwater check",
+                    )
                 if usual:
                     produce(topic, value, key, partition, headers=cast("Any", headers))
                 else:
@@ -320,13 +331,15 @@ class Transaction:
 
     # -- records that the broker refuses ------------------------------------------------------------------------------
 
-    def _look_for_refused(self, records: int) -> None:
-        """Do the next records one by one, with a report for each, if it was the content of one that failed the transaction."""
-        if (cause := self._cause()) is None or cause.code() not in REFUSED:
-            return
-        if not self.careful:
+    def _look_for_refused(self, records: int, cause: KafkaError) -> None:
+        """Do the next records one by one, with a report for each: it was the content of one that failed the transaction."""
+        if self.careful:
+            with suppress(KafkaException), raising_kafka_errors():
+                self.producer.flush(REPORTED)  # the reports say which one it was
+        else:
             log.warning("the broker refuses a record: %s; it is looked for, the others go on", cause.str())
         self.careful = max(self.careful, records, 1)
+        self._replace()
 
     def _cause(self) -> KafkaError | None:
         """Return why the transaction under way can only be aborted, if so: beginning another says it, and does nothing."""
@@ -336,7 +349,8 @@ class Transaction:
             try:
                 self.producer.begin_transaction()
             except KafkaException as error:
-                return cast("KafkaError", error.args[0])
+                if error.args[0].code() != KafkaError._STATE:  # noqa: SLF001 - that it is under way is well
+                    return cast("KafkaError", error.args[0])
         return None
 
     def _reporting(
@@ -378,8 +392,13 @@ class Transaction:
 
     def _flush(self) -> str | None:
         """Wait until everything is delivered; return why it is not."""
-        with raising_kafka_errors():
-            left = self.producer.flush(TIMEOUT)
+        left, deadline = 1, time.monotonic() + TIMEOUT
+        while left and time.monotonic() < deadline:
+            with raising_kafka_errors():
+                left = self.producer.flush(LOOK)
+            # What is left of a transaction that has failed is never sent.
+            if left and (cause := self._cause()) is not None and is_lost(cause):
+                return self.spoiled or f"a record was not delivered: {cause.str()}"
         if left:
             return f"{left} records could not be delivered in {TIMEOUT:.0f} s"
         return self.spoiled
@@ -541,13 +560,12 @@ class Transaction:
         log.warning("slice aborted, its records will be done again: %s", reason)
         self.last_abort = reason
         if self.open:
-            was_careful = bool(self.careful)
-            self._look_for_refused(work.records)
+            cause = self._cause()
             try:
-                if self._exactly_once:
+                if cause is not None and cause.code() in REFUSED:
+                    self._look_for_refused(work.records, cause)
+                elif self._exactly_once:
                     self._abort()
-                if self.careful and not was_careful:
-                    self._replace()
             except KafkaException as error:
                 stop_process(f"the transaction could not be aborted: {error.args[0]}")
         self.open = False
