@@ -41,7 +41,7 @@ def attach(worker: Worker) -> None:
 
 def write(worker: Worker, seen: SeenTable, delivered: Delivered, newest: NewestTimes, batch: Batch) -> None:
     """Write the changes of a batch that were not seen. Ingest and raw have equal partitions: an item stays in its own."""
-    remember = partial(seen.add_new, batch.partition, at=batch.last_timestamp)
+    remember = partial(seen.add_new, batch.partition)
     fresh, duplicates, rejected, snapshot = deduplicate_step(batch.values(), remember)
     changes = batch.where(fresh)
     memory = delivered.memory(batch.partition)

@@ -19,6 +19,7 @@ from pipeline.settings import Settings, group_of
 from pipeline.sources.places import Gap, Known
 from pipeline.sources.snapshots import Snapshots, is_snapshot, repaired
 from pipeline.topics import Topics, admin, look, unreachable
+from pipeline.transport import clients as kafka_clients
 
 COUNTED = 10_000
 """Records read at most to tell a small lag exactly: the ends of transactions take offsets too."""
@@ -166,16 +167,7 @@ def gaps(settings: Settings) -> list[tuple[Gap, bool]]:
 @contextmanager
 def reading(settings: Settings, group: str = "") -> Iterator[Consumer]:
     """Give a consumer that stands outside the group; raise FatalError when the cluster cannot be reached."""
-    consumer = Consumer(
-        {
-            **settings.kafka.conf,
-            "group.id": group or settings.prefix,
-            "enable.auto.commit": False,
-            "auto.offset.reset": "earliest",
-            "isolation.level": "read_committed",
-            "enable.partition.eof": True,
-        }
-    )
+    consumer = kafka_clients.consumer(settings.kafka.conf, group or settings.prefix, enable_partition_eof=True)
     try:
         yield consumer
     except KafkaException as error:
@@ -343,7 +335,7 @@ def read(consumer: Consumer, topic: str, start: Mapping[int, int], most: int | N
     open_partitions = set(start)
     if not start:
         return records
-    consumer.assign([TopicPartition(topic, partition, offset) for partition, offset in start.items()])
+    consumer.incremental_assign([TopicPartition(topic, partition, offset) for partition, offset in start.items()])
     deadline = time.monotonic() + TIMEOUT
     while open_partitions and (most is None or len(records) < most):
         found = consumer.consume(1_000, 0.1)
@@ -357,5 +349,10 @@ def read(consumer: Consumer, topic: str, start: Mapping[int, int], most: int | N
                 records.append(message)
             elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - the documented name of the code
                 open_partitions.discard(message.partition() or 0)
+            elif error.code() == KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001 - the offset was deleted since it was asked for
+                at = TopicPartition(topic, message.partition() or 0)
+                low, _ = consumer.get_watermark_offsets(at, TIMEOUT)
+                consumer.incremental_unassign([at])
+                consumer.incremental_assign([TopicPartition(topic, at.partition, low)])
     consumer.unassign()
     return records

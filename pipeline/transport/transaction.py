@@ -302,12 +302,12 @@ class Transaction:
         """
         produce, usual, most = self.begin().produce, not self.careful, self.record_max
         for place, (topic, key, value, partition, headers) in enumerate(records):
+            if value is not None and len(value) > most:
+                why = f"a record of {len(value):,} bytes for the topic {topic}; a record may have {most:,}"
+                hint = "kafka.max_message_bytes, and max.message.bytes of the topic: headwater check"
+                self._refuse(origins[place], None, RejectedError(why, hint=hint))
+                continue
             try:
-                if value is not None and len(value) > most:
-                    raise RejectedError(
-                        f"a record of {len(value):,} bytes for the topic {topic}; a record may have {most:,}",
-                        hint="kafka.max_message_bytes, and max.message.bytes of the topic: headwater check",
-                    )
                 if usual:
                     produce(topic, value, key, partition, headers=cast("Any", headers))
                 else:
