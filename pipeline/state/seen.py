@@ -296,7 +296,7 @@ class SeenTable(Participant):
                         hint=accept(tp.topic),
                     )
                 return
-            if part.is_behind(target, log):
+            if not part.is_at(target, log):
                 changelog = TP(self.changelog, tp.partition)
                 low, end = (await questions.watermarks([changelog], isolation="read_uncommitted"))[changelog]
                 # What retention has taken is older than the window: its topic keeps half as much again.
@@ -333,13 +333,20 @@ class SeenTable(Participant):
         return "Kafka has forgotten its offsets (offsets.retention.minutes), or the topic was recreated"
 
     def _read_changelog(self, part: _Partition, partition: int, target: Committed, start: int, end: int) -> None:
-        """Apply changelog messages until the target or the changelog's end is reached."""
-        offset = cast("int", target.offset)
+        """Apply the changelog up to its end, but for what stands behind the last message up to the target.
+
+        At least once, a slice that was given up has left that there: it is no part of the state.
+        """
+        beyond: list[Message] = []
 
         def apply(records: list[Message]) -> bool:
-            if wanted := _until(records, offset, target.log):
-                self._apply(part, wanted)
-            return not part.is_at(offset, target.log)
+            known = [place for place, record in enumerate(records) if not _is_beyond(record, target)]
+            upto = known[-1] + 1 if known else 0
+            if upto:
+                self._apply(part, [*beyond, *records[:upto]])
+                beyond.clear()
+            beyond.extend(records[upto:])
+            return True
 
         tp = TP(self.changelog, partition)
         read_changelog(self._transport.client_conf(), tp, start, end, apply, most=500)
@@ -351,7 +358,7 @@ class SeenTable(Participant):
                 ids.setdefault(bucket, []).extend(members)
         if len(part.store):  # kept from when it was owned here: its positions must not go ahead of what is in memory
             part.store.flush()
-        part.move_to(_upto(records[-1]), _log(records[-1]))
+        part.move_to(source_offset(records[-1]), source_log(records[-1]))
         part.changelog, part.changelog_log = records[-1].offset(), self._transport.log_of(self.changelog)
         if (newest := max(ids, default=0)) > part.turns.number:
             part.turns = Turns(self._window, self._clock, newest)
@@ -362,17 +369,16 @@ def _or(value: int | None, default: int) -> int:
     return default if value is None else value
 
 
-def _until(records: list[Message], target: int, log: Log) -> list[Message]:
-    """Return the changelog messages that stand for source offsets up to this one of a log, and all of other logs.
-
-    One beyond it is no part of the state: at least once, a slice that was given up has left it there.
-    """
-    return [record for record in records if _upto(record) <= target or _log(record) != log]
+def _is_beyond(record: Message, target: Committed) -> bool:
+    """Say whether a changelog message stands for a source offset beyond the target, in the same log."""
+    return source_offset(record) > (target.offset or 0) and source_log(record) == target.log
 
 
-def _upto(record: Message) -> int:
+def source_offset(record: Message) -> int:
+    """Return the offset of the source after the slice that a changelog message stands for."""
     return int.from_bytes(cast("bytes", record.key())[:8], "big")
 
 
-def _log(record: Message) -> Log:
+def source_log(record: Message) -> Log:
+    """Return the log that this offset is of."""
     return Log.parse(cast("bytes", record.key())[8:].decode())

@@ -71,7 +71,7 @@ class Questions:
         client = self._client()
         found = committed_offsets(client, self._group, tps)
         logs = logs_of(client, {tp.topic for tp in tps})
-        lows, ends = _offsets(client, tps, EARLIEST), _offsets(client, tps, LATEST)
+        lows, ends = offsets_of(client, tps, EARLIEST), offsets_of(client, tps, LATEST)
         return {
             tp: There(found.get(tp, Committed(None)), logs.get(tp.topic, UNKNOWN), lows[tp], ends[tp]) for tp in tps
         }
@@ -154,6 +154,7 @@ class Questions:
                 await asyncio.sleep(PAUSE)
 
 
-def _offsets(client: AdminClient, tps: Iterable[TP], spec: OffsetSpec) -> dict[TP, int]:
+def offsets_of(client: AdminClient, tps: Iterable[TP], spec: OffsetSpec) -> dict[TP, int]:
+    """Return the first offsets of partitions (EARLIEST) or their ends, undecided transactions included (LATEST); blocks."""
     asked = client.list_offsets({TopicPartition(*tp): spec for tp in tps}, request_timeout=TIMEOUT)
     return {TP(at.topic, at.partition): int(future.result(TIMEOUT).offset) for at, future in asked.items()}
