@@ -3,8 +3,9 @@
 What a slice writes waits in memory, where reads find it at once. When its transaction is committed, it goes to RocksDB in
 one batch, with the changelog's position; when it is aborted, it is dropped. So RocksDB is never ahead of Kafka.
 
-With its writes a slice puts the offsets into the changelog up to which the table knows its sources. A group whose offsets are
-older, or gone, would work on those records again, and count them twice: it is refused.
+The last record that a slice writes to the changelog says in a header up to which offsets the table knows its sources (the last
+record of a topic is never compacted away). A group whose offsets are older, or gone, would work on those records again, and
+count them twice: it is refused.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ Writes = dict[bytes, bytes | None]
 
 
 POSITIONS = META + b"positions"
-"""The key of the changelog's record of the sources' offsets."""
+"""Where the store keeps the offsets of the sources."""
+HEADER = "headwater.positions"
+"""The header of a changelog record that has them."""
 
 
 class Position(msgspec.Struct, array_like=True, frozen=True):
@@ -228,16 +231,12 @@ class Partitions(Participant):
                 continue
             positions = self._positions(work, number)
             work.offsets[TP(self.fence, number)] = partition.reached
-            writes[POSITIONS] = positions
-            if not self._sends:  # Faust has written the others
-                self._transport.transaction.produce(
-                    self.fence, POSITIONS, positions, number, on_delivery=self._delivered
-                )
-            else:
-                *most, (last, value) = writes.items()
-                transaction = self._transport.transaction
+            headers, transaction = [(HEADER, positions)], self._transport.transaction
+            *most, (last, value) = writes.items()
+            if self._sends:  # else Faust has written all of them, and the last one is written again
                 transaction.produce_batch(self.fence, [{"key": key, "value": value} for key, value in most], number)
-                transaction.produce(self.fence, last, value, number, on_delivery=self._delivered)
+            transaction.produce(self.fence, last, value, number, headers, on_delivery=self._delivered)
+            writes[POSITIONS] = positions
 
     def _positions(self, work: Slice, number: int) -> bytes:
         """Return up to where the table knows its sources after the slice: of the same number, or all where none has it."""
@@ -339,6 +338,8 @@ class Partitions(Participant):
 
         def apply(records: list[Message]) -> bool:
             writes = {cast("bytes", record.key()): record.value() for record in records}
+            if (positions := _told_by(records)) is not None:
+                writes[POSITIONS] = positions
             partition.apply(writes, cast("int", records[-1].offset()) + 1)
             return self._claims.get(tp.partition) is claim
 
@@ -375,3 +376,12 @@ class Partitions(Participant):
                 hint=f"kafka-consumer-groups.sh --group {consumer.app.conf.id} --topic {source.topic}:{source.partition} "
                 f"--reset-offsets --to-offset {kept.offset} --execute; docs/how-to/trouble.md",
             )
+
+
+def _told_by(records: Sequence[Message]) -> bytes | None:
+    """Return the offsets of the sources as the newest of some changelog records has them; None: none has any."""
+    for record in reversed(records):
+        for name, value in record.headers() or ():
+            if name == HEADER:
+                return cast("bytes", value)
+    return None
