@@ -13,15 +13,16 @@ from pipeline.app import Worker
 from pipeline.errors import UsageError
 from pipeline.settings import Kinesis
 from pipeline.sources.kinds import snapshotter, stream_api
+from pipeline.sources.preflight import Looked, preflight
 from pipeline.sources.reading import Reading
-from pipeline.sources.snapshot import Snapshotter
-from pipeline.sources.streams import StreamApi, StreamSource
+from pipeline.sources.streams import StreamSource
 
 
 def attach(worker: Worker) -> None:
     """Attach the agent, with a source for each entry of the settings."""
     if not worker.settings.sources:
         raise UsageError("the agent ingest needs [[sources]]", hint="headwater check")
+    looked: list[Looked] = []
     names = [f"@{settings.kind}-{number}" for number, settings in enumerate(worker.settings.sources)]
     for name, settings in zip(names, worker.settings.sources, strict=True):
         api = stream_api(settings)
@@ -38,7 +39,8 @@ def attach(worker: Worker) -> None:
             snapshots=snapshotter(settings),
         )
         worker.transport.join(source)
-        worker.preflights.append(partial(preflight, api, source.snapshots))
+        looked.append(Looked(settings, api, source.snapshots))
+    worker.preflights.append(partial(preflight, looked))
 
     @worker.agent("ingest", *names)
     async def ingest(stream: Stream[Reading]) -> None:
@@ -50,14 +52,6 @@ def since(start: str | datetime) -> float | None:
     if isinstance(start, datetime):
         return start.timestamp()
     return time.time() if start == "latest" else None
-
-
-def preflight(api: StreamApi, snapshots: Snapshotter | None) -> None:
-    """Look at every table; raise the error that says what is wrong with the first that cannot be captured, or read."""
-    for table in api.tables(set()):
-        api.stream_of(table)
-        if snapshots is not None:
-            snapshots.preflight(table)
 
 
 def write(worker: Worker, reading: Reading) -> None:

@@ -15,11 +15,12 @@ import boto3
 import msgspec
 import urllib3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 
 from models.attributes import digits, from_client, normal_item, to_client, typed
 from pipeline.errors import UsageError
 from pipeline.flow_settings import Lookup
+from pipeline.sources.aws import ERRORS, explain
 from pipeline.steps.enrich import attribute
 from pipeline.steps.event import NULL, Event, Step, Value, each
 from pipeline.steps.lookup import (
@@ -158,10 +159,9 @@ class Items:
         )
         try:
             self._client = boto3.client("dynamodb", region_name=settings.region, config=config)
-        except BotoCoreError as error:
-            raise UsageError(
-                f"lookup in table {self._table}: {error}", hint="set region, or AWS_DEFAULT_REGION"
-            ) from error
+        except ERRORS as error:
+            found = explain(error, f"lookup in table {self._table}")
+            raise UsageError(found.message, hint=found.hint) from error
         self._threads, self._breaker = threads(settings.concurrency), Breaker()
 
     def question(self, event: Event) -> Question | None:
@@ -207,7 +207,7 @@ class Items:
                     return self._ask(questions[:half]) | self._ask(questions[half:])
                 failure = RefusedError(f"table {self._table}: the key is not of its types")
             return dict.fromkeys(questions, failure)
-        except BotoCoreError as error:
+        except ERRORS as error:
             return dict.fromkeys(questions, LookupFailedError(f"table {self._table}: {type(error).__name__}"))
         left = {by_key[_known(key)] for key in keys}
         throttled = LookupFailedError(f"table {self._table}: keys were left unprocessed {ATTEMPTS} times")
