@@ -128,6 +128,12 @@ class KinesisStreams(StreamApi):
         if self._newest.get(plain(arn)) != arn:
             raise VanishedError(f"the stream {arn} was deleted; another one has its name", hint=LIST)
 
+    def _told(self, error: HeadwaterError, arn: str) -> HeadwaterError:
+        """Return the error; when something is gone the stream may be another one now: the next call looks at that."""
+        if isinstance(error, VanishedError):
+            self._newest.pop(plain(arn), None)
+        return error
+
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def iterator(self, arn: str, shard_id: str, start: Start) -> str:
@@ -152,7 +158,7 @@ class KinesisStreams(StreamApi):
                 StreamARN=plain(arn), ShardId=shard_id, ShardIteratorType=kind, **where
             )
         except ERRORS as error:
-            raise refused(error, what, "StartingSequenceNumber" in where) from error
+            raise self._told(refused(error, what, "StartingSequenceNumber" in where), arn) from error
         return answer["ShardIterator"]
 
     def records(self, iterator: str, shard: ShardOf) -> Cut:
@@ -186,7 +192,7 @@ class KinesisStreams(StreamApi):
         try:
             answer = self._streams.get_records(ShardIterator=iterator, Limit=most)
         except ERRORS as error:
-            raise explain(error, str(shard), listing=LIST) from error
+            raise self._told(explain(error, str(shard), listing=LIST), shard.arn) from error
         body = taken_body(answer, str(shard))
         try:
             return read(body, plain(shard.arn), shard.shard_id)._replace(asked=asked, heard=time.monotonic())
