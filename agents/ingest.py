@@ -8,7 +8,6 @@ from functools import partial
 
 from faust import Stream
 
-from models.dead_letter import DeadLetter
 from pipeline.app import Worker
 from pipeline.errors import UsageError
 from pipeline.settings import Kinesis
@@ -60,9 +59,7 @@ def write(worker: Worker, reading: Reading) -> None:
         for partition in range(worker.settings.partitions):
             worker.produce(worker.topics.ingest, None, mark, partition)
     worker.produce_batch(worker.topics.ingest, reading.cut.records)
+    shard = reading.shard
     for unreadable in reading.cut.unreadable:
-        shard = reading.shard
-        worker.reject_letter(
-            DeadLetter(f"{shard.arn}/{shard.shard_id}", -1, -1, "ingest", unreadable.error, None, unreadable.value, [])
-        )
+        worker.reject_letter(unreadable.letter(shard.arn, shard.shard_id, shard.table))
     worker.metrics.count(worker.metrics.changes, len(reading.cut.records), "ingest")

@@ -26,7 +26,7 @@ from pipeline.sinks.replica_client import connect, preflight
 from pipeline.sources.aws import ERRORS, TABLES, client, explain
 from pipeline.sources.consumers import Consumers
 from pipeline.sources.kinds import onlooker, snapshotter
-from pipeline.sources.kinesis import plain
+from pipeline.sources.kinesis_records import plain
 from pipeline.sources.places import ShardOf
 from pipeline.sources.preflight import Looked
 from pipeline.sources.snapshot import Snapshotter

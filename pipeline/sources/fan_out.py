@@ -26,8 +26,8 @@ from pipeline.errors import HeadwaterError, TransientError
 from pipeline.settings import Kinesis
 from pipeline.sources.aws import ERRORS, ExpiredIteratorError, NothingYetError, TrimmedError, VanishedError, client
 from pipeline.sources.consumers import Consumers
-from pipeline.sources.kinesis import KinesisStreams, behind, name_of, plain, refused
-from pipeline.sources.kinesis_records import Answer, read_event
+from pipeline.sources.kinesis import KinesisStreams, behind, refused
+from pipeline.sources.kinesis_records import Answer, name_of, plain, read_event
 from pipeline.sources.places import ShardOf
 from pipeline.sources.pushed import Connection, take_stream
 from pipeline.sources.records import Cut

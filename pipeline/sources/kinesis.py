@@ -22,7 +22,7 @@ from pipeline.errors import HeadwaterError, TransientError
 from pipeline.settings import Kinesis
 from pipeline.sources.aws import ERRORS, TrimmedError, VanishedError, client, explain, take_body, taken_body
 from pipeline.sources.dynamodb import is_pattern
-from pipeline.sources.kinesis_records import Answer, cut, read
+from pipeline.sources.kinesis_records import Answer, cut, name_of, plain, read
 from pipeline.sources.places import ShardOf
 from pipeline.sources.records import Cut
 from pipeline.sources.resequence import Window, Windowed
@@ -221,17 +221,6 @@ def _expected(iterator: str) -> str | None:
 def captures(settings: Kinesis, stream: str) -> bool:
     """Say whether the settings mean a stream."""
     return any(fnmatchcase(stream, name) for name in settings.streams)
-
-
-def name_of(arn: str) -> str:
-    """Return a stream's name out of its ARN, with or without its creation; '' when it is none of Kinesis."""
-    return arn.partition(":stream/")[2].partition("/")[0] if ":kinesis:" in arn else ""
-
-
-def plain(arn: str) -> str:
-    """Return the ARN that AWS knows: without the creation."""
-    before, stream, _ = arn.partition(":stream/")
-    return f"{before}{stream}{name_of(arn)}"
 
 
 def _shard(found: dict[str, Any]) -> Shard:

@@ -24,7 +24,8 @@ from pipeline.lab.stack import Endpoints, Stack
 from pipeline.lab.workers import Workers
 from pipeline.settings import Settings
 from pipeline.sources import lambda_handler
-from pipeline.sources.lambda_handler import MARGIN, Clock, Item, Writer
+from pipeline.sources.lambda_handler import MARGIN, Clock, Writer
+from pipeline.sources.members import Item
 from pipeline.sources.records import cut
 from pipeline.topics import Topics, admin, ensure
 
