@@ -20,7 +20,7 @@ from faust.types import TP
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import HeadwaterError, UsageError
-from pipeline.flow_settings import Flow
+from pipeline.flow_settings import PUBLISHED, Flow
 from pipeline.transport import Follower, Participant, Slice, Transport
 from pipeline.transport.consumer import Consumer
 from pipeline.transport.fatal import stop_process
@@ -71,9 +71,12 @@ encode = msgspec.json.encode
 
 
 def parse(flows: Sequence[Any]) -> tuple[Flow, ...]:
-    """Return the flows of a version; raise UsageError when this program does not know them."""
+    """Return the flows of a version; raise UsageError when this program does not know them.
+
+    A secret in them, from before such were refused, is said: it stops no worker, since it is there already.
+    """
     try:
-        return _flows.validate_python(flows)
+        found = _flows.validate_python(flows, context={PUBLISHED: True})
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, problem["loc"]))
@@ -81,6 +84,16 @@ def parse(flows: Sequence[Any]) -> tuple[Flow, ...]:
             f"flows.{place}: {problem['msg'].removeprefix('Value error, ')}",
             hint="headwater flows apply, by the workers' version",
         ) from error
+    _warn_of_secrets(flows)
+    return found
+
+
+def _warn_of_secrets(flows: Sequence[Any]) -> None:
+    try:
+        _flows.validate_python(flows)
+    except ValidationError as error:
+        said = error.errors(include_url=False, include_input=False)[0]["msg"].removeprefix("Value error, ")
+        log.warning("The flows topic holds a secret; replace the secret, and: headwater flows apply: %s", said)
 
 
 def dump(flows: Sequence[Flow]) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ from faust.types import TP
 
 from pipeline.errors import FatalError, TransientError
 from pipeline.limits import MESSAGE_MAX
+from pipeline.private import private_directory
 from pipeline.transport.batch import Headers, Record
 from pipeline.transport.fatal import ends_process_after, stop_process
 from pipeline.transport.participant import Participant, Slice
@@ -151,7 +152,7 @@ class Transaction:
             self._lock_file.close()
 
     def _claim_id(self) -> str:
-        self._directory.mkdir(parents=True, exist_ok=True)
+        private_directory(self._directory)
         file = (self._directory / "transactional-id").open("a+")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
