@@ -124,7 +124,7 @@ CODES: dict[str, Code] = dict(
             Meaning.CREDENTIALS,
             f"renew the credentials (aws sso login, or a new session token), then: {IDENTITY}",
             "ExpiredToken ExpiredTokenException TokenRefreshRequired ExpiredTradeInTokenException",
-            "the credentials have expired",
+            "AWS does not accept the credentials: they have expired",
         ),
         *_all(
             Meaning.CREDENTIALS,

@@ -105,7 +105,7 @@ def patiently(looks: Sequence[Callable[[], object]], what: str, patience: Patien
         if (hopeless and not _to_be_asked_again(failed, absent)) or patience.clock() >= deadline:
             raise _all_of([error for _, error in failed], what)
         if not said and tries > 1:
-            log.warning("Still trying to look at %s, for up to %.0f s: %s", what, patience.seconds, failed[0][1])
+            log.info("Still trying to look at %s, for up to %.0f s: %s", what, patience.seconds, failed[0][1])
             said = True
         left = [look for look, _ in failed]
         patience.sleep(backoff(tries))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import botocore.session
 import pytest
 from botocore import exceptions
@@ -8,6 +10,7 @@ from botocore.parsers import ResponseParserError
 
 from pipeline.check import _try
 from pipeline.errors import FatalError, HeadwaterError, RejectedError, TransientError
+from pipeline.settings import DynamoDBStream
 from pipeline.sources import aws
 from pipeline.sources.aws import (
     ClockError,
@@ -20,6 +23,7 @@ from pipeline.sources.aws import (
     explain,
 )
 from pipeline.sources.aws_errors import CODES, Meaning, meaning_of
+from pipeline.sources.dynamodb import DynamoDBStreams
 
 SERVICES = ("dynamodb", "dynamodbstreams", "kinesis", "s3", "sts", "kms", "resourcegroupstaggingapi")
 WHAT = "the table orders"
@@ -231,3 +235,22 @@ def test_a_profile_that_is_not_there_is_said_in_one_line(monkeypatch: pytest.Mon
 
 def test_codes_are_found_with_and_without_their_suffix() -> None:
     assert meaning_of("IDPRejectedClaimException") == CODES["IDPRejectedClaim"]
+
+
+def test_a_provider_that_fails_at_a_look_is_an_error_of_the_look(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script = tmp_path / "credentials.sh"
+    script.write_text("#!/bin/sh\necho 'sso session expired' >&2; exit 1\n")
+    script.chmod(0o700)
+    (tmp_path / "config").write_text(f"[default]\nregion = eu-west-1\ncredential_process = {script}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    tagged = DynamoDBStreams(DynamoDBStream(kind="dynamodb-stream", tags={"cdc": "on"}))
+    named = DynamoDBStreams(DynamoDBStream(kind="dynamodb-stream", tables=("orders",)))
+    for look in (lambda: tagged.tables(set()), lambda: named.stream_of("orders"), lambda: named.shards_of("arn")):
+        with pytest.raises(CredentialsError, match="sso session expired"):
+            look()
