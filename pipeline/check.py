@@ -28,7 +28,6 @@ from pipeline.sources.consumers import Consumers
 from pipeline.sources.kinds import onlooker, snapshotter
 from pipeline.sources.kinesis_records import plain
 from pipeline.sources.places import ShardOf
-from pipeline.sources.preflight import Looked
 from pipeline.sources.snapshot import Snapshotter
 from pipeline.sources.streams import Start, StreamApi
 from pipeline.topics import Topic, Topics, admin, look
@@ -152,7 +151,7 @@ def _source(settings: DynamoDBStream | Kinesis) -> Iterator[Finding]:
         tables = api.tables(set())
     except HeadwaterError as error:
         yield Finding(what, False, error.message, error.hint)
-        tables = Looked(settings, api).named
+        tables = api.named()
         if not tables:
             return
     name, hint = ("stream", "aws kinesis list-streams") if isinstance(settings, Kinesis) else ("table", TABLES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import stat
+from functools import lru_cache
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -19,8 +20,12 @@ def private_directory(path: Path) -> None:
     try:
         path.chmod(OWNER)
     except OSError as error:
-        log.warning(
-            "Others may enter the directory %s (%o), and that cannot be changed: %s", path, mode, error.strerror
-        )
+        _say_of(path, mode, error.strerror)
     else:
         log.warning("Others could enter the directory %s (%o): now it is 700, for its owner alone", path, mode)
+
+
+@lru_cache
+def _say_of(path: Path, mode: int, why: str | None) -> None:
+    """Say it once, not for every part of the worker that keeps something there."""
+    log.warning("Others may enter the directory %s (%o), and that cannot be changed: %s", path, mode, why)

@@ -54,15 +54,18 @@ class DynamoDBStreams(StreamApi):
 
         A known table that is no longer listed counts as well where patterns or tags decide: its stream can still be read.
         """
-        wanted = self._settings.tables
-        patterns = [name for name in wanted if is_pattern(name)]
-        found = [name for name in wanted if not is_pattern(name)]
+        patterns = [name for name in self._settings.tables if is_pattern(name)]
+        found = self.named()
         if patterns:
             listed = known.union(self._listed())
             found += sorted(name for name in listed if any(fnmatchcase(name, pattern) for pattern in patterns))
         if self._settings.tags:
             found += sorted(known.union(self._tagged()))
         return list(dict.fromkeys(found))
+
+    def named(self) -> list[str]:
+        """Return those that are written out."""
+        return list(dict.fromkeys(name for name in self._settings.tables if not is_pattern(name)))
 
     def _listed(self) -> Iterator[str]:
         try:

@@ -71,13 +71,16 @@ class KinesisStreams(StreamApi):
 
     def tables(self, known: set[str]) -> list[str]:
         """Return the names of the streams: those named, and those that match a pattern."""
-        wanted = self._settings.streams
-        patterns = [name for name in wanted if is_pattern(name)]
-        found = [name for name in wanted if not is_pattern(name)]
+        patterns = [name for name in self._settings.streams if is_pattern(name)]
+        found = self.named()
         if patterns:
             listed = known.union(self._listed())
             found += sorted(name for name in listed if any(fnmatchcase(name, pattern) for pattern in patterns))
         return list(dict.fromkeys(found))
+
+    def named(self) -> list[str]:
+        """Return those that are written out."""
+        return list(dict.fromkeys(name for name in self._settings.streams if not is_pattern(name)))
 
     def _listed(self) -> Iterator[str]:
         try:

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from pipeline.errors import FatalError, HeadwaterError, TransientError, backoff
 from pipeline.settings import DynamoDBStream, Kinesis
-from pipeline.sources.aws import CredentialsError, DeniedError, VanishedError
+from pipeline.sources.aws import CredentialsError, DeniedError
 from pipeline.sources.dynamodb import is_pattern
 from pipeline.sources.snapshot import Snapshotter
 from pipeline.sources.streams import StreamApi
@@ -24,7 +24,7 @@ T = TypeVar("T")
 PATIENCE = 60.0
 """Seconds for which what may pass by itself is tried again."""
 SAID = 2
-"""Answers in a row that say that something does not exist, until it is believed."""
+"""Answers in a row that say that something is wrong and does not pass, until it is believed: one proves nothing."""
 
 
 @dataclass(slots=True)
@@ -45,12 +45,6 @@ class Looked:
     snapshots: Snapshotter | None = None
 
     @property
-    def named(self) -> list[str]:
-        """The tables or streams that are written out."""
-        names = self.settings.streams if isinstance(self.settings, Kinesis) else self.settings.tables
-        return list(dict.fromkeys(name for name in names if not is_pattern(name)))
-
-    @property
     def is_open(self) -> bool:
         """Whether patterns or tags find more."""
         names = self.settings.streams if isinstance(self.settings, Kinesis) else self.settings.tables
@@ -59,7 +53,7 @@ class Looked:
 
     def looks(self) -> Iterator[Callable[[], object]]:
         """Yield the looks that must succeed."""
-        for table in self.named:
+        for table in self.api.named():
             yield lambda table=table: self._look_at(table)  # type: ignore[misc]
         if self.is_open:
             yield self._list
@@ -85,35 +79,36 @@ def preflight(sources: Sequence[Looked], patience: Patience | None = None) -> No
     patiently(looks, "the sources", patience)
 
 
+def made_patiently(make: Callable[[], T], what: str, patience: Patience | None = None) -> T:
+    """Return what is made; what may pass is tried again for a minute."""
+    made: list[T] = []
+    patiently([lambda: made.append(make())], what, patience)
+    return made[0]
+
+
 def patiently(looks: Sequence[Callable[[], object]], what: str, patience: Patience | None = None) -> None:
     """Look at things, again at what may pass; raise the error when something is wrong, one FatalError when it is more."""
     patience = patience or Patience()
     deadline, tries, said, left = patience.clock() + patience.seconds, 0, False, list(looks)
-    absent: dict[int, int] = {}
+    refused: dict[int, int] = {}
+    """How often in a row a look has found what does not pass."""
     while True:
         failed = [(look, error) for look in left if (error := _error_of(look)) is not None]
         if not failed:
             return
-        hopeless = False
         for look, error in failed:
-            if isinstance(error, VanishedError):
-                absent[id(look)] = absent.get(id(look), 0) + 1
-                hopeless |= absent[id(look)] >= SAID
-            else:
-                hopeless |= not isinstance(error, TransientError)
-        tries += 1
-        if (hopeless and not _to_be_asked_again(failed, absent)) or patience.clock() >= deadline:
+            refused[id(look)] = 0 if isinstance(error, TransientError) else refused.get(id(look), 0) + 1
+        counts = [refused[id(look)] for look, _ in failed]
+        # All that is wrong is told at once, and only what was said twice.
+        certain = any(count >= SAID for count in counts) and not any(0 < count < SAID for count in counts)
+        if certain or patience.clock() >= deadline:
             raise _all_of([error for _, error in failed], what)
-        if not said and tries > 1:
+        tries += 1
+        if not said and tries > SAID:
             log.info("Still trying to look at %s, for up to %.0f s: %s", what, patience.seconds, failed[0][1])
             said = True
         left = [look for look, _ in failed]
         patience.sleep(backoff(tries))
-
-
-def _to_be_asked_again(failed: Sequence[tuple[Callable[[], object], HeadwaterError]], absent: dict[int, int]) -> bool:
-    """Say whether something is said to be gone by one answer only: all that is wrong is to be told at once, and only that."""
-    return any(isinstance(error, VanishedError) and absent[id(look)] < SAID for look, error in failed)
 
 
 def _error_of(look: Callable[[], object]) -> HeadwaterError | None:
