@@ -13,6 +13,7 @@ from typing import cast
 import rocksdict
 
 from pipeline.errors import FatalError
+from pipeline.private import private_directory
 
 META = b"\x00\x00headwater:"
 """What the keys of a store's own entries begin with."""
@@ -46,7 +47,7 @@ class Store:
     def __init__(self, path: Path, options: Callable[[], rocksdict.Options] = options) -> None:
         self.path = path
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            private_directory(path.parent)
             families = rocksdict.Rdict.list_cf(str(path)) if (path / "CURRENT").exists() else []
             self._db = rocksdict.Rdict(
                 str(path), options=options(), column_families={f: options() for f in families if f != "default"}
