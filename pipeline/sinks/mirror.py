@@ -26,10 +26,12 @@ from faust.types import TP
 from pipeline.errors import FatalError, RejectedError, TransientError, UsageError
 from pipeline.limits import MESSAGE_MAX
 from pipeline.settings import Mirror as MirrorSettings
-from pipeline.sinks.base import Flushed, Rejected, Sink, Writer
+from pipeline.sinks.base import NOTHING, Flushed, Rejected, Sink, Writer
 from pipeline.sinks.other_cluster import TIMEOUT, OtherCluster, Position, refused_in
 from pipeline.topics import Topic, admin, look
+from pipeline.transport.committed import Committed
 from pipeline.transport.fatal import ends_process_after
+from pipeline.transport.logs import UNKNOWN, Log
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +114,7 @@ class Mirror(Sink):
         names = {name, there, self.settings.target_cluster or ""} - {""}
         self.passed = frozenset((MIRRORED_FROM, one.encode()) for one in names)
 
-    def open(self, tp: TP, start: int) -> Writer:
+    def open(self, tp: TP, start: int, log: Log = UNKNOWN, committed: Committed = NOTHING) -> Writer:
         """Fence off the former owner, and go on from what is there."""
         writer = MirrorWriter(self, tp)
         writer.take_over()

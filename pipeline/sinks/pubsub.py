@@ -27,7 +27,9 @@ from google.cloud.pubsub_v1.types import BatchSettings, PublisherOptions
 
 from pipeline.errors import FatalError, TransientError
 from pipeline.settings import PubSub as PubSubSettings
-from pipeline.sinks.base import Flushed, Rejected, Sink, Writer
+from pipeline.sinks.base import NOTHING, Flushed, Rejected, Sink, Writer
+from pipeline.transport.committed import Committed
+from pipeline.transport.logs import UNKNOWN, Log
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -99,7 +101,7 @@ class PubSub(Sink):
             except (GoogleAPICallError, GoogleAuthError, RetryError) as error:
                 raise FatalError(f"the topic {topic}: {error}", hint="gcloud auth application-default login") from error
 
-    def open(self, tp: TP, start: int) -> PubSubWriter:
+    def open(self, tp: TP, start: int, log: Log = UNKNOWN, committed: Committed = NOTHING) -> PubSubWriter:
         """Take a partition over: Pub/Sub does not tell what it has, so what may be there is published again."""
         return PubSubWriter(self.client, self._topic_of[tp.topic], start)
 
