@@ -117,8 +117,8 @@ def verify(
     explained: list[Problem] = []
     if not prefix:  # else the neighbours are not seen
         begun, rowless = series.of_kind(series.read(objects))
-        for problem in _holes(listed.origins, begun, rowless, carried, known):
-            (explained if problem.what == "lost" else problems).append(problem)
+        for hole in _holes(files, begun, rowless, carried, known):
+            (explained if hole.is_lost else problems).append(hole.problem)
         problems += _doubled(listed.origins)
     if not (found or there or problems):
         problems.append(
@@ -181,75 +181,134 @@ Span = tuple[int, int]
 """Offsets: from the first on, before the second."""
 
 
+class Hole(NamedTuple):
+    """Offsets that should be in a file and are in none."""
+
+    topic: str
+    partition: int
+    begin: int
+    end: int
+    is_lost: bool = False
+    """Whether a gap explains it: Kafka deleted the records before they were read."""
+    below: int = 0
+    """The offset up to which everything was carried, of a hole at the end; 0: others follow it."""
+    oldest_before: int = 0
+    """Time of the oldest change in the files before it, in microseconds since the epoch."""
+    newest_after: int = 1 << 62
+    """Time of the newest change in the files behind it."""
+    why: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.problem.path}: {self.problem.detail}"
+
+    @property
+    def problem(self) -> Problem:
+        """Return it in words."""
+        where = f"{self.topic}[{self.partition}]"
+        if self.is_lost:
+            return Problem(
+                "lost", where, f"Kafka deleted the offsets {self.begin} to {self.end - 1} before they were read"
+            )
+        if self.why:
+            return Problem("missing", where, self.why)
+        below = f", below the offset {self.below} that the group has committed" if self.below else ""
+        return Problem("missing", where, f"offsets {self.begin} to {self.end - 1} are in no file{below}")
+
+
+class Piece(NamedTuple):
+    """Offsets that files hold, or that have no rows."""
+
+    begin: int
+    end: int
+    oldest: int = 0
+    newest: int = 1 << 62
+
+
+def holes(objects: Objects, files: Sequence[File], carried: Iterable[Carried], lost: Iterable[Lost]) -> Iterator[Hole]:
+    """Yield what is missing in a lake whose manifests list these files."""
+    begun, rowless = series.of_kind(series.read(objects))
+    return (hole for hole in _holes(files, begun, rowless, carried, lost) if not hole.is_lost)
+
+
 def _holes(
-    origins: Iterable[Origin],
+    files: Iterable[File],
     begun: Iterable[series.Series],
     rowless: Iterable[series.Rowless],
     carried: Iterable[Carried],
     lost: Iterable[Lost],
-) -> Iterator[Problem]:
-    """Yield the offsets that should be in a file and are in none; `lost`: those that a gap explains."""
-    spans: dict[Key, list[Span]] = {}
-    held: list[Origin | series.Rowless] = [*origins, *rowless]
-    for one in held:
-        spans.setdefault((one.topic, one.partition, mark_of(Log.parse(one.log))), []).append((one.begin, one.end))
+) -> Iterator[Hole]:
+    """Yield the offsets that should be in a file and are in none."""
+    pieces: dict[Key, list[Piece]] = {}
+    for file in files:
+        for one in file.origins:
+            piece = Piece(one.begin, one.end, file.oldest, file.newest)
+            pieces.setdefault((one.topic, one.partition, mark_of(Log.parse(one.log))), []).append(piece)
+    for none in rowless:
+        key = none.topic, none.partition, mark_of(Log.parse(none.log))
+        pieces.setdefault(key, []).append(Piece(none.begin, none.end))
     beginnings = {(one.topic, one.partition, mark_of(Log.parse(one.log))): one for one in begun}
     now = {(found.topic, found.partition, mark_of(found.log)): found for found in carried}
     for key in {*beginnings, *now}:  # what a version before has written belongs to the log that it went on with
         follows = beginnings[key].follows if key in beginnings else now[key].committed.log == UNKNOWN
-        if follows and key[2] and (former := spans.pop((*key[:2], ""), None)):
-            spans.setdefault(key, []).extend(former)
+        if follows and key[2] and (former := pieces.pop((*key[:2], ""), None)):
+            pieces.setdefault(key, []).extend(former)
     ends = {
         (begin.topic, begin.partition, mark_of(Log.parse(begin.former_log))): begin.former_end
         for begin in beginnings.values()
         if begin.former_log
     }
     gaps = list(lost)
-    for key in sorted({*spans, *beginnings, *now}):
-        yield from _holes_of(key, sorted(spans.get(key, ())), beginnings.get(key), now.get(key), ends.get(key, 0), gaps)
+    for key in sorted({*pieces, *beginnings, *now}):
+        its = sorted(pieces.get(key, ()))
+        yield from _holes_of(key, its, beginnings.get(key), now.get(key), ends.get(key, 0), gaps)
 
 
 def _holes_of(
     key: Key,
-    spans: Sequence[Span],
+    pieces: Sequence[Piece],
     begun: series.Series | None,
     now: Carried | None,
     former_end: int,
     lost: Sequence[Lost],
-) -> Iterator[Problem]:
+) -> Iterator[Hole]:
     topic, partition, mark = key
-    where = f"{topic}[{partition}]"
     committed = now.committed.offset if now is not None and now.committed.log.may_be(now.log) else None
     end = max(former_end, committed or 0)
     if begun is not None and not begun.follows:
         at = begun.begin
-    elif spans:
-        at = spans[0][0] if now is None else min(now.low, spans[0][0])
+    elif pieces:
+        at = pieces[0].begin if now is None else min(now.low, pieces[0].begin)
     else:
         at = begun.begin if begun is not None else 0
-    if begun is None and mark and spans:
-        yield Problem(
-            "missing", f"{series.DIRECTORY}/{topic}+{mark}+{partition}.json", "it says where the series began"
-        )
-    if not spans and now is None and end <= at:
-        yield Problem(
-            "missing", where, f"of the series from offset {at} on there is no file, or its first flush is under way"
-        )
-    of_it = sorted(
+    if begun is None and mark and pieces and (now is None or now.committed.log != UNKNOWN):
+        why = f"{series.DIRECTORY}/{topic}+{mark}+{partition}.json, which says where the files begin, is not there"
+        yield Hole(topic, partition, at, at, why=why)
+    if not pieces and now is None and end <= at:
+        why = f"of what begins at offset {at} there is no file, or the first one is being written"
+        yield Hole(topic, partition, at, at, why=why)
+    known = sorted(
         (one.first, one.last + 1)
         for one in lost
         if (one.topic, one.partition) == key[:2] and mark_of(Log.parse(one.log)) in {mark, ""}
     )
-    reach = max([end, *(span[1] for span in spans)])
-    for first, after in of_it:  # a file's range may span such a gap
+    reach = max([end, *(piece.end for piece in pieces)])
+    for first, after in known:  # a file's range may span such a gap
         if at <= first < reach:
-            yield Problem("lost", where, f"Kafka deleted the offsets {first} to {after - 1} before they were read")
-    for span in [*spans, (end, end)]:
-        if span[0] > at:
-            below = "" if span[0] < end or span[1] > span[0] else f", below {end}, up to which they were carried"
-            for begin, after in _without(of_it, at, span[0]):
-                yield Problem("missing", where, f"offsets {begin} to {after - 1} are in no file{below}")
-        at = max(at, span[1])
+            yield Hole(topic, partition, first, after, is_lost=True)
+    for number, piece in enumerate([*pieces, Piece(end, end)]):
+        if piece.begin > at:
+            before, behind = pieces[:number], pieces[number:]
+            for first, after in _without(known, at, piece.begin):
+                yield Hole(
+                    topic,
+                    partition,
+                    first,
+                    after,
+                    below=0 if behind else end,
+                    oldest_before=min((one.oldest for one in before), default=0),
+                    newest_after=max((one.newest for one in behind), default=1 << 62),
+                )
+        at = max(at, piece.end)
 
 
 def _without(known: Iterable[Span], at: int, end: int) -> Iterator[Span]:

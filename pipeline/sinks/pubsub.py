@@ -216,7 +216,7 @@ def refusal(record: Message) -> str:
         return "it has neither data nor attributes"
     if len(found) > ATTRIBUTES:
         return f"{len(found)} attributes, it takes {ATTRIBUTES}"
-    for name, value in found.items():
+    for name in found:
         if not name or len(name.encode()) > NAME_BYTES or name.startswith("goog") or name in TAKEN:
             return f"an attribute cannot have the name {name[:NAME_BYTES]!r}"
     return ""
