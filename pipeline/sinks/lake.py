@@ -201,7 +201,8 @@ class LakeWriter(Writer):
 
     def _done(self, counts: Mapping[str, int]) -> Flushed:
         """Say what is done. The group's offset names the log before anything else is flushed."""
-        self._former = None
+        if self._former is not None:
+            self._former = self._former.after_flush
         rejected = [one for one in self._rejected if cast("int", one.record.offset()) < self._begin]
         self._rejected = [one for one in self._rejected if cast("int", one.record.offset()) >= self._begin]
         return Flushed(self._begin, counts, rejected)
@@ -227,6 +228,7 @@ class LakeWriter(Writer):
             path = self._path_of(directory, file, mark)
             if objects.exists(path):
                 if first_row_in(objects.read(path)) == file.first:
+                    former.was_met = True
                     return mark
                 log.info("%s is of another log than %s[%d] is now", path, *self._tp)
                 return self._mark
@@ -292,24 +294,30 @@ class LakeWriter(Writer):
             manifests.add(self._lake.objects, directory, [entry], self._lake.gaps(file.table_name))
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Former:
-    """Names of files that a version before, which did not know the log, may have begun at the group's offset."""
+    """Names of files that a version before, which did not know the log, may have begun at the offset that comes next."""
 
     marks: tuple[str, ...]
     may_write: bool
     """Whether a worker of it may wake up and write from that offset on."""
+    was_met: bool = False
+    """Whether the flush has met such a file: then there may be more of them, if Kafka has forgotten the group's offset."""
 
     @classmethod
     def of(cls, source: Log, committed: Committed, start: int) -> _Former | None:
-        """Return them; None where the group's offset says that there are none."""
+        """Return them; None where all names are ours."""
         its = standing(source, committed, start)
         own, known = mark_of(source), mark_of(committed.log)
-        if its == "other" or (its == "same" and known == own):
-            return None
-        marks = dict.fromkeys([known, "", mark_of(Log(source.cluster))])
+        marks = dict.fromkeys([*([known] if its != "other" else []), "", mark_of(Log(source.cluster))])
         marks.pop(own, None)
-        return cls(tuple(marks), its != "nothing") if marks else None
+        may_write = its == "before" or (its == "same" and known != own)
+        return cls(tuple(marks), may_write) if marks else None
+
+    @property
+    def after_flush(self) -> _Former | None:
+        """What may be met by the next flush."""
+        return _Former(self.marks, may_write=False) if self.was_met else None
 
 
 def _series(tp: TP, start: int, source: Log, committed: Committed) -> series.Series:
