@@ -6,12 +6,14 @@ import asyncio
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar, cast
 
 import faust
 import mode
+import msgspec
 from confluent_kafka import KafkaException
 from faust import Stream
 from faust.tables.manager import TableManager
@@ -19,16 +21,18 @@ from faust.types import TP
 from mode import ServiceT
 
 from models.dead_letter import DeadLetter, Headers
-from pipeline.errors import FatalError, HeadwaterError, TransientError, UsageError, backoff
-from pipeline.limits import spare_the_collector
+from pipeline.errors import FatalError, HeadwaterError, RejectedError, TransientError, UsageError, backoff
+from pipeline.limits import HEADROOM, spare_the_collector
 from pipeline.metrics import Metrics
 from pipeline.offsets import require_remembered
 from pipeline.settings import Settings
+from pipeline.sources.places import Gap
 from pipeline.state.table import Table
-from pipeline.topics import Topics, admin, ensure
+from pipeline.topics import TopicRefusedError, Topics, UnreachableError, admin, ensure
 from pipeline.transport import Batch, BatchSchema, Transport, batches
 from pipeline.transport.consumer import Consumer
 from pipeline.transport.fatal import end_within, stop_process
+from pipeline.transport.starts import Lost
 from pipeline.web import add_pages
 
 T = TypeVar("T")
@@ -154,6 +158,10 @@ class Worker:
         self.transport.group_protocol = settings.kafka.group_protocol
         self.transport.slice_seconds = settings.commit_interval
         self.transport.exactly_once = settings.processing_guarantee == "exactly_once"
+        self.transport.message_max = settings.kafka.max_message_bytes + HEADROOM
+        self.transport.tell_loss = self.write_gap
+        self.transport.leaves_out = self._leaves_out
+        self.transport.transaction.record_max = settings.kafka.max_message_bytes
         self.transport.join(self.metrics)
         add_pages(self)
 
@@ -192,23 +200,42 @@ class Worker:
                 await self.run(self.reject, batch, 0, stage, batch.error)
                 continue
             try:
-                await self.run(function, batch)
+                await self.run(self._step, function, batch)
                 self._failures.pop(_place(batch), None)
             except TransientError as error:
                 self._try_again(batch, error)
-            except (HeadwaterError, KafkaException):
+            except FatalError:
                 raise
+            except KafkaException as error:
+                self._try_again(batch, TransientError(f"Kafka: {error.args[0].str()}"))
             except Exception as error:
-                consumer = cast("Consumer", self.app.consumer)
-                redo = self.settings.on_error == "dead_letter" and isinstance(batch, Batch)
-                if not (redo and consumer.blame(batch, error)):
+                if not self._blame(batch, error):
                     raise
+
+    def _step(self, function: Callable[[Any], None], batch: Any) -> None:
+        """Do a step, and say what it works on: what is refused of what it writes is that batch's."""
+        transaction = self.transport.transaction
+        transaction.in_hand = batch if isinstance(batch, Batch) else None
+        try:
+            function(batch)
+        finally:
+            transaction.in_hand, self.transport.doing = None, ""
+
+    def _blame(self, batch: Any, error: Exception) -> bool:
+        """Have the record found at which a step has raised, and the others done; False: stop."""
+        consumer = cast("Consumer", self.app.consumer)
+        return self._leaves_out(error) and isinstance(batch, Batch) and consumer.blame(batch, error)
+
+    def _leaves_out(self, error: Exception) -> bool:
+        """Say whether a record becomes a dead letter for an error; else the worker stops."""
+        return isinstance(error, RejectedError) or self.settings.on_error == "dead_letter"
 
     def _try_again(self, batch: Any, error: TransientError) -> None:
         """Have a batch done again after a pause that grows; the other partitions go on."""
         tp = _place(batch)
-        if tp is None:  # what a source offers has no place in Kafka
-            raise error
+        if tp is None:  # what a source offers has no place in Kafka: the slice is done again
+            self.transport.transaction.spoil(error.message)
+            return
         failures = self._failures[tp] = self._failures.get(tp, 0) + 1
         consumer = cast("Consumer", self.app.consumer)
         consumer.stand({tp}, AGAIN, f"{batch!r} is tried again: {error}")
@@ -225,8 +252,38 @@ class Worker:
         return self.transport.transaction.produce_batch
 
     def require_topic(self, name: str) -> None:
-        """Make a sink topic that nobody knew of before; blocks."""
-        ensure(admin(self.transport.client_conf()), [self.topics.late(name)], self.settings.kafka.replication_factor)
+        """Make a sink topic that nobody knew of before; blocks.
+
+        Raises RejectedError for a name that Kafka does not take, TransientError when no broker answers.
+        """
+        try:
+            ensure(
+                admin(self.transport.client_conf()), [self.topics.late(name)], self.settings.kafka.replication_factor
+            )
+        except UnreachableError as error:
+            raise TransientError(error.message, hint=error.hint) from error
+        except TopicRefusedError as error:
+            raise (RejectedError(error.message, hint=error.hint) if error.is_for_its_name else error) from error
+
+    def write_gap(self, lost: Lost) -> None:
+        """Write down, in the slice, which records of a topic retention has taken before they were read."""
+        gap = Gap(
+            table="",
+            stream="",
+            shard="",
+            after=None,
+            cause="retention",
+            at=round(time.time(), 3),
+            topic=lost.tp.topic,
+            partition=lost.tp.partition,
+            first=lost.first,
+            last=lost.end - 1,
+            count=lost.end - lost.first,
+            log=str(lost.log),
+            group=lost.group,
+        )
+        self.produce(self.topics.gaps, lost.tp.topic.encode(), msgspec.json.encode(gap), 0)
+        self.metrics.count(self.metrics.gaps, 1, gap.cause)
 
     def reject(self, batch: Batch, index: int, stage: str, error: Exception) -> None:
         """Write one message of a batch to the dead-letter topic, untouched, with the reason."""
@@ -245,8 +302,13 @@ class Worker:
         )
 
     def reject_letter(self, letter: DeadLetter) -> None:
-        """Write a dead letter into the slice."""
-        self.produce(self.topics.dead_letter, letter.key, letter.value, -1, letter.headers)
+        """Write a dead letter into the slice; without its value where that is too large for the topic of dead letters."""
+        place = letter.topic, letter.partition, letter.offset, letter.stage, letter.flow, hash(letter.value)
+        topic = self.topics.dead_letter
+        try:
+            self.produce(topic, letter.key, letter.value, -1, letter.headers, origin=("dead letter", *place))
+        except RejectedError:
+            self.produce(topic, letter.key, None, -1, letter.without_value().headers)
         self.metrics.count(self.metrics.dead_letters, 1, letter.stage)
 
 

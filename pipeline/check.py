@@ -14,6 +14,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
+from confluent_kafka import KafkaError, KafkaException
 
 from pipeline.app import known_agents, wanted_agents
 from pipeline.errors import HeadwaterError
@@ -31,7 +32,19 @@ from pipeline.sources.kinesis import plain
 from pipeline.sources.places import ShardOf
 from pipeline.sources.snapshot import Snapshotter
 from pipeline.sources.streams import Start, StreamApi
-from pipeline.topics import Topic, Topics, admin, look
+from pipeline.topics import (
+    LIMITED,
+    MAX_BYTES,
+    Found,
+    Topic,
+    TopicRefusedError,
+    Topics,
+    admin,
+    look,
+    lowered,
+    refusals,
+    sized,
+)
 
 LEAST_DISK = 1 << 30
 
@@ -44,6 +57,8 @@ class Finding:
     ok: bool
     detail: str
     hint: str = ""
+    is_warning: bool = False
+    """It works as it is, and not in every case."""
 
     def json(self) -> dict[str, Any]:
         """Return it as plain data."""
@@ -130,13 +145,40 @@ def _kafka(settings: Settings) -> Iterator[Finding]:
         yield Finding(f"Kafka {servers}", False, error.message, "headwater local up, or set kafka.bootstrap_servers")
         return
     yield Finding(f"Kafka {servers}", True, "reachable")
+    try:
+        found = sized(client, found)
+        missing = [topic.wanted for topic in found if not topic.partitions]
+        refused = refusals(client, missing, settings.kafka.replication_factor, validate_only=True)
+    except KafkaException as error:
+        yield Finding("topics", False, f"they cannot be looked at: {error.args[0].str()}", "headwater check")
+        return
+    smaller: dict[str, int] = {}
+    if any(error.code() in LIMITED for error in refused.values()):
+        fitting = lowered(client, missing, refused, settings.kafka.replication_factor)
+        smaller = {topic.name: int(topic.config[MAX_BYTES]) for topic in fitting if topic not in missing}
     for topic in found:
-        if topic.problem:
-            yield Finding(f"topic {topic.wanted.name}", False, topic.problem, "set partitions to the topic's number")
-        elif topic.partitions:
-            yield Finding(f"topic {topic.wanted.name}", True, f"{topic.partitions} partitions")
-        else:
-            yield Finding(f"topic {topic.wanted.name}", True, "is not there yet: the first worker makes it")
+        yield _topic(topic, refused.get(topic.wanted.name), smaller.get(topic.wanted.name))
+
+
+def _topic(topic: Found, refused: KafkaError | None, smaller: int | None) -> Finding:
+    what = f"topic {topic.wanted.name}"
+    if topic.problem:
+        return Finding(what, False, topic.problem, "set partitions to the topic's number")
+    if topic.warning:
+        hint = (
+            f"kafka-configs.sh --alter --entity-type topics --entity-name {topic.wanted.name} --add-config "
+            f"{MAX_BYTES}={topic.wanted.config[MAX_BYTES]}, or kafka.max_message_bytes = {topic.max_bytes}"
+        )
+        return Finding(what, True, topic.warning, hint, is_warning=True)
+    if topic.partitions:
+        return Finding(what, True, f"{topic.partitions} partitions")
+    if smaller is not None:
+        detail = f"is not there yet: the first worker makes it for records of {smaller:,} bytes, as many as the cluster allows"
+        return Finding(what, True, detail, f"kafka.max_message_bytes = {smaller}", is_warning=True)
+    if refused is not None:
+        error = TopicRefusedError(topic.wanted.name, refused)
+        return Finding(what, False, error.message, error.hint)
+    return Finding(what, True, "is not there yet: the first worker makes it")
 
 
 def _identity() -> str:

@@ -124,7 +124,7 @@ def check(as_json: Json = False) -> None:
     for finding in checks.check(settings_module.load()):
         findings.append(finding)
         if not as_json:
-            mark = "[green]ok  [/]" if finding.ok else "[red]FAIL[/]"
+            mark = "[red]FAIL[/]" if not finding.ok else "[yellow]warn[/]" if finding.is_warning else "[green]ok  [/]"
             out.print(f"{mark} [bold]{finding.what}[/]: ", end="", highlight=False)
             out.print(finding.detail, markup=False, highlight=False, soft_wrap=True)
             if finding.hint:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache, partial
@@ -13,7 +14,7 @@ import msgspec
 
 from models.change import Change
 from pipeline import flow_settings as settings
-from pipeline.errors import UsageError
+from pipeline.errors import RejectedError, UsageError
 from pipeline.given_items import by_key, finder, own_key_finder
 from pipeline.lookups import canned, lookup
 from pipeline.secrets import mask_key
@@ -188,9 +189,12 @@ def compile_flow(flow: settings.Flow, means: Means) -> Flow:
             (f"enrich.{n} {step.kind}", compiler.enrich(step, f"enrich.{n}")) for n, step in enumerate(flow.enrich)
         ],
         router=router(
-            [Rule(_name(to.sink), compiler.rule(to.where, f"to.{n}.where")) for n, to in enumerate(flow.to)],
+            [
+                Rule(_name(to.sink, means.topic), compiler.rule(to.where, f"to.{n}.where"))
+                for n, to in enumerate(flow.to)
+            ],
             every=flow.match == "all",
-            otherwise=None if flow.otherwise is None else _name(flow.otherwise),
+            otherwise=None if flow.otherwise is None else _name(flow.otherwise, means.topic),
         ),
         shape=compiler.shape(),
         output=compiler.output(),
@@ -198,6 +202,9 @@ def compile_flow(flow: settings.Flow, means: Means) -> Flow:
     )
 
 
+LEGAL = re.compile(r"[A-Za-z0-9._-]+").fullmatch
+LONGEST_NAME = 249
+"""Characters of a topic's name at most."""
 HELD = {"eventName": "event_name", "eventSource": "event_source", "eventSourceARN": "arn", "tableName": "table_name"}
 """Fields of a record that a change holds: their names in it."""
 UNSAID = {"", "aws:dynamodb"}
@@ -223,10 +230,23 @@ def _held(name: str, rest: Any) -> Callable[[str], bool]:
     return lru_cache(maxsize=1024)(lambda value: value in UNSAID or match({name: value}))
 
 
-def _name(sink: str) -> Callable[[Change], str]:
+def _name(sink: str, topic: Callable[[str], str]) -> Callable[[Change], str]:
+    """Return what names the sink of a change; it raises RejectedError where a template makes no name that Kafka takes."""
     if not settings.is_template(sink):
         return lambda change: sink
-    return lambda change: settings.fill(sink, table=change.table, op=change.op, source=change.source)
+
+    @lru_cache(maxsize=4096)
+    def filled(table: str, op: str, source: str) -> str:
+        name = settings.fill(sink, table=table, op=op, source=source)
+        if not LEGAL(name) or len(topic(name)) > LONGEST_NAME:
+            raise RejectedError(
+                f"the sink {sink!r} becomes {name[:300]!r}: the name of a topic has letters, digits, . _ - and at most "
+                f"{LONGEST_NAME} characters",
+                hint="route the table to a sink of another name, or leave it out: docs/how-to/route-changes.md",
+            )
+        return name
+
+    return lambda change: filled(change.table, change.op, change.source)
 
 
 def re_emits(step: settings.EnrichSettings) -> bool:

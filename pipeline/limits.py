@@ -5,7 +5,10 @@ from __future__ import annotations
 import gc
 
 MESSAGE_MAX = 16 << 20
-"""Bytes of a record at most: a change with both images can be many times its 400 kB in DynamoDB, as JSON."""
+"""Bytes of a record at most, where the settings say nothing: as JSON a change with both images can be many times the 400 kB
+that it has in DynamoDB."""
+HEADROOM = 1 << 20
+"""Bytes that dead letters, retries and state may have more than a change: what is kept beside it."""
 
 
 def spare_the_collector() -> None:

@@ -16,7 +16,7 @@ from models.change import Change, decode
 from models.dead_letter import FLOW, OFFSET, DeadLetter, Headers
 from pipeline import flow_settings as settings
 from pipeline.app import Worker
-from pipeline.errors import HeadwaterError
+from pipeline.errors import HeadwaterError, RejectedError
 from pipeline.flow_versions import FlowVersions
 from pipeline.flows import Means, compile_flow, re_emits, schema_registry
 from pipeline.secrets import mask_key
@@ -292,8 +292,16 @@ class FlowRunner:
             self._stand_rejecting(flow)
 
     def _run(self, flow: RunningFlow, partition: int, given: Sequence[Given]) -> list[Result]:
-        self._partition = partition
-        return flow.steps.run(given)
+        """Run changes through a flow. What the broker has refused of a change makes it a rejected one of the flow."""
+        self._partition, name = partition, flow.settings.name
+        self._worker.transport.doing = f"the flow {name}"
+        results = flow.steps.run(given)
+        if refused := self._worker.transport.transaction.refused:
+            for result in results:
+                error = refused.get((name, partition, result.given.offset))
+                if error is not None:
+                    result.error, result.messages = error, []
+        return results
 
     def _parks(self, flow: RunningFlow, lot: Lot, result: Result) -> bool:
         """Park a change that must wait: behind another of its item, or for a reference. Return whether it was."""
@@ -312,15 +320,23 @@ class FlowRunner:
     def _send(self, flow: RunningFlow, partition: int, results: Iterable[Result]) -> None:
         """Write the messages of changes. An item stays in its partition; one whose key is masked goes where that belongs."""
         sunk: Tally[str] = Tally()
-        records = []
+        records: list[tuple[str, bytes | None, bytes | None, int, Any]] = []
+        origins: list[tuple[str, int, int]] = []
+        name, transaction = flow.settings.name, self._worker.transport.transaction
         for result in results:
             given_key = result.given.key
             for one in result.messages:
                 sink, key = one.sink, one.key
-                topic = self._topics_of.get(sink) or self._topic(flow, sink)
+                origin = name, partition, result.given.offset
+                try:
+                    topic = self._topics_of.get(sink) or self._topic(flow, sink)
+                except RejectedError as error:
+                    transaction.refuse(origin, error)
+                    continue
                 records.append((topic, key, one.value, partition if key is given_key else -1, one.headers))
+                origins.append(origin)
                 sunk[sink] += 1
-        self._worker.transport.transaction.produce_many(records)
+        transaction.produce_many(records, origins)
         for sink, count in sunk.items():
             if sink:
                 self._worker.metrics.count(self._worker.metrics.sunk, count, sink)

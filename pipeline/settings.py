@@ -50,6 +50,7 @@ from pipeline.flow_settings import (
     formed,
     template,
 )
+from pipeline.limits import MESSAGE_MAX
 from pipeline.toml_lines import line_of
 
 ENV_PREFIX = "HEADWATER_"
@@ -99,6 +100,13 @@ class Kafka(Section):
 
     bootstrap_servers: str = Field("127.0.0.1:9092", min_length=1, description="Brokers, host:port, comma-separated.")
     replication_factor: int = Field(3, ge=1, le=32, description="Replicas of the topics that Headwater creates.")
+    max_message_bytes: int = Field(
+        MESSAGE_MAX,
+        ge=1 << 20,
+        le=64 << 20,
+        description="Bytes of a record at most: `max.message.bytes` of the topics that Headwater creates. A cluster may allow "
+        "less (Confluent Cloud 8 MiB): then they are created so. What is larger becomes a dead letter.",
+    )
     session_timeout: float = Field(
         SESSION_TIMEOUT, ge=1, le=300, description="Seconds without a heartbeat until a worker is taken for dead."
     )

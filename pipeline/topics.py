@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType  # type: ignore[attr-defined]  # the stub forgets
 from confluent_kafka.cimpl import NewTopic
 
 from pipeline.errors import FatalError, HeadwaterError, UsageError
 from pipeline.flow_settings import TOPIC, Flow, fill, is_template
-from pipeline.limits import MESSAGE_MAX
+from pipeline.limits import HEADROOM
 from pipeline.settings import DynamoDBStream, Lake, Settings
 
+log = logging.getLogger(__name__)
 FENCE_PARTITIONS = 16
 """Partitions of the shards topic: more than there will be workers, so that shards spread."""
 TIMEOUT = 20.0
 ATTEMPT = 2.0
 """Seconds of one attempt to reach the cluster."""
 DAY_MS = 86_400_000
+SMALLER = (8 << 20, 4 << 20, 2 << 20, 1_048_588)
+"""What is tried in turn where a cluster refuses `max.message.bytes`; the last is Kafka's default."""
+HINTS = {
+    KafkaError.INVALID_REPLICATION_FACTOR: "kafka.replication_factor must not exceed the number of brokers; headwater check",
+    KafkaError.INVALID_PARTITIONS: "partitions, in headwater.toml",
+    KafkaError.TOPIC_EXCEPTION: "prefix, in headwater.toml: letters, digits, . _ - and no other topic that differs in . and _",
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: "allow this user to create topics with the prefix, or make them: headwater topics",
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED: "allow this user to create topics, or make them yourself: headwater topics",
+    KafkaError.POLICY_VIOLATION: "the cluster has a policy for new topics: kafka.max_message_bytes, kafka.replication_factor; "
+    "or make the topics yourself: headwater topics",
+    KafkaError.INVALID_CONFIG: "kafka.max_message_bytes; or make the topic yourself: headwater topics",
+}
+"""What to do when a topic cannot be made, by what the cluster says."""
+NAME_REFUSED = {KafkaError.TOPIC_EXCEPTION, KafkaError.POLICY_VIOLATION, KafkaError.INVALID_CONFIG}
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,33 +146,36 @@ class Topics:
 
     def late(self, name: str) -> Topic:
         """Return the topic of a sink that was not known before a change went there."""
-        large = {"max.message.bytes": str(MESSAGE_MAX)}
+        large = {MAX_BYTES: str(self._settings.kafka.max_message_bytes)}
         return Topic(name, self._settings.partitions, "sink of a template", {"retention.ms": "-1", **large})
 
     def all(self) -> list[Topic]:
         """Return every topic that the settings have use for."""
         count = self._settings.partitions
         kept = {"cleanup.policy": "delete", "retention.ms": "-1"}
-        large = {"max.message.bytes": str(MESSAGE_MAX)}
+        large = {MAX_BYTES: str(self._settings.kafka.max_message_bytes)}
+        beside = {MAX_BYTES: str(self._settings.kafka.max_message_bytes + HEADROOM)}
+        # What stays for a time by the broker's clock: that of a producer may be days off.
+        timed = {"message.timestamp.type": "LogAppendTime"}
         # A worker that was away must still hear of deletions when it comes back.
         compacted = {"cleanup.policy": "compact", "delete.retention.ms": str(30 * DAY_MS)}
         window_ms = int(self._settings.dedup_window * 1500)  # the longest that a bucket of IDs is kept
         topics = [
-            Topic(self.ingest, count, "changes as delivered", {"retention.ms": str(3 * DAY_MS)}),
+            Topic(self.ingest, count, "changes as delivered", {"retention.ms": str(3 * DAY_MS), **timed}),
             Topic(self.raw, count, "every change once", kept),
-            Topic(self.seen, count, "changelog of the seen table", {"retention.ms": str(window_ms)}),
+            Topic(self.seen, count, "changelog of the seen table", {"retention.ms": str(window_ms), **timed}),
             Topic(self.delivered, count, "items that streams delivered during a snapshot", compacted),
             Topic(self.shards, FENCE_PARTITIONS, "shards and positions", compacted),
-            Topic(self.dead_letter, 1, "rejected messages", kept),
+            Topic(self.dead_letter, 1, "rejected messages", {**kept, **beside}),
             Topic(self.gaps, 1, "changes known to be lost", kept),
             *(Topic(name, count, f"items of {table}", compacted) for table, name in self.references.items()),
             Topic(self.flows, 1, "versions of the flows, and who runs which", compacted),
-            Topic(self.retry, count, "rejected changes to be tried again", kept),
+            Topic(self.retry, count, "rejected changes to be tried again", {**kept, **beside}),
             Topic(
                 self.flow_state,
                 count,
                 "what flows keep: changes that wait, what was joined, items of partitioned tables",
-                compacted,
+                {**compacted, **beside},
             ),
             Topic(self.dead_letter_states, 1, "which dead letters are done with", compacted),
             Topic(self.replays, 1, "replays, and how far they are", compacted),
@@ -164,7 +184,7 @@ class Topics:
             *(Topic(name, count, "what a flow publishes on its way", kept) for name in self.through),
             *(Topic(name, count, f"sink {sink}", kept) for sink, name in self.sinks.items()),
         ]
-        return [replace(topic, config={**topic.config, **large}) for topic in topics]
+        return [replace(topic, config={**large, **topic.config}) for topic in topics]
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +193,19 @@ class Found:
 
     wanted: Topic
     partitions: int
+    max_bytes: int | None = None
+    """`max.message.bytes` as it is; None: it was not asked for, or may not be seen."""
+
+    @property
+    def warning(self) -> str:
+        """What may go wrong with it, or ''."""
+        wanted = int(self.wanted.config.get(MAX_BYTES, 0))
+        if self.max_bytes is None or self.max_bytes >= wanted:
+            return ""
+        return (
+            f"the topic {self.wanted.name} takes records of {self.max_bytes:,} bytes at most (max.message.bytes), and one may "
+            f"have {wanted:,}: larger ones become dead letters"
+        )
 
     @property
     def problem(self) -> str:
@@ -183,6 +216,24 @@ class Found:
             f"the topic {self.wanted.name} has {self.partitions} partitions, the settings say {self.wanted.partitions}: "
             "the number is part of the state (an event ID would be parted from its entry)"
         )
+
+
+MAX_BYTES = "max.message.bytes"
+
+
+class UnreachableError(FatalError):
+    """The cluster does not answer, or refuses us."""
+
+
+class TopicRefusedError(FatalError):
+    """A topic that cannot be made."""
+
+    def __init__(self, name: str, error: KafkaError) -> None:
+        super().__init__(
+            f"the topic {name} cannot be made: {error.str()}", hint=HINTS.get(error.code(), "headwater check")
+        )
+        self.is_for_its_name = error.code() in NAME_REFUSED
+        """Whether another topic could be made."""
 
 
 class Admin(AdminClient):
@@ -230,41 +281,84 @@ def look(client: Admin, topics: Iterable[Topic], *, timeout: float = TIMEOUT) ->
 def unreachable(error: KafkaException, refusal: str = "") -> HeadwaterError:
     """Return the error for a cluster that does not answer, or refuses us."""
     if refusal:
-        return FatalError(f"Kafka refuses this client: {refusal}", hint="headwater check ([kafka.properties])")
-    return FatalError(
+        return UnreachableError(f"Kafka refuses this client: {refusal}", hint="headwater check ([kafka.properties])")
+    return UnreachableError(
         f"Kafka cannot be reached: {error.args[0].str()}",
         hint="headwater check (kafka.bootstrap_servers, HEADWATER_KAFKA__BOOTSTRAP_SERVERS); headwater local up",
     )
 
 
 def ensure(client: Admin, topics: Iterable[Topic], replication: int) -> list[str]:
-    """Make the topics that are missing; return their names. Raise FatalError when one that is there differs."""
+    """Make the topics that are missing; return their names. Raise FatalError when one that is there differs.
+
+    Where the cluster allows no records as large as wanted, they are made for the largest that it does, and that is logged.
+    """
     found = look(client, topics)
     for problem in (topic.problem for topic in found):
         if problem:
             raise FatalError(problem, hint="set partitions to the topic's number, or drain and make new topics")
-    missing = [
-        NewTopic(
-            t.wanted.name,
-            num_partitions=t.wanted.partitions,
-            replication_factor=replication,
-            config=dict(t.wanted.config),
-        )
-        for t in found
-        if t.partitions == 0
+    missing = [topic.wanted for topic in found if topic.partitions == 0]
+    refused = refusals(client, missing, replication)
+    if any(error.code() in LIMITED for error in refused.values()):
+        missing = lowered(client, missing, refused, replication)
+        refused = refusals(client, missing, replication)
+    for name, error in refused.items():
+        raise TopicRefusedError(name, error)
+    return [topic.name for topic in missing]
+
+
+LIMITED = {KafkaError.POLICY_VIOLATION, KafkaError.INVALID_CONFIG}
+"""What a cluster says to `max.message.bytes` above its own bound."""
+
+
+def refusals(
+    client: Admin, topics: Sequence[Topic], replication: int, *, validate_only: bool = False
+) -> dict[str, KafkaError]:
+    """Make topics, or only ask whether they could be made; return what is refused, and why."""
+    new = [
+        NewTopic(topic.name, num_partitions=topic.partitions, replication_factor=replication, config=dict(topic.config))
+        for topic in topics
     ]
-    if not missing:
-        return []
-    made = []
-    for name, future in client.create_topics(missing, operation_timeout=TIMEOUT).items():
+    refused: dict[str, KafkaError] = {}
+    asked = client.create_topics(new, operation_timeout=TIMEOUT, validate_only=validate_only) if new else {}
+    for name, future in asked.items():
         try:
             future.result(TIMEOUT)
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                raise FatalError(
-                    f"the topic {name} cannot be made: {error.args[0].str()}",
-                    hint="kafka.replication_factor must not exceed the number of brokers; headwater check",
-                ) from error
-        else:
-            made.append(name)
-    return made
+                refused[name] = error.args[0]
+    return refused
+
+
+def lowered(client: Admin, topics: Sequence[Topic], refused: Mapping[str, KafkaError], replication: int) -> list[Topic]:
+    """Return the topics with the largest records that the cluster allows, when it has refused some; log which."""
+    name, error = next((name, error) for name, error in refused.items() if error.code() in LIMITED)
+    (probe,) = [topic for topic in topics if topic.name == name]
+    wanted = max(int(topic.config.get(MAX_BYTES, 0)) for topic in topics)
+    said = [int(word) for word in re.findall(r"\d{6,}", error.str())]  # Confluent Cloud names its bound
+    for size in sorted({size for size in (*said, *SMALLER) if size < wanted}, reverse=True):
+        smaller = _with_size(probe, size)
+        if not refusals(client, [smaller], replication, validate_only=True):
+            log.warning(
+                "The cluster allows records of %s bytes at most (max.message.bytes), not of %s: topics are made so. "
+                "Set kafka.max_message_bytes = %d to have it said no more",
+                f"{size:,}",
+                f"{wanted:,}",
+                size,
+            )
+            return [_with_size(topic, size) for topic in topics]
+    return list(topics)
+
+
+def _with_size(topic: Topic, size: int) -> Topic:
+    return replace(topic, config={**topic.config, MAX_BYTES: str(min(size, int(topic.config.get(MAX_BYTES, size))))})
+
+
+def sized(client: Admin, found: Sequence[Found]) -> list[Found]:
+    """Return topics with the size of the records that they take, where that may be seen; blocks."""
+    there = [ConfigResource(ResourceType.TOPIC, topic.wanted.name) for topic in found if topic.partitions]
+    sizes: dict[str, int] = {}
+    for resource, future in (client.describe_configs(there, request_timeout=TIMEOUT) if there else {}).items():
+        with suppress(KafkaException):  # no permission to see it
+            sizes[resource.name] = int(future.result(TIMEOUT)[MAX_BYTES].value)
+    return [replace(topic, max_bytes=sizes.get(topic.wanted.name)) for topic in found]

@@ -38,6 +38,8 @@ class Committed(NamedTuple):
     """The log that it is of; `UNKNOWN` for one of a version before, or set by hand."""
     is_stable: bool = True
     """False: a transaction has sent another offset and is not decided yet."""
+    mark: str = ""
+    """What tells the slice that committed it from all others."""
 
 
 def committed(
@@ -70,4 +72,7 @@ def _committed(one: TopicPartition) -> Committed:
         if one.error.code() != KafkaError.UNSTABLE_OFFSET_COMMIT:
             raise KafkaException(one.error)
         return Committed(None, is_stable=False)
-    return Committed(one.offset, Log.parse(one.metadata)) if one.offset >= 0 else Committed(None)
+    if one.offset < 0:
+        return Committed(None)
+    log, _, mark = (one.metadata or "").partition(" ")
+    return Committed(one.offset, Log.parse(log), mark=mark)

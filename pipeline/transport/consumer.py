@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
@@ -24,12 +24,16 @@ from pipeline.errors import HeadwaterError
 from pipeline.transport.alarm import wait_at_most
 from pipeline.transport.backlog import Backlog
 from pipeline.transport.batch import Batch, BatchSchema
+from pipeline.transport.committed import Committed
 from pipeline.transport.fatal import stop_process
+from pipeline.transport.losses import Losses
+from pipeline.transport.pace import Pace
 from pipeline.transport.participant import Slice, is_virtual
 from pipeline.transport.poison import Poison
 from pipeline.transport.reader import Reader
 from pipeline.transport.recovery import end_recovery_at, seek
-from pipeline.transport.transaction import next_offsets
+from pipeline.transport.starts import Lost, There, start_of
+from pipeline.transport.transaction import CAREFUL, next_offsets
 
 if TYPE_CHECKING:
     from pipeline.transport.driver import Transport
@@ -51,8 +55,24 @@ TOPICS_DEADLINE = 10.0
 END_DEADLINE = 60.0
 """Seconds after which the end of a slice is given up: a transaction is aborted by its coordinator long before, and librdkafka
 has been seen to wait for ever when the coordinator of the group had died."""
+GAP = "gap"
+"""Holds partitions of which retention has taken records, until that is written down."""
+UNACKED_DEADLINE = 60.0
+"""Seconds without an ack, with something delivered, after which the worker stops and names what it waits for."""
+TWICE = 2
+"""Times in a row that a record must take too long by itself before it is taken for the cause: the machine may have slept."""
+GLANCE = 1.0
+"""Seconds between two looks that count at most: for what is longer the process itself stood still."""
 STOP_DEADLINE = 8.0
 """Seconds that a stopping worker waits for what the agents have in hand."""
+
+
+class TooSlowError(HeadwaterError):
+    """A record that takes longer by itself than a transaction may last."""
+
+
+def _records_in(message: ConsumerMessage) -> int:
+    return len(batch) if isinstance(batch := cast("Any", message.value), Batch) else 1
 
 
 class Consumer(faust_consumer.Consumer):
@@ -80,6 +100,18 @@ class Consumer(faust_consumer.Consumer):
         self._drainer: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
         self.poison = Poison()
+        self.losses = Losses(self._is_free, self._tell_loss, self._told)
+        self.transport.participants.insert(0, self.losses)
+        self.transaction.blame = self._leave_out
+        self.pace = Pace(SLICE_RECORDS, self.transaction.patience * 0.3)
+        self._late = False
+        """Whether the slice under way has lasted for too long."""
+        self._late_alone: tuple[TP, int, int] | None = None
+        """The record that took too long by itself in the last slice, by its offset, and how often in a row."""
+        self._busy = self._waited = self._looked_at = 0.0
+        """Seconds in which the agents had work in this slice; those since the last ack; when that was looked at."""
+        self._claims: dict[TP, object] = {}
+        """One object an assignment: an offset that was asked for under an earlier one must not be read from."""
 
     async def on_start(self) -> None:
         """Start the reader's thread and the slices."""
@@ -92,6 +124,8 @@ class Consumer(faust_consumer.Consumer):
             never_read=self._is_fence,
             on_records=self._arrive,
             on_end=self._on_end,
+            on_gone=self._on_gone,
+            starts=self._starts,
             rebalance=self._rebalance,
         )
         self.reader.start()
@@ -103,6 +137,7 @@ class Consumer(faust_consumer.Consumer):
         fences = {participant.fence for participant in self.transport.participants if participant.fence}
         real = fences | {topic for topic in topics if not is_virtual(topic)}
         await self._require(real)
+        self.transport.logs.update(await self.questions.logs(real))
         await self.reader.subscribe(sorted(real))
 
     async def _require(self, topics: set[str]) -> None:
@@ -152,6 +187,105 @@ class Consumer(faust_consumer.Consumer):
     def _offering(self, tp: TP, number: int, value: Any) -> ConsumerMessage:
         return ConsumerMessage(tp.topic, tp.partition, number, time.time(), 0, [], None, value, None, tp=tp)
 
+    # -- where partitions are read from -------------------------------------------------------------------------------
+
+    async def _starts(self, tps: set[TP]) -> dict[TP, int]:
+        """Return the offsets from which new partitions are read; of those with a transaction under way, later."""
+        starts: dict[TP, int] = {}
+        for tp, there in (await self.questions.there(tps)).items():
+            claim = self._claims[tp] = object()
+            if there.committed.is_stable:
+                starts[tp] = self._start(tp, there)
+            else:
+                self._in_background(self._start_when_decided(tp, claim))
+        return starts
+
+    async def _start_when_decided(self, tp: TP, claim: object) -> None:
+        """Read a partition when the transaction has ended that a former owner had under way."""
+        await self.questions.positions([tp])
+        there = (await self.questions.there([tp]))[tp]
+        if self._claims.get(tp) is not claim:
+            return
+        if not there.committed.is_stable:
+            stop_process(
+                f"a transaction with an offset of {tp.topic}[{tp.partition}] is not decided for a minute",
+                hint="headwater check",
+            )
+        await self._restart(tp, self._start(tp, there), claim)
+
+    def _start(self, tp: TP, there: There) -> int:
+        """Decide on the offset; raise FatalError where it cannot be known. A loss holds the partition until it is told."""
+        transport, first = self.transport, self.app.conf.consumer_auto_offset_reset
+        pinned = transport.log_of(tp.topic)
+        if not pinned.may_be(there.log):
+            stop_process(f"the topic {tp.topic} changed while this worker ran: {pinned.difference(there.log)}")
+        start = start_of(
+            tp,
+            there,
+            self.app.conf.id,
+            first="latest" if first == "latest" else "earliest",
+            renews=tp.topic in transport.renews,
+        )
+        if start.is_renewed:
+            self.log.warning("%s[%d] is another log than the one read before: it is read from its beginning", *tp)
+        if start.lost is not None:
+            self.log.error("%s", start.lost)
+            self.hold({tp}, GAP)
+            self.losses.add(start.lost)
+        return start.offset
+
+    async def _restart(self, tp: TP, offset: int, claim: object) -> None:
+        await self.reader.restart({tp: offset}, lambda: self._claims.get(tp) is claim)
+
+    def _on_gone(self, tp: TP, offset: int) -> None:
+        if (claim := self._claims.get(tp)) is not None:
+            self._in_background(self._go_on_behind(tp, offset, claim))
+
+    async def _go_on_behind(self, tp: TP, offset: int, claim: object) -> None:
+        """Retention has overtaken this worker: when all that was fetched is committed, go on with what is left."""
+        while self._claims.get(tp) is claim:
+            async with self._between_slices:
+                if not self.backlog.queues.get(tp) and self._claims.get(tp) is claim:
+                    there = (await self.questions.there([tp]))[tp]
+                    start = self._start(tp, There(Committed(offset, there.log), there.log, there.low, there.end))
+                    break
+            await asyncio.sleep(0.05)
+        else:
+            return
+        await self._restart(tp, start, claim)
+
+    def _is_free(self, tp: TP) -> bool:
+        """Say whether the loss of a partition can be told: its state is there, and all that was read before is done."""
+        return (
+            tp in self._assigned
+            and self.backlog.held.get(tp, set()) <= {GAP}
+            and not any(participant.waits(tp) for participant in self.transport.participants)
+        )
+
+    def _tell_loss(self, lost: Lost) -> None:
+        self.transport.tell_loss(lost)
+
+    def _told(self, lost: Lost) -> None:
+        """Let a partition go on behind its gap; in the transaction's thread."""
+
+        def go_on() -> None:
+            for participant in self.transport.participants:
+                participant.skipped(lost.tp, lost.end)
+            self.release({lost.tp}, GAP)
+
+        self.app.loop.call_soon_threadsafe(go_on)
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        async def run() -> None:
+            try:
+                await work
+            except Exception as error:  # noqa: BLE001 - the partition would stand still in silence
+                await self._give_up("finding the offset to read from", error)
+
+        task = asyncio.ensure_future(run())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
     # -- rebalance: called by the reader's thread, which waits --------------------------------------------------------
 
     async def _rebalance(self, new: set[TP], gone: set[TP], lost: bool) -> None:
@@ -169,6 +303,7 @@ class Consumer(faust_consumer.Consumer):
                 for tp in gone:
                     self.backlog.drop(tp)
                     self.poison.drop(tp)
+                    self._claims.pop(tp, None)
                 self.backlog.measure()
                 self._generation += 1
                 app.consumer_generation_id = self._generation
@@ -287,20 +422,67 @@ class Consumer(faust_consumer.Consumer):
         if membership is None:
             await asyncio.sleep(0.05)
             return
+        self._late, self._busy, self._waited = False, 0.0, 0.0
         await self._deliver()
+        records, flown = sum(map(_records_in, self._flown)), tuple(self._flown)
         if await self._end(membership):
             self._refused = 0
+            self._late_alone = None
+            self.pace.done(records, self._busy)
         elif self._stood:
             self._stood = False
         elif not self._stopping:
+            if self._late:
+                self._took_too_long(flown, records)
             self._refused += 1
             if self._refused >= MOST_REFUSED:
                 stop_process(f"{self._refused} slices in a row were aborted: {self.transaction.last_abort}")
+            if self.transaction.careful:
+                self.pace.cap(CAREFUL)
             await asyncio.sleep(REFUSED_PAUSE)
+
+    def _took_too_long(self, flown: Sequence[ConsumerMessage], records: int) -> None:
+        """Make the next slice smaller; a record that is too slow by itself, twice, is dead-lettered or stops the worker."""
+        self.pace.late(records, self._busy)
+        if records > 1 or not flown or is_virtual(flown[0].topic) or self._busy < self.transaction.patience:
+            return
+        (message,) = flown
+        _, _, times = self._late_alone or (None, None, 0)
+        same = self._late_alone is not None and self._late_alone[:2] == (message.tp, message.offset)
+        times = times + 1 if same else 1
+        self._late_alone = message.tp, message.offset, times
+        if times < TWICE:
+            return
+        error = TooSlowError(
+            f"{self._named(message)} took {self._busy:.1f} s by itself, {times} times; a slice may last "
+            f"{self.transaction.patience:.0f} s",
+            hint='raise "transaction.timeout.ms" of [kafka.properties], or make the step quicker',
+        )
+        batch = cast("Any", message.value)
+        if not (isinstance(batch, Batch) and self._leave_out(batch, error)):
+            raise error
+
+    def _leave_out(self, batch: Batch, error: Exception) -> bool:
+        """Have a record left out, where its agent writes it away; False: it does not."""
+        return self.transport.leaves_out(error) and self.poison.blame(batch, error)
+
+    def _named(self, message: ConsumerMessage) -> str:
+        """Return the words for a message that an agent has in hand: which agent, and where the message is."""
+        agents = [
+            agent.name.rpartition(".")[2].removeprefix("]") or agent.name
+            for agent in self.app.agents.values()
+            if message.topic in agent.get_topic_names()
+        ]
+        who = f"the agent {' or '.join(agents)}" if agents else "nobody knows which agent"
+        doing = f" ({self.transport.doing})" if self.transport.doing else ""
+        batch = cast("Any", message.value)
+        where = f"{batch.first_offset} to {batch.last_offset}" if isinstance(batch, Batch) else f"{message.offset}"
+        return f"{who}{doing}: {message.topic}[{message.partition}] offset {where}"
 
     async def _deliver(self) -> None:
         end = time.monotonic() + BACKLOG_INTERVALS * self.transport.slice_seconds
-        room, bytes_left = SLICE_RECORDS, SLICE_BYTES
+        room, bytes_left = self.pace.limit, SLICE_BYTES
+        self._looked_at = time.monotonic()
         while (
             not self._rebalancing
             and not self._stopping
@@ -311,20 +493,45 @@ class Consumer(faust_consumer.Consumer):
             if len(self._flown) - self._acked_until >= AHEAD and self._unfinished():
                 await self._wait_for_ack_of_one()
             elif (tp := self.backlog.next(self._may_run)) is not None:
-                message = self._take(tp)
+                self._look(working=self._unfinished())
+                message = self._take(tp, room)
                 self._flown.append(message)
-                room -= len(batch) if isinstance(batch := cast("Any", message.value), Batch) else 1
+                room -= _records_in(message)
                 bytes_left -= message.serialized_value_size
                 await self.callback(message)
             elif self._unfinished():
                 await self._wait_for_ack_of_one()
             elif now < self._next_commit:
+                self._look(working=False)
                 self._news.clear()
                 await wait_at_most(self._news, min(end, self._next_commit) - now)
+                self._look(working=False)
             else:
                 break
         while self._unfinished() and (not self._stopping or self._in_hand()):
             await self._wait_for_ack_of_one()
+        self._look(working=bool(self._flown))
+
+    def _look(self, *, working: bool) -> None:
+        """Count the time since the last look, if the agents had work in it; give a slice up that lasts for too long."""
+        now = time.monotonic()
+        passed, self._looked_at = min(now - self._looked_at, GLANCE), now
+        if not working:
+            return
+        self._busy += passed
+        self._waited += passed
+        if self._busy > self.transaction.patience and not self._late:
+            self._late = True
+            waiting = f"; {self._named(self._flown[self._acked_until])}" if self._unfinished() else ""
+            self.transaction.spoil(f"it took more than {self.transaction.patience:.0f} s{waiting}")
+            self.log.warning(
+                "A slice lasts for more than %.0f s, and will be done again%s", self.transaction.patience, waiting
+            )
+        if self._waited > UNACKED_DEADLINE and self._unfinished():
+            stop_process(
+                f"{self._named(self._flown[self._acked_until])} is not done after {self._waited:.0f} s",
+                hint="is its step stuck? Every message must be acked; docs/how-to/trouble.md",
+            )
 
     def _in_hand(self) -> bool:
         """Say whether a stopping worker must wait for an agent: one that has taken a message and not acked it.
@@ -339,12 +546,14 @@ class Consumer(faust_consumer.Consumer):
     def _unfinished(self) -> bool:
         while self._acked_until < len(self._flown) and self._flown[self._acked_until].acked:
             self._acked_until += 1
+            self._waited = 0.0
         return self._acked_until < len(self._flown)
 
     async def _wait_for_ack_of_one(self) -> None:
         self._waiting_for_ack = asyncio.get_running_loop().create_future()
         await asyncio.wait([self._waiting_for_ack], timeout=0.02)
         self._waiting_for_ack = None
+        self._look(working=True)
 
     async def _end(self, membership: bytes) -> bool:
         """End the slice: commit, or put everything back. True if it was committed."""
@@ -400,7 +609,7 @@ class Consumer(faust_consumer.Consumer):
         channels = cast("Any", self.app.topics)._topic_name_index.get(topic, ())  # noqa: SLF001
         return next((channel.schema for channel in channels if isinstance(channel.schema, BatchSchema)), None)
 
-    def _take(self, tp: TP) -> ConsumerMessage:
+    def _take(self, tp: TP, room: int = BATCH) -> ConsumerMessage:
         if is_virtual(tp.topic):
             (message,), _ = self.backlog.take(tp, 1, 0)
             message.generation_id = self._generation
@@ -410,7 +619,7 @@ class Consumer(faust_consumer.Consumer):
             (record,), _ = self.backlog.take(tp, 1, 0)
             message = self._to_message(tp, record)
         else:
-            most = 1 if tp in self.poison.suspects else BATCH
+            most = 1 if tp in self.poison.suspects else min(BATCH, room)
             records, size = self.backlog.take(tp, most, BATCH_BYTES)
             batch = Batch(tp.topic, tp.partition, records, schema.decoder)
             self.poison.mark(batch)
@@ -475,9 +684,7 @@ class Consumer(faust_consumer.Consumer):
 
     def _on_end(self, tp: TP, offset: int) -> None:
         if self._is_changelog_tp(tp) and not self._is_fence(tp.topic):
-            task = asyncio.ensure_future(end_recovery_at(self, tp, offset))
-            self._background.add(task)
-            task.add_done_callback(self._background.discard)
+            self._in_background(end_recovery_at(self, tp, offset))
 
     # -- the rest of Faust's consumer interface -----------------------------------------------------------------------
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka import __version__ as confluent_version
-from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 from faust.transport import base
 from mode.utils.times import want_seconds
 
+from pipeline.limits import MESSAGE_MAX
+from pipeline.transport import clients
 from pipeline.transport.consumer import Consumer
 from pipeline.transport.fatal import stop_process
+from pipeline.transport.logs import UNKNOWN, Log
 from pipeline.transport.participant import Participant, Source, is_virtual
 from pipeline.transport.producer import Producer
 from pipeline.transport.questions import Questions
+from pipeline.transport.starts import Lost
 from pipeline.transport.transaction import Transaction
 
 TIME_OUTS = {"session.timeout.ms", "heartbeat.interval.ms"}
@@ -27,9 +30,18 @@ TIME_OUTS = {"session.timeout.ms", "heartbeat.interval.ms"}
 class Transport(base.Transport):
     """Registered in the entry-point group `faust.transports`.
 
-    Set before the worker starts: `properties` (any librdkafka property, for every client), `slice_seconds` (how much
-    work one transaction holds, three times as much with a backlog), `exactly_once` (false: at least once, without
-    transactions), `group_protocol` (classic, or consumer: KIP-848); `join` state and sources.
+    Set before the worker starts:
+
+    - `properties`: any librdkafka property, for every client;
+    - `slice_seconds`: how much work one transaction holds, three times as much with a backlog;
+    - `exactly_once`; False: at least once, without transactions;
+    - `message_max`: bytes of a record that may be written;
+    - `group_protocol`: classic, or consumer (KIP-848);
+    - `renews`: topics whose readers begin anew when they were recreated, because what they write names the log; others stop;
+    - `tell_loss` writes down, in the slice, what retention has taken unread;
+    - `leaves_out`: whether a record may be left out for an error, because its agent writes away what comes with an `error`;
+      else the worker stops;
+    - `join` state and sources.
     """
 
     Consumer = Consumer
@@ -42,7 +54,14 @@ class Transport(base.Transport):
         self.properties: Mapping[str, Any] = {}
         self.slice_seconds = 0.1
         self.exactly_once = True
+        self.message_max = MESSAGE_MAX
         self.group_protocol = "classic"
+        self.logs: dict[str, Log] = {}
+        self.renews: set[str] = set()
+        self.leaves_out: Callable[[Exception], bool] = lambda _error: False
+        self.doing = ""
+        """What the agents' thread works on, in words, for who waits for it."""
+        self.tell_loss: Callable[[Lost], None] = lambda _lost: None
         self._transaction: Transaction | None = None
 
     @property
@@ -50,7 +69,12 @@ class Transport(base.Transport):
         """The worker's transaction; made at first use, when the properties are known."""
         if self._transaction is None:
             self._transaction = Transaction(
-                self.client_conf(), self.app.conf.datadir, self.app.conf.id, exactly_once=self.exactly_once
+                self.client_conf(),
+                self.app.conf.datadir,
+                self.app.conf.id,
+                exactly_once=self.exactly_once,
+                log_of=self.log_of,
+                message_max=self.message_max,
             )
         return self._transaction
 
@@ -63,6 +87,10 @@ class Transport(base.Transport):
     def sources(self) -> list[Source]:
         """The participants that are sources."""
         return [participant for participant in self.participants if isinstance(participant, Source)]
+
+    def log_of(self, topic: str) -> Log:
+        """Return the log that a topic was when this worker subscribed to it; `UNKNOWN` for others."""
+        return self.logs.get(topic, UNKNOWN)
 
     def join(self, participant: Participant) -> None:
         """Let state or a source follow the slices."""
@@ -85,7 +113,7 @@ class Transport(base.Transport):
             "group.id": conf.id,
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
-            "auto.offset.reset": "earliest",
+            "auto.offset.reset": "error",  # where to read from is decided, see pipeline/transport/starts.py
             "isolation.level": "read_committed",
             "enable.partition.eof": bool(self.app.tables),
             "fetch.queue.backoff.ms": 20,  # a paused partition throws its prefetch away: come back soon
@@ -131,7 +159,7 @@ class Transport(base.Transport):
             settings.setdefault("retention.ms", str(int(want_seconds(retention) * 1000)))
 
         def create() -> None:
-            admin = AdminClient(self.client_conf())
+            admin = clients.admin(self.client_conf())
             if topic in admin.list_topics(timeout=10).topics:
                 return
             new = NewTopic(topic, num_partitions=partitions, replication_factor=replication, config=settings)

@@ -6,15 +6,18 @@ Brokers without topic IDs say nothing but the cluster: there a recreated topic i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import concurrent.futures
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient
 
+from pipeline.transport import clients
+
 NO_ID = {"", "AAAAAAAAAAAAAAAAAAAAAA"}
 """What stands for a topic without an ID."""
-TIMEOUT = 20.0
+TIMEOUT, ASK_TIMEOUT = 20.0, 5.0
 GONE = {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.UNKNOWN_TOPIC_ID}
 
 
@@ -58,6 +61,43 @@ def logs_of(client: AdminClient, topics: Iterable[str], *, timeout: float = TIME
     names = sorted(set(topics))
     cluster = str(client.describe_cluster(request_timeout=timeout).result(timeout).cluster_id or "")
     return {name: Log(cluster, topic_id) for name, topic_id in topic_ids(client, names, timeout=timeout).items()}
+
+
+class Pinned:
+    """The logs that a worker began with, held against those that are there now. In one thread."""
+
+    def __init__(self, conf: Mapping[str, Any], log_of: Callable[[str], Log]) -> None:
+        self._conf, self._log_of = conf, log_of
+        self._client: AdminClient | None = None
+
+    def ask(self, topics: Iterable[str]) -> Callable[[], str]:
+        """Ask for the topics' IDs; the function returned waits for the answer and says what differs, or ''.
+
+        No answer says nothing: what comes next will fail, or ask again.
+        """
+        if self._client is None:
+            self._client = clients.admin(self._conf)
+        pinned = {topic: log for topic in topics if (log := self._log_of(topic)).topic_id}
+        asked: Mapping[str, Any] = (
+            self._client.describe_topics(TopicCollection(sorted(pinned)), request_timeout=ASK_TIMEOUT) if pinned else {}
+        )
+
+        def answer() -> str:
+            for topic, future in asked.items():
+                try:
+                    topic_id = str(future.result(ASK_TIMEOUT).topic_id)
+                except KafkaException as error:
+                    if error.args[0].code() in GONE:
+                        return f"the topic {topic} was deleted while this worker ran"
+                    continue
+                except concurrent.futures.TimeoutError:
+                    continue
+                if topic_id not in {*NO_ID, pinned[topic].topic_id}:
+                    now = pinned[topic]._replace(topic_id=topic_id)
+                    return f"the topic {topic} changed while this worker ran: {pinned[topic].difference(now)}"
+            return ""
+
+        return answer
 
 
 def topic_ids(client: AdminClient, topics: Iterable[str], *, timeout: float = TIMEOUT) -> dict[str, str]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from confluent_kafka import Producer as RdProducer
 from faust.types import TP, ConsumerMessage
 
+from pipeline.transport.batch import Batch
+
 
 @dataclass(slots=True)
 class Slice:
@@ -17,6 +19,11 @@ class Slice:
     messages: Sequence[ConsumerMessage] = ()
     offsets: dict[TP, int] = field(default_factory=dict)
     """For each partition the offset of the next record to read. A participant may hold an offset back or add one."""
+
+    @property
+    def records(self) -> int:
+        """How many records were delivered; what a source has offered counts as one."""
+        return sum(len(batch) if isinstance(batch := message.value, Batch) else 1 for message in self.messages)
 
     def of(self, topic: str) -> list[ConsumerMessage]:
         """Return what was delivered from this topic, in order."""
@@ -44,6 +51,16 @@ class Participant:
     def due(self) -> bool:
         """Say whether there is something to finish although nothing was delivered."""
         return False
+
+    def waits(self, tp: TP) -> bool:
+        """Say whether something that was delivered of a partition is not done yet, so that its offset must stay."""
+        return False
+
+    def skipped(self, tp: TP, offset: int) -> None:
+        """Go on behind records of a partition that are gone; the gap is written down.
+
+        On the event loop; nothing of the partition is under way. `offset` is that of the first record that is left.
+        """
 
     def finish(self, work: Slice) -> None:
         """Write the last records of the transaction (positions, changelogs); change `work.offsets` where needed."""

@@ -14,7 +14,7 @@ from faust.types import TP, RecordMetadata
 from pipeline.errors import HeadwaterError
 from pipeline.transport.alarm import wait_at_most
 from pipeline.transport.fatal import stop_process
-from pipeline.transport.transaction import Transaction
+from pipeline.transport.transaction import REFUSED, Transaction, too_bad
 
 if TYPE_CHECKING:
     from pipeline.transport.driver import Transport
@@ -71,8 +71,11 @@ class Producer(FaustProducer):
         future: asyncio.Future[RecordMetadata] = loop.create_future()
 
         def report(error: KafkaError | None, message: Message) -> None:
+            if reports is not None:
+                reports(error, message)
             loop.call_soon_threadsafe(self._delivered, future, error, message)
 
+        reports = self.transaction.reports()
         extra: dict[str, Any] = {"timestamp": int(timestamp * 1000)} if timestamp else {}
         if headers:
             extra["headers"] = list(headers.items()) if isinstance(headers, Mapping) else list(headers)
@@ -87,6 +90,8 @@ class Producer(FaustProducer):
                 await asyncio.sleep(0.01)
                 self._waiting -= 1
             except KafkaException as error:
+                if error.args[0].code() in REFUSED:
+                    raise too_bad(error.args[0], topic, key, value) from error
                 self.transaction.spoil_or_raise(error)
                 future.set_exception(error)
                 future.exception()  # nobody has to ask: the slice is done again

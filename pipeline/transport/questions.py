@@ -8,16 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
 from confluent_kafka import Consumer as RdConsumer
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]  # the stub forgets
 from faust.types import TP
+
+from pipeline.transport import clients
+from pipeline.transport.committed import Committed
+from pipeline.transport.committed import committed as committed_offsets
+from pipeline.transport.logs import UNKNOWN, Log, logs_of
+from pipeline.transport.starts import There
 
 T = TypeVar("T")
 TIMEOUT = 60.0
 PAUSE = 0.1
+EARLIEST, LATEST = OffsetSpec.earliest(), OffsetSpec.latest()  # type: ignore[no-untyped-call]
 TRY_AGAIN = {
     KafkaError.NOT_COORDINATOR,
     KafkaError.COORDINATOR_NOT_AVAILABLE,
@@ -28,6 +36,21 @@ TRY_AGAIN = {
     KafkaError._TRANSPORT,  # noqa: SLF001 - the documented name of the code
     KafkaError._ALL_BROKERS_DOWN,  # noqa: SLF001
     KafkaError._WAIT_COORD,  # noqa: SLF001
+    KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001
+    KafkaError._DESTROY_BROKER,  # noqa: SLF001
+    KafkaError._TIMED_OUT,  # noqa: SLF001
+    KafkaError._TIMED_OUT_QUEUE,  # noqa: SLF001
+    KafkaError.REQUEST_TIMED_OUT,
+    KafkaError.BROKER_NOT_AVAILABLE,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError.UNKNOWN_TOPIC_ID,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.OFFSET_NOT_AVAILABLE,
+    KafkaError.REPLICA_NOT_AVAILABLE,
+    KafkaError.NETWORK_EXCEPTION,
+    KafkaError.KAFKA_STORAGE_ERROR,
+    KafkaError.REBALANCE_IN_PROGRESS,
 }
 """What passes by itself: a coordinator or a leader that has moved, or a broker that is away."""
 
@@ -36,7 +59,39 @@ class Questions:
     """Asks with the group's name, without being a member."""
 
     def __init__(self, conf: Mapping[str, Any], group: str) -> None:
-        self._conf = {**conf, "group.id": group, "enable.auto.commit": False}
+        self._conf, self._group = dict(conf), group
+        self._admin: AdminClient | None = None
+
+    async def there(self, tps: Collection[TP]) -> dict[TP, There]:
+        """Return what is there of partitions: committed offset, log, ends. A pending offset is not waited for."""
+        return await self._try(lambda: self._there(tps))
+
+    def _there(self, tps: Collection[TP]) -> dict[TP, There]:
+        client = self._client()
+        found = committed_offsets(client, self._group, tps)
+        logs = logs_of(client, {tp.topic for tp in tps})
+        lows, ends = _offsets(client, tps, EARLIEST), _offsets(client, tps, LATEST)
+        return {
+            tp: There(found.get(tp, Committed(None)), logs.get(tp.topic, UNKNOWN), lows[tp], ends[tp]) for tp in tps
+        }
+
+    async def logs(self, topics: Collection[str]) -> dict[str, Log]:
+        """Return the logs of the topics that exist, by name."""
+        return await self._try(lambda: logs_of(self._client(), topics))
+
+    async def positions(self, tps: Collection[TP]) -> dict[TP, Committed]:
+        """Return the STABLE committed offsets with their logs: transactions that are not decided are waited for."""
+        deadline = time.monotonic() + TIMEOUT
+        while True:
+            found = await self._try(lambda: committed_offsets(self._client(), self._group, tps))
+            if all(one.is_stable for one in found.values()) or time.monotonic() > deadline:
+                return found
+            await asyncio.sleep(PAUSE)
+
+    def _client(self) -> AdminClient:
+        if self._admin is None:
+            self._admin = clients.admin(self._conf)
+        return self._admin
 
     async def committed(self, tp: TP) -> int | None:
         """Return the STABLE committed offset, None if the group never committed.
@@ -69,12 +124,15 @@ class Questions:
 
     async def _ask(self, question: Callable[[RdConsumer], T], *, isolation: str = "read_committed") -> T:
         def ask() -> T:
-            consumer = RdConsumer({**self._conf, "isolation.level": isolation})
+            consumer = clients.consumer(self._conf, self._group, isolation_level=isolation)
             try:
                 return question(consumer)
             finally:
                 consumer.close()
 
+        return await self._try(ask)
+
+    async def _try(self, ask: Callable[[], T]) -> T:
         deadline = time.monotonic() + TIMEOUT
         while True:
             try:
@@ -83,3 +141,8 @@ class Questions:
                 if error.args[0].code() not in TRY_AGAIN or time.monotonic() > deadline:
                     raise
                 await asyncio.sleep(PAUSE)
+
+
+def _offsets(client: AdminClient, tps: Iterable[TP], spec: OffsetSpec) -> dict[TP, int]:
+    asked = client.list_offsets({TopicPartition(*tp): spec for tp in tps}, request_timeout=TIMEOUT)
+    return {TP(at.topic, at.partition): int(future.result(TIMEOUT).offset) for at, future in asked.items()}

@@ -13,13 +13,15 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
-from confluent_kafka import OFFSET_BEGINNING, OFFSET_INVALID, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka import Consumer as RdConsumer
 from faust.types import TP
 
+from pipeline.errors import HeadwaterError
+from pipeline.transport import clients
 from pipeline.transport.backlog import Backlog, size_of
 from pipeline.transport.fatal import stop_process
 
@@ -55,7 +57,10 @@ def member_id(metadata: bytes) -> str:
 
 
 class Reader:
-    """Owns the consumer. The callbacks run on the event loop; `rebalance` is waited for by the thread."""
+    """Owns the consumer. The callbacks run on the event loop; `starts` and `rebalance` are waited for by the thread.
+
+    Nothing is read before it is said from where: `starts` gives the offsets of new partitions, `restart` those of others.
+    """
 
     def __init__(
         self,
@@ -67,6 +72,8 @@ class Reader:
         never_read: Callable[[str], bool],
         on_records: Callable[[list[tuple[TP, list[Message], int]]], None],
         on_end: Callable[[TP, int], None],
+        on_gone: Callable[[TP, int], None],
+        starts: Callable[[set[TP]], Awaitable[Mapping[TP, int]]],
         rebalance: Callable[[set[TP], set[TP], bool], Awaitable[None]],
     ) -> None:
         self.membership: bytes | None = None
@@ -76,9 +83,14 @@ class Reader:
         self._conf, self._backlog, self._incremental = dict(conf), backlog, incremental
         self._from_beginning, self._never_read = from_beginning, never_read
         self._on_records, self._on_end, self._rebalance = on_records, on_end, rebalance
+        self._on_gone, self._starts = on_gone, starts
+        """`on_gone` is told of a partition and an offset that its log does not have: it stands still until its restart."""
         self._commands: deque[tuple[Callable[[RdConsumer], Any], asyncio.Future[Any]]] = deque()
         self._paused: frozenset[TP] = frozenset()
-        self._fences: set[TP] = set()
+        self._idle: set[TP] = set()
+        """Partitions that are not read: fences, and those of which it is not known yet from where."""
+        self._from: dict[TP, int] = {}
+        """Where each partition is read from: before its first record librdkafka has no position of it."""
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="kafka-reader", daemon=True)
 
@@ -98,20 +110,43 @@ class Reader:
             lambda rd: rd.subscribe(topics, on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
         )
 
+    def restart(self, offsets: Mapping[TP, int], is_valid: Callable[[], bool]) -> Awaitable[None]:
+        """Read partitions from other offsets on, if that is still valid; those that are not assigned are left out."""
+        return self.call(lambda rd: self._restart(rd, offsets) if is_valid() else None)
+
+    def _restart(self, rd: RdConsumer, offsets: Mapping[TP, int]) -> None:
+        at = [TopicPartition(*tp, offset) for tp, offset in offsets.items() if tp in self._from]
+        if not at:
+            return
+        self._from.update((TP(p.topic, p.partition), p.offset) for p in at)
+        self._idle -= {TP(p.topic, p.partition) for p in at}
+        if self._incremental:
+            rd.incremental_unassign([TopicPartition(p.topic, p.partition) for p in at])
+            rd.incremental_assign(at)
+        else:  # only as a whole: what the others have prefetched is fetched again
+            others = [tp for tp in self._from if tp not in offsets]
+            places = rd.position([TopicPartition(*tp) for tp in others])
+            at += [
+                TopicPartition(*tp, p.offset if p.offset >= 0 else self._from[tp])
+                for tp, p in zip(others, places, strict=True)
+            ]
+            rd.assign(at)
+        rd.resume(at)  # a pause outlives an assignment; what must stand is paused again
+        self._paused = frozenset()
+
     def call(self, function: Callable[[RdConsumer], T]) -> asyncio.Future[T]:
         """Run `function(consumer)` in the thread; call on the event loop."""
         future: asyncio.Future[T] = self._loop.create_future()
         self._commands.append((function, future))
         return future
 
-    def commit(self, offsets: Mapping[TP, int]) -> None:
+    def commit(self, at: Sequence[TopicPartition]) -> None:
         """Commit offsets and wait for it, in another thread than the reader's; raise KafkaException when refused."""
-        at = [TopicPartition(tp.topic, tp.partition, offset) for tp, offset in offsets.items()]
         done: concurrent.futures.Future[None] = concurrent.futures.Future()
 
         def run(consumer: RdConsumer) -> None:
             try:
-                consumer.commit(offsets=at, asynchronous=False)
+                consumer.commit(offsets=list(at), asynchronous=False)
             except Exception as error:  # noqa: BLE001 - it belongs to the caller
                 done.set_exception(error)
             else:
@@ -122,7 +157,7 @@ class Reader:
 
     def _run(self) -> None:
         try:
-            consumer = RdConsumer(self._conf, logger=log)
+            consumer = RdConsumer(self._conf, logger=clients.log)
             while not self._closing:
                 self._serve(consumer)
                 # Above the bound one record at a time: the poll serves the callbacks whatever the backlog.
@@ -154,7 +189,7 @@ class Reader:
             self._membership_read_at = now
             metadata = consumer.consumer_group_metadata()
             self.membership = metadata if is_member(metadata) else None
-        wanted = self._backlog.standing | self._fences
+        wanted = self._backlog.standing | self._idle
         if wanted != self._paused:
             for change, partitions in (
                 (consumer.pause, wanted - self._paused),
@@ -189,6 +224,8 @@ class Reader:
     def _report(self, message: Message, error: KafkaError) -> None:
         if error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - the documented name of the code
             self._loop.call_soon_threadsafe(self._on_end, _partition(message), cast("int", message.offset()))
+        elif error.code() == KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001 - what the offset policy `error` is told by
+            self._loop.call_soon_threadsafe(self._on_gone, _partition(message), cast("int", message.offset()))
         elif error.fatal() or error.code() == KafkaError._FATAL:  # noqa: SLF001 - what wraps a fatal error is not flagged so
             name = self._conf.get("group.instance.id")
             stop_process(
@@ -204,27 +241,36 @@ class Reader:
     # Rebalance callbacks: they run in this thread, inside poll(), which waits for the event loop to end its slice.
 
     def _assigned(self, consumer: RdConsumer, partitions: list[TopicPartition]) -> None:
-        at = [
-            TopicPartition(p.topic, p.partition, OFFSET_BEGINNING if self._from_beginning(p.topic) else OFFSET_INVALID)
-            for p in partitions
-        ]
+        tps = {TP(p.topic, p.partition) for p in partitions}
+        read = {tp for tp in tps if not self._never_read(tp.topic)}
+        whole = {tp for tp in read if self._from_beginning(tp.topic)}
+        found: Mapping[TP, int] = self._wait_for(
+            consumer, self._starts(read - whole), "finding the offsets to read from"
+        )
+        offsets = {**dict.fromkeys(tps, OFFSET_END), **dict.fromkeys(whole, OFFSET_BEGINNING), **found}
+        if not self._incremental:
+            self._from.clear()
+            self._idle.clear()
+        self._from.update(offsets)
+        self._idle |= tps - whole - found.keys()
+        at = [TopicPartition(*tp, offset) for tp, offset in offsets.items()]
         if self._incremental:
             consumer.incremental_assign(at)
         else:
             consumer.assign(at)
-        tps = {TP(p.topic, p.partition) for p in partitions}
-        self._fences |= {tp for tp in tps if self._never_read(tp.topic)}
         self._membership_read_at = 0.0
-        self._wait_for(consumer, self._rebalance(tps, set(), False))
+        self._wait_for(consumer, self._rebalance(tps, set(), False), "a rebalance")
 
     def _revoked(self, consumer: RdConsumer, partitions: list[TopicPartition], lost: bool = False) -> None:
         if lost:
             self.lost += 1
             self.membership = None
         tps = {TP(p.topic, p.partition) for p in partitions}
-        self._fences -= tps
+        self._idle -= tps
         self._paused -= tps
-        self._wait_for(consumer, self._rebalance(set(), tps, lost))
+        for tp in tps:
+            self._from.pop(tp, None)
+        self._wait_for(consumer, self._rebalance(set(), tps, lost), "a rebalance")
         if self._incremental:
             consumer.incremental_unassign(partitions)
         else:
@@ -233,9 +279,9 @@ class Reader:
     def _lost(self, consumer: RdConsumer, partitions: list[TopicPartition]) -> None:
         self._revoked(consumer, partitions, lost=True)
 
-    def _wait_for(self, consumer: RdConsumer, rebalance: Awaitable[None]) -> None:
-        async def run() -> None:
-            await rebalance
+    def _wait_for(self, consumer: RdConsumer, what: Awaitable[T], name: str) -> T:
+        async def run() -> T:
+            return await what
 
         try:
             done = asyncio.run_coroutine_threadsafe(run(), self._loop)
@@ -244,11 +290,15 @@ class Reader:
                 # The slice that must end first may itself need this thread, to commit offsets.
                 self._serve_commands(consumer)
                 concurrent.futures.wait([done], 0.01)
-            done.result(0)
+            return done.result(0)
         except concurrent.futures.TimeoutError:
-            stop_process(f"a rebalance waited {REBALANCE_TIMEOUT:.0f} s for the slice under way to end")
+            stop_process(
+                f"{name} took more than {REBALANCE_TIMEOUT:.0f} s: the slice under way does not end, or no broker answers"
+            )
+        except HeadwaterError as error:
+            stop_process(error.message, hint=error.hint)
         except Exception as error:  # noqa: BLE001 - a half-done rebalance cannot be mended from here
-            stop_process(f"a rebalance failed: {error!r}")
+            stop_process(f"{name} failed: {error!r}")
 
 
 def _partition(message: Message) -> TP:

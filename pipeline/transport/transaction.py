@@ -14,44 +14,88 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka import Producer as RdProducer
-from faust.types import TP
 
-from pipeline.errors import FatalError, TransientError
+from pipeline.errors import FatalError, RejectedError, TransientError
 from pipeline.limits import MESSAGE_MAX
-from pipeline.transport.batch import Headers, Record
+from pipeline.transport import clients
+from pipeline.transport.batch import Batch, Headers, Record
+from pipeline.transport.committed import committed
 from pipeline.transport.fatal import ends_process_after, stop_process
+from pipeline.transport.logs import UNKNOWN, Log, Pinned
 from pipeline.transport.participant import Participant, Slice
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 TIMEOUT_MS = 15_000
-"""transaction.timeout.ms: how long readers wait for a dead worker's open transaction."""
+"""transaction.timeout.ms, where the properties say nothing: how long readers wait for a dead worker's open transaction."""
+PATIENCE = 2 / 3
+"""The part of that time which the agents' work may take; the rest is for delivery and commit."""
 RENEWALS, RENEWALS_WITHIN = 3, 60.0
 """Producers that are made anew within so many seconds at most: more often, somebody else has our transactional ID."""
 TIMEOUT = 30.0
 """Seconds that one call to the broker may take."""
-SEND_TIMEOUT = TIMEOUT_MS / 1000
-"""The same for sending the offsets: after that the transaction is over anyway."""
-STUCK = SEND_TIMEOUT + 5
-"""Seconds after which sending the offsets is taken for a call that never returns (see docs/decisions/0010)."""
+STUCK = 5.0
+"""Seconds over the transaction's time-out after which sending the offsets is taken for a call that never returns (see
+docs/decisions/0010)."""
 CUT_OFF_AFTER = 5.0
 """Seconds that a producer is used at least: a broker that stays away must not abort every slice."""
 ATTEMPTS, PAUSE = 20, 0.1
+LOST = {
+    KafkaError._STATE,  # noqa: SLF001 - documented names of the codes
+    KafkaError._FATAL,  # noqa: SLF001
+    KafkaError._FENCED,  # noqa: SLF001
+    KafkaError.INVALID_PRODUCER_EPOCH,
+    KafkaError.PRODUCER_FENCED,
+    KafkaError.INVALID_TXN_STATE,
+    KafkaError.INVALID_PRODUCER_ID_MAPPING,
+    KafkaError.UNKNOWN_PRODUCER_ID,
+    KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER,
+    KafkaError.TRANSACTION_COORDINATOR_FENCED,
+}
+"""What says that a transaction, or its producer, is of no use any more. librdkafka wraps some in `_FATAL`, and that one says
+`fatal() == False`."""
+REFUSED = {
+    KafkaError.MSG_SIZE_TOO_LARGE,
+    KafkaError.RECORD_LIST_TOO_LARGE,
+    KafkaError.INVALID_TIMESTAMP,
+    KafkaError.INVALID_RECORD,
+    KafkaError.INVALID_MSG,
+    KafkaError.TOPIC_EXCEPTION,
+    KafkaError.POLICY_VIOLATION,
+    KafkaError._INVALID_ARG,  # noqa: SLF001
+}
+"""What is said of a record for its content or its topic's name: it never changes, and says nothing of the others."""
+LOOK = 0.2
+"""Seconds between two looks whether a transaction has failed."""
+REPORTED = 2.0
+"""Seconds that the reports of a transaction may take that has failed."""
+CAREFUL = 500
+"""Records of a slice at most while the one is looked for that the broker refuses."""
 
 
 class Transaction:
     """`begin` may be called from any thread; `start`, `commit` and `abort` block and run in `executor`'s one thread."""
 
-    def __init__(self, conf: Mapping[str, Any], directory: Path, group: str, *, exactly_once: bool = True) -> None:
+    def __init__(
+        self,
+        conf: Mapping[str, Any],
+        directory: Path,
+        group: str,
+        *,
+        exactly_once: bool = True,
+        log_of: Callable[[str], Log] = lambda _topic: UNKNOWN,
+        message_max: int = MESSAGE_MAX,
+    ) -> None:
+        """`log_of` names the log that a topic was when the worker began: offsets are committed with it, and in no other."""
         self.executor = ThreadPoolExecutor(1, "transaction")
         self.participants: list[Participant] = []
         self.open = False
@@ -61,10 +105,26 @@ class Transaction:
         """Clear while a commit or an abort is under way: nothing may be produced from elsewhere."""
         self.idle.set()
         self.last_abort = ""
-        self.commit_offsets: Callable[[Mapping[TP, int]], None] | None = None
+        self.timeout = int(conf.get("transaction.timeout.ms", TIMEOUT_MS)) / 1000
+        """Seconds after which the broker gives a transaction up that is not committed."""
+        self.patience = self.timeout * PATIENCE
+        """Seconds of work in a slice at most."""
+        self.careful = 0
+        """Records to be done with a report for each, because the broker has refused one among them; 0: as usual."""
+        self.refused: dict[Hashable, RejectedError] = {}
+        """What the broker has refused, by `origin`: whoever writes it leaves it out, and says so."""
+        self.record_max = message_max
+        """Bytes of the value of a record in `produce_many` at most; what is written otherwise may have more beside it."""
+        self.in_hand: Batch | None = None
+        """What the agents' step under way works on: what is written without an origin is made of that."""
+        self.blame: Callable[[Batch, RejectedError], bool] = lambda _batch, _error: False
+        """Told of a batch of which a record was made that is refused; False: it cannot be left out, the worker stops."""
+        self._culprits: list[tuple[Batch | None, RejectedError]] = []
+        self.commit_offsets: Callable[[Sequence[TopicPartition]], None] | None = None
         """Commits offsets through the consumer, when there are no transactions: raises KafkaException when refused."""
         self._conf, self._directory, self._group = dict(conf), directory, group
-        self._exactly_once = exactly_once
+        self._exactly_once, self._message_max = exactly_once, message_max
+        self._log_of, self._pinned = log_of, Pinned(self._conf, log_of)
         self._lock = threading.Lock()
         self._lock_file: IO[str] | None = None
         self._name = ""
@@ -73,6 +133,10 @@ class Transaction:
         self._cut_off: KafkaError | None = None
         """The last connection that the producer in use has lost, or None."""
         self._made_at = 0.0
+        self._mark = ""
+        """Stands with the offsets of a slice, and of no other."""
+        self._undelivered_for: KafkaError | None = None
+        """Why a record was not delivered, where there are no transactions."""
 
     @property
     def producer(self) -> RdProducer:
@@ -101,16 +165,17 @@ class Transaction:
             "linger.ms": 10,  # with 2 its thread spins (docs/decisions/0030); the flush at a slice's end waits for none of it
             "batch.size": 1_000_000,
             "compression.type": "zstd",
-            "message.max.bytes": MESSAGE_MAX,
+            "message.max.bytes": self._message_max,
             "queue.buffering.max.messages": 1_000_000,
             **({"transaction.timeout.ms": TIMEOUT_MS} if self._exactly_once else {}),
+            **({"batch.num.messages": 1} if self.careful else {}),  # a batch is refused whole
         }
         # A transaction fails with a record that cannot be delivered; plain producing must be told.
         plain = {"enable.idempotence": True, "on_delivery": self._undelivered}
         owned = {"transactional.id": self._name} if self._exactly_once else plain
         # As Java clients do: equal keys of all writers must meet.
         conf = {**tuned, **self._conf, **owned, "partitioner": "murmur2_random", "error_cb": self._on_error}
-        producer = RdProducer(conf, logger=log)
+        producer = RdProducer(conf, logger=clients.log)
         if self._exactly_once:
             self._retry(producer.init_transactions, TIMEOUT)
         _serve(producer)  # what went wrong until now is over
@@ -139,8 +204,11 @@ class Transaction:
 
     def _renew(self, failure: KafkaError) -> None:
         """Replace the producer that is of no use any more. What it had open is aborted by that, if it was not before."""
-        log.warning("the producer is made anew: %s", failure.str())
-        self.producer.purge()  # it is past saving; who waits for a report gets one
+        log.warning("the producer is recreated: %s", failure.str())
+        self._replace()
+
+    def _replace(self) -> None:
+        self.producer.purge()  # it is past saving, or has nothing in hand; who waits for a report gets one
         _serve(self.producer)
         self._producer = self._make()
 
@@ -193,15 +261,22 @@ class Transaction:
         partition: int = -1,
         headers: list[tuple[str, bytes]] | None = None,
         on_delivery: Callable[[KafkaError | None, Message], None] | None = None,
+        origin: Hashable | None = None,
     ) -> None:
         """Write one record into the transaction; in a thread, it waits while librdkafka's queue is full.
 
         Where the transaction can only be aborted any more, the slice is spoilt and the record dropped: it comes again.
+        `origin` says what the record is made of: raises RejectedError when the broker has refused that before, or when it
+        is known at once that the record can never be written.
         """
+        if self.refused and origin in self.refused:
+            raise self.refused[origin]
         producer = self.begin()
         # The binding takes no headers=None.
         extra: dict[str, Any] = {"headers": headers} if headers else {}
-        if on_delivery is not None:
+        if self.careful:
+            extra["on_delivery"] = self._reporting(origin, on_delivery)
+        elif on_delivery is not None:
             extra["on_delivery"] = on_delivery
         while True:
             try:
@@ -209,51 +284,156 @@ class Transaction:
             except BufferError:
                 _serve(producer, 0.05)
             except KafkaException as error:
+                if error.args[0].code() in REFUSED:
+                    raise too_bad(error.args[0], topic, key, value) from error
                 self.spoil_or_raise(error)
                 return
             else:
                 return
 
-    def produce_many(self, records: Iterable[tuple[str, bytes | None, bytes | None, int, Headers]]) -> None:
-        """Write records with headers, in their order: topic, key, value, partition (-1: by the key), headers. See `produce`."""
-        produce = self.begin().produce
-        for topic, key, value, partition, headers in records:
+    def produce_many(
+        self,
+        records: Sequence[tuple[str, bytes | None, bytes | None, int, Headers]],
+        origins: Sequence[Hashable],
+    ) -> None:
+        """Write records with headers, in their order: topic, key, value, partition (-1: by the key), headers. See `produce`.
+
+        One that can never be written has the slice done again, and its origin, by the same place, is in `refused` then.
+        """
+        produce, usual, most = self.begin().produce, not self.careful, self.record_max
+        for place, (topic, key, value, partition, headers) in enumerate(records):
             try:
-                produce(topic, value, key, partition, headers=cast("Any", headers))
+                if value is not None and len(value) > most:
+                    raise RejectedError(
+                        f"a record of {len(value):,} bytes for the topic {topic}; a record may have {most:,}",
+                        hint="kafka.max_message_bytes, and max.message.bytes of the topic: headwater check",
+                    )
+                if usual:
+                    produce(topic, value, key, partition, headers=cast("Any", headers))
+                else:
+                    self.produce(topic, key, value, partition, headers, origin=origins[place])
             except BufferError:
-                self.produce(topic, key, value, partition, headers)
+                self.produce(topic, key, value, partition, headers, origin=origins[place])
             except KafkaException as error:
-                self.spoil_or_raise(error)
-                return
+                if error.args[0].code() not in REFUSED:
+                    self.spoil_or_raise(error)
+                    return
+                self._refuse(origins[place], None, too_bad(error.args[0], topic, key, value))
+            except RejectedError as error:
+                self._refuse(origins[place], None, error)
 
     def spoil_or_raise(self, error: KafkaException) -> None:
         """Spoil the slice where the transaction, or the whole producer, is of no use any more; else raise the error."""
         failure = error.args[0]
-        lost = failure.code() == KafkaError._STATE or failure.txn_requires_abort() or failure.fatal()  # noqa: SLF001
-        if not (lost and self._exactly_once):
+        if not (self._exactly_once and is_lost(failure)):
             raise error
         self.spoil(f"the transaction must be aborted: {failure}")
 
+    # -- records that the broker refuses ------------------------------------------------------------------------------
+
+    def _look_for_refused(self, records: int, cause: KafkaError) -> None:
+        """Do the next records one by one, with a report for each: it was the content of one that failed the transaction."""
+        if self.careful:
+            with suppress(KafkaException), raising_kafka_errors():
+                self.producer.flush(REPORTED)  # the reports say which one it was
+        else:
+            log.warning("the broker refuses a record: %s; it is looked for, the others go on", cause.str())
+        self.careful = max(self.careful, records, 1)
+        self._replace()
+
+    def _cause(self) -> KafkaError | None:
+        """Return why the transaction under way can only be aborted, if so: beginning another says it, and does nothing."""
+        if not self._exactly_once:
+            return self._undelivered_for
+        with raising_kafka_errors():
+            try:
+                self.producer.begin_transaction()
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError._STATE:  # noqa: SLF001 - that it is under way is well
+                    return cast("KafkaError", error.args[0])
+        return None
+
+    def _reporting(
+        self, origin: Hashable | None, also: Callable[[KafkaError | None, Message], None] | None
+    ) -> Callable[[KafkaError | None, Message], None]:
+        """Return what takes note of a record that was refused, when there is a report for each."""
+        batch = self.in_hand
+
+        def report(error: KafkaError | None, message: Message) -> None:
+            if error is not None and error.code() in REFUSED:
+                self._refuse(origin, batch, too_bad(error, message.topic(), message.key(), message.value()))
+            if also is not None:
+                also(error, message)
+
+        return report
+
+    def reports(self) -> Callable[[KafkaError | None, Message], None] | None:
+        """Return what is to hear of a record that is written beside this class, while there is a report for each."""
+        return self._reporting(None, None) if self.careful else None
+
+    def refuse(self, origin: Hashable, error: RejectedError) -> None:
+        """Have the slice done again without what can never be written: its origin is in `refused` then."""
+        self._refuse(origin, None, error)
+
+    def _refuse(self, origin: Hashable | None, batch: Batch | None, error: RejectedError) -> None:
+        """Have the slice done again without what this record is made of."""
+        if origin is None:
+            self._culprits.append((batch, error))
+        else:
+            self.refused[origin] = error
+        self.spoil(error.message)
+
+    def _settle_blame(self) -> None:
+        """Say whose the refused records are; stop where that is not known. After the abort."""
+        culprits, self._culprits = self._culprits, []
+        for batch, error in culprits:
+            if batch is None or not self.blame(batch, error):
+                stop_process(error.message, hint=error.hint)
+
     def _flush(self) -> str | None:
         """Wait until everything is delivered; return why it is not."""
-        if left := self.producer.flush(TIMEOUT):
+        left, deadline = 1, time.monotonic() + TIMEOUT
+        while left and time.monotonic() < deadline:
+            with raising_kafka_errors():
+                left = self.producer.flush(LOOK)
+            # What is left of a transaction that has failed is never sent.
+            if left and (cause := self._cause()) is not None and is_lost(cause):
+                return self.spoiled or f"a record was not delivered: {cause.str()}"
+        if left:
             return f"{left} records could not be delivered in {TIMEOUT:.0f} s"
         return self.spoiled
 
     def _undelivered(self, error: KafkaError | None, message: Message) -> None:
         if error is not None:
+            self._undelivered_for = error
             self.spoil(f"a record for {message.topic()} was not delivered: {error}")
 
-    def produce_batch(self, topic: str, records: list[Record], partition: int = -1) -> None:
+    def produce_batch(
+        self, topic: str, records: list[Record], partition: int = -1, *, origin: Hashable | None = None
+    ) -> None:
         """Write records to one partition, or each to that of its key; in a thread, it waits while librdkafka's queue is full.
 
         The binding knows `key` and `value` here, no headers. The records stay as they are: they can be written again.
+        With an origin, one that can never be written has the slice done again, and (origin, place) is in `refused` then;
+        without, RejectedError is raised.
         """
-        producer = self.begin()
-        while producer.produce_batch(topic, records, partition) < len(records):
+        if self.careful:
+            for place, record in enumerate(records):
+                mine = None if origin is None else (origin, place)
+                self.produce(topic, record["key"], record["value"], partition, origin=mine)
+            return
+        producer, left = self.begin(), records
+        while producer.produce_batch(topic, left, partition) < len(left):
             # What did not fit carries `_error`; it comes without an exception, and order asks for the rest as well.
-            records = [record for record in records if "_error" in record]
-            errors = [cast("KafkaError", record.pop("_error")) for record in records]
+            left = [record for record in left if "_error" in record]
+            errors = [cast("KafkaError", record.pop("_error")) for record in left]
+            if errors[0].code() in REFUSED:
+                why = too_bad(errors[0], topic, left[0]["key"], left[0]["value"])
+                if origin is None:
+                    raise why
+                place = next(place for place, record in enumerate(records) if record is left[0])
+                self._refuse((origin, place), None, why)
+                return
             if errors[0].code() != KafkaError._QUEUE_FULL:  # noqa: SLF001 - the documented name of the code
                 self.spoil_or_raise(KafkaException(errors[0]))
                 return
@@ -287,6 +467,7 @@ class Transaction:
                 step = "finish"
             for participant in self.participants:
                 participant.finish(work)
+            changed = self._pinned.ask({tp.topic for tp in work.offsets})  # answered while the records are delivered
             step = "flush"
             # With records in flight an abort would skip sequence numbers: everything is delivered first.
             if (undelivered := self._flush()) is not None:
@@ -295,14 +476,24 @@ class Transaction:
             if (lost := self._lost_connection()) is not None:
                 self.abort(work, f"a connection was lost: {lost.str()}")
                 return False
+            step = "logs"
+            if why := changed():
+                self.abort(work, why)
+                stop_process(why, hint="start the worker again: it goes on, or says what to do")
             step = "offsets"
+            self._mark = f"{self._name[-12:]}.{time.monotonic_ns():x}"
+            at = [
+                TopicPartition(tp.topic, tp.partition, offset, f"{self._log_of(tp.topic)} {self._mark}")
+                for tp, offset in work.offsets.items()
+            ]
             if not self._exactly_once:
-                self._commit_without_transaction(work)
+                self._commit_without_transaction(at)
             else:
-                if work.offsets:
-                    at = [TopicPartition(tp.topic, tp.partition, offset) for tp, offset in work.offsets.items()]
-                    with ends_process_after(STUCK, "the offsets could not be sent: the call never returned"):
-                        self.producer.send_offsets_to_transaction(at, membership, SEND_TIMEOUT)
+                if at:
+                    with ends_process_after(
+                        self.timeout + STUCK, "the offsets could not be sent: the call never returned"
+                    ):
+                        self.producer.send_offsets_to_transaction(at, membership, self.timeout)
                 step = "commit"
                 self._retry(self.producer.commit_transaction, TIMEOUT)
         except (TransientError, concurrent.futures.TimeoutError) as error:
@@ -311,32 +502,76 @@ class Transaction:
         except KafkaException as error:
             failure = error.args[0]
             if step == "commit" and not failure.txn_requires_abort():
-                stop_process(f"the transaction failed at its commit, with unknown outcome: {failure}")
+                if self._outcome(work, failure):
+                    self._committed(work)
+                    return True
+                self.open = False  # the broker has aborted it already
             if failure.fatal() and not self._exactly_once:
                 stop_process(f"the producer failed for good: {failure}")
             self.abort(work, f"refused at its {step}: {failure}")
             return False
-        self.open = False
-        for participant in self.participants:
-            participant.committed(work)
+        self._committed(work)
         return True
 
-    def _commit_without_transaction(self, work: Slice) -> None:
+    def _committed(self, work: Slice) -> None:
+        self.open = False
+        self._undelivered_for = None
+        if self.refused:
+            self.refused.clear()
+        if self.careful:
+            self._careful_done(work.records)
+        for participant in self.participants:
+            participant.committed(work)
+
+    def _outcome(self, work: Slice, failure: KafkaError) -> bool:
+        """Say whether a commit that has failed was done all the same, as the group's offsets tell; stop where they do not.
+
+        The new producer waits until the coordinator has ended what the old one had open.
+        """
+        why = f"the transaction failed at its commit, with unknown outcome: {failure}"
+        if not work.offsets or not is_lost(failure):
+            stop_process(why)
+        self._renew_fenced(failure)
+        try:
+            found = committed(clients.admin(self._conf), self._group, list(work.offsets))
+        except KafkaException as error:
+            stop_process(f"{why}; and the offsets cannot be asked for: {error.args[0]}")
+        if any(one.mark == self._mark for one in found.values()):
+            log.warning("the transaction was committed, though its commit failed: %s", failure)
+            return True
+        if any((found[tp].offset or 0) > offset for tp, offset in work.offsets.items()):  # others were there since
+            stop_process(why)
+        return False
+
+    def _careful_done(self, records: int) -> None:
+        """Go on as usual when the records are done among which one was refused."""
+        self.careful = max(0, self.careful - max(records, 1))
+        if not self.careful:
+            log.info("the broker takes all records again")
+            self._replace()
+
+    def _commit_without_transaction(self, at: Sequence[TopicPartition]) -> None:
         """Commit the offsets of what was flushed: a crash before that does the slice again, so nothing is lost."""
-        if work.offsets and self.commit_offsets is not None:
-            self._retry(self.commit_offsets, work.offsets)
+        if at and self.commit_offsets is not None:
+            self._retry(self.commit_offsets, at)
 
     def abort(self, work: Slice, reason: str) -> None:
         """Give the slice up. Never purge first: that breaks the producer's sequence numbers."""
         log.warning("slice aborted, its records will be done again: %s", reason)
         self.last_abort = reason
-        if self.open and self._exactly_once:
+        if self.open:
+            cause = self._cause()
             try:
-                self._abort()
+                if cause is not None and cause.code() in REFUSED:
+                    self._look_for_refused(work.records, cause)
+                elif self._exactly_once:
+                    self._abort()
             except KafkaException as error:
                 stop_process(f"the transaction could not be aborted: {error.args[0]}")
         self.open = False
         self.spoiled = None
+        self._undelivered_for = None
+        self._settle_blame()
         for participant in self.participants:
             participant.aborted(work)
 
@@ -345,10 +580,11 @@ class Transaction:
             self._renew(lost)
             return
         try:
-            self.producer.flush(TIMEOUT)
-            self._retry(self.producer.abort_transaction, TIMEOUT)
+            with raising_kafka_errors():
+                self.producer.flush(TIMEOUT)
+                self._retry(self.producer.abort_transaction, TIMEOUT)
         except KafkaException as error:
-            if not error.args[0].fatal():
+            if not is_lost(error.args[0]):
                 raise
             # No commit was sent: one whose outcome is unknown has ended the process.
             self._renew_fenced(error.args[0])
@@ -366,9 +602,37 @@ class Transaction:
                 return
 
 
+def is_lost(failure: KafkaError) -> bool:
+    """Say whether an error is the end of a transaction, or of its producer: whichever code librdkafka wraps it in."""
+    return bool(failure.code() in LOST or failure.txn_requires_abort() or failure.fatal())
+
+
+def too_bad(error: KafkaError, topic: str | None, key: bytes | None, value: bytes | None) -> RejectedError:
+    """Return the error for a record that the broker, or its client, refuses for its content."""
+    size = len(key or b"") + len(value or b"")
+    too_large = error.code() in {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE}
+    return RejectedError(
+        f"the topic {topic} does not take a record of {size:,} bytes: {error.str()}",
+        hint=f"compare max.message.bytes of {topic} with kafka.max_message_bytes: headwater check"
+        if too_large
+        else f"kafka-topics.sh --describe --topic {topic}",
+    )
+
+
+@contextmanager
+def raising_kafka_errors() -> Iterator[None]:
+    """Raise what librdkafka meant: a report that comes together with a fatal error has the binding raise SystemError."""
+    try:
+        yield
+    except SystemError as error:
+        if isinstance(error.__cause__, KafkaException):
+            raise error.__cause__ from None
+        raise
+
+
 def _serve(producer: RdProducer, seconds: float = 0) -> None:
     """Serve delivery reports and errors. With an error callback a fatal one is raised here; the next call has it again."""
-    with suppress(KafkaException):
+    with suppress(KafkaException), raising_kafka_errors():
         producer.poll(seconds)
 
 

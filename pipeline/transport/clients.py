@@ -1,0 +1,60 @@
+"""librdkafka's clients, each made in one way: what they say goes to one logger, and nothing reads by a reset policy.
+
+An offset that the log does not have is a question to be answered (see `starts`), never a reason to begin somewhere else.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from confluent_kafka import Consumer as RdConsumer
+from confluent_kafka.admin import AdminClient
+
+log = logging.getLogger("headwater.kafka")
+REPEATED = 30.0
+"""Seconds in which the same words of librdkafka are said once: an outage has every client say them every second."""
+
+
+class OnceInAWhile(logging.Filter):
+    """Lets a message through that was not said lately; numbers, addresses and clients in it do not make it another one."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock, self._lock = clock, threading.Lock()
+        self._said: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Say whether it is to be logged."""
+        now, words = self._clock(), re.sub(r"[^ :\[]*\d[^ :\]]*", "#", record.getMessage())
+        with self._lock:
+            fresh = now >= self._said.get(words, -REPEATED) + REPEATED
+            if fresh:
+                if len(self._said) > 1_000:
+                    self._said.clear()
+                self._said[words] = now
+        return fresh
+
+
+log.addFilter(OnceInAWhile())
+
+
+def consumer(conf: Mapping[str, Any], group: str, **more: Any) -> RdConsumer:
+    """Return a consumer of committed records that commits nothing by itself. Keyword arguments have `_` for `.`."""
+    ours = {
+        "group.id": group,
+        "enable.auto.commit": False,
+        "auto.offset.reset": "error",
+        "isolation.level": "read_committed",
+        **{name.replace("_", "."): value for name, value in more.items()},
+    }
+    return RdConsumer({**conf, **ours}, logger=log)
+
+
+def admin(conf: Mapping[str, Any]) -> AdminClient:
+    """Return a client for questions about topics and groups."""
+    return AdminClient(dict(conf), logger=log)

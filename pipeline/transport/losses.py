@@ -1,0 +1,61 @@
+"""What retention has taken before it was read: told once, in the transaction that goes on behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from faust.types import TP
+
+from pipeline.transport.participant import Participant, Slice
+from pipeline.transport.starts import Lost
+
+
+class Losses(Participant):
+    """Follows the slices before all others: state that keeps the offset of a partition sees the one behind the gap.
+
+    While a loss is not told its partition is held, so nothing of it is in the slice that tells it.
+    """
+
+    def __init__(
+        self, is_free: Callable[[TP], bool], tell: Callable[[Lost], None], over: Callable[[Lost], None]
+    ) -> None:
+        """`is_free`: nothing else holds a partition. `tell` writes a loss down, in the slice; `over` is called after it."""
+        self._is_free, self._tell, self._over = is_free, tell, over
+        self._waiting: dict[TP, Lost] = {}
+        self._telling: list[Lost] = []
+
+    def add(self, lost: Lost) -> None:
+        """Take note of a loss. On the event loop, between slices."""
+        self._waiting[lost.tp] = lost
+
+    @property
+    def waiting(self) -> list[Lost]:
+        """Those that are not told yet."""
+        return list(self._waiting.values())
+
+    def due(self) -> bool:
+        """Say whether a loss can be told now."""
+        return any(self._is_free(tp) for tp in self._waiting)
+
+    def finish(self, work: Slice) -> None:
+        """Tell what can be told, and move the offset behind it."""
+        self._telling = [lost for lost in self.waiting if self._is_free(lost.tp)]
+        for lost in self._telling:
+            self._tell(lost)
+            work.offsets[lost.tp] = lost.end
+
+    def committed(self, work: Slice) -> None:
+        """Let the partitions go on."""
+        for lost in self._telling:
+            self._waiting.pop(lost.tp, None)
+            self._over(lost)
+        self._telling = []
+
+    def aborted(self, work: Slice) -> None:
+        """Tell it again."""
+        self._telling = []
+
+    def revoked(self, partitions: frozenset[TP]) -> None:
+        """Leave it to the next owner: the committed offset is where it was."""
+        for tp in partitions:
+            self._waiting.pop(tp, None)
