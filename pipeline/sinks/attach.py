@@ -17,11 +17,11 @@ from pipeline.app import Worker
 from pipeline.errors import HeadwaterError, TransientError
 from pipeline.sinks.base import Rejected, Sink
 from pipeline.sinks.running import SinkRunner, Start
-from pipeline.transport import Batch, Slice
+from pipeline.transport import Batch, Slice, clients
 from pipeline.transport.committed import Committed, committed
 from pipeline.transport.consumer import Consumer
 from pipeline.transport.fatal import stop_process
-from pipeline.transport.logs import Log, logs_of
+from pipeline.transport.logs import Log
 
 EARLIEST = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
 TIMEOUT = 30.0
@@ -30,11 +30,9 @@ UNDECIDED_FOR = 5.0
 PAUSE = 0.05
 
 
-def log_of(client: AdminClient, topic: str) -> Log:
-    """Return the log of a topic; blocks. Raises TransientError while there is no such topic."""
-    if (found := logs_of(client, [topic]).get(topic)) is None:
-        raise TransientError(f"the topic {topic} does not exist", hint="headwater topics --create")
-    return found
+def log_of(worker: Worker, topic: str) -> Log:
+    """Return the log of a topic, as the worker has subscribed to it: offsets are committed with it."""
+    return worker.transport.log_of(topic)
 
 
 class Carrier:
@@ -57,6 +55,7 @@ class Carrier:
             group=worker.settings.group,
         )
         worker.transport.join(self.runner)
+        worker.transport.renews.update(topics)  # what the destinations have names the log
         worker.standing.append(self.runner.problems)
         worker.at_end.append(self._close)
 
@@ -72,7 +71,7 @@ class Carrier:
         """
         try:
             client = self._admin()
-            log, known = log_of(client, tp.topic), self._committed(client, tp)
+            log, known = log_of(self._worker, tp.topic), self._committed(client, tp)
             if known.offset is not None and known.log.may_be(log) and known.offset <= first:
                 return Start(known.offset, log, known)
             asked = client.list_offsets({TopicPartition(*tp): EARLIEST}, request_timeout=TIMEOUT)
@@ -84,7 +83,7 @@ class Carrier:
     def _admin(self) -> AdminClient:
         with self._asking:
             if self._client is None:
-                self._client = AdminClient(self._worker.transport.client_conf())
+                self._client = clients.admin(self._worker.transport.client_conf())
             return self._client
 
     def _committed(self, client: AdminClient, tp: TP) -> Committed:

@@ -158,6 +158,11 @@ class SinkRunner(Participant):
             return True
         return held > self.sink.memory * 3 // 4 and all(part.task is None for part in parts)
 
+    def waits(self, tp: TP) -> bool:
+        """Say whether something of a partition is not at its destination."""
+        part = self._parts.get(tp)
+        return part is not None and part.waits
+
     def finish(self, work: Slice) -> None:
         """Let the offsets follow what is at its destination, and hold back the others."""
         for tp, part in self._parts.items():

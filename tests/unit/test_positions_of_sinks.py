@@ -273,7 +273,7 @@ def test_rows_are_not_added_to_a_table_that_another_owner_has_committed_to_meanw
         commit(*arguments)
 
     carry(Owner(iceberg(directory), {0: changes[0]}, 0))  # the table is there
-    sink._commit = overtaken  # type: ignore[method-assign]
+    sink._commit = overtaken  # type: ignore[method-assign, assignment]
     carry(slow)
     assert Counter(row["_event_id"] for row in rows_of(slow)) == once("e", count=8)
 
@@ -473,7 +473,7 @@ def test_a_table_that_takes_nothing_is_tried_again_and_no_row_is_blamed(tmp_path
     def broken(*_: Any) -> None:
         raise ValueError("the catalog answers nonsense")
 
-    sink._commit = broken  # type: ignore[method-assign]
+    sink._commit = broken  # type: ignore[method-assign, assignment]
     carry(owner, 4)
     assert not owner.rejected
     assert not owner.fatal
