@@ -389,6 +389,13 @@ def position_there(mirrored: Mirrored, tp: TP) -> TopicPartition:
     return cast("TopicPartition", found)
 
 
+def set_position(conf: dict[str, Any], group: str, at: TopicPartition) -> None:
+    """Set an offset of a group, and what is kept beside it."""
+    consumer = Consumer({**conf, "group.id": group, "enable.auto.commit": False})
+    consumer.commit(offsets=[at], asynchronous=False)
+    consumer.close()
+
+
 def test_a_topic_that_was_recreated_over_there_is_refused_with_what_differs(mirrored: Mirrored) -> None:
     tp = TP(mirrored.topic, 2)
     mirrored.write(12)
@@ -401,34 +408,29 @@ def test_a_topic_that_was_recreated_over_there_is_refused_with_what_differs(mirr
     client = admin(mirrored.there)
     (group,) = [one.group_id for one in client.list_consumer_groups().result().valid if mirrored.group in one.group_id]
     recreate(mirrored.there, Topic(mirrored.topic, PARTITIONS, "copy", KEPT))
-    kept = ConsumerGroupTopicPartitions(group, [TopicPartition(*tp, at.offset, at.metadata)])
-    client.alter_consumer_group_offsets([kept])[group].result(10)
+    set_position(mirrored.there, group, TopicPartition(*tp, at.offset, at.metadata))
     differs = "the position 3 is of another topic of this name over there: the topic was ID"
     with pytest.raises(FatalError, match=differs) as caught:
         opened(mirrored, tp)
     assert f"--group {group} --topic {mirrored.topic}:2 --reset-offsets --to-offset 0" in caught.value.hint
-    by_hand = ConsumerGroupTopicPartitions(group, [TopicPartition(*tp, 0)])
-    client.alter_consumer_group_offsets([by_hand])[group].result(10)
+    set_position(mirrored.there, group, TopicPartition(*tp, 0))
     assert opened(mirrored, tp).position == 0
 
 
 def test_a_position_of_the_version_before_names_its_log_as_soon_as_it_is_known(mirrored: Mirrored) -> None:
     tp = TP(mirrored.topic, 1)
-    log = logs_of(admin(mirrored.fleet.conf), [mirrored.topic])[mirrored.topic]
     mirrored.write(12)
     with Recorder(mirrored.fleet.conf, mirrored.topic) as here:
         until(lambda: len(here) == 12, "the records here")
+        log = logs_of(admin(mirrored.fleet.conf), [mirrored.topic])[mirrored.topic]
         writer = opened(mirrored, tp)
         writer.add(here.records[1], 3)
         writer.flush()
     client = admin(mirrored.there)
     (group,) = [one.group_id for one in client.list_consumer_groups().result().valid if mirrored.group in one.group_id]
     before = json.loads((Path(__file__).parent.parent / "fixtures" / "before" / "mirror.json").read_text())
-    told = ConsumerGroupTopicPartitions(group, [TopicPartition(*tp, 3, before["metadata"])])
-    client.alter_consumer_group_offsets([told])[group].result(10)
-    ours = Consumer({**mirrored.fleet.conf, "group.id": mirrored.group})
-    ours.commit(offsets=[TopicPartition(*tp, 3)], asynchronous=False)
-    ours.close()
+    set_position(mirrored.there, group, TopicPartition(*tp, 3, before["metadata"]))
+    set_position(mirrored.fleet.conf, mirrored.group, TopicPartition(*tp, 3))
 
     writer = opened(mirrored, tp, log)
     assert writer.position == 3
