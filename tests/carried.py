@@ -11,10 +11,15 @@ from faust.types import TP
 
 from pipeline.metrics import Metrics
 from pipeline.sinks.base import Rejected, Sink
-from pipeline.sinks.running import SinkRunner
+from pipeline.sinks.running import SinkRunner, Start
 from pipeline.transport import Batch, Slice
+from pipeline.transport.committed import Committed
+from pipeline.transport.logs import Log
 
 PARTITION = TP("p.sink.s", 0)
+LOG = Log("6LOg2QcVTjaWiUMaXmJpGA", "9zrC-LVLQ_iJHcE8wDcuEw")
+OTHER_LOG = LOG._replace(topic_id="Bq2p0XvMR_-nZ1s7tQxY3w")
+"""The same topic, recreated."""
 NOBODY = Producer({"bootstrap.servers": "127.0.0.1:1", "log_level": 0})
 
 
@@ -36,8 +41,16 @@ class Owner:
     """A worker: reads the topic from the committed offset on."""
 
     def __init__(
-        self, sink: Callable[[Clock], Sink], topic: dict[int, Message], start: int, tp: TP = PARTITION
+        self,
+        sink: Callable[[Clock], Sink],
+        topic: dict[int, Message],
+        start: int,
+        tp: TP = PARTITION,
+        log: Log = LOG,
+        committed: Committed | None = None,
     ) -> None:
+        """`committed`: what the group has; without it, `start` of this log, or nothing where that is 0."""
+        known = committed or Committed(start or None, log)
         self.clock = Clock()
         self.tp = tp
         self.sink = sink(self.clock)
@@ -54,6 +67,7 @@ class Owner:
             reject=self._reject,
             state=lambda _work, _key, value: self.states.append(value),
             fatal=self.fatal.append,
+            start=lambda _tp, first: Start(min(first, start), log, known),
             clock=self.clock,
         )
         self.topic, self.at = topic, start

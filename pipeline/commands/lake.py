@@ -10,9 +10,6 @@ from rich.table import Table
 
 from pipeline import settings as settings_module
 from pipeline.console import Json, out, print_json, print_lines, say
-from pipeline.errors import UsageError
-from pipeline.settings import Settings
-from pipeline.status import committed_offsets
 
 app = typer.Typer(help="The Parquet files of the lake.", no_args_is_help=True)
 Prefix = Annotated[
@@ -20,37 +17,50 @@ Prefix = Annotated[
 ]
 
 
-def _url(settings: Settings, url: str) -> str:
-    if not (found := url or settings.lake.url):
-        raise UsageError("there is no lake in the settings", hint="headwater lake verify --url s3://bucket/prefix")
-    return found
+Name = Annotated[str, typer.Option("--lake", help="The lake of [[lakes]], by its name; without it, that of [lake].")]
 
 
 @app.command()
 def verify(
     below: Prefix = "",
-    url: Annotated[str, typer.Option("--url", help="The lake; without it, lake.url of the settings.")] = "",
+    name: Name = "",
+    url: Annotated[str, typer.Option("--url", help="A lake that is not in the settings; implies --offline.")] = "",
     quick: Annotated[
         bool, typer.Option("--quick", help="Only see whether the files are there, do not read them.")
     ] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Do not ask Kafka up to which offset the lake must reach.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Hold the files against their manifests: each there, whole, unaltered; no offset missing, none twice. Exit 1 if not."""
+    """Hold the files against what should be there: each whole, unaltered; no offset missing, none twice. Exit 1 if not.
+
+    What should be there of a partition goes from where the lake began to the offset that its workers have committed.
+    """
+    from pipeline.sinks import lake_settings
     from pipeline.sinks.lake_verify import verify as check
     from pipeline.sinks.objects import Objects
 
-    checked = check(Objects(_url(settings_module.load(), url)), below, whole=not quick)
+    settings = settings_module.load()
+    lake = None if url else lake_settings.choose(settings, name)
+    asks = lake is not None and not (offline or below)
+    carried = lake_settings.carried(settings, lake) if lake is not None and asks else []
+    lost = lake_settings.lost(settings) if asks else []
+    place = url if lake is None else lake.url
+    checked = check(Objects(place, make=False), below, whole=not quick, carried=carried, lost=lost)
     if as_json:
         print_json(checked.json())
     else:
-        for problem in checked.problems:
+        for problem in (*checked.lost, *checked.problems):
             out.print(
                 f"{problem.what}: {problem.path}: {problem.detail}", markup=False, highlight=False, soft_wrap=True
             )
         say(
             f"{checked.files:,} files, {checked.rows:,} rows, {checked.bytes:,} bytes in {checked.manifests:,} directories; "
-            f"{len(checked.problems):,} problems, {checked.gaps:,} gaps"
+            f"{len(checked.problems):,} problems, {checked.gaps + len(checked.lost):,} gaps"
         )
+        if not asks:
+            say("Kafka was not asked: a missing end is not seen")
     if checked.problems:
         raise typer.Exit(1)
 
@@ -58,6 +68,7 @@ def verify(
 @app.command()
 def compact(
     below: Prefix = "",
+    name: Name = "",
     size: Annotated[int, typer.Option("--size", help="MiB that a file is to have, about.")] = 128,
     older_than: Annotated[
         float, typer.Option("--older-than", help="Hours since the newest change of a file: younger ones stay.")
@@ -66,14 +77,22 @@ def compact(
     as_json: Json = False,
 ) -> None:
     """Make few large files of many small ones. Readers by manifest see each row once at any time."""
+    from pipeline.sinks import lake_settings
     from pipeline.sinks.lake_compact import compact as merge
     from pipeline.sinks.objects import Objects
+    from pipeline.transport.logs import UNKNOWN
 
     settings = settings_module.load()
-    objects, known = Objects(_url(settings, "")), committed_offsets(settings)
+    lake = lake_settings.choose(settings, name)
+    carried = lake_settings.carried(settings, lake)
+    logs = {one.topic: one.log for one in carried}
+    ends = {
+        (one.topic, one.partition): one.committed.offset or 0 for one in carried if one.committed.log.may_be(one.log)
+    }
     done = merge(
-        objects,
-        lambda topic, partition: known.get((topic, partition), 0),
+        Objects(lake.url, make=False),
+        lambda topic, partition: ends.get((topic, partition), 0),
+        log_of=lambda topic: logs.get(topic, UNKNOWN),
         prefix=below,
         size=size << 20,
         older_than_us=int((time.time() - older_than * 3600) * 1_000_000),

@@ -23,6 +23,7 @@ from pipeline.replay.diff import TopicDiff
 from pipeline.replay.diff import diff as compare
 from pipeline.replay.plan import Replay
 from pipeline.replay.promote import promote as make_live
+from pipeline.replay.range import require_left, require_logs
 from pipeline.replay.run import Run, compiled, measured
 from pipeline.settings import Settings
 
@@ -55,6 +56,9 @@ def replay(
     dedup: Annotated[
         bool, typer.Option("--dedup", help="Leave out an event ID that came before in the range, however long ago.")
     ] = False,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="What is left of the range, where some of it is deleted.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
     resume: Annotated[str, typer.Option("--resume", help="Go on with this replay where it was.")] = "",
     as_json: Json = False,
@@ -64,7 +68,7 @@ def replay(
         return
     settings = settings_module.load()
     if resume:
-        if begin or end or table or key or flow or into or publish or dry_run:
+        if begin or end or table or key or flow or into or publish or dry_run or partial:
             raise UsageError(
                 "--resume goes on with what was asked for: nothing else may be named but --rate and --max-lag"
             )
@@ -90,7 +94,9 @@ def replay(
     )
     if wanted.suffix:
         manage.require_free(settings, wanted.suffix)
-    planned = manage.plan(settings, wanted, now)
+    planned = manage.plan(settings, wanted, now, partial=partial)
+    if planned.gone:
+        say(f"not in the replay: {plan.described(planned.gone)}")
     if dry_run:
         _say_plan(settings, planned, as_json)
         return
@@ -125,7 +131,10 @@ def _run(settings: Settings, replay: Replay, rate: float, max_lag: int, as_json:
     """Run it with a bar for each range; Ctrl-C stops it after the transaction under way."""
     if replay.state in {"done", "promoting", "promoted"}:
         raise UsageError(f"the replay {replay.id} is {replay.state}", hint=f"headwater replay diff {replay.id}")
+    require_logs(settings, replay)
     positions = manage.positions_of(settings, replay, replay.group(settings.prefix))
+    if replay.source == "raw":
+        require_left(settings, replay, positions)
     replay = msgspec.structs.replace(replay, rate=rate or replay.rate)
     stop = _Stop()
     source = manage.source_of(settings, replay, positions)

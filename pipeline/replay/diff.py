@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
-from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
+from confluent_kafka import Message, TopicPartition
 
 from models.change import event_id
 from pipeline.replay.plan import Replay, of_suffix, placed
-from pipeline.replay.run import REPLAY, on_cluster
+from pipeline.replay.range import require_logs
+from pipeline.replay.run import REPLAY, is_end, on_cluster, reader
 from pipeline.running import RE_EMITTED
 from pipeline.settings import Settings
 from pipeline.topics import Topics, admin
@@ -58,9 +59,28 @@ class TopicDiff:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """The changes that should be in the shadow."""
+
+    events: set[str]
+    """Those of the range that raw still has."""
+    raw: set[str]
+    """All that raw has, of the partitions whose beginning is gone."""
+    gone: frozenset[int]
+    """Those partitions: live messages of changes that raw does not have are of what is gone."""
+
+    def has(self, event: str, partition: int) -> bool:
+        """Say whether the shadow should have a message of this change that is live in this partition."""
+        return event in self.events or (partition in self.gone and event not in self.raw)
+
+
 def diff(settings: Settings, replay: Replay) -> list[TopicDiff]:
-    """Compare every topic that the replay has written to. Memory: about 200 bytes a message of the larger of the two."""
-    wanted = set(_event_ids(settings, replay)) if replay.source == "raw" else None
+    """Compare every topic that the replay has written to. Memory: about 200 bytes a message of the larger of the two.
+
+    What of the range is on raw no more, and is live, is missing.
+    """
+    wanted = _wanted(settings, replay) if replay.source == "raw" else None
     topics = Topics(settings)
     there = admin(settings.kafka.conf).list_topics(timeout=TIMEOUT).topics
     names = {flow.name: flow for flow in settings.flows}
@@ -76,20 +96,44 @@ def diff(settings: Settings, replay: Replay) -> list[TopicDiff]:
     ]
 
 
-def _event_ids(settings: Settings, replay: Replay) -> Iterator[str]:
-    """Yield the event IDs of the replay's range: live topics hold others as well."""
+def _wanted(settings: Settings, replay: Replay) -> Wanted:
+    """Return the event IDs of the replay's range: live topics hold others as well."""
+    require_logs(settings, replay)
     ranges = {placed(name): (begin, end) for name, (begin, end) in replay.ranges.items()}
-    for record in _read(settings, {tp: begin for tp, (begin, _) in ranges.items()}):
+    lows = _lows(settings, ranges)
+    gone = {tp for tp, (begin, _) in ranges.items() if lows[tp] > begin}
+    if replay.begin is not None:
+        gone |= set(map(placed, replay.gone))
+    lows |= _lows(settings, gone)
+    found = Wanted(set(), set(), frozenset(partition for _, partition in gone))
+    for record in _read(settings, {tp: lows[tp] if tp in gone else ranges[tp][0] for tp in {*ranges, *gone}}):
         tp = cast("str", record.topic()), cast("int", record.partition())
-        if (record.offset() or 0) < ranges[tp][1]:
-            try:
-                yield event_id(record.value() or b"")
-            except ValueError:
-                continue  # it was rejected
+        begin, end = ranges.get(tp, (0, 0))
+        try:
+            event = event_id(record.value() or b"")
+        except ValueError:
+            continue  # it was rejected
+        if begin <= (record.offset() or 0) < end:
+            found.events.add(event)
+        if tp in gone:
+            found.raw.add(event)
+    return found
+
+
+def _lows(settings: Settings, places: Iterable[tuple[str, int]]) -> dict[tuple[str, int], int]:
+    """Return the first offsets that are left."""
+    consumer = reader(settings, f"{settings.prefix}.replay")
+    try:
+        with on_cluster():
+            return {
+                tp: int(consumer.get_watermark_offsets(TopicPartition(*tp), TIMEOUT, cached=False)[0]) for tp in places
+            }
+    finally:
+        consumer.close()
 
 
 def compare(
-    settings: Settings, replay: Replay, topic: str, shadow: str | None, is_live: bool, wanted: set[str] | None
+    settings: Settings, replay: Replay, topic: str, shadow: str | None, is_live: bool, wanted: Wanted | None
 ) -> TopicDiff:
     """Compare a live topic with its shadow."""
     found = TopicDiff(topic, shadow or replay.topic(topic))
@@ -97,7 +141,7 @@ def compare(
     theirs = _messages(_whole(settings, topic)) if is_live else {}
     for event, messages in ours.items():
         live = theirs.get(event, [])
-        if [one[0] for one in live] == [one[0] for one in messages]:
+        if [one.digest for one in live] == [one.digest for one in messages]:
             found.same += len(messages)
         elif not live:
             found.added += len(messages)
@@ -106,14 +150,20 @@ def compare(
             found.different += max(len(messages), len(live))
             _example(found, "different", event, live[0], messages[0])
     for event, messages in theirs.items():
-        if event not in ours and (wanted is None or event in wanted):
+        if event not in ours and (wanted is None or wanted.has(event, messages[0].partition)):
             found.missing += len(messages)
             _example(found, "missing", event, messages[0], None)
     return found
 
 
-Known = tuple[bytes, bytes, bytes]
-"""Digest, key, and the beginning of the value."""
+class Known(NamedTuple):
+    """What is kept of a message."""
+
+    digest: bytes
+    key: bytes
+    value: bytes
+    """Its beginning."""
+    partition: int
 
 
 def _messages(records: Iterable[Message]) -> dict[str, list[Known]]:
@@ -127,46 +177,39 @@ def _messages(records: Iterable[Message]) -> dict[str, list[Known]]:
         digest = hashlib.blake2b(digest_size=16)
         for part in (key, value, *(f"{name}={text!r}".encode() for name, text in sorted(headers.items()))):
             digest.update(len(part).to_bytes(4, "big") + part)
-        found.setdefault(headers["event_id"].decode(), []).append((digest.digest(), key, value[:SHOWN]))
+        found.setdefault(headers["event_id"].decode(), []).append(
+            Known(digest.digest(), key, value[:SHOWN], cast("int", record.partition()))
+        )
     return found
 
 
 def _example(found: TopicDiff, what: str, event: str, live: Known | None, shadow: Known | None) -> None:
     if sum(one.what == what for one in found.examples) < EXAMPLES:
-        key = (live or shadow or (b"", b"", b""))[1].decode(errors="replace")
-        live_text, shadow_text = (None if one is None else one[2].decode(errors="replace") for one in (live, shadow))
+        either = live or shadow
+        key = "" if either is None else either.key.decode(errors="replace")
+        live_text, shadow_text = (None if one is None else one.value.decode(errors="replace") for one in (live, shadow))
         found.examples.append(Example(what, found.topic, event, key, live_text, shadow_text))
 
 
 def _whole(settings: Settings, topic: str) -> Iterator[Message]:
     metadata = admin(settings.kafka.conf).list_topics(topic, timeout=TIMEOUT).topics[topic]
-    return _read(settings, dict.fromkeys(((topic, partition) for partition in metadata.partitions), 0))
+    return _read(settings, _lows(settings, ((topic, partition) for partition in metadata.partitions)))
 
 
 def _read(settings: Settings, starts: Mapping[tuple[str, int], int]) -> Iterator[Message]:
     """Yield records from these offsets to the ends as they are now."""
     if not starts:
         return
-    consumer = Consumer(
-        {
-            **settings.kafka.conf,
-            "group.id": f"{settings.prefix}.replay",
-            "enable.auto.commit": False,
-            "auto.offset.reset": "earliest",
-            "isolation.level": "read_committed",
-            "enable.partition.eof": True,
-        }
-    )
+    consumer = reader(settings, f"{settings.prefix}.replay")
     left = set(starts)
     try:
         with on_cluster():
             consumer.assign([TopicPartition(*tp, offset) for tp, offset in starts.items()])
             while left:
                 for message in consumer.consume(5_000, 1.0):
-                    error = message.error()
-                    if error is None:
-                        yield message
-                    elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - the documented name of the code
+                    if is_end(message, cast("str", message.topic())):
                         left.discard((cast("str", message.topic()), cast("int", message.partition())))
+                    else:
+                        yield message
     finally:
         consumer.close()

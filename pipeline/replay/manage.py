@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 from confluent_kafka import Consumer, TopicPartition
 
-from pipeline.errors import UsageError
+from pipeline.errors import FatalError, UsageError
 from pipeline.replay.plan import Replay, decode, new_id, of_suffix, place, placed
+from pipeline.replay.range import of_raw, require_whole
 from pipeline.replay.run import all_of, id_of, on_cluster
 from pipeline.replay.source import LakeSource, RawSource, Source
 from pipeline.settings import Settings
@@ -49,6 +50,8 @@ def require_free(settings: Settings, suffix: str) -> None:
 
 def positions_of(settings: Settings, replay: Replay, group: str) -> dict[str, int]:
     """Return how far the ranges of a replay were read, by its group; those that were not begun are left out."""
+    if replay.positions:
+        return dict(replay.positions)
     with on_cluster():
         consumer = Consumer({**settings.kafka.conf, "group.id": group, "enable.auto.commit": False})
         try:
@@ -59,62 +62,81 @@ def positions_of(settings: Settings, replay: Replay, group: str) -> dict[str, in
     return {place(tp.topic, tp.partition): tp.offset for tp in found if tp.offset >= 0}
 
 
-def plan(settings: Settings, wanted: Replay, now: float) -> Replay:
-    """Return the replay with its ID and its ranges of offsets; nothing is written."""
+def plan(settings: Settings, wanted: Replay, now: float, *, partial: bool = False) -> Replay:
+    """Return the replay with its ID and its ranges of offsets; nothing is written.
+
+    Raises FatalError when some of what is asked for is not there, unless `partial`.
+    """
     begun = msgspec.structs.replace(wanted, at=now, id=wanted.id or new_id(now))
     if begun.source == "lake":
-        return msgspec.structs.replace(begun, ranges=_lake_ranges(settings, begun))
+        return msgspec.structs.replace(begun, ranges=_lake_ranges(settings, begun, partial=partial))
     topic = Topics(settings).raw
     partitions = range(settings.partitions)
     if begun.key:
         partitions = range(p := partition_of(begun.key.encode(), settings.partitions), p + 1)
-    with on_cluster():
-        consumer = Consumer({**settings.kafka.conf, "group.id": topic, "isolation.level": "read_committed"})
-        try:
-            ranges = {}
-            for partition in partitions:
-                low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), TIMEOUT)
-                begin = _offset_at(consumer, topic, partition, begun.begin, high) if begun.begin is not None else low
-                end = _offset_at(consumer, topic, partition, begun.end, high)
-                if max(low, begin) < end:
-                    ranges[place(topic, partition)] = [max(low, begin), end]
-        finally:
-            consumer.close()
-    return msgspec.structs.replace(begun, ranges=ranges)
+    found = of_raw(settings, begun, topic, partitions)
+    if not partial:
+        require_whole(found)
+    return found
 
 
-def _offset_at(consumer: Consumer, topic: str, partition: int, at: float, high: int) -> int:
-    (found,) = consumer.offsets_for_times([TopicPartition(topic, partition, int(at * 1000))], TIMEOUT)
-    return min(high, found.offset) if found.offset >= 0 else high
+def files_of(settings: Settings, replay: Replay, *, partial: bool = True) -> dict[str, list[str]]:
+    """Return the files of the lake that hold changes of the replay's time, by range, in the order of their records.
 
-
-def files_of(settings: Settings, replay: Replay) -> dict[str, list[str]]:
-    """Return the files of the lake that hold changes of the replay's time, by range, in the order of their records."""
-    from pipeline.sinks.lake_verify import read_manifests  # noqa: PLC0415 - an extra
+    Raises FatalError when there is no lake, and, unless `partial`, when it lacks some of them.
+    """
+    from pipeline.sinks import lake_settings  # noqa: PLC0415 - an extra
+    from pipeline.sinks.lake_verify import holes, read_manifests  # noqa: PLC0415
     from pipeline.sinks.objects import Objects  # noqa: PLC0415
 
     if settings.lake.url is None or settings.lake.layout != "envelope" or settings.lake.table != "parquet":
         raise UsageError(
             '--source lake: needs lake.url, with layout = "envelope": other layouts do not hold images whole'
         )
+    objects = Objects(settings.lake.url, make=False)
+    if not partial:
+        lake = lake_settings.choose(settings)
+        carried, lost = lake_settings.carried(settings, lake), lake_settings.lost(settings)
+    listed = [file for manifest in read_manifests(objects) for file in manifest.files]
+    if not listed:
+        raise FatalError(f"there is no file in the lake {settings.lake.url}", hint="is lake.url right?")
     begin, end = (replay.begin or 0) * 1_000_000, replay.end * 1_000_000
-    found: dict[str, list[tuple[int, str]]] = {}
-    for manifest in read_manifests(Objects(settings.lake.url)):
-        for file in manifest.files:
-            if file.oldest < end and file.newest >= begin and (not replay.tables or file.table in replay.tables):
-                if origin_of(file.path) is None:
-                    raise UsageError(
-                        f"--source lake: {file.path} was compacted: its rows are of several partitions",
-                        hint="replay by day with --from and --to, before files are compacted",
-                    )
-                origin = file.origins[0]
-                found.setdefault(place(origin.topic, origin.partition), []).append((origin.first, file.path))
-    return {name: [path for _, path in sorted(files)] for name, files in found.items()}
+    if not partial:
+        missing = [
+            str(one)
+            for one in holes(objects, listed, carried, lost)
+            if one.newest_after >= begin and one.oldest_before < end
+        ]
+        there = set(objects.paths())
+        missing += [f"{file.path} is not there" for file in listed if file.path not in there and _is_in(file, replay)]
+        if missing:
+            raise FatalError(
+                f"the lake {settings.lake.url} does not hold the whole range: {'; '.join(missing)}",
+                hint="headwater lake verify; or --partial for what is there",
+            )
+    found: dict[str, list[tuple[int, int, str]]] = {}
+    for file in listed:
+        if _is_in(file, replay):
+            if (named := origin_of(file.path)) is None:
+                raise UsageError(
+                    f"--source lake: {file.path} was compacted: its rows are of several partitions",
+                    hint="replay by day with --from and --to, before files are compacted",
+                )
+            name = place(f"{named.topic}+{named.mark}" if named.mark else named.topic, named.partition)
+            found.setdefault(name, []).append((named.offset, file.oldest, file.path))
+    # What a version before has written, or what was written before a topic was recreated, comes before the rest.
+    ordered = sorted(found, key=lambda name: min(oldest for _, oldest, _ in found[name]))
+    return {name: [path for *_, path in sorted(found[name])] for name in ordered}
 
 
-def _lake_ranges(settings: Settings, replay: Replay) -> dict[str, list[int]]:
+def _is_in(file: Any, replay: Replay) -> bool:
+    begin, end = (replay.begin or 0) * 1_000_000, replay.end * 1_000_000
+    return bool(file.oldest < end and file.newest >= begin and (not replay.tables or file.table in replay.tables))
+
+
+def _lake_ranges(settings: Settings, replay: Replay, *, partial: bool) -> dict[str, list[int]]:
     ranges = {}
-    for name, paths in files_of(settings, replay).items():
+    for name, paths in files_of(settings, replay, partial=partial).items():
         first, last = origin_of(paths[0]), origin_of(paths[-1])
         if first is not None and last is not None:
             ranges[name] = [first.offset, last.offset + 1]
@@ -132,7 +154,7 @@ def source_of(settings: Settings, replay: Replay, positions: Mapping[str, int]) 
         for name, paths in files_of(settings, replay).items()
         if positions.get(name, 0) < replay.ranges.get(name, [0, 0])[1]
     }
-    return LakeSource(Objects(settings.lake.url or "").read, files, replay, positions)
+    return LakeSource(Objects(settings.lake.url or "", make=False).read, files, replay, positions)
 
 
 def seen_before(settings: Settings, replay: Replay, positions: Mapping[str, int]) -> set[bytes]:

@@ -29,6 +29,23 @@ class Progress(msgspec.Struct, frozen=True):
     rejected: int = 0
 
 
+class Gone(msgspec.Struct, frozen=True):
+    """Records before a range that Kafka has deleted. Some of them, or all, were of the time that is asked for."""
+
+    before: int
+    """The first offset that is left."""
+    until: float = 0.0
+    """The time of the first record that is left, in seconds since the epoch; 0: none is left."""
+
+    def __str__(self) -> str:
+        upto = f"offsets up to {self.before - 1} ({self.before:,} at most) are deleted"
+        if not self.until:
+            return f"{upto}, nothing is left"
+        return (
+            f"{upto}, the first record that is left is of {datetime.fromtimestamp(self.until, UTC):%Y-%m-%dT%H:%M:%SZ}"
+        )
+
+
 class Replay(msgspec.Struct, frozen=True):
     """A replay, as it stands on the topic."""
 
@@ -56,6 +73,12 @@ class Replay(msgspec.Struct, frozen=True):
     """Whether an event ID that comes again in the range is left out."""
     state: State = "running"
     progress: Progress = Progress()
+    logs: dict[str, str] = {}
+    """By topic, the log that the offsets are of; none in one that a version before has begun."""
+    gone: dict[str, Gone] = {}
+    """By range: what the topic had before it, and Kafka has deleted."""
+    positions: dict[str, int] = {}
+    """With the source `lake`: how far the ranges are. Of raw, the group's offsets say it."""
 
     @property
     def total(self) -> int:
@@ -94,6 +117,11 @@ def placed(name: str) -> tuple[str, int]:
     """Return the topic and the partition of a range."""
     topic, _, partition = name.rpartition("|")
     return topic, int(partition)
+
+
+def described(gone: Mapping[str, Gone]) -> str:
+    """Return what is gone, range by range."""
+    return "; ".join(f"{topic}[{partition}]: {gone[name]}" for name in gone for topic, partition in [placed(name)])
 
 
 def time_of(text: str, option: str) -> float:

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import cast
 
 import msgspec
-from confluent_kafka import Consumer, KafkaError, TopicPartition
+from confluent_kafka import TopicPartition
 
 from pipeline.errors import UsageError
 from pipeline.replay.plan import Replay, encode, of_suffix
-from pipeline.replay.run import REPLAY, finish, group_of, on_cluster, produce, transactional
+from pipeline.replay.run import REPLAY, finish, group_of, is_end, on_cluster, produce, reader, transactional
 from pipeline.settings import Settings
 from pipeline.topics import Topics, admin
 
@@ -33,16 +33,7 @@ def promote(settings: Settings, replay: Replay, on_progress: Callable[[int], Non
     there = admin(settings.kafka.conf).list_topics(timeout=TIMEOUT).topics
     dead = replay.topic(topics.dead_letter)
     shadows = [topic for topic in of_suffix(there, settings.prefix, replay.suffix) if topic != dead]
-    consumer = Consumer(
-        {
-            **settings.kafka.conf,
-            "group.id": name,
-            "enable.auto.commit": False,
-            "auto.offset.reset": "earliest",
-            "isolation.level": "read_committed",
-            "enable.partition.eof": True,
-        }
-    )
+    consumer = reader(settings, name)
     copied = 0
     try:
         with on_cluster():
@@ -55,9 +46,8 @@ def promote(settings: Settings, replay: Replay, on_progress: Callable[[int], Non
                 offsets: dict[tuple[str, int], int] = {}
                 for message in consumer.consume(MOST, 0.5) if left else []:
                     tp = cast("str", message.topic()), cast("int", message.partition())
-                    if (error := message.error()) is not None:
-                        if error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - the documented name of the code
-                            left.discard(tp)
+                    if is_end(message, tp[0]):
+                        left.discard(tp)
                         continue
                     headers = cast("list[tuple[str, bytes]]", message.headers() or [])
                     live = tp[0].removesuffix(f".{replay.suffix}")

@@ -31,7 +31,7 @@ from pipeline.secrets import mask_key
 from pipeline.settings import Settings
 from pipeline.state.items import ITEMS, SCHEMAS, place_of, schema_of
 from pipeline.state.reference import plain_item
-from pipeline.status import read, reading
+from pipeline.status import read
 from pipeline.steps.enrich import Lookup
 from pipeline.steps.flow import Flow, Given, Result
 from pipeline.steps.python import load
@@ -45,6 +45,8 @@ TIMEOUT = 30.0
 PIECE = 500
 """Changes that go through the flows at once."""
 STAGE = "replay"
+GONE = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}  # noqa: SLF001 - the documented name of the code
+"""What a consumer says that is to read records that are not there."""
 REPLAY = "replay"
 """Header of what a replay has written to a live topic: its ID."""
 LOOK_EVERY = 5.0
@@ -120,9 +122,12 @@ class Run:
             self._producer.begin_transaction()
         for lot in lots:
             self.positions[place(lot.topic, lot.partition)] = lot.position
-        self.replay = msgspec.structs.replace(self.replay, state=state)
+        positions = {} if self.replay.source == "raw" else dict(self.positions)
+        self.replay = msgspec.structs.replace(self.replay, state=state, positions=positions)
         self._produce(self._topics.replays, self.replay.id.encode(), encode(self.replay), 0, [])
-        offsets = [TopicPartition(lot.topic, lot.partition, lot.position) for lot in lots]
+        offsets = [
+            TopicPartition(lot.topic, lot.partition, lot.position) for lot in lots if self.replay.source == "raw"
+        ]
         finish(self._producer, offsets, self._group)
         self.on_progress(self.replay, self.positions, "")
 
@@ -208,7 +213,7 @@ class Run:
         flow: flow_settings.Flow | None = None,
     ) -> None:
         name = "" if flow is None else flow.name
-        letter = DeadLetter(lot.topic, lot.partition, offset, STAGE, error, key, value, [], name)
+        letter = DeadLetter(lot.topic.partition("+")[0], lot.partition, offset, STAGE, error, key, value, [], name)
         if flow is not None and flow.mask and flow.mask_key is not None:
             letter = seal_letter(_key(flow.mask_key), letter)
         topic = self.replay.topic(self._topics.dead_letter)
@@ -371,8 +376,38 @@ def item_finder(state: Mapping[bytes, bytes], table: str) -> Lookup:
 
 def all_of(settings: Settings, topic: str) -> list[Message]:
     """Return all records of a topic; none when it is not there."""
-    with reading(settings, f"{settings.prefix}.replay") as consumer:
-        partitions = consumer.list_topics(timeout=TIMEOUT).topics
-        if topic not in partitions:
-            return []
-        return read(consumer, topic, dict.fromkeys(partitions[topic].partitions, OFFSET_BEGINNING), None)
+    consumer = reader(settings, f"{settings.prefix}.replay")
+    try:
+        with on_cluster():
+            partitions = consumer.list_topics(timeout=TIMEOUT).topics
+            if topic not in partitions:
+                return []
+            return read(consumer, topic, dict.fromkeys(partitions[topic].partitions, OFFSET_BEGINNING), None)
+    finally:
+        consumer.close()
+
+
+def reader(settings: Settings, group: str) -> Consumer:
+    """Return a consumer of committed records that is told where to read: an offset that is gone is an error."""
+    return Consumer(
+        {
+            **settings.kafka.conf,
+            "group.id": group,
+            "enable.auto.commit": False,
+            "auto.offset.reset": "error",
+            "isolation.level": "read_committed",
+            "enable.partition.eof": True,
+        },
+        logger=log,
+    )
+
+
+def is_end(message: Message, topic: str) -> bool:
+    """Say whether a message is the end of a partition; raise FatalError when it is an error."""
+    if (error := message.error()) is None:
+        return False
+    if error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - the documented name of the code
+        return True
+    if error.code() in GONE:
+        raise FatalError(f"{topic}[{message.partition()}]: records were deleted meanwhile: {error.str()}")
+    raise unreachable(KafkaException(error))

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from typing import cast
 
-from confluent_kafka import Consumer as RdConsumer
 from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 from faust.types import TP
 
 from models.dead_letter import DeadLetter, Headers
 from pipeline.app import Worker
 from pipeline.errors import HeadwaterError, TransientError
 from pipeline.sinks.base import Rejected, Sink
-from pipeline.sinks.running import SinkRunner
-from pipeline.transport import Batch, Slice
+from pipeline.sinks.running import SinkRunner, Start
+from pipeline.transport import Batch, Slice, clients
+from pipeline.transport.committed import Committed, committed
 from pipeline.transport.consumer import Consumer
 from pipeline.transport.fatal import stop_process
+from pipeline.transport.logs import Log
 
+EARLIEST = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
 TIMEOUT = 30.0
+UNDECIDED_FOR = 5.0
+"""Seconds that a transaction with an offset of the partition is waited for."""
+PAUSE = 0.05
+
+
+def log_of(worker: Worker, topic: str) -> Log:
+    """Return the log of a topic, as the worker has subscribed to it: offsets are committed with it."""
+    return worker.transport.log_of(topic)
 
 
 class Carrier:
@@ -29,7 +41,7 @@ class Carrier:
     def __init__(self, worker: Worker, sink: Sink, topics: Collection[str]) -> None:
         self._worker, self.sink = worker, sink
         self._pool = ThreadPoolExecutor(sink.threads, sink.name)
-        self._asking, self._consumer = Lock(), cast("RdConsumer | None", None)
+        self._asking, self._client = Lock(), cast("AdminClient | None", None)
         self.runner = SinkRunner(
             sink,
             worker.metrics,
@@ -43,6 +55,7 @@ class Carrier:
             group=worker.settings.group,
         )
         worker.transport.join(self.runner)
+        worker.transport.renews.update(topics)  # what the destinations have names the log
         worker.standing.append(self.runner.problems)
         worker.at_end.append(self._close)
 
@@ -51,26 +64,40 @@ class Carrier:
         self.runner.gather(batch)
         self._worker.metrics.count(self._worker.metrics.changes, len(batch), self.sink.name)
 
-    def _start(self, tp: TP, first: int) -> int:
-        """Return the group's committed offset; where there is none, that of the first record. In a thread of the sink."""
+    def _start(self, tp: TP, first: int) -> Start:
+        """Return where the reading begins: at the group's offset if it is of this log, else where the topic begins.
+
+        In a thread of the sink.
+        """
+        try:
+            client = self._admin()
+            log, known = log_of(self._worker, tp.topic), self._committed(client, tp)
+            if known.offset is not None and known.log.may_be(log) and known.offset <= first:
+                return Start(known.offset, log, known)
+            asked = client.list_offsets({TopicPartition(*tp): EARLIEST}, request_timeout=TIMEOUT)
+            (low,) = asked.values()
+            return Start(min(first, max(0, low.result(TIMEOUT).offset)), log, known)
+        except KafkaException as error:
+            raise TransientError(f"the offset of {tp.topic}[{tp.partition}]: {error.args[0].str()}") from error
+
+    def _admin(self) -> AdminClient:
         with self._asking:
-            if self._consumer is None:
-                conf = self._worker.transport.client_conf()
-                self._consumer = RdConsumer(
-                    {**conf, "group.id": self._worker.settings.group, "enable.auto.commit": False}
-                )
-            try:
-                (found,) = self._consumer.committed([TopicPartition(*tp)], TIMEOUT)
-            except KafkaException as error:
-                raise TransientError(f"the offset of {tp.topic}[{tp.partition}]: {error.args[0].str()}") from error
-        return min(first, found.offset) if found.offset >= 0 else first
+            if self._client is None:
+                self._client = clients.admin(self._worker.transport.client_conf())
+            return self._client
+
+    def _committed(self, client: AdminClient, tp: TP) -> Committed:
+        deadline = time.monotonic() + UNDECIDED_FOR
+        while not (found := committed(client, self._worker.settings.group, [tp])[tp]).is_stable:
+            if time.monotonic() > deadline:
+                raise TransientError(f"the offset of {tp.topic}[{tp.partition}]: a transaction is not decided yet")
+            time.sleep(PAUSE)
+        return found
 
     def _close(self) -> None:
         """Begin nothing more; what is under way is done again by the next owner if the process ends before it."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         self.sink.close()
-        if self._consumer is not None:
-            self._consumer.close()
 
     def _hold(self, tp: TP, held: bool) -> None:
         consumer = cast("Consumer", self._worker.app.consumer)

@@ -2,8 +2,10 @@
 
 `SinkRunner` (running.py) keeps it for all of them; tests/conformance/test_sinks.py holds every sink to it:
 
-1. `open` takes a partition over. Whoever had it before can write nothing more to it that a reader would see, or what it
-   writes is the very same. The writer's `position` is the offset from which on the destination wants records.
+1. `open` takes a partition of a log over. Whoever had it before can write nothing more to it that a reader would see, or
+   what it writes is the very same. The writer's `position` is the offset from which on the destination wants records.
+   What the destination has of another log of the same name (the topic was recreated, the cluster is another one) says
+   nothing of this one: its offsets are compared with none of these.
 2. `add` takes records that are committed to the sink topic, in order, none of them before `position`; in memory alone.
    A record that can never be written is returned with the reason, and becomes a dead letter; the rest goes on.
 3. `flush` brings what was added to the destination, and returns the offset up to which everything is there for good. Only
@@ -19,9 +21,28 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from confluent_kafka import Message
 from faust.types import TP
+
+from pipeline.transport.committed import Committed
+from pipeline.transport.logs import UNKNOWN, Log
+
+NOTHING = Committed(None)
+"""What a group has of a partition that it has never committed."""
+
+Standing = Literal["same", "other", "before", "nothing"]
+"""What a group's offset is of: this log, another one, the log that a version before did not name; or there is none."""
+
+
+def standing(log: Log, committed: Committed, start: int) -> Standing:
+    """Say what a group's offset is of, for a partition whose log is this one and that is read from `start` on."""
+    if committed.offset is None:
+        return "nothing"
+    if committed.log == UNKNOWN:
+        return "before" if committed.offset <= start else "other"  # it lies beyond what is there
+    return "same" if committed.log.may_be(log) else "other"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +103,12 @@ class Sink(ABC):
     """Bytes that all writers of a worker may hold: then partitions are held; from three quarters on the largest is flushed."""
 
     @abstractmethod
-    def open(self, tp: TP, start: int) -> Writer:
+    def open(self, tp: TP, start: int, log: Log = UNKNOWN, committed: Committed = NOTHING) -> Writer:
         """Take a partition over; `start` is the offset from which on the group reads it.
 
-        The first record may lie behind it: ends of transactions, and aborted records, are no records.
+        The first record may lie behind it: ends of transactions, and aborted records, are no records. `log` is the log of
+        the topic, `UNKNOWN` where the broker gives no IDs. `committed` is what the group has committed: an offset of this
+        log, of another one, of a version before (without a log), or nothing; see `standing`.
 
         Raises TransientError when the destination may answer later.
         """

@@ -6,10 +6,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka import KafkaException, Message, TopicPartition
 
 from pipeline.errors import TransientError
-from pipeline.transport import Follower, Transport
+from pipeline.transport import Follower, Transport, clients
 
 TIMEOUT = 10.0
 PAUSE = 0.02
@@ -40,7 +40,7 @@ class Followed:
         self._was_read = True
 
     def _end(self) -> int:
-        consumer = Consumer({**self._transport.client_conf(), "group.id": self._topic})
+        consumer = clients.consumer(self._transport.client_conf(), self._topic)
         try:
             return int(consumer.get_watermark_offsets(TopicPartition(self._topic, 0), TIMEOUT)[1])
         except KafkaException as error:

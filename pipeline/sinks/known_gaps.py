@@ -27,11 +27,23 @@ class KnownGaps:
         self._followed.read()
 
     def of(self, table: str) -> Sequence[manifests.Gap]:
-        """Return the gaps of a table."""
-        return tuple(self._gaps.get(table, ()))
+        """Return the gaps of a table, and those of topics, which may be of any table."""
+        return (*self._gaps.get(table, ()), *self._gaps.get("", ()))
 
     def _apply(self, records: Sequence[Message]) -> None:
         for record in records:
             gap = _decode(record.value() or b"")
-            known = manifests.Gap(gap.table, gap.shard, gap.after, gap.before, gap.cause, gap.at)
+            known = manifests.Gap(
+                gap.table,
+                gap.shard,
+                gap.after,
+                gap.before,
+                gap.cause,
+                gap.at,
+                gap.topic,
+                gap.partition,
+                gap.first,
+                gap.last,
+                gap.log,
+            )
             self._gaps.setdefault(gap.table, []).append(known)

@@ -20,10 +20,13 @@ from pipeline.sinks.lake_verify import read_manifests
 from pipeline.sinks.layouts.columns import united
 from pipeline.sinks.manifests import File, Manifest, Origin
 from pipeline.sinks.objects import Objects
-from pipeline.sinks.paths import origin_of
+from pipeline.sinks.paths import mark_of, origin_of
+from pipeline.transport.logs import UNKNOWN, Log
 
 Committed = Callable[[str, int], int]
-"""Returns the offset that the lake's group has committed in a partition of a topic."""
+"""Returns the offset that the lake's group has committed in a partition of a topic, of its log as it is now."""
+LogOf = Callable[[str], Log]
+"""Returns the log of a topic as it is now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +44,31 @@ class Compacted:
 
 
 def compact(
-    objects: Objects, committed: Committed, *, prefix: str = "", size: int, older_than_us: int, dry_run: bool = False
+    objects: Objects,
+    committed: Committed,
+    *,
+    prefix: str = "",
+    size: int,
+    older_than_us: int,
+    dry_run: bool = False,
+    log_of: LogOf = lambda _topic: UNKNOWN,
 ) -> Iterator[Compacted]:
     """Compact the directories below a prefix; files of `size` bytes or more stay, and those with changes after a time."""
+
+    def is_done(origin: Origin) -> bool:
+        """Say whether nobody tries to write these rows any more; of another cluster nobody here can tell."""
+        its, now = Log.parse(origin.log), log_of(origin.topic)
+        if its.may_be(now):
+            return origin.end <= committed(origin.topic, origin.partition)
+        return its.cluster == now.cluster
+
     for manifest in read_manifests(objects, prefix):
         if not dry_run:
-            _sweep(objects, manifest, committed)
+            _sweep(objects, manifest, is_done)
         small = [
             file
             for file in manifest.files
-            if file.bytes < size
-            and file.newest < older_than_us
-            and all(origin.end <= committed(origin.topic, origin.partition) for origin in file.origins)
+            if file.bytes < size and file.newest < older_than_us and all(map(is_done, file.origins))
         ]
         after = 0
         for group in _groups(small, size):
@@ -66,22 +82,28 @@ def compact(
             yield Compacted(manifest.directory, len(small), after, sum(file.rows for file in small))
 
 
-def _sweep(objects: Objects, manifest: Manifest, committed: Committed) -> None:
+def _sweep(objects: Objects, manifest: Manifest, is_done: Callable[[Origin], bool]) -> None:
     """Delete what an earlier run has merged and did not come to delete."""
     listed = {file.path for file in manifest.files}
-    origins = {(origin.topic, origin.partition, origin.first) for file in manifest.files for origin in file.origins}
+    origins = {
+        (origin.topic, origin.partition, origin.first, mark): origin
+        for file in manifest.files
+        for origin in file.origins
+        for mark in {mark_of(Log.parse(origin.log)), ""}
+    }
     for path in objects.paths(manifest.directory):
         origin = origin_of(path)
         if path in listed or origin is None or path.rpartition("/")[0] != manifest.directory:
             continue
-        if tuple(origin) in origins and origin.offset < committed(origin.topic, origin.partition):
+        merged = origins.get((origin.topic, origin.partition, origin.offset, origin.mark))
+        if merged is not None and is_done(merged):
             objects.delete(path)
 
 
 def _groups(files: Sequence[File], size: int) -> Iterator[list[File]]:
     """Yield files that make one of about the size, in the order of their records."""
     group: list[File] = []
-    for file in sorted(files, key=lambda one: [(o.topic, o.partition, o.first) for o in one.origins]):
+    for file in sorted(files, key=lambda one: [(o.topic, o.partition, o.log, o.first) for o in one.origins]):
         if group and sum(one.bytes for one in group) + file.bytes > size:
             yield group
             group = []

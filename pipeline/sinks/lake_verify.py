@@ -1,21 +1,28 @@
-"""Holds a lake against its manifests: every file whole and as it was written, every range of offsets there, none twice."""
+"""Holds a lake against what should be there: every file whole and as it was written, every offset in one file, none in two.
+
+What should be there of a partition of a log goes from where the series began (pipeline/sinks/series.py) to the offset that the
+group has committed. The second is known to Kafka alone: without it, an end that is missing is not seen.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.sinks import manifests
+from pipeline.sinks import manifests, series
 from pipeline.sinks.manifests import File, Manifest, Origin
 from pipeline.sinks.objects import Objects
 from pipeline.sinks.parquet import RANGE, range_of
-from pipeline.sinks.paths import origin_of
+from pipeline.sinks.paths import mark_of, origin_of
+from pipeline.transport.committed import Committed
+from pipeline.transport.logs import UNKNOWN, Log
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +45,35 @@ class Checked:
     gaps: int
     """Changes known to be lost before they came to the lake, as the manifests have them."""
     problems: tuple[Problem, ...]
+    lost: tuple[Problem, ...] = ()
+    """Offsets that are in no file and that a gap explains: Kafka deleted the records before they were read."""
 
     def json(self) -> dict[str, Any]:
         """Return it as plain data."""
         return asdict(self)
+
+
+class Carried(NamedTuple):
+    """What Kafka says of a partition of a sink topic."""
+
+    topic: str
+    partition: int
+    log: Log
+    """The log of the topic as it is now."""
+    low: int
+    """The first offset that it still has."""
+    committed: Committed
+    """Of the lake's group."""
+
+
+class Lost(NamedTuple):
+    """Offsets that Kafka deleted before they were read."""
+
+    topic: str
+    partition: int
+    first: int
+    last: int
+    log: str
 
 
 def read_manifests(objects: Objects, prefix: str = "") -> list[Manifest]:
@@ -54,35 +86,76 @@ def verify(
     prefix: str = "",
     *,
     whole: bool = True,
+    carried: Sequence[Carried] = (),
+    lost: Iterable[Lost] = (),
     progress: Callable[[int, int], None] = lambda _n, _of: None,
 ) -> Checked:
-    """Check what lies below a prefix. `whole`: read every file, not only whether it is there. Raises HeadwaterError."""
-    found = read_manifests(objects, prefix)
+    """Check what lies below a prefix. `whole`: read every file, not only whether it is there. Raises HeadwaterError.
+
+    `carried`: what Kafka says, read before; `lost`: what it has deleted unread. Both count only without a prefix.
+    """
+    found, problems = _manifests_of(objects, prefix)
     files = [file for manifest in found for file in manifest.files]
     there = {path for path in objects.paths(prefix) if path.endswith(".parquet")}
-    problems = [
+    problems += [
         Problem("not listed", path, "no manifest lists it: its flush is under way, or a worker was away for long")
         for path in sorted(there - {file.path for file in files})
     ]
-    origins = {(origin.topic, origin.partition, origin.first) for file in files for origin in file.origins}
+    listed = Listed(origin for file in files for origin in file.origins)
     for number, file in enumerate(files):
         if file.path not in there:
             problems.append(Problem("missing", file.path, f"{file.rows} rows are not there"))
         elif whole:
-            problems += _check(objects.read(file.path), file, origins)
+            problems += _check(objects.read(file.path), file, listed)
         progress(number + 1, len(files))
     for manifest in found:
         if manifest.rows != sum(file.rows for file in manifest.files):
             detail = f"says {manifest.rows} rows, its files have {sum(file.rows for file in manifest.files)}"
             problems.append(Problem("manifest", manifests.path_of(manifest.directory), detail))
+    gaps = {gap for manifest in found for gap in manifest.gaps}
+    known = [*lost, *(Lost(gap.topic, gap.partition, gap.first, gap.last, gap.log) for gap in gaps if gap.topic)]
+    explained: list[Problem] = []
     if not prefix:  # else the neighbours are not seen
-        problems += _ranges(origin for file in files for origin in file.origins)
-    gaps = {(gap.table, gap.shard, gap.noticed) for manifest in found for gap in manifest.gaps}
+        begun, rowless = series.of_kind(series.read(objects))
+        for hole in _holes(files, begun, rowless, carried, known):
+            (explained if hole.is_lost else problems).append(hole.problem)
+        problems += _doubled(listed.origins)
+    if not (found or there or problems):
+        problems.append(
+            Problem("empty", f"{objects.url}/{prefix}", "there is no manifest and no file: is the URL right?")
+        )
     rows, size = sum(file.rows for file in files), sum(file.bytes for file in files)
-    return Checked(len(found), len(files), rows, size, len(gaps), tuple(problems))
+    return Checked(len(found), len(files), rows, size, len(gaps), tuple(problems), tuple(explained))
 
 
-def _check(content: bytes, file: File, origins: set[tuple[str, int, int]]) -> list[Problem]:
+def _manifests_of(objects: Objects, prefix: str) -> tuple[list[Manifest], list[Problem]]:
+    found, problems = list[Manifest](), list[Problem]()
+    for path in filter(manifests.is_manifest, objects.paths(prefix)):
+        try:
+            found.append(manifests.decode(objects.read(path)))
+        except msgspec.MsgspecError as error:
+            problems.append(Problem("unreadable", path, str(error)))
+    return found, problems
+
+
+class Listed:
+    """The origins that manifests name."""
+
+    def __init__(self, origins: Iterable[Origin]) -> None:
+        self.origins = sorted(set(origins), key=lambda one: (one.topic, one.partition, one.log, one.begin, one.first))
+        self._places = {
+            (one.topic, one.partition, one.first, mark)
+            for one in self.origins
+            for mark in {mark_of(Log.parse(one.log)), ""}  # a file of a version before has a name without the log
+        }
+
+    def has(self, path: str) -> bool:
+        """Say whether the rows of a file are in one that a manifest lists."""
+        origin = origin_of(path)
+        return origin is None or tuple(origin) in self._places
+
+
+def _check(content: bytes, file: File, listed: Listed) -> list[Problem]:
     """Return what is wrong with one file."""
     if hashlib.sha256(content).hexdigest() != file.sha256:
         return [Problem("altered", file.path, f"{len(content)} bytes, not the {file.bytes} that were written")]
@@ -90,26 +163,170 @@ def _check(content: bytes, file: File, origins: set[tuple[str, int, int]]) -> li
         footer = pq.read_metadata(io.BytesIO(content))
     except (pa.ArrowException, OSError) as error:
         return [Problem("unreadable", file.path, str(error))]
-    problems = []
+    problems = list[Problem]()
     if footer.num_rows != file.rows:
         problems.append(Problem("rows", file.path, f"{footer.num_rows} rows, the manifest says {file.rows}"))
     if RANGE in (footer.metadata or {}):
-        for path in range_of(footer.metadata).paths:
-            origin = origin_of(path)
-            if origin is not None and tuple(origin) not in origins:
-                problems.append(Problem("missing", path, f"it was to be written with {file.path}"))
+        problems += [
+            Problem("missing", path, f"it was to be written with {file.path}")
+            for path in range_of(footer.metadata).paths
+            if not listed.has(path)
+        ]
     return problems
 
 
-def _ranges(origins: Iterable[Origin]) -> list[Problem]:
-    """Return the offsets that are in no file, or in two."""
-    problems, ends = [], dict[tuple[str, int], int]()
-    for origin in sorted(set(origins), key=lambda one: (one.topic, one.partition, one.begin, one.first)):
-        place, where = (origin.topic, origin.partition), f"{origin.topic}[{origin.partition}]"
-        end = ends.get(place)
-        if end is not None and origin.begin > end:
-            problems.append(Problem("missing", where, f"offsets {end} to {origin.begin - 1} are in no file"))
+Key = tuple[str, int, str]
+"""Of a series: topic, partition, the mark of its log."""
+Span = tuple[int, int]
+"""Offsets: from the first on, before the second."""
+
+
+class Hole(NamedTuple):
+    """Offsets that should be in a file and are in none."""
+
+    topic: str
+    partition: int
+    begin: int
+    end: int
+    is_lost: bool = False
+    """Whether a gap explains it: Kafka deleted the records before they were read."""
+    below: int = 0
+    """The offset up to which everything was carried, of a hole at the end; 0: others follow it."""
+    oldest_before: int = 0
+    """Time of the oldest change in the files before it, in microseconds since the epoch."""
+    newest_after: int = 1 << 62
+    """Time of the newest change in the files behind it."""
+    why: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.problem.path}: {self.problem.detail}"
+
+    @property
+    def problem(self) -> Problem:
+        """Return it in words."""
+        where = f"{self.topic}[{self.partition}]"
+        if self.is_lost:
+            return Problem(
+                "lost", where, f"Kafka deleted the offsets {self.begin} to {self.end - 1} before they were read"
+            )
+        if self.why:
+            return Problem("missing", where, self.why)
+        below = f", below the offset {self.below} that the group has committed" if self.below else ""
+        return Problem("missing", where, f"offsets {self.begin} to {self.end - 1} are in no file{below}")
+
+
+class Piece(NamedTuple):
+    """Offsets that files hold, or that have no rows."""
+
+    begin: int
+    end: int
+    oldest: int = 0
+    newest: int = 1 << 62
+
+
+def holes(objects: Objects, files: Sequence[File], carried: Iterable[Carried], lost: Iterable[Lost]) -> Iterator[Hole]:
+    """Yield what is missing in a lake whose manifests list these files."""
+    begun, rowless = series.of_kind(series.read(objects))
+    return (hole for hole in _holes(files, begun, rowless, carried, lost) if not hole.is_lost)
+
+
+def _holes(
+    files: Iterable[File],
+    begun: Iterable[series.Series],
+    rowless: Iterable[series.Rowless],
+    carried: Iterable[Carried],
+    lost: Iterable[Lost],
+) -> Iterator[Hole]:
+    """Yield the offsets that should be in a file and are in none."""
+    pieces: dict[Key, list[Piece]] = {}
+    for file in files:
+        for one in file.origins:
+            piece = Piece(one.begin, one.end, file.oldest, file.newest)
+            pieces.setdefault((one.topic, one.partition, mark_of(Log.parse(one.log))), []).append(piece)
+    for none in rowless:
+        key = none.topic, none.partition, mark_of(Log.parse(none.log))
+        pieces.setdefault(key, []).append(Piece(none.begin, none.end))
+    beginnings = {(one.topic, one.partition, mark_of(Log.parse(one.log))): one for one in begun}
+    now = {(found.topic, found.partition, mark_of(found.log)): found for found in carried}
+    for key in {*beginnings, *now}:  # what a version before has written belongs to the log that it went on with
+        follows = beginnings[key].follows if key in beginnings else now[key].committed.log == UNKNOWN
+        if follows and key[2] and (former := pieces.pop((*key[:2], ""), None)):
+            pieces.setdefault(key, []).extend(former)
+    ends = {
+        (begin.topic, begin.partition, mark_of(Log.parse(begin.former_log))): begin.former_end
+        for begin in beginnings.values()
+        if begin.former_log
+    }
+    gaps = list(lost)
+    for key in sorted({*pieces, *beginnings, *now}):
+        its = sorted(pieces.get(key, ()))
+        yield from _holes_of(key, its, beginnings.get(key), now.get(key), ends.get(key, 0), gaps)
+
+
+def _holes_of(
+    key: Key,
+    pieces: Sequence[Piece],
+    begun: series.Series | None,
+    now: Carried | None,
+    former_end: int,
+    lost: Sequence[Lost],
+) -> Iterator[Hole]:
+    topic, partition, mark = key
+    committed = now.committed.offset if now is not None and now.committed.log.may_be(now.log) else None
+    end = max(former_end, committed or 0)
+    if begun is not None and not begun.follows:
+        at = begun.begin
+    elif pieces:
+        at = pieces[0].begin if now is None else min(now.low, pieces[0].begin)
+    else:
+        at = begun.begin if begun is not None else 0
+    if begun is None and mark and pieces and (now is None or now.committed.log != UNKNOWN):
+        why = f"{series.DIRECTORY}/{topic}+{mark}+{partition}.json, which says where the files begin, is not there"
+        yield Hole(topic, partition, at, at, why=why)
+    if not pieces and now is None and end <= at:
+        why = f"of what begins at offset {at} there is no file, or the first one is being written"
+        yield Hole(topic, partition, at, at, why=why)
+    known = sorted(
+        (one.first, one.last + 1)
+        for one in lost
+        if (one.topic, one.partition) == key[:2] and mark_of(Log.parse(one.log)) in {mark, ""}
+    )
+    reach = max([end, *(piece.end for piece in pieces)])
+    for first, after in known:  # a file's range may span such a gap
+        if at <= first < reach:
+            yield Hole(topic, partition, first, after, is_lost=True)
+    for number, piece in enumerate([*pieces, Piece(end, end)]):
+        if piece.begin > at:
+            before, behind = pieces[:number], pieces[number:]
+            for first, after in _without(known, at, piece.begin):
+                yield Hole(
+                    topic,
+                    partition,
+                    first,
+                    after,
+                    below=0 if behind else end,
+                    oldest_before=min((one.oldest for one in before), default=0),
+                    newest_after=max((one.newest for one in behind), default=1 << 62),
+                )
+        at = max(at, piece.end)
+
+
+def _without(known: Iterable[Span], at: int, end: int) -> Iterator[Span]:
+    """Yield what is left of a hole without what is known to be lost."""
+    for first, after in [*known, (end, end)]:
+        if at < min(first, end):
+            yield at, min(first, end)
+        at = max(at, min(after, end))
+
+
+def _doubled(origins: Iterable[Origin]) -> list[Problem]:
+    """Return the offsets that are in two files."""
+    problems, ends = [], dict[Key, int]()
+    for origin in origins:
+        key = origin.topic, origin.partition, origin.log
+        end = ends.get(key)
         if end is not None and origin.first < end and origin.end != end:
+            where = f"{origin.topic}[{origin.partition}]"
             problems.append(Problem("twice", where, f"offsets from {origin.first} on are in two files"))
-        ends[place] = max(end or 0, origin.end)
+        ends[key] = max(end or 0, origin.end)
     return problems

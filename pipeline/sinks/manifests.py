@@ -27,6 +27,8 @@ class Origin(msgspec.Struct, frozen=True):
     """The range of offsets that the file and its siblings of the same flush hold all rows of: from here on ..."""
     end: int
     """... and before this one."""
+    log: str = ""
+    """The log that the offsets are of; '' where a version before has written it, or where the broker gives no IDs."""
 
 
 class File(msgspec.Struct, frozen=True):
@@ -45,8 +47,8 @@ class File(msgspec.Struct, frozen=True):
     origins: list[Origin]
 
 
-class Gap(msgspec.Struct, frozen=True):
-    """Changes of the table that are known to be lost, as the gaps topic has them."""
+class Gap(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Changes that are known to be lost, as the gaps topic has them: of the table, or of a topic, then the table is ''."""
 
     table: str
     shard: str
@@ -55,6 +57,12 @@ class Gap(msgspec.Struct, frozen=True):
     cause: str
     noticed: float
     """When, in seconds since the epoch."""
+    topic: str = ""
+    """With the cause `retention`: the topic whose records are gone, and which."""
+    partition: int = -1
+    first: int = -1
+    last: int = -1
+    log: str = ""
 
 
 class Manifest(msgspec.Struct):
@@ -101,8 +109,9 @@ def exchange(
         manifest = Manifest(directory) if old is None else decode(old)
         files = {file.path: file for file in manifest.files if file.path not in gone}
         for file in added:
-            files.setdefault(file.path, file)
-        known = {(gap.table, gap.shard, gap.noticed): gap for gap in [*manifest.gaps, *gaps]}
+            if file.path not in files or _names_no_log(files[file.path]):
+                files[file.path] = file
+        known = {_key(gap): gap for gap in [*manifest.gaps, *gaps]}
         new = Manifest(
             directory,
             sum(file.rows for file in files.values()),
@@ -113,3 +122,11 @@ def exchange(
         return None if content == old else content
 
     objects.change(path_of(directory), change)
+
+
+def _names_no_log(file: File) -> bool:
+    return not all(origin.log for origin in file.origins)
+
+
+def _key(gap: Gap) -> tuple[str, str, float, str, int, int]:
+    return gap.table, gap.shard, gap.noticed, gap.topic, gap.partition, gap.first

@@ -5,8 +5,12 @@ an offset of a group over there. So records and position are there together, or 
 of its own: who opens it fences off the former owner and decides what that one left open, and then reads the position. The
 same is done after every failure, so that a commit whose outcome is unknown has one.
 
-A record that the other cluster refuses for good is left out. Its offset stands with the position until the dead letter is
+A record that the other cluster refuses for good is left out. Its offset is kept with the position until the dead letter is
 written here: no crash between the two clusters loses it.
+
+With the position are the logs that it is between, here and there. Where the topic here was recreated, the position says
+nothing of the new one: it is copied from its beginning, behind what is there. Where the topic there was recreated, somebody
+has to choose.
 """
 
 from __future__ import annotations
@@ -26,10 +30,12 @@ from faust.types import TP
 from pipeline.errors import FatalError, RejectedError, TransientError, UsageError
 from pipeline.limits import MESSAGE_MAX
 from pipeline.settings import Mirror as MirrorSettings
-from pipeline.sinks.base import Flushed, Rejected, Sink, Writer
-from pipeline.sinks.other_cluster import TIMEOUT, OtherCluster, Position, refused_in
+from pipeline.sinks.base import NOTHING, Flushed, Rejected, Sink, Writer, standing
+from pipeline.sinks.other_cluster import TIMEOUT, OtherCluster, Position, metadata_of
 from pipeline.topics import Topic, admin, look
+from pipeline.transport.committed import Committed
 from pipeline.transport.fatal import ends_process_after
+from pipeline.transport.logs import UNKNOWN, Log
 
 log = logging.getLogger(__name__)
 
@@ -112,16 +118,18 @@ class Mirror(Sink):
         names = {name, there, self.settings.target_cluster or ""} - {""}
         self.passed = frozenset((MIRRORED_FROM, one.encode()) for one in names)
 
-    def open(self, tp: TP, start: int) -> Writer:
+    def open(self, tp: TP, start: int, log: Log = UNKNOWN, committed: Committed = NOTHING) -> Writer:
         """Fence off the former owner, and go on from what is there."""
-        writer = MirrorWriter(self, tp)
+        writer = MirrorWriter(self, tp, log)
         writer.take_over()
         try:
-            committed, end = self._known_here(tp)
+            known, end = self._known_here(tp)
         except KafkaException as error:
             raise TransientError(f"{tp.topic}[{tp.partition}]: {error.args[0].str()}") from error
-        self._require_plausible(writer, committed, end)
-        writer.begin(committed or 0)
+        if standing(log, committed, start) == "other":
+            known = None
+        self._require_plausible(writer, known, end, log)
+        writer.begin(known or 0)
         return writer
 
     def _known_here(self, tp: TP) -> tuple[int | None, int]:
@@ -137,7 +145,7 @@ class Mirror(Sink):
             consumer.close()
         return at.offset if at.offset >= 0 else None, end
 
-    def _require_plausible(self, writer: MirrorWriter, committed: int | None, end: int) -> None:
+    def _require_plausible(self, writer: MirrorWriter, committed: int | None, end: int, here: Log) -> None:
         """Raise FatalError where going on from the position that was found would leave records out, or double them.
 
         This cluster's offset follows the other's position: it is never beyond it. It may be beyond the markers of
@@ -145,6 +153,22 @@ class Mirror(Sink):
         """
         there = writer.there
         reset = f"kafka-consumer-groups.sh --bootstrap-server {self.other} --group {self.id} --topic {there}"
+        found, now = writer.found, writer.log_there
+        if found is not None and not found.there.may_be(now):
+            raise FatalError(
+                f"{there} of {self.other}: the position {found.offset} is of another topic of this name over there: "
+                f"{found.there.difference(now)}",
+                hint=f"{reset} --reset-offsets --to-offset {committed or 0} --execute (0 copies all of it again)",
+            )
+        if found is not None and not found.log.may_be(here):
+            if not committed:
+                log.info("%s: a new series: %s", there, found.log.difference(here))
+                return
+            raise FatalError(
+                f"{there} of {self.other}: the position is of another log than this cluster's offset {committed}: "
+                f"{found.log.difference(here)}; was the position restored?",
+                hint=f"{reset} --reset-offsets --to-offset {committed} --execute (0 copies all of it again)",
+            )
         if writer.position_there is None and committed is not None:
             raise FatalError(
                 f"{there} of {self.other}: the position is gone, and this cluster says that everything before "
@@ -175,8 +199,13 @@ class Mirror(Sink):
 class MirrorWriter(Writer):
     """One partition on its way to the other cluster."""
 
-    def __init__(self, mirror: Mirror, tp: TP, clock: Callable[[], float] = time.monotonic) -> None:
-        self._mirror, self._clock = mirror, clock
+    def __init__(
+        self, mirror: Mirror, tp: TP, here: Log = UNKNOWN, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._mirror, self._here, self._clock = mirror, here, clock
+        self.found: Position | None = None
+        """The position as it was found there last, of whatever logs."""
+        self.log_there = UNKNOWN
         self.topic, self.partition = mirror.topics[tp.topic].name, tp.partition
         self.there = f"{self.topic}:{self.partition}"
         self.position_there: int | None = None
@@ -191,6 +220,8 @@ class MirrorWriter(Writer):
         """Offsets before the position that are not there: refused."""
         self._refused: dict[int, Rejected] = {}
         """Those that are not told yet."""
+        self._is_unnamed = False
+        """Whether the position does not say of which log it is: then it is written anew, and says so."""
         self._cut_off: KafkaError | None = None
         self._made_at = self._written_at = 0.0
         self._careful = False
@@ -217,7 +248,8 @@ class MirrorWriter(Writer):
 
     def is_due(self, now: float) -> bool:
         """Say yes as soon as there is anything, or the position is to be written anew."""
-        return self._end > self._told or (self._told == self._there and now > self._written_at + REMEMBERED)
+        is_old = self._is_unnamed or now > self._written_at + REMEMBERED
+        return self._end > self._told or (self._told == self._there and is_old)
 
     def flush(self) -> Flushed:
         """Write a transaction. After a failure, first find out what is there.
@@ -264,6 +296,7 @@ class MirrorWriter(Writer):
         try:
             producer = other.producer(self._id, self._on_error, **more)
             found = other.position(self._mirror.id, self.topic, self.partition)
+            self.log_there = other.log_of(self.topic)
             self._membership = self._membership or other.membership(self._mirror.id)
             _flush(producer, 0)  # what went wrong until now is over
         except KafkaException as error:
@@ -273,7 +306,9 @@ class MirrorWriter(Writer):
         self._move_to(found)
 
     def _move_to(self, found: Position | None) -> None:
-        before = self.position_there
+        self.found, before = found, self.position_there
+        if found is not None and not (found.log.may_be(self._here) and found.there.may_be(self.log_there)):
+            found = None  # it says nothing of these logs
         if before is not None and (found is None or found.offset < before):
             raise FatalError(
                 f"{self.there} of {self._mirror.other}: its position was {before} and is "
@@ -282,6 +317,7 @@ class MirrorWriter(Writer):
             )
         if found is not None:
             self.position_there, self._left_out = found.offset, found.refused
+            self._is_unnamed = found.log == UNKNOWN != self._here
             self._drop_what_is_there()
 
     def _drop_what_is_there(self) -> None:
@@ -323,7 +359,8 @@ class MirrorWriter(Writer):
         if (lost := self._lost_connection()) is not None:
             raise TransientError(f"{self.there}: {self._mirror.other}: a connection was lost: {lost.str()}")
         left_out = [offset for offset in self._refused if offset < end]
-        at = TopicPartition(self.topic, self.partition, end, refused_in(left_out))
+        position = Position(end, frozenset(left_out), self._here, self.log_there)
+        at = TopicPartition(self.topic, self.partition, end, metadata_of(position))
         with ends_process_after(STUCK, f"{self.there}: the position could not be sent: the call never returned"):
             producer.send_offsets_to_transaction([at], self._membership, TIMEOUT)
         producer.commit_transaction(TIMEOUT)
@@ -359,7 +396,7 @@ class MirrorWriter(Writer):
         return returned
 
     def _written(self, records: Sequence[Message], end: int) -> None:
-        self.position_there, self._left_out = end, frozenset()
+        self.position_there, self._left_out, self._is_unnamed = end, frozenset(), False
         self._written_at = self._clock()
         self._forget(len(records))
         if self._careful:

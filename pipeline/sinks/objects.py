@@ -36,8 +36,11 @@ ATTEMPTS = 50
 class Objects:
     """Objects, whole or not at all. Raises TransientError when the store may work later, FatalError when it will not."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, make: bool = True) -> None:
+        """`make`: whether a directory that is not there is made."""
         self.url = url
+        if not make and urlsplit(url).scheme == "file" and not Path(urlsplit(url).path).is_dir():
+            raise FatalError(f"there is no lake at {url}: there is no such directory", hint="is the URL right?")
         try:
             self._store = _open(url)
         except (BotoCoreError, BaseError, OSError, ValueError) as error:  # ValueError: no credentials

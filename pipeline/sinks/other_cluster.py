@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
@@ -12,6 +12,7 @@ from pipeline.errors import FatalError, HeadwaterError, TransientError
 from pipeline.limits import MESSAGE_MAX
 from pipeline.settings import Mirror
 from pipeline.topics import Topic, admin, look, silent
+from pipeline.transport.logs import UNKNOWN, Log, logs_of
 
 TIMEOUT = 20.0
 """Seconds that one call to the cluster may take."""
@@ -35,6 +36,10 @@ class Position(NamedTuple):
     """Of this cluster: everything before it is there."""
     refused: frozenset[int] = frozenset()
     """Offsets of the last transaction's records that were left out: the cluster refuses them."""
+    log: Log = UNKNOWN
+    """The log, here, that the offsets are of; `UNKNOWN` for a position of a version before, or one that was set by hand."""
+    there: Log = UNKNOWN
+    """The log that the records went to; likewise."""
 
 
 class OtherCluster:
@@ -42,6 +47,7 @@ class OtherCluster:
 
     def __init__(self, settings: Mirror) -> None:
         self._settings = settings
+        self._client: Any = None
         self._refusal = ""
         """Why a broker has refused us, in its words: the calls themselves only say that time is up."""
 
@@ -130,7 +136,13 @@ class OtherCluster:
             consumer.close()
         if at.error is not None:
             raise KafkaException(at.error)
-        return Position(at.offset, refused_of(at.metadata)) if at.offset >= 0 else None
+        return position_of(at.offset, at.metadata) if at.offset >= 0 else None
+
+    def log_of(self, topic: str) -> Log:
+        """Return the log of a topic there, `UNKNOWN` while there is none; raise KafkaException when it does not answer."""
+        if self._client is None:
+            self._client = admin(self._settings.conf)
+        return logs_of(self._client, [topic]).get(topic, UNKNOWN)
 
     def holds(self, topic: str, partition: int, header: tuple[str, bytes]) -> bool:
         """Say whether a partition holds a record with this header; it is read from its beginning."""
@@ -180,11 +192,15 @@ class OtherCluster:
             self._refusal = error.str()
 
 
-def refused_in(offsets: Iterable[int]) -> str:
-    """Return the metadata of a position: the offsets that were left out."""
-    return ",".join(map(str, sorted(offsets)))
+def metadata_of(position: Position) -> str:
+    """Return the metadata of a position: the offsets that were left out, and the logs. A version before reads the former."""
+    logs = [f"{name}={log}" for name, log in (("log", position.log), ("there", position.there)) if log != UNKNOWN]
+    return ",".join([*map(str, sorted(position.refused)), *logs])
 
 
-def refused_of(metadata: str | None) -> frozenset[int]:
-    """Return the offsets that a position's metadata name; a position that was set by hand names none."""
-    return frozenset(int(word) for word in (metadata or "").split(",") if word.isdecimal())
+def position_of(offset: int, metadata: str | None) -> Position:
+    """Return a position; one that was set by hand has no metadata."""
+    words = (metadata or "").split(",")
+    logs = dict(word.split("=", 1) for word in words if "=" in word)
+    refused = frozenset(int(word) for word in words if word.isdecimal())
+    return Position(offset, refused, Log.parse(logs.get("log")), Log.parse(logs.get("there")))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from typing import cast
+from typing import NamedTuple, cast
 
 import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.sinks.base import Rejected
 from pipeline.sinks.layouts import Layout
 from pipeline.sinks.rows import Rows
 
@@ -27,6 +28,15 @@ class Range(msgspec.Struct, frozen=True):
 
     end: int
     paths: list[str]
+    log: str = ""
+    """The log that they are of; '' where a version before has written the file, or where the broker gives no IDs."""
+
+
+class FirstRow(NamedTuple):
+    """What tells a file of one log from that of another at the same offset."""
+
+    offset: int
+    event_id: str
 
 
 class OpenFile:
@@ -45,7 +55,10 @@ class OpenFile:
         """What will be the next row group, beside the rows."""
         self._waiting_rows = self._waiting_bytes = 0
         """Of the tables."""
-        self._first: int | None = None
+        self._first: FirstRow | None = None
+        self._is_new = True
+        self.refused: list[Rejected] = []
+        """Records of which no row can be made."""
         self._buffer = io.BytesIO()
         self._writer: pq.ParquetWriter | None = None
 
@@ -55,9 +68,14 @@ class OpenFile:
         return self.rows_written + self._waiting_rows + len(self._rows)
 
     @property
+    def first(self) -> FirstRow:
+        """The first row; once the file is settled."""
+        return cast("FirstRow", self._first)
+
+    @property
     def first_offset(self) -> int:
-        """The offset of the first record."""
-        return cast("int", self._first)  # there is no file without a row
+        """The offset of the first row; once the file is settled."""
+        return self.first.offset
 
     @property
     def size(self) -> int:
@@ -72,8 +90,8 @@ class OpenFile:
     def add(self, rows: Rows) -> None:
         """Take rows, of which there is one at least."""
         oldest, newest = min(rows.times), max(rows.times)
-        if self._first is None:
-            self._first, self.oldest, self.newest = rows.offsets[0], oldest, newest
+        if self._is_new:
+            self._is_new, self.oldest, self.newest = False, oldest, newest
         self.oldest, self.newest = min(self.oldest, oldest), max(self.newest, newest)
         self._rows.extend(rows)
         self._rows_bytes += rows.size
@@ -82,15 +100,32 @@ class OpenFile:
         if self._waiting_rows >= GROUP_ROWS or self._waiting_bytes + self._rows_bytes >= GROUP_BYTES:
             self._write_group()
 
+    def settle(self) -> list[Rejected]:
+        """Make tables of all rows; return the records that were refused since the last time."""
+        self._gather()
+        refused, self.refused = self.refused, []
+        return refused
+
     def _gather(self) -> None:
         """Make a table of the rows: the changes that they were decoded to are given back."""
-        if not self._rows:
-            return
-        table = self._layout.table(self.table_name, self._partition, self._rows)
-        self._tables.append(table)
-        self._waiting_rows += table.num_rows
-        self._waiting_bytes += table.nbytes
+        for table in self._tables_of(self._rows) if self._rows else ():
+            if self._first is None:
+                self._first = first_row(table)
+            self._tables.append(table)
+            self._waiting_rows += table.num_rows
+            self._waiting_bytes += table.nbytes
         self._rows, self._rows_bytes = Rows(), 0
+
+    def _tables_of(self, rows: Rows) -> list[pa.Table]:
+        """Return tables of rows; whatever is wrong with one of them, the others go on."""
+        try:
+            return [self._layout.table(self.table_name, self._partition, rows)]
+        except Exception as error:  # noqa: BLE001 - the layouts take any change, as far as is known
+            if len(rows) == 1:
+                self.refused.append(Rejected(rows.records[0], error))
+                return []
+        half, places = len(rows) // 2, range(len(rows))
+        return [*self._tables_of(rows.take(places[:half])), *self._tables_of(rows.take(places[half:]))]
 
     def _write_group(self) -> None:
         self._gather()
@@ -147,7 +182,7 @@ class OpenFile:
             if rows.num_rows:
                 part = OpenFile(self._layout, self.table_name, self._partition)
                 times = pc.min_max(rows.column(f"{self._layout.prefix}changed_at").cast(pa.int64())).as_py()
-                part._first = rows.column(f"{self._layout.prefix}offset")[0].as_py()
+                part._first, part._is_new = first_row(rows), False
                 part.oldest, part.newest = times["min"], times["max"]
                 part._write(rows)
             parts.append(part)
@@ -179,3 +214,17 @@ def range_of(metadata: Mapping[bytes, bytes] | None) -> Range:
 def range_in(content: bytes) -> Range:
     """Return what a whole file says of its range."""
     return range_of(pq.read_metadata(io.BytesIO(content)).metadata)
+
+
+def first_row(table: pa.Table) -> FirstRow:
+    """Return the first row of a table, of either layout."""
+    prefix = "_" if "_offset" in table.schema.names else ""
+    return FirstRow(*(table.column(f"{prefix}{name}")[0].as_py() for name in FirstRow._fields))
+
+
+def first_row_in(content: bytes) -> FirstRow:
+    """Return the first row of a whole file."""
+    file = pq.ParquetFile(io.BytesIO(content))
+    prefix = "_" if "_offset" in file.schema_arrow.names else ""
+    batch = next(file.iter_batches(1, columns=[f"{prefix}{name}" for name in FirstRow._fields]))
+    return first_row(pa.Table.from_batches([batch]))

@@ -1,18 +1,24 @@
-"""Where a lake file stands: directories by table and by the time of the change, and a name made of the offsets."""
+"""Where a lake file is: directories by table and by the time of the change, and a name made of log and offset."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from hashlib import sha256
 from itertools import chain
 from typing import NamedTuple
+from urllib.parse import quote
 
 from pipeline.sinks.rows import Kind, Rows
+from pipeline.transport.logs import Log
 
 HOUR = 3_600_000_000
 """An hour in microseconds."""
-NAME = re.compile(r"^(?P<topic>.+)\+(?P<partition>\d+)\+(?P<offset>\d{20})\.parquet$")
+NAME = re.compile(r"^(?P<topic>[^+]+)\+(?:(?P<mark>[^+]+)\+)?(?P<partition>\d+)\+(?P<offset>\d{20})\.parquet$")
+"""Without a mark: written by a version before, or where the broker gives no IDs."""
+LONGEST, KEPT = 200, 160
+"""Bytes of a table's name in a path at most; of a longer one so many stay, and a digest follows."""
 
 
 class Origin(NamedTuple):
@@ -21,6 +27,8 @@ class Origin(NamedTuple):
     topic: str
     partition: int
     offset: int
+    mark: str = ""
+    """Of the log: see `mark_of`."""
 
 
 class Directories:
@@ -62,7 +70,7 @@ class Directories:
     def _fill(self, table: str, ts_us: int, op: str) -> str:
         at = datetime.fromtimestamp(ts_us // 1_000_000, UTC)
         return self._template.format(
-            table=table,
+            table=escaped(table),
             sink=self._sink,
             op=op,
             date=f"{at:%Y-%m-%d}",
@@ -73,12 +81,33 @@ class Directories:
         )
 
 
-def name_of(topic: str, partition: int, offset: int) -> str:
-    """Return the name of the file whose first record has this offset."""
-    return f"{topic}+{partition}+{offset:020d}.parquet"
+def escaped(table: str) -> str:
+    """Return a table's name as one part of a path. Names that DynamoDB allows stay as they are.
+
+    Other characters are percent-encoded as UTF-8, so are the dots of a name of dots alone. Of what is longer than `LONGEST`
+    bytes then, the first `KEPT` stay, and `~` and a digest of the name follow.
+    """
+    found = quote(table, safe="", errors="surrogatepass").replace("~", "%7E")
+    if not found.strip("."):
+        found = found.replace(".", "%2E") or "%"
+    if len(found) <= LONGEST:
+        return found
+    return f"{found[:KEPT]}~{sha256(table.encode(errors='surrogatepass')).hexdigest()[:32]}"
+
+
+def mark_of(log: Log) -> str:
+    """Return what stands for a log in names: the topic's ID, else the cluster's, '' where there is neither."""
+    return log.topic_id or quote(log.cluster, safe="")
+
+
+def name_of(topic: str, partition: int, offset: int, mark: str = "") -> str:
+    """Return the name of the file of a log whose first record has this offset."""
+    return f"{topic}+{mark}+{partition}+{offset:020d}.parquet" if mark else f"{topic}+{partition}+{offset:020d}.parquet"
 
 
 def origin_of(path: str) -> Origin | None:
     """Return which records a lake file begins with; None for anything else."""
     found = NAME.match(path.rpartition("/")[2])
-    return None if found is None else Origin(found["topic"], int(found["partition"]), int(found["offset"]))
+    if found is None:
+        return None
+    return Origin(found["topic"], int(found["partition"]), int(found["offset"]), found["mark"] or "")

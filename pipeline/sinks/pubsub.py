@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from confluent_kafka import Message
@@ -23,11 +24,14 @@ from google.api_core.exceptions import (
 )
 from google.auth.exceptions import GoogleAuthError
 from google.cloud.pubsub_v1 import PublisherClient
-from google.cloud.pubsub_v1.types import BatchSettings, PublisherOptions
+from google.cloud.pubsub_v1.publisher.exceptions import MessageTooLargeError
+from google.cloud.pubsub_v1.types import BatchSettings, PublisherOptions, PubsubMessage
 
-from pipeline.errors import FatalError, TransientError
+from pipeline.errors import FatalError, RejectedError, TransientError
 from pipeline.settings import PubSub as PubSubSettings
-from pipeline.sinks.base import Flushed, Rejected, Sink, Writer
+from pipeline.sinks.base import NOTHING, Flushed, Rejected, Sink, Writer
+from pipeline.transport.committed import Committed
+from pipeline.transport.logs import UNKNOWN, Log
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,7 +42,14 @@ MOST = 2_000
 """Messages of a flush."""
 KEY_BYTES = 1_024
 """Of an ordering key, at most."""
-ATTRIBUTE_BYTES = 1_024
+ATTRIBUTES, NAME_BYTES, ATTRIBUTE_BYTES = 100, 256, 1_024
+"""Attributes of a message, and bytes of a name and a value, at most."""
+MESSAGE_BYTES = 10_000_000
+"""Of a request with one message, at most."""
+ENVELOPE_BYTES = 1_000
+"""Of a request, beside its message, at most."""
+TAKEN = {"self", "topic", "data", "ordering_key", "retry", "timeout"}
+"""Names that Google's client takes for its own arguments."""
 TOMBSTONE = "tombstone"
 """Attribute of a message whose Kafka value is null: Pub/Sub has no null."""
 
@@ -99,7 +110,7 @@ class PubSub(Sink):
             except (GoogleAPICallError, GoogleAuthError, RetryError) as error:
                 raise FatalError(f"the topic {topic}: {error}", hint="gcloud auth application-default login") from error
 
-    def open(self, tp: TP, start: int) -> PubSubWriter:
+    def open(self, tp: TP, start: int, log: Log = UNKNOWN, committed: Committed = NOTHING) -> PubSubWriter:
         """Take a partition over: Pub/Sub does not tell what it has, so what may be there is published again."""
         return PubSubWriter(self.client, self._topic_of[tp.topic], start)
 
@@ -119,11 +130,16 @@ class PubSubWriter(Writer):
         self._size = 0
 
     def add(self, records: Sequence[Message], end: int) -> Sequence[Rejected]:
-        """Take records."""
-        self._waiting += [Waiting(record, ordering_key(record.key() or b"")) for record in records]
-        self._size += sum(len(record) for record in records)
+        """Take records; those that Pub/Sub takes in no way are rejected."""
+        rejected = []
+        for record in records:
+            if why := refusal(record):
+                rejected.append(Rejected(record, RejectedError(f"Pub/Sub refuses it: {why}")))
+            else:
+                self._waiting.append(Waiting(record, ordering_key(record.key() or b"")))
+                self._size += len(record)
         self._end = end
-        return ()
+        return rejected
 
     @property
     def size(self) -> int:
@@ -157,12 +173,20 @@ class PubSubWriter(Writer):
             raise TransientError(f"the topic {self._topic}: {error or type(error).__name__}", hint="headwater status")
         return Flushed(self._there, {"records": published} if published else {}, rejected)
 
+    def _send(self, one: Waiting) -> Future[Any]:
+        """Hand a message to Google's client; what it refuses at once fails like what the service refuses."""
+        try:
+            sent: Future[Any] = self._client.publish(
+                self._topic, data(one.record), one.ordering_key, **attributes(one.record)
+            )
+        except (MessageTooLargeError, TypeError, ValueError) as error:
+            sent = Future()
+            sent.set_exception(InvalidArgument(str(error)))  # type: ignore[no-untyped-call]
+        return sent
+
     def _publish(self, given: Sequence[Waiting]) -> tuple[list[Waiting], dict[str, InvalidArgument], Exception | None]:
         """Publish messages; return those that were not, the items of which one was refused, and what else went wrong."""
-        under_way = [
-            (one, self._client.publish(self._topic, data(one.record), one.ordering_key, **attributes(one.record)))
-            for one in given
-        ]
+        under_way = [(one, self._send(one)) for one in given]
         left, refused, error = list[Waiting](), dict[str, InvalidArgument](), cast("Exception | None", None)
         for one, future in under_way:
             try:
@@ -182,21 +206,46 @@ class PubSubWriter(Writer):
         return left, refused, error
 
 
+def refusal(record: Message) -> str:
+    """Return why Pub/Sub can never take a record, or ''."""
+    found = attributes(record)
+    size = len(data(record)) + sum(len(name) + len(value) + 16 for name, value in found.items()) + KEY_BYTES
+    if size + ENVELOPE_BYTES > MESSAGE_BYTES and (size := _size_of(record)) + ENVELOPE_BYTES > MESSAGE_BYTES:
+        return f"{size:,} bytes, it takes {MESSAGE_BYTES - ENVELOPE_BYTES:,}"
+    if not (data(record) or found):
+        return "it has neither data nor attributes"
+    if len(found) > ATTRIBUTES:
+        return f"{len(found)} attributes, it takes {ATTRIBUTES}"
+    for name in found:
+        if not name or len(name.encode()) > NAME_BYTES or name.startswith("goog") or name in TAKEN:
+            return f"an attribute cannot have the name {name[:NAME_BYTES]!r}"
+    return ""
+
+
+def _size_of(record: Message) -> int:
+    key = ordering_key(record.key() or b"")
+    message = PubsubMessage(data=data(record), attributes=attributes(record), ordering_key=key)
+    return int(PubsubMessage.pb(message).ByteSize())
+
+
 def data(record: Message) -> bytes:
     """Return the data of a message."""
     return record.value() or b""
 
 
 def ordering_key(key: bytes) -> str:
-    """Return the ordering key of an item: its item key, or a hash of it where that is too long."""
-    return key.decode() if len(key) <= KEY_BYTES else hashlib.sha256(key).hexdigest()
+    """Return the ordering key of an item: its item key, or a hash of it where that is too long, or no text."""
+    try:
+        return key.decode() if len(key) <= KEY_BYTES else hashlib.sha256(key).hexdigest()
+    except UnicodeDecodeError:
+        return hashlib.sha256(key).hexdigest()
 
 
 def attributes(record: Message) -> dict[str, str]:
     """Return the attributes of a message: its headers, as text, and whether it is a tombstone."""
     found = {
-        name: value.decode(errors="replace")
-        for name, value in cast("list[tuple[str, bytes]]", record.headers() or [])
-        if len(value) <= ATTRIBUTE_BYTES
+        name: text
+        for name, value in cast("list[tuple[str, bytes | None]]", record.headers() or [])
+        if len((text := (value or b"").decode(errors="replace")).encode()) <= ATTRIBUTE_BYTES
     }
     return found | ({TOMBSTONE: "true"} if record.value() is None else {})

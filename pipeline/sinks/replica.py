@@ -20,9 +20,11 @@ from faust.types import TP
 
 from pipeline.errors import HeadwaterError, RejectedError, TransientError
 from pipeline.settings import Replica as ReplicaSettings
-from pipeline.sinks.base import Flushed, Rejected, Sink, Writer
+from pipeline.sinks.base import NOTHING, Flushed, Rejected, Sink, Writer
 from pipeline.sinks.replica_changes import Place, Write, newest_first, write
 from pipeline.sinks.replica_table import ReplicaTable
+from pipeline.transport.committed import Committed
+from pipeline.transport.logs import UNKNOWN, Log
 
 CALLS = 4
 """Calls under way at once for a partition that is being written, on average."""
@@ -139,7 +141,7 @@ class Replica(Sink):
         self.threads = settings.threads
         self._calls = ThreadPoolExecutor(calls(settings), "replica-call")
 
-    def open(self, tp: TP, start: int) -> ReplicaWriter:
+    def open(self, tp: TP, start: int, log: Log = UNKNOWN, committed: Committed = NOTHING) -> ReplicaWriter:
         """Take a partition over: nothing has to be asked, the versions are with the items."""
         return ReplicaWriter(start, self._table, self._settings, self._calls)
 

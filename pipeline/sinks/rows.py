@@ -17,8 +17,8 @@ EARLIEST, LATEST = -62_135_596_800_000_000, 253_402_300_800_000_000
 """Microseconds that have a date of four digits: from the first, before the second."""
 PIECE = 2_048
 """Records that are read at once: what is made of them is used again while it is in the processor's cache."""
-OVERHEAD = 900
-"""Bytes that a decoded change takes beside its message."""
+OVERHEAD = 1_100
+"""Bytes that a decoded change and its record take beside the value."""
 KINDS = 10_000
 """Kinds that are remembered: a stream that is switched off and on has a new ARN."""
 _kind_of = attrgetter("event_name", "table_name", "arn", "event_source", "record_format", "body.precision")
@@ -48,6 +48,8 @@ class Rows:
     """When each happened, in microseconds since the epoch."""
     sizes: list[int] = field(default_factory=list)
     """Bytes of the messages."""
+    records: list[Message] = field(default_factory=list)
+    """The messages themselves: one that cannot be written becomes a dead letter."""
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -65,10 +67,11 @@ class Rows:
         self.kinds += later.kinds
         self.times += later.times
         self.sizes += later.sizes
+        self.records += later.records
 
     def take(self, places: Sequence[int]) -> Rows:
         """Return those at these places."""
-        columns = self.offsets, self.keys, self.changes, self.kinds, self.times, self.sizes
+        columns = self.offsets, self.keys, self.changes, self.kinds, self.times, self.sizes, self.records
         return Rows(*([column[place] for place in places] for column in columns))  # type: ignore[arg-type]
 
 
@@ -107,7 +110,7 @@ class Reader:
         kinds = self._kinds_of(changes)
         times = times_of(changes, kinds)
         offsets = cast("list[int]", [record.offset() for record in records])
-        return Rows(offsets, keys, changes, kinds, times, list(map(len, values)))
+        return Rows(offsets, keys, changes, kinds, times, list(map(len, values)), list(records))
 
     def _kinds_of(self, changes: Sequence[Change]) -> list[Kind]:
         marks = list(map(_kind_of, changes))

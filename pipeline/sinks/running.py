@@ -12,22 +12,33 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from confluent_kafka import Message
 from faust.types import TP
 
-from pipeline.errors import HeadwaterError, TransientError
+from pipeline.errors import FatalError, HeadwaterError, TransientError
 from pipeline.metrics import Metrics
-from pipeline.sinks.base import Flushed, Rejected, Sink, Writer
+from pipeline.sinks.base import NOTHING, Flushed, Rejected, Sink, Writer
 from pipeline.sinks.memory import Freed
 from pipeline.transport import Batch, Participant, Slice
+from pipeline.transport.committed import Committed
+from pipeline.transport.logs import UNKNOWN, Log
 
 log = logging.getLogger(__name__)
 SLOWEST = 30.0
 """Seconds of the longest pause before something is tried again."""
 AHEAD = 64 << 20
 """Bytes of records that wait to be added in all partitions together, before all are held: each may bring a batch at once."""
+
+
+class Start(NamedTuple):
+    """Where the reading of a partition begins."""
+
+    offset: int
+    log: Log = UNKNOWN
+    committed: Committed = NOTHING
+    """What the group has committed, of whatever log."""
 
 
 @dataclass(slots=True)
@@ -58,6 +69,8 @@ class _Part:
     """Bytes of them."""
     end: int = 0
     """The offset after the last record that was read for sure."""
+    read: int = 0
+    """The same, whatever was found at the destination."""
     there: int = 0
     """The offset up to which everything is at its destination."""
     taken: int = 0
@@ -99,7 +112,7 @@ class SinkRunner(Participant):
         reject: Callable[[str, int, Rejected], None],
         state: Callable[[Slice, bytes, bytes | None], None],
         fatal: Callable[[HeadwaterError], None],
-        start: Callable[[TP, int], int] = lambda _tp, first: first,
+        start: Callable[[TP, int], Start] = lambda _tp, first: Start(first),
         topics: Collection[str] = (),
         group: str = "",
         clock: Callable[[], float] = time.monotonic,
@@ -108,7 +121,7 @@ class SinkRunner(Participant):
 
         `submit` runs a function in a thread; `hold` stops and continues a partition's delivery; `reject` writes a dead
         letter, `state` a record on the topic of states, both into the slice; `fatal` stops the worker. `start` returns
-        the offset from which a partition is read, given that of its first record. `topics` are the
+        where the reading of a partition begins, given the offset of its first record. `topics` are the
         sink topics; `group` is the consumer group: two mirrors may have the same partition in hand.
         """
         self.sink, self._metrics, self._clock = sink, metrics, clock
@@ -124,7 +137,16 @@ class SinkRunner(Participant):
         """Take the records of a batch; they count when their slice has committed."""
         part = self._parts.setdefault(TP(batch.topic, batch.partition), _Part())
         if not part.fresh_end and not part.end:
-            part.there = part.taken = part.end = part.recorded = batch.first_offset
+            part.there = part.taken = part.end = part.recorded = part.read = batch.first_offset
+        if batch.first_offset < part.read:
+            self._fatal(
+                FatalError(
+                    f"{batch.topic}[{batch.partition}]: the record at offset {part.read - 1} was read, and now the one at "
+                    f"{batch.first_offset} comes: the topic was recreated",
+                    hint="start the worker again: it reads the new topic from its beginning",
+                )
+            )
+            return
         part.fresh.extend(batch.records)
         part.fresh_end = batch.last_offset + 1
 
@@ -135,6 +157,11 @@ class SinkRunner(Participant):
         if any(part.task.done() if part.task is not None else self._has_work(part, now, full) for part in parts):
             return True
         return held > self.sink.memory * 3 // 4 and all(part.task is None for part in parts)
+
+    def waits(self, tp: TP) -> bool:
+        """Say whether something of a partition is not at its destination."""
+        part = self._parts.get(tp)
+        return part is not None and part.waits
 
     def finish(self, work: Slice) -> None:
         """Let the offsets follow what is at its destination, and hold back the others."""
@@ -166,7 +193,8 @@ class SinkRunner(Participant):
             if part.fresh_end:
                 part.sure += part.fresh
                 part.waiting += sum(len(record) for record in part.fresh)
-                part.end, part.fresh, part.fresh_end = max(part.end, part.fresh_end), [], 0
+                part.end, part.read = max(part.end, part.fresh_end), max(part.read, part.fresh_end)
+                part.fresh, part.fresh_end = [], 0
         self._carry_on()
 
     def aborted(self, work: Slice) -> None:
@@ -229,7 +257,7 @@ class SinkRunner(Participant):
         done = _Done()
         try:
             if part.writer is None:
-                part.writer = self.sink.open(tp, self._start(tp, part.there))
+                part.writer = self.sink.open(tp, *self._start(tp, part.there))
                 if part.writer.position > part.there:
                     done.flushed = Flushed(part.writer.position)
             begin = max(part.writer.position, part.taken)

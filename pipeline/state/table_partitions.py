@@ -381,7 +381,7 @@ class Partitions(Participant):
 def _told_by(records: Sequence[Message]) -> bytes | None:
     """Return the offsets of the sources as the newest of some changelog records has them; None: none has any."""
     for record in reversed(records):
-        for name, value in record.headers() or ():
+        for name, value in cast("list[tuple[str, bytes]]", record.headers() or []):
             if name == HEADER:
-                return cast("bytes", value)
+                return value
     return None

@@ -85,7 +85,7 @@ class Pinned:
         def answer() -> str:
             for topic, future in asked.items():
                 try:
-                    topic_id = str(future.result(ASK_TIMEOUT).topic_id)
+                    topic_id = url_safe(str(future.result(ASK_TIMEOUT).topic_id))
                 except KafkaException as error:
                     if error.args[0].code() in GONE:
                         return f"the topic {topic} was deleted while this worker ran"
@@ -100,13 +100,18 @@ class Pinned:
         return answer
 
 
+def url_safe(topic_id: str) -> str:
+    """Return a topic's ID as Kafka's own tools write it: librdkafka writes `+` and `/` for `-` and `_`."""
+    return topic_id.replace("+", "-").replace("/", "_")
+
+
 def topic_ids(client: AdminClient, topics: Iterable[str], *, timeout: float = TIMEOUT) -> dict[str, str]:
     """Return the IDs of the topics that exist, by name, '' where the broker gives none; blocks."""
     names, found = sorted(set(topics)), dict[str, str]()
     asked: Mapping[str, Any] = client.describe_topics(TopicCollection(names), request_timeout=timeout) if names else {}
     for name, future in asked.items():
         try:
-            topic_id = str(future.result(timeout).topic_id)
+            topic_id = url_safe(str(future.result(timeout).topic_id))
         except KafkaException as error:
             if error.args[0].code() not in GONE:
                 raise

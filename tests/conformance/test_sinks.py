@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 
 import pyarrow.parquet as pq
 import pytest
-from carried import PARTITION, Clock, Killed, Killer, Owner
+from carried import LOG, OTHER_LOG, PARTITION, Clock, Killed, Killer, Owner
 from conditional import FakeDynamoDB, refused
 from confluent_kafka import Message
 
@@ -29,19 +29,20 @@ from pipeline.sinks.layouts.envelope import EnvelopeLayout
 from pipeline.sinks.objects import Objects
 from pipeline.sinks.replica import Replica
 from pipeline.sinks.replica_table import ReplicaTable
+from pipeline.transport.committed import Committed
 
 ROTATION = Rotation(4, 1 << 20, 5, 0)
 
 
-def record(offset: int, key: str, op: str) -> Message:
+def record(offset: int, key: str, op: str, name: str = "e", later: int = 0) -> Message:
     body: dict[str, Any] = {
         "Keys": {"id": {"S": key}},
-        "SequenceNumber": str(offset + 1),
-        "ApproximateCreationDateTime": 1_764_000_000 + 12 * 3600 * offset,  # of many dates
+        "SequenceNumber": str(offset + later + 1),
+        "ApproximateCreationDateTime": 1_764_000_000 + 12 * 3600 * (offset + later),  # of many dates
     }
     if op != "REMOVE":
         body["NewImage"] = {"id": {"S": key}, "n": {"N": str(offset)}}
-    change = {"eventID": f"e{offset}", "eventName": op, "tableName": "t", "dynamodb": body}
+    change = {"eventID": f"{name}{offset}", "eventName": op, "tableName": "t", "dynamodb": body}
     item_key = json.dumps({"id": {"S": key}}).encode()
     return Message(*PARTITION, offset=offset, key=item_key, value=json.dumps(change).encode(), timestamp=(1, offset))
 
@@ -50,18 +51,23 @@ OPS = ["INSERT", "MODIFY", "MODIFY", "REMOVE"]
 # Offset 5 is the end of a transaction.
 TOPIC = {n: record(n, f"k{n % 3}", OPS[n // 3 % 4]) for n in range(18) if n != 5}
 CHANGES = {f"e{n}" for n in TOPIC}
+RECREATED = {n: record(n, f"k{n % 3}", OPS[n // 3 % 4], "again", later=18) for n in range(15)}
+"""What is on the topic when it was recreated: later changes, at offsets that were there before."""
 
 
-def items() -> dict[str, int]:
+def items(topic: Mapping[int, Message] = TOPIC) -> dict[str, int]:
     """The items that all changes make."""
     found: dict[str, int] = {}
-    for one in TOPIC.values():
+    for one in topic.values():
         body = json.loads(one.value() or b"")["dynamodb"]
         key = body["Keys"]["id"]["S"]
         found.pop(key, None)
         if "NewImage" in body:
             found[key] = int(body["NewImage"]["n"]["N"])
     return found
+
+
+BOTH = sorted([*CHANGES, *(f"again{n}" for n in RECREATED)])
 
 
 @dataclass
@@ -71,6 +77,8 @@ class Destination:
     make: Callable[[Clock], Sink]
     content: Callable[[], Any]
     expected: Any
+    recreated: Any
+    """What is expected when the topic is recreated and carried again."""
     killer: Killer
     trouble: BaseException
     """What it raises when it may answer later."""
@@ -95,7 +103,7 @@ def lake(directory: Path, layout: str) -> Destination:
         files = [pq.read_table(io.BytesIO(objects.read(p))) for p in objects.paths() if p.endswith(".parquet")]
         return sorted(event for file in files for event in file.column(f"{made.prefix}event_id").to_pylist())
 
-    return Destination(make, content, sorted(CHANGES), killer, TransientError("slow down"))
+    return Destination(make, content, sorted(CHANGES), BOTH, killer, TransientError("slow down"))
 
 
 class Troubled:
@@ -125,9 +133,9 @@ def iceberg(directory: Path, mode: Literal["append", "upsert"]) -> Destination:
         assert len(found) == len(rows)
         return found
 
-    return Destination(
-        make, content, sorted(CHANGES) if mode == "append" else items(), killer, TransientError("slow down")
-    )
+    if mode == "append":
+        return Destination(make, content, sorted(CHANGES), BOTH, killer, TransientError("slow down"))
+    return Destination(make, content, items(), items(RECREATED), killer, TransientError("slow down"))
 
 
 def replica(version: Literal["attribute", "table"]) -> Destination:
@@ -151,7 +159,7 @@ def replica(version: Literal["attribute", "table"]) -> Destination:
     def content() -> dict[str, int]:
         return {item["id"]["S"]: int(item["n"]["N"]) for item in client.tables["t"].values()}
 
-    return Destination(make, content, items(), killer, refused("InternalServerError"))
+    return Destination(make, content, items(), items(RECREATED), killer, refused("InternalServerError"))
 
 
 SINKS: dict[str, Callable[[Path], Destination]] = {
@@ -273,3 +281,30 @@ def test_a_partition_that_went_to_another_worker_is_left_alone(destination: Dest
     former.slice(0)
     former.work()
     assert is_right(destination)
+
+
+@pytest.mark.parametrize("committed", [Committed(None), Committed(18, LOG), Committed(18)])
+def test_a_recreated_topic_is_carried_from_its_beginning(destination: Destination, committed: Committed) -> None:
+    carry(Owner(destination.make, TOPIC, 0))
+    owner = Owner(destination.make, RECREATED, 0, log=OTHER_LOG, committed=committed)
+    assert carry(owner) == 15
+    assert destination.content() == destination.recreated
+    assert not owner.fatal
+
+
+def test_a_restart_in_the_middle_of_a_recreated_topic_loses_and_doubles_nothing(destination: Destination) -> None:
+    carry(Owner(destination.make, TOPIC, 0))
+    owner, committed = Owner(destination.make, RECREATED, 0, log=OTHER_LOG, committed=Committed(18, LOG)), 0
+    for call in (1, 0, 2):
+        destination.killer.plan(call, after=True)
+        try:
+            for _ in range(3):
+                committed = owner.slice(4) or committed
+                owner.work()
+                owner.clock.now += 100
+        except Killed:
+            known = Committed(committed, OTHER_LOG) if committed else Committed(18, LOG)
+            owner = Owner(destination.make, RECREATED, committed, log=OTHER_LOG, committed=known)
+    destination.killer.plan(-1, after=False)
+    carry(owner)
+    assert destination.content() == destination.recreated

@@ -16,7 +16,7 @@ from typing import Any, cast
 from urllib.request import urlopen
 
 import pytest
-from confluent_kafka import Message, Producer
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, Message, Producer, TopicPartition
 from faust.types import TP
 from fleet import SESSION, Fleet, log_of, ready
 from waiting import until
@@ -32,6 +32,7 @@ from pipeline.settings import Mirror as MirrorSettings
 from pipeline.sinks.base import Writer
 from pipeline.sinks.mirror import Mirror, copied
 from pipeline.topics import Topic, admin, ensure
+from pipeline.transport.logs import UNKNOWN, Log, logs_of
 
 pytestmark = pytest.mark.kafka
 PARTITIONS = 4
@@ -357,10 +358,95 @@ def test_a_crash_before_the_dead_letter_is_written_does_not_lose_it(mirrored: Mi
         assert [record.value() for record in seen] == [b"first", b"last"]
 
 
-def opened(mirrored: Mirrored, tp: TP) -> Writer:
+def recreate(conf: dict[str, Any], topic: Topic) -> None:
+    """Delete a topic and make it again."""
+    client = admin(conf)
+    client.delete_topics([topic.name], operation_timeout=20)[topic.name].result(20)
+    until(lambda: topic.name not in client.list_topics(timeout=10).topics, "the topic gone")
+    ensure(client, [topic], 1)
+
+
+def test_a_recreated_topic_is_copied_from_its_beginning_behind_what_is_there(mirrored: Mirrored) -> None:
+    mirrored.write(100)
+    with mirrored.fleet.running(), Recorder(mirrored.there, mirrored.topic) as seen:
+        until(lambda: mirrored.is_carried(seen), "all records there")
+    recreate(mirrored.fleet.conf, Topic(mirrored.topic, PARTITIONS, "sink", KEPT))
+    mirrored.write(60)
+    with mirrored.fleet.running(), Recorder(mirrored.there, mirrored.topic) as seen:
+        until(lambda: len(seen) >= 160, "the records of the new topic there")
+        until(lambda: seen.is_at_end(mirrored.there), "the end")
+        assert {p: [record.value() for record in seen.records[p]] for p in range(PARTITIONS)} == {
+            p: [row[1] for row in rows] for p, rows in mirrored.written.items()
+        }
+
+
+def position_there(mirrored: Mirrored, tp: TP) -> TopicPartition:
+    """What the other cluster keeps of a partition."""
+    client = admin(mirrored.there)
+    (group,) = [one.group_id for one in client.list_consumer_groups().result().valid if mirrored.group in one.group_id]
+    asked = ConsumerGroupTopicPartitions(group, [TopicPartition(*tp)])
+    (found,) = client.list_consumer_group_offsets([asked])[group].result(10).topic_partitions or []
+    return cast("TopicPartition", found)
+
+
+def set_position(conf: dict[str, Any], group: str, at: TopicPartition) -> None:
+    """Set an offset of a group, and what is kept beside it."""
+    consumer = Consumer({**conf, "group.id": group, "enable.auto.commit": False})
+    consumer.commit(offsets=[at], asynchronous=False)
+    consumer.close()
+
+
+def test_a_topic_that_was_recreated_over_there_is_refused_with_what_differs(mirrored: Mirrored) -> None:
+    tp = TP(mirrored.topic, 2)
+    mirrored.write(12)
+    with Recorder(mirrored.fleet.conf, mirrored.topic) as here:
+        until(lambda: len(here) == 12, "the records here")
+        writer = opened(mirrored, tp)
+        writer.add(here.records[2], 3)
+        assert writer.flush().end == 3
+    at = position_there(mirrored, tp)
+    client = admin(mirrored.there)
+    (group,) = [one.group_id for one in client.list_consumer_groups().result().valid if mirrored.group in one.group_id]
+    recreate(mirrored.there, Topic(mirrored.topic, PARTITIONS, "copy", KEPT))
+    set_position(mirrored.there, group, TopicPartition(*tp, at.offset, at.metadata))
+    differs = "the position 3 is of another topic of this name over there: the topic was ID"
+    with pytest.raises(FatalError, match=differs) as caught:
+        opened(mirrored, tp)
+    assert f"--group {group} --topic {mirrored.topic}:2 --reset-offsets --to-offset 0" in caught.value.hint
+    set_position(mirrored.there, group, TopicPartition(*tp, 0))
+    assert opened(mirrored, tp).position == 0
+
+
+def test_a_position_of_the_version_before_names_its_log_as_soon_as_it_is_known(mirrored: Mirrored) -> None:
+    tp = TP(mirrored.topic, 1)
+    mirrored.write(12)
+    with Recorder(mirrored.fleet.conf, mirrored.topic) as here:
+        until(lambda: len(here) == 12, "the records here")
+        log = logs_of(admin(mirrored.fleet.conf), [mirrored.topic])[mirrored.topic]
+        writer = opened(mirrored, tp)
+        writer.add(here.records[1], 3)
+        writer.flush()
+    client = admin(mirrored.there)
+    (group,) = [one.group_id for one in client.list_consumer_groups().result().valid if mirrored.group in one.group_id]
+    before = json.loads((Path(__file__).parent.parent / "fixtures" / "before" / "mirror.json").read_text())
+    set_position(mirrored.there, group, TopicPartition(*tp, 3, before["metadata"]))
+    set_position(mirrored.fleet.conf, mirrored.group, TopicPartition(*tp, 3))
+
+    writer = opened(mirrored, tp, log)
+    assert writer.position == 3
+    assert writer.is_due(time.monotonic())
+    assert writer.flush().end == 3
+    assert not writer.is_due(time.monotonic())
+    assert f"log={log}" in str(position_there(mirrored, tp).metadata)
+    other = log._replace(topic_id="Bq2p0XvMR_-nZ1s7tQxY3w")
+    with pytest.raises(FatalError, match="the position is of another log than this cluster's offset 3"):
+        opened(mirrored, tp, other)
+
+
+def opened(mirrored: Mirrored, tp: TP, here: Log = UNKNOWN) -> Writer:
     """Return a partition's writer, as in a process that has just taken it over."""
     settings = MirrorSettings(name="eu", bootstrap_servers=mirrored.there["bootstrap.servers"], replication_factor=1)
     wanted = copied(settings, {"orders": mirrored.topic}, PARTITIONS)
     mirror = Mirror(settings, mirrored.fleet.conf, mirrored.group, wanted)
     mirror.prepare()
-    return mirror.open(tp, 0)
+    return mirror.open(tp, 0, here)

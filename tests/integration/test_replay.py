@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka import TopicPartition
 from conftest import Headwater
 from raw_to_sinks import Flowing
 from waiting import until
@@ -210,3 +212,110 @@ def test_the_lake_is_replayed_when_kafka_has_the_changes_no_more(flowing: Flowin
     found = {key: value for _, key, value, _ in contents(flowing, f"{flowing.topics.sink('plain')}.lake")}
     live.pop(b'{"id":{"S":"odd"}}')
     assert found.keys() == live.keys()
+
+
+def gone_from(flowing: Flowing, offsets: dict[int, int]) -> None:
+    """Delete the records of raw before these offsets, as retention does."""
+    places = [TopicPartition(flowing.topics.raw, partition, offset) for partition, offset in offsets.items()]
+    for future in admin(flowing.fleet.conf).delete_records(places).values():
+        future.result(20)
+
+
+def test_a_replay_says_what_retention_took_and_its_diff_counts_it(
+    kafka_stack: Endpoints, tmp_path: Path, headwater: Headwater
+) -> None:
+    flowing = Flowing(kafka_stack, tmp_path, [{"name": "f", "to": "all"}])
+    for n in range(40):
+        flowing.change(f"k{n}", {"n": n}, flush=False)
+    flowing.change("last", {"n": 1})
+    with flowing.fleet.running(), flowing.recorded(flowing.topics.sink("all")) as live:
+        until(lambda: len(live) == 41, "all changes live")
+        until(lambda: live.is_at_end(flowing.fleet.conf), "the end")
+        counts = {partition: len(live.records[partition]) for partition in range(2)}
+    gone_from(flowing, dict.fromkeys(range(2), 5))
+    refused = headwater("replay", "--from", "2020-01-01T00:00Z", "--into", "gone", **flowing.environment())
+    assert refused.returncode == 1, refused.stderr
+    assert (
+        f"{flowing.topics.raw}[0]: offsets up to 4 (5 at most) are deleted, the first record that is left is of 20"
+        in (refused.stderr)
+    )
+    assert "--source lake" in refused.stderr
+    assert listed(headwater, flowing) == []
+
+    done = replayed(headwater, flowing, "--from", "2020-01-01T00:00Z", "--into", "gone", "--partial")
+    assert done["progress"]["read"] == sum(counts.values()) - 10
+    assert {gone["before"] for gone in done["gone"].values()} == {5}
+    assert difference(headwater, flowing, done["id"], expected=1)["sink.all"]["missing"] == 10
+
+    earliest = replayed(headwater, flowing, "--from", "earliest", "--into", "left")
+    gone_from(flowing, {0: 7})
+    found = difference(headwater, flowing, earliest["id"], expected=0)["sink.all"]
+    assert (found["same"], found["missing"]) == (sum(counts.values()) - 10, 0)
+
+    gone_from(flowing, {1: -1})
+    nothing = headwater("replay", "--from", "2020-01-01T00:00Z", **flowing.environment())
+    assert nothing.returncode == 1
+    assert (
+        f"{flowing.topics.raw}[1]: offsets up to {counts[1] - 1} ({counts[1]} at most) are deleted, nothing is left"
+        in (nothing.stderr)
+    )
+
+
+def test_a_replay_does_not_go_on_in_a_raw_that_was_recreated(
+    kafka_stack: Endpoints, tmp_path: Path, headwater: Headwater
+) -> None:
+    flowing = Flowing(kafka_stack, tmp_path, [{"name": "f", "to": "all"}])
+    for n in range(400):
+        flowing.change(f"k{n}", {"n": n}, flush=False)
+    flowing.change("last", {"n": 1})
+    command = [sys.executable, "-m", "pipeline.cli", "replay", "--from", "earliest", "--into", "x", "--rate", "50"]
+    running = subprocess.Popen(command, cwd=tmp_path, env=flowing.environment(), stderr=subprocess.PIPE, text=True)
+    with flowing.recorded(flowing.topics.replays) as states:
+        until(lambda: len(states) > 0, "a transaction of the replay")
+    running.send_signal(signal.SIGINT)
+    running.communicate(timeout=60)
+    (one,) = listed(headwater, flowing)
+    assert one["state"] == "stopped"
+
+    client, raw = admin(flowing.fleet.conf), flowing.topics.raw
+    (wanted,) = [topic for topic in flowing.topics.all() if topic.name == raw]
+    client.delete_topics([raw], operation_timeout=20)[raw].result(20)
+    until(lambda: raw not in client.list_topics(timeout=10).topics, "raw gone")
+    ensure(client, [wanted], 1)
+    for n in range(500):
+        flowing.change(f"k{n}", {"n": n}, flush=False)
+    flowing.change("last", {"n": 1})
+    resumed = headwater("replay", "--resume", one["id"], **flowing.environment())
+    assert (resumed.returncode, len(resumed.stderr.splitlines())) == (1, 1), resumed.stderr
+    assert f"has offsets of the topic {raw}, and the topic was ID" in resumed.stderr
+    compared = headwater("replay", "diff", one["id"], **flowing.environment())
+    assert (compared.returncode, "it was recreated" in compared.stderr) == (1, True)
+
+
+def test_a_replay_of_a_lake_that_lacks_some_of_it_says_so(
+    flowing: Flowing, headwater: Headwater, tmp_path: Path
+) -> None:
+    directory = Path(flowing.fleet.settings["HEADWATER_LAKE__URL"].removeprefix("file://"))
+    ask = ("replay", "--from", "earliest", "--source", "lake", "--flow", "g")
+
+    def said(url: str, *more: str) -> str:
+        done = headwater(*ask, *more, **{**flowing.environment(), "HEADWATER_LAKE__URL": url})
+        assert done.returncode == 1, done.stderr
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+        return done.stderr
+
+    assert "there is no such directory" in said(f"file://{tmp_path}/mistyped")
+    (tmp_path / "empty").mkdir()
+    assert "there is no file in the lake" in said(f"file://{tmp_path}/empty")
+    copy = tmp_path / "copy"
+    shutil.copytree(directory, copy)
+    (first, *_) = sorted(copy.rglob("*+0+00000000000000000000.parquet"))
+    first.unlink()
+    assert f"{first.relative_to(copy)} is not there" in said(f"file://{copy}")
+    for manifest in copy.rglob("_manifest.json"):
+        told = json.loads(manifest.read_text())
+        told["files"] = [file for file in told["files"] if file["path"] != str(first.relative_to(copy))]
+        manifest.write_text(json.dumps(told))
+    assert "offsets 0 to " in said(f"file://{copy}")
+    done = replayed(headwater, flowing, *ask[1:], "--partial", "--into", "part", HEADWATER_LAKE__URL=f"file://{copy}")
+    assert 0 < done["progress"]["read"] < CHANGES - 1

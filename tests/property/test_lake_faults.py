@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pyarrow.parquet as pq
 import pytest
-from carried import PARTITION, Clock, Killed, Killer, Owner
+from carried import LOG, PARTITION, Clock, Killed, Killer, Owner
 from confluent_kafka import Message
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -187,8 +187,8 @@ def test_a_file_is_closed_when_it_is_old_although_nothing_comes() -> None:
     owner.work()
     assert owner.slice(0) == 2
     assert sorted(path for path in bucket.objects if path.endswith(".parquet")) == [
-        "table=T/hour=00/p.sink.s+0+00000000000000000000.parquet",
-        "table=T/hour=02/p.sink.s+0+00000000000000000001.parquet",
+        f"table=T/hour=00/p.sink.s+{LOG.topic_id}+0+00000000000000000000.parquet",
+        f"table=T/hour=02/p.sink.s+{LOG.topic_id}+0+00000000000000000001.parquet",
     ]
 
 

@@ -330,7 +330,9 @@ def test_a_manifest_tells_of_gaps_once(tmp_path: Path) -> None:
 
 
 def test_a_file_name_says_with_which_record_it_begins() -> None:
-    assert origin_of("table=T/p.sink.s+3+00000000000000000042.parquet") == ("p.sink.s", 3, 42)
+    name = "table=T/p.sink.s+9zrC-LVLQ_iJHcE8wDcuEw+3+00000000000000000042.parquet"
+    assert origin_of(name) == ("p.sink.s", 3, 42, "9zrC-LVLQ_iJHcE8wDcuEw")
+    assert origin_of("table=T/p.sink.s+3+00000000000000000042.parquet") == ("p.sink.s", 3, 42, "")
     assert origin_of("table=T/_manifest.json") is None
 
 

@@ -1,4 +1,4 @@
-from pipeline.transport.logs import UNKNOWN, Log
+from pipeline.transport.logs import UNKNOWN, Log, url_safe
 
 HERE = Log("SD6_wysGYFvg7cUastt98g", "wsPN0qbZQjuGeqMBxMLH8g")
 
@@ -27,3 +27,8 @@ def test_a_difference_names_both_sides() -> None:
     assert "recreated" in HERE.difference(HERE._replace(topic_id="AAAAAAAAAAAAAAAAAAAAAQ"))
     assert "another cluster" in HERE.difference(Log("other", "AAAAAAAAAAAAAAAAAAAAAQ"))
     assert HERE.difference(Log("other", "")) == "the cluster was SD6_wysGYFvg7cUastt98g and is other now"
+
+
+def test_an_id_is_written_as_kafka_s_own_tools_write_it() -> None:
+    assert url_safe("xOo9gS9AT4yYHqROkGNV/Q") == "xOo9gS9AT4yYHqROkGNV_Q"
+    assert url_safe("Bq2p0XvMR/+nZ1s7tQxY3w") == "Bq2p0XvMR_-nZ1s7tQxY3w"

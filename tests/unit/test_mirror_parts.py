@@ -9,7 +9,8 @@ from pipeline.errors import UsageError
 from pipeline.limits import MESSAGE_MAX
 from pipeline.settings import Mirror
 from pipeline.sinks.mirror import copied
-from pipeline.sinks.other_cluster import refused_in, refused_of
+from pipeline.sinks.other_cluster import Position, metadata_of, position_of
+from pipeline.transport.logs import UNKNOWN, Log
 
 SINKS = {"orders": "headwater.sink.orders", "customers": "headwater.sink.customers"}
 
@@ -64,7 +65,22 @@ def test_a_secret_may_stand_in_a_variable(monkeypatch: pytest.MonkeyPatch) -> No
     assert "s3cret" not in repr(found)
 
 
-def test_a_position_names_what_it_leaves_out() -> None:
-    assert refused_of(refused_in({30, 7, 100})) == {7, 30, 100}
-    assert refused_of(refused_in({})) == refused_of(None) == refused_of("set by hand") == frozenset()
-    assert len(refused_in([2**63 - 1 - n for n in range(100)])) < 4096  # offset.metadata.max.bytes
+HERE, THERE = Log("6LOg2QcVTjaWiUMaXmJpGA", "9zrC-LVLQ_iJHcE8wDcuEw"), Log("lkc-7x", "Bq2p0XvMR_-nZ1s7tQxY3w")
+
+
+def test_a_position_names_what_it_leaves_out_and_the_logs_it_is_between() -> None:
+    position = Position(200, frozenset({30, 7, 100}), HERE, THERE)
+    assert position_of(200, metadata_of(position)) == position
+    most = Position(2**63 - 1, frozenset(2**63 - 1 - n for n in range(100)), HERE, THERE)
+    assert len(metadata_of(most)) < 4096  # offset.metadata.max.bytes
+
+
+def test_a_position_that_was_set_by_hand_names_no_log() -> None:
+    assert position_of(5, None) == position_of(5, "") == position_of(5, "set by hand") == Position(5)
+    assert position_of(5, None).log == UNKNOWN
+
+
+def test_a_position_of_the_version_before_is_read_and_that_version_reads_ours() -> None:
+    assert position_of(101, "7,30,100") == Position(101, frozenset({7, 30, 100}))
+    ours = metadata_of(Position(101, frozenset({7, 30, 100}), HERE, THERE))
+    assert frozenset(int(word) for word in ours.split(",") if word.isdecimal()) == {7, 30, 100}  # as it reads it

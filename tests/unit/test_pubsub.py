@@ -14,7 +14,7 @@ from google.cloud.pubsub_v1.types import GetTopicRequest, PublishRequest, Publis
 
 from pipeline.errors import FatalError
 from pipeline.settings import PubSub as PubSubSettings
-from pipeline.sinks.pubsub import KEY_BYTES, PubSub, attributes, ordering_key
+from pipeline.sinks.pubsub import KEY_BYTES, MESSAGE_BYTES, PubSub, attributes, ordering_key
 
 TOPIC = "projects/p/topics/p.sink.s"
 
@@ -127,3 +127,37 @@ def test_a_tombstone_says_so_and_a_long_key_is_hashed() -> None:
     assert attributes(record(0, "k", None))["tombstone"] == "true"
     assert ordering_key(b"k" * KEY_BYTES) == "k" * KEY_BYTES
     assert len(ordering_key(b"k" * (KEY_BYTES + 1))) == 64
+
+
+def odd(offset: int, key: bytes, value: bytes | None, headers: list[tuple[str, Any]]) -> Message:
+    return Message(*PARTITION, offset=offset, key=key, value=value, headers=headers, timestamp=(1, offset))
+
+
+REFUSED: dict[str, Message] = {
+    "more than ten million bytes": odd(1, b"k", b"x" * MESSAGE_BYTES, []),
+    "more than a hundred attributes": odd(1, b"k", b"x", [(f"h{n}", b"v") for n in range(101)]),
+    "an attribute with a name that is too long": odd(1, b"k", b"x", [("h" * 257, b"v")]),
+    "an attribute without a name": odd(1, b"k", b"x", [("", b"v")]),
+    "an attribute of a name that is Google's": odd(1, b"k", b"x", [("goog-x", b"v")]),
+    "an attribute of a name that the client takes": odd(1, b"k", b"x", [("topic", b"v")]),
+    "nothing at all": odd(1, b"k", b"", []),
+}
+
+
+@pytest.mark.parametrize("why", REFUSED)
+def test_a_message_that_pubsub_can_never_take_is_a_dead_letter_and_the_others_of_its_item_go_on(
+    server: Server, why: str
+) -> None:
+    owner, committed = carried({0: record(0, "k", b"first"), 1: REFUSED[why], 2: record(2, "k", b"last")})
+    assert committed == 3
+    assert [message.data for message in server.published] == [b"first", b"last"]
+    assert [offset for offset, _ in owner.rejected] == [1]
+    assert not owner.fatal
+
+
+def test_a_key_that_is_no_text_and_headers_that_are_none_are_published(server: Server) -> None:
+    _, committed = carried({0: odd(0, b"\xff\xfe", b"x", [("none", None), ("bytes", b"\xff" * 900)])})
+    assert committed == 1
+    (message,) = server.published
+    assert len(message.ordering_key) == 64
+    assert dict(message.attributes) == {"none": ""}  # as text it is longer than 1,024 bytes

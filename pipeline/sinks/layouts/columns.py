@@ -178,8 +178,15 @@ class ColumnsLayout:
         grow: Callable[[str, TableSchema], TableSchema],
         *,
         climbing: bool = True,
+        spelling: Callable[[str], str] = str.lower,
+        taken: Iterable[str] = (),
     ) -> None:
-        """`climbing`: whether numbers climb; else all are decimal128(38, 9), and what does not fit overflows."""
+        """`climbing`: whether numbers climb; else all are decimal128(38, 9), and what does not fit overflows.
+
+        `spelling`: what must differ between the names of columns; '' for a name that none can have. `taken`: other names
+        that no attribute gets a column of.
+        """
+        self._spelling, self._taken = spelling, {spelling(name) for name in taken}
         self._schema_of, self._grow, self._climbing = schema_of, grow, climbing
         self._first: dict[str, Kind] = FIRST if climbing else {**FIRST, "N": "decimal"}
         self._cutters: dict[str, _Cutter] = {}
@@ -249,16 +256,17 @@ class ColumnsLayout:
     def _learn(self, name: str, found: Iterable[msgspec.Raw]) -> None:
         """Give attributes that are new a column; take note of those that get none."""
         columns, without = dict(self._schema_of(name).columns), self._without.setdefault(name, {})
-        taken = {column.lower() for column in [*META.names, *columns]}
+        spelling = self._spelling
+        taken = {"", *self._taken, *map(spelling, [*META.names, *columns])}
         before = len(columns)
         for image in found:
             for attribute, value in _item(image).items():
                 if attribute in columns or not NAME.fullmatch(attribute):
                     continue
                 tag = next(iter(_item(value)), "")
-                if tag in FIRST and attribute.lower() not in taken and len(columns) < MOST:
+                if tag in FIRST and spelling(attribute) not in taken and len(columns) < MOST:
                     columns[attribute] = self._first[tag]
-                    taken.add(attribute.lower())
+                    taken.add(spelling(attribute))
                 elif len(without) < MOST:
                     without[attribute] = None
         for attribute in columns:
