@@ -200,7 +200,15 @@ def gaps_repair(
 ) -> None:
     """Read all items of the tables with gaps anew, as rows of a snapshot. Deletions within a gap stay unknown."""
     settings = settings_module.load()
-    newest = {gap.table: gap.at for gap, repaired in statuses.gaps(settings) if not repaired}
+    newest = dict[str, float]()
+    for gap, repaired in statuses.gaps(settings):
+        found = [] if repaired else statuses.tables_of(gap, settings)
+        newest |= {table: max(gap.at, newest.get(table, 0.0)) for table in found}
+        if gap.topic and not repaired and not found:
+            say(
+                f"{gap.topic}[{gap.partition}]: no snapshot brings back what a sink topic has lost; "
+                "headwater replay sends it again from raw, or from the lake"
+            )
     chosen = sorted(newest.keys() & set(tables) if tables else newest)
     wanted = [table for table in chosen if snapshotting.source_of(settings, table) is not None]
     for table in [one for one in chosen if one not in wanted]:

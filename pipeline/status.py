@@ -147,7 +147,7 @@ def status(settings: Settings) -> Status:
                 *_lags_of_others(settings, topics, there),
             ],
             dead_letters=_open_letters(consumer, topics, there),
-            gaps=sum(not repaired(gap, snapshots.all.values()) for gap in gaps),
+            gaps=sum(not _is_repaired(gap, topics, known, snapshots) for gap in gaps),
             replays=_replays(consumer, topics.replays, there.get(topics.replays, 0)),
             sinks=_sinks(consumer, topics.sink_states, there.get(topics.sink_states, 0)),
         )
@@ -161,9 +161,28 @@ def gaps(settings: Settings) -> list[tuple[Gap, bool]]:
     topics = Topics(settings)
     there = {found.wanted.name: found.partitions for found in look(admin(settings.kafka.conf), topics.all())}
     with reading(settings) as consumer:
-        _, snapshots = _known(consumer, topics.shards, there[topics.shards])
+        known, snapshots = _known(consumer, topics.shards, there[topics.shards])
         found = _gaps(consumer, topics.gaps, there[topics.gaps])
-    return [(gap, repaired(gap, snapshots.all.values())) for gap in found]
+    return [(gap, _is_repaired(gap, topics, known, snapshots)) for gap in found]
+
+
+def tables_of(gap: Gap, settings: Settings) -> list[str]:
+    """Return the tables whose snapshots repair a gap: of a topic on the way to raw, all that were ever captured."""
+    topics = Topics(settings)
+    there = {found.wanted.name: found.partitions for found in look(admin(settings.kafka.conf), topics.all())}
+    with reading(settings) as consumer:
+        known, _ = _known(consumer, topics.shards, there[topics.shards])
+    return sorted(_tables_of(gap, topics, known))
+
+
+def _tables_of(gap: Gap, topics: Topics, known: Known) -> set[str]:
+    if gap.table:
+        return {gap.table}
+    return known.tables() if gap.topic in {topics.ingest, topics.raw} else set()
+
+
+def _is_repaired(gap: Gap, topics: Topics, known: Known, snapshots: Snapshots) -> bool:
+    return repaired(gap, snapshots.all.values(), _tables_of(gap, topics, known))
 
 
 @contextmanager

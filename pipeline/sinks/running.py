@@ -222,6 +222,17 @@ class SinkRunner(Participant):
             else:
                 _close(part)
 
+    def waits(self, tp: TP) -> bool:
+        """Say whether something that was read of a partition is not at its destination."""
+        part = self._parts.get(tp)
+        return part is not None and (part.waits or part.task is not None)
+
+    def skipped(self, tp: TP, offset: int) -> None:
+        """Begin again behind records that are gone: no file or table says that it holds them."""
+        if tp in self._parts:
+            self.revoked(frozenset({tp}))
+            self.assigned(frozenset({tp}))
+
     def problems(self) -> dict[str, str]:
         """Return what does not go on, and why, by partition."""
         return {f"{tp.topic}[{tp.partition}]": part.failing for tp, part in list(self._parts.items()) if part.failing}
