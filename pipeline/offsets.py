@@ -11,13 +11,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
+from faust.types import TP
 
 from pipeline.errors import FatalError
+from pipeline.positions import kept_position
 from pipeline.settings import Settings
 from pipeline.status import read
 from pipeline.topics import Topics, unreachable
 from pipeline.transport import clients
 from pipeline.transport.committed import UNDECIDED
+from pipeline.transport.logs import UNKNOWN, logs_of
+from pipeline.transport.starts import accept
 
 TIMEOUT = 20.0
 T = TypeVar("T")
@@ -41,9 +45,9 @@ def require_remembered(conf: Mapping[str, Any], settings: Settings, agents: Sequ
             topic, outputs = written.get(agent, ("", []))
             if topic and _is_forgotten(consumer, topic, outputs, settings.partitions):
                 raise FatalError(
-                    f"the group {settings.prefix} has no offsets in {topic}, although {agent} has read it before: Kafka has "
-                    "forgotten them (a group without members, offsets.retention.minutes), and all of it would be done again",
-                    hint=_way_out(agent, settings, topic),
+                    f"the group {settings.prefix} has no offsets in {topic}, although {agent} has read it before: "
+                    f"{_why(consumer, conf, topics, topic)}, and all of it would be done again",
+                    hint=accept(topic),
                 )
     except KafkaException as error:
         raise unreachable(error) from error
@@ -51,13 +55,14 @@ def require_remembered(conf: Mapping[str, Any], settings: Settings, agents: Sequ
         consumer.close()
 
 
-def _way_out(agent: str, settings: Settings, topic: str) -> str:
-    if agent == "deduplicate":  # its seen table takes no other offset than the one that is gone
-        return "a new deployment, HEADWATER_PREFIX=...; docs/how-to/trouble.md"
-    return (
-        f"kafka-consumer-groups.sh --bootstrap-server {settings.kafka.bootstrap_servers} --group {settings.prefix} "
-        f"--topic {topic} --reset-offsets --to-datetime <when the workers stopped> --execute; docs/how-to/trouble.md"
-    )
+def _why(consumer: Consumer, conf: Mapping[str, Any], topics: Topics, topic: str) -> str:
+    """Say what has become of the offsets: the seen table's changelog tells which log they were of."""
+    if topic == topics.ingest:
+        kept = kept_position(consumer, TP(topics.seen, 0))
+        now = logs_of(clients.admin(conf), [topic]).get(topic, UNKNOWN)
+        if kept is not None and not kept[1].may_be(now):
+            return kept[1].difference(now)
+    return "the topic was recreated, or Kafka has forgotten them (a group without members, offsets.retention.minutes)"
 
 
 def _is_forgotten(consumer: Consumer, topic: str, outputs: Sequence[str], partitions: int) -> bool:

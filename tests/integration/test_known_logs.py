@@ -148,7 +148,7 @@ def test_a_recreated_ingest_topic_stops_the_worker_and_accepting_it_goes_on_exac
         with ended(workers):
             pass
         said = log_of(workers.all[0])
-        assert f"headwater positions accept {fleet.topics.ingest}" in said
+        assert f"headwater positions accept {fleet.topics.ingest}" in said, said[-2_000:]
         assert "recreated" in said
         assert "Traceback" not in said
         accepted = headwater("positions", "accept", fleet.topics.ingest, "--json", **fleet.environment)
@@ -176,7 +176,7 @@ def test_an_offset_beyond_the_end_of_its_topic_stops_the_worker(fleet: Fleet, he
     put(fleet, 0, 100)
     with Recorder(fleet.conf, fleet.topics.raw) as raw, fleet.running():
         until(lambda: len(raw) == 100, "the first changes")
-    set_offset(fleet, fleet.prefix, TopicPartition(fleet.topics.ingest, 0, 1_000_000))
+    set_offset(fleet.conf, fleet.prefix, TopicPartition(fleet.topics.ingest, 0, 1_000_000))
     workers = fleet.workers(1)
     with ended(workers):
         pass
@@ -188,9 +188,9 @@ def test_an_offset_beyond_the_end_of_its_topic_stops_the_worker(fleet: Fleet, he
         until(lambda: len(raw) == 150, "the changes that came later")
 
 
-def set_offset(fleet: Fleet, group: str, at: TopicPartition) -> None:
-    asked = ConsumerGroupTopicPartitions(group, [at])
-    (future,) = AdminClient(fleet.conf).alter_consumer_group_offsets([asked]).values()
+def set_offset(conf: dict[str, Any], group: str, at: TopicPartition) -> None:
+    client = AdminClient(conf)  # it must live until the answer is there
+    (future,) = client.alter_consumer_group_offsets([ConsumerGroupTopicPartitions(group, [at])]).values()
     assert future.result(20).topic_partitions[0].error is None
 
 
@@ -241,8 +241,9 @@ counts = app.Table("counts", default=int)
 @app.agent(words)
 async def count(stream):
     async for word in stream:
-        counts[word] += 1
-        print("COUNTED", word.decode(), counts[word], flush=True)
+        name = word.decode()
+        counts[name] += 1
+        print(f"COUNTED {{name}} {{counts[name]}}", flush=True)
 """
 
 
@@ -281,7 +282,8 @@ def test_a_user_table_is_not_counted_twice_when_kafka_has_forgotten_the_groups_o
     workers.start()
     until(lambda: "COUNTED a 2" in log_of(workers.all[0]), "the counts")
     workers.stop()
-    AdminClient(counting.conf).delete_consumer_groups([counting.name])[counting.name].result(20)
+    client = AdminClient(counting.conf)  # it must live until the answer is there
+    client.delete_consumer_groups([counting.name])[counting.name].result(20)
     again = counting.workers()
     again.all[0].log.unlink()
     with ended(again):
@@ -298,9 +300,7 @@ def test_a_user_table_is_not_counted_twice_when_the_offsets_are_set_back(countin
     workers.start()
     until(lambda: "COUNTED a 2" in log_of(workers.all[0]), "the counts")
     workers.stop()
-    asked = ConsumerGroupTopicPartitions(counting.name, [TopicPartition(counting.words, 0, 1)])
-    (future,) = AdminClient(counting.conf).alter_consumer_group_offsets([asked]).values()
-    assert future.result(20).topic_partitions[0].error is None
+    set_offset(counting.conf, counting.name, TopicPartition(counting.words, 0, 1))
     again = counting.workers()
     again.all[0].log.unlink()
     with ended(again):
