@@ -258,6 +258,21 @@ def test_what_the_version_before_has_of_another_log_hides_no_change(
     assert Counter(row["_event_id"] for row in rows_of(owner)) == once("e", count=12) + once("new", count=16)
 
 
+def test_a_manifest_that_a_worker_of_the_version_before_has_written_anew_loses_no_log(tmp_path: Path) -> None:
+    objects = Objects(f"file://{tmp_path}")
+    for log, name in ((LOG, "first"), (OTHER_LOG, "second")):
+        carry(Owner(lake(objects), topic(name, 8), 0, log=log))
+    path = "table=t/hour=16/_manifest.json"
+    told = json.loads(objects.read(path))
+    for file in told["files"]:
+        for origin in file["origins"]:
+            del origin["log"]
+    (tmp_path / path).write_text(json.dumps(told))
+    assert verify(objects, carried=[carried(8, log=OTHER_LOG)]).problems == ()
+    carry(Owner(lake(objects), {n: m for n, m in topic("more", 12).items() if n >= 8}, 8, log=OTHER_LOG))
+    assert all(origin["log"] for file in json.loads(objects.read(path))["files"] for origin in file["origins"])
+
+
 # -- a commit that another has overtaken ------------------------------------------------------------------------------
 
 
