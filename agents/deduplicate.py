@@ -6,12 +6,13 @@ from functools import partial
 
 from faust import Stream
 
+from models.dead_letter import LATE
 from pipeline.app import Worker
 from pipeline.state.delivered import Delivered, Memory
 from pipeline.state.newest import NewestTimes
 from pipeline.state.seen import SeenTable
 from pipeline.steps.deduplicate import deduplicate as deduplicate_step
-from pipeline.steps.late import late_ones
+from pipeline.steps.late import late_ones, marked
 from pipeline.steps.snapshot import join
 from pipeline.transport import Batch
 
@@ -41,7 +42,7 @@ def attach(worker: Worker) -> None:
 
 def write(worker: Worker, seen: SeenTable, delivered: Delivered, newest: NewestTimes, batch: Batch) -> None:
     """Write the changes of a batch that were not seen. Ingest and raw have equal partitions: an item stays in its own."""
-    remember = partial(seen.add_new, batch.partition, at=batch.last_timestamp)
+    remember = partial(seen.add_new, batch.partition)
     fresh, duplicates, rejected, snapshot = deduplicate_step(batch.values(), remember)
     changes = batch.where(fresh)
     memory = delivered.memory(batch.partition)
@@ -63,13 +64,17 @@ def join_snapshots(worker: Worker, memory: Memory, batch: Batch) -> Batch:
 
 
 def write_raw(worker: Worker, newest: NewestTimes, batch: Batch) -> None:
-    """Write changes in the order in which they came; one that came late says so in the header `late`."""
+    """Write changes in the order in which they came; one that came late says so in the header `late`.
+
+    Late is what Kinesis delivered after a newer change of its item, and what was a dead letter meanwhile.
+    """
     raw, partition, records = worker.topics.raw, batch.partition, batch.copies()
     pairs = ((record["key"], record["value"] or b"") for record in records)
+    late = {**marked(batch.headers()), **late_ones(pairs, partial(newest.take, partition))}
     written = 0
-    for index, before in late_ones(pairs, partial(newest.take, partition)).items():
+    for index, before in sorted(late.items()):
         worker.produce_batch(raw, records[written:index], partition)
-        late = records[index]
-        worker.produce(raw, late["key"], late["value"], partition, [("late", str(before).encode())])
+        record = records[index]
+        worker.produce(raw, record["key"], record["value"], partition, [(LATE, str(before).encode())])
         written = index + 1
     worker.produce_batch(raw, records[written:], partition)

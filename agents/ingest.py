@@ -8,20 +8,20 @@ from functools import partial
 
 from faust import Stream
 
-from models.dead_letter import DeadLetter
 from pipeline.app import Worker
 from pipeline.errors import UsageError
 from pipeline.settings import Kinesis
 from pipeline.sources.kinds import snapshotter, stream_api
+from pipeline.sources.preflight import Looked, preflight
 from pipeline.sources.reading import Reading
-from pipeline.sources.snapshot import Snapshotter
-from pipeline.sources.streams import StreamApi, StreamSource
+from pipeline.sources.streams import StreamSource
 
 
 def attach(worker: Worker) -> None:
     """Attach the agent, with a source for each entry of the settings."""
     if not worker.settings.sources:
         raise UsageError("the agent ingest needs [[sources]]", hint="headwater check")
+    looked: list[Looked] = []
     names = [f"@{settings.kind}-{number}" for number, settings in enumerate(worker.settings.sources)]
     for name, settings in zip(names, worker.settings.sources, strict=True):
         api = stream_api(settings)
@@ -38,7 +38,8 @@ def attach(worker: Worker) -> None:
             snapshots=snapshotter(settings),
         )
         worker.transport.join(source)
-        worker.preflights.append(partial(preflight, api, source.snapshots))
+        looked.append(Looked(settings, api, source.snapshots))
+    worker.preflights.append(partial(preflight, looked))
 
     @worker.agent("ingest", *names)
     async def ingest(stream: Stream[Reading]) -> None:
@@ -52,23 +53,13 @@ def since(start: str | datetime) -> float | None:
     return time.time() if start == "latest" else None
 
 
-def preflight(api: StreamApi, snapshots: Snapshotter | None) -> None:
-    """Look at every table; raise the error that says what is wrong with the first that cannot be captured, or read."""
-    for table in api.tables(set()):
-        api.stream_of(table)
-        if snapshots is not None:
-            snapshots.preflight(table)
-
-
 def write(worker: Worker, reading: Reading) -> None:
     """Write what one answer of AWS brought, in its order."""
     for mark in reading.marks:
         for partition in range(worker.settings.partitions):
             worker.produce(worker.topics.ingest, None, mark, partition)
     worker.produce_batch(worker.topics.ingest, reading.cut.records)
+    shard = reading.shard
     for unreadable in reading.cut.unreadable:
-        shard = reading.shard
-        worker.reject_letter(
-            DeadLetter(f"{shard.arn}/{shard.shard_id}", -1, -1, "ingest", unreadable.error, None, unreadable.value, [])
-        )
+        worker.reject_letter(unreadable.letter(shard.arn, shard.shard_id, shard.table))
     worker.metrics.count(worker.metrics.changes, len(reading.cut.records), "ingest")

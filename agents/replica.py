@@ -12,6 +12,7 @@ from pipeline.sinks.attach import Carrier
 from pipeline.sinks.replica import Replica, calls
 from pipeline.sinks.replica_client import connect, preflight
 from pipeline.sinks.replica_table import ReplicaTable
+from pipeline.sources.preflight import made_patiently, patiently
 from pipeline.transport import Batch
 
 
@@ -26,8 +27,9 @@ def attach(worker: Worker) -> None:
             f"such sinks: {', '.join(sinks) or 'none'}",
             hint="set sinks of [[replicas]] to some of them; headwater check",
         )
-    client = connect(chosen, calls(chosen))
-    worker.preflights.append(partial(preflight, settings, chosen, client))
+    what = f"the replica {name}"
+    client = made_patiently(partial(connect, chosen, calls(chosen)), what)
+    worker.preflights.append(partial(patiently, [partial(preflight, settings, chosen, client)], what))
     topics = [sinks[sink] for sink in chosen.sinks]
     carrier = Carrier(worker, Replica(chosen, ReplicaTable(client, chosen)), topics)
 

@@ -25,6 +25,7 @@ from pipeline.errors import FatalError, HeadwaterError, RejectedError, Transient
 from pipeline.limits import HEADROOM, spare_the_collector
 from pipeline.metrics import Metrics
 from pipeline.offsets import require_remembered
+from pipeline.private import private_directory
 from pipeline.settings import Settings
 from pipeline.sources.places import Gap
 from pipeline.state.table import Table
@@ -169,7 +170,7 @@ class Worker:
         """Make missing topics and look at the sources; blocks, raises HeadwaterError. Runs before the worker starts."""
         state = self.settings.state_dir
         try:
-            state.mkdir(parents=True, exist_ok=True)
+            private_directory(state)
         except OSError as error:
             raise FatalError(f"the state directory {state}: {error.strerror}", hint=f"ls -ld {state.parent}") from error
         web = self.settings.web

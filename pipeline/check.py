@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -12,8 +12,7 @@ from urllib.parse import urlsplit
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
-from botocore.parsers import ResponseParserError
+from botocore.exceptions import ClientError
 from confluent_kafka import KafkaError, KafkaException
 
 from pipeline.app import known_agents, wanted_agents
@@ -25,10 +24,10 @@ from pipeline.settings import DynamoDBStream, Kinesis, Lake, Mirror, Replica, Se
 from pipeline.sinks.mirror import copied
 from pipeline.sinks.other_cluster import OtherCluster
 from pipeline.sinks.replica_client import connect, preflight
-from pipeline.sources.aws import TABLES, client, explain
+from pipeline.sources.aws import ERRORS, TABLES, client, explain
 from pipeline.sources.consumers import Consumers
 from pipeline.sources.kinds import onlooker, snapshotter
-from pipeline.sources.kinesis import plain
+from pipeline.sources.kinesis_records import plain
 from pipeline.sources.places import ShardOf
 from pipeline.sources.snapshot import Snapshotter
 from pipeline.sources.streams import Start, StreamApi
@@ -91,9 +90,7 @@ def _try(what: str, look_at: Callable[[], str]) -> Iterator[Finding]:
         yield Finding(what, True, look_at())
     except HeadwaterError as error:
         yield Finding(what, False, error.message, error.hint)
-    except ResponseParserError as error:
-        yield Finding(what, False, f"this is no answer of AWS: {error}".splitlines()[0], "env | grep AWS_ENDPOINT_URL")
-    except (ClientError, BotoCoreError) as error:
+    except ERRORS as error:
         found = explain(error, what)
         yield Finding(what, False, found.message, found.hint)
 
@@ -190,12 +187,15 @@ def _identity() -> str:
 
 def _source(settings: DynamoDBStream | Kinesis) -> Iterator[Finding]:
     what = f"source {settings.kind}"
+    api, snapshots = onlooker(settings), snapshotter(settings)
+    tables: Sequence[str]
     try:
-        api, snapshots = onlooker(settings), snapshotter(settings)
         tables = api.tables(set())
     except HeadwaterError as error:
         yield Finding(what, False, error.message, error.hint)
-        return
+        tables = api.named()
+        if not tables:
+            return
     name, hint = ("stream", "aws kinesis list-streams") if isinstance(settings, Kinesis) else ("table", TABLES)
     if not tables:
         yield Finding(what, False, f"there is no {name} of these names or tags yet", hint)

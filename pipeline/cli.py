@@ -28,7 +28,7 @@ from pipeline import settings as settings_module
 from pipeline import snapshotting
 from pipeline import status as statuses
 from pipeline.app import create_app
-from pipeline.commands import dlq, explain, flows, lake, replay, replica
+from pipeline.commands import dlq, explain, flows, lake, positions, replay, replica
 from pipeline.console import Json, err, one_of, out, print_json, say
 from pipeline.errors import HeadwaterError, UsageError
 from pipeline.topics import Topics, admin, ensure, look
@@ -54,6 +54,7 @@ app.add_typer(lake.app, name="lake", rich_help_panel="Repair")
 app.add_typer(replay.app, name="replay", rich_help_panel="Repair")
 gaps_app = typer.Typer(help="What is known to be lost, and how to have it again.", invoke_without_command=True)
 app.add_typer(gaps_app, name="gaps", rich_help_panel="Look")
+app.add_typer(positions.app, name="positions", rich_help_panel="Repair")
 
 Detach = Annotated[bool, typer.Option("--detach", help="Do not wait for the end; headwater status shows how it goes.")]
 Directory = Annotated[Path, typer.Option("--dir", help="Where the stack keeps its data.")]
@@ -178,11 +179,14 @@ def gaps(context: typer.Context, as_json: Json = False) -> None:
     if as_json:
         print_json([{**msgspec.to_builtins(gap), "repaired": repaired} for gap, repaired in found])
     elif found:
-        table = Table("noticed", "table", "shard", "after", "before", "cause", "repaired")
+        table = Table("noticed", "of", "where", "after", "before", "at most", "cause", "repaired")
         for gap, repaired in found:
             noticed = f"{datetime.fromtimestamp(gap.at, UTC):%Y-%m-%d %H:%M:%S}Z"
-            row = noticed, gap.table, gap.shard or "all", gap.after or "", gap.before or "", gap.cause
-            table.add_row(*row, "yes" if repaired else "no")
+            if gap.topic:
+                place = gap.topic, f"partition {gap.partition}", f"{gap.first - 1}", f"{gap.last + 1}", f"{gap.count:,}"
+            else:
+                place = gap.table, gap.shard or "all", gap.after or "", gap.before or "", ""
+            table.add_row(noticed, *place, gap.cause, "yes" if repaired else "no")
         out.print(table)
     if not all(repaired for _, repaired in found):
         raise typer.Exit(1)
@@ -196,7 +200,15 @@ def gaps_repair(
 ) -> None:
     """Read all items of the tables with gaps anew, as rows of a snapshot. Deletions within a gap stay unknown."""
     settings = settings_module.load()
-    newest = {gap.table: gap.at for gap, repaired in statuses.gaps(settings) if not repaired}
+    newest = dict[str, float]()
+    for gap, repaired in statuses.gaps(settings):
+        found = [] if repaired else statuses.tables_of(gap, settings)
+        newest |= {table: max(gap.at, newest.get(table, 0.0)) for table in found}
+        if gap.topic and not repaired and not found:
+            say(
+                f"{gap.topic}[{gap.partition}]: no snapshot brings back what a sink topic has lost; "
+                "headwater replay sends it again from raw, or from the lake"
+            )
     chosen = sorted(newest.keys() & set(tables) if tables else newest)
     wanted = [table for table in chosen if snapshotting.source_of(settings, table) is not None]
     for table in [one for one in chosen if one not in wanted]:

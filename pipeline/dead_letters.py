@@ -18,12 +18,26 @@ import msgspec
 from confluent_kafka import OFFSET_BEGINNING, KafkaException, Message, Producer
 
 from models.change import MalformedChangeError, decode, item_key
-from models.dead_letter import FLOW, OFFSET, PARTITION, PREFIX, REASON, SEALED, STAGE, TOPIC
+from models.dead_letter import (
+    FLOW,
+    LATE,
+    OFFSET,
+    ORIGIN,
+    PARTITION,
+    PREFIX,
+    REASON,
+    SEALED,
+    STAGE,
+    TOPIC,
+    Origin,
+    origin_in,
+)
 from pipeline.errors import FatalError, UsageError
 from pipeline.running import SKIP
 from pipeline.secrets import mask_key
 from pipeline.settings import Settings
-from pipeline.status import read, reading
+from pipeline.sources.members import read_again
+from pipeline.status import each, letter_states, reading
 from pipeline.steps.secrecy import MaskKey, fingerprint_of, is_sealed, open_letter, with_value
 from pipeline.topics import Topics, admin, look, silent, unreachable
 from pipeline.transport.producer import partition_of
@@ -53,6 +67,8 @@ class Letter:
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...]
     """Those of the message itself."""
+    origin: Origin | None = None
+    """Where it was in its stream, when `ingest` has rejected it."""
     state: State = "open"
 
     def json(self) -> dict[str, Any]:
@@ -70,6 +86,7 @@ class Letter:
             "partition": self.partition,
             "offset": self.offset,
             "key": None if self.key is None else self.key.decode(errors="replace"),
+            "origin": None if self.origin is None else {k: v for k, v in self.origin._asdict().items() if v},
         }
 
     def whole(self) -> dict[str, Any]:
@@ -125,8 +142,11 @@ def letter(record: Message) -> Letter:
         key=cast("Any", record.key()),
         value=record.value(),
         headers=tuple(
-            (name, value) for name, value in headers if not name.startswith(PREFIX) and name not in {FLOW, SEALED}
+            (name, value)
+            for name, value in headers
+            if not name.startswith((PREFIX, ORIGIN)) and name not in {FLOW, SEALED}
         ),
+        origin=origin_in(said),
     )
 
 
@@ -162,19 +182,19 @@ def letters(settings: Settings, wanted: Wanted) -> list[Letter]:
         for found in look(admin(settings.kafka.conf), [topic for topic in topics.all() if topic.name in names])
     }
 
-    def all_of(topic: str) -> list[Message]:
-        return read(consumer, topic, dict.fromkeys(range(there[topic]), OFFSET_BEGINNING), None)
-
+    ids, found = set(wanted.ids), list[Letter]()
     with reading(settings) as consumer:
-        states = {
-            bytes(record.key() or b"").decode(): json.loads(record.value() or b"{}")["state"]
-            for record in all_of(topics.dead_letter_states)
-        }
-        found = [letter(record) for record in all_of(topics.dead_letter)]
-    found = [replace(one, state=states.get(one.id, "open")) for one in found]
-    if unknown := set(wanted.ids) - {one.id for one in found}:
-        raise UsageError(f"there is no dead letter {', '.join(sorted(unknown))}", hint="headwater dlq list --all")
-    return sorted(filter(wanted, found), key=lambda one: one.at)
+        states = letter_states(consumer, topics.dead_letter_states, there[topics.dead_letter_states])
+        partitions = dict.fromkeys(range(there[topics.dead_letter]), OFFSET_BEGINNING)
+        for record in each(consumer, topics.dead_letter, partitions):  # those that are not meant are not kept
+            one = letter(record)
+            ids.discard(one.id)
+            one = replace(one, state=cast("State", states.get(one.id, "open")))
+            if wanted(one):
+                found.append(one)
+    if ids:
+        raise UsageError(f"there is no dead letter {', '.join(sorted(ids))}", hint="headwater dlq list --all")
+    return sorted(found, key=lambda one: one.at)
 
 
 def retry(settings: Settings, chosen: Iterable[Letter], value: bytes | None = None) -> int:
@@ -195,9 +215,11 @@ Record = tuple[str, bytes | None, bytes | None, int, list[tuple[str, bytes]]]
 """Topic, key, value, partition, headers."""
 
 
-def _again(settings: Settings, one: Letter, value: bytes | None) -> Record:
+def _again(settings: Settings, one: Letter, value: bytes | None) -> list[Record]:
     topics = Topics(settings)
     new = one.value if value is None else value
+    if one.stage == "ingest":
+        return _read_again(settings, one, new or b"")
     if value is not None:
         if is_sealed(one.value or b""):
             key = _key_of(settings, one)  # once: AWS KMS may have to be asked for it
@@ -206,15 +228,43 @@ def _again(settings: Settings, one: Letter, value: bytes | None) -> Record:
         else:
             _check_edited(one, value)
     if one.stage == "transform":
-        return topics.retry, one.key, new, one.partition, _to_flow(one)
-    if one.stage in {"ingest", "deduplicate"}:
+        return [(topics.retry, one.key, new, one.partition, _to_flow(one))]
+    if one.stage == "deduplicate":
         where = one.partition if one.topic == topics.ingest else partition_of(one.key or b"", settings.partitions)
-        return topics.ingest, one.key, new, where, list(one.headers)
+        return [(topics.ingest, one.key, new, where, [*(h for h in one.headers if h[0] != LATE), _late(one)])]
     raise UsageError(
         f"{one.id}: the stage {one.stage} rejected a message of {one.topic}, which others read as well: it cannot be sent "
         "again for this stage alone",
         hint=f"headwater dlq show {one.id}, then headwater dlq skip {one.id}",
     )
+
+
+def _read_again(settings: Settings, one: Letter, value: bytes) -> list[Record]:
+    """Return what the codec of the source makes of a letter of `ingest`: as if it had been read, but late."""
+    hint = f"headwater dlq show {one.id}, then headwater dlq edit {one.id}"
+    try:
+        found = read_again(settings, value, one.origin or _former_origin(one))
+    except ValueError as error:
+        raise UsageError(f"{one.id}: {error}", hint=hint) from error
+    for record in found:
+        if one.key is not None and record["key"] != one.key:
+            raise UsageError(
+                f"{one.id} is of the item {one.key.decode(errors='replace')}, the new value of {record['key'].decode()}",
+                hint=hint,
+            )
+    topic, partitions = Topics(settings).ingest, settings.partitions
+    return [(topic, r["key"], r["value"], partition_of(r["key"], partitions), [_late(one)]) for r in found]
+
+
+def _former_origin(one: Letter) -> Origin:
+    """Return what a letter says of its place that was written before letters had it in headers: `ARN/shard` as its topic."""
+    stream, _, shard_id = one.topic.rpartition("/")
+    return Origin(stream, shard_id)
+
+
+def _late(one: Letter) -> tuple[str, bytes]:
+    """Return the header of a change that comes after its turn: newer ones of its item may have been written since."""
+    return LATE, str(round(one.at * 1_000_000)).encode()
 
 
 def _check_edited(one: Letter, value: bytes) -> None:
@@ -235,13 +285,13 @@ def _to_flow(one: Letter) -> list[tuple[str, bytes]]:
     return [*one.headers, *flow, (OFFSET, str(one.offset).encode())]
 
 
-def _given_up(settings: Settings, one: Letter) -> Record | None:
+def _given_up(settings: Settings, one: Letter) -> list[Record]:
     if one.stage != "transform" or not one.flow:
-        return None
-    return Topics(settings).retry, one.key, one.value, one.partition, [*_to_flow(one), (SKIP, b"1")]
+        return []
+    return [(Topics(settings).retry, one.key, one.value, one.partition, [*_to_flow(one), (SKIP, b"1")])]
 
 
-def _act(settings: Settings, chosen: Iterable[Letter], done: Done, make: Callable[[Letter], Record | None]) -> int:
+def _act(settings: Settings, chosen: Iterable[Letter], done: Done, make: Callable[[Letter], list[Record]]) -> int:
     acts = [(one, make(one)) for one in chosen]
     if not acts:
         return 0
@@ -253,9 +303,8 @@ def _act(settings: Settings, chosen: Iterable[Letter], done: Done, make: Callabl
     try:
         producer.init_transactions(TIMEOUT)
         producer.begin_transaction()
-        for one, record in acts:
-            if record is not None:
-                topic, key, value, partition, headers = record
+        for one, records in acts:
+            for topic, key, value, partition, headers in records:
                 producer.produce(
                     topic, value, key, partition, headers=cast("Any", headers)
                 )  # its stubs know invariant lists

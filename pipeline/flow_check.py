@@ -7,7 +7,7 @@ import os
 from pipeline.errors import UsageError
 from pipeline.flow_settings import TOPIC, EnrichSettings, Flow, Join, Lookup, Sql
 from pipeline.flows import FlowError, compile_flow, onlooking
-from pipeline.lookups import headers
+from pipeline.lookups import headers, secrets_of
 from pipeline.secrets import mask_key
 from pipeline.settings import DynamoDBStream, Settings
 from pipeline.sources.dynamodb import is_pattern
@@ -26,6 +26,10 @@ def examine(settings: Settings, flow: Flow) -> list[str]:
                 headers(step, os.environ)
             except UsageError as error:
                 raise FlowError(flow, f"enrich.{number}.headers", error) from error
+            try:
+                secrets_of(step, os.environ)
+            except UsageError as error:
+                raise FlowError(flow, f"enrich.{number}.url", error) from error
     if flow.mask and flow.mask_key is not None:
         try:
             mask_key(flow.mask_key)

@@ -15,8 +15,14 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
+    ValidationInfo,
     model_validator,
 )
+
+from pipeline.published import secrets_in_headers, secrets_in_url
+
+PUBLISHED = "published"
+"""In the context of a validation: the flows are on the topic already, where nothing is to be prevented any more."""
 
 
 def formed(form: str, words: str) -> AfterValidator:
@@ -186,7 +192,8 @@ class Lookup(Section):
     kind: Literal["lookup"] = Field(description="The kind of the step.")
     url: Annotated[str, formed(r"https?://[^/].*", "http://... or https://...")] | None = Field(
         None,
-        description="http(s)://...: {name} stands for an attribute of the change. Answers JSON; 404: there is none.",
+        description="http(s)://...: {name} stands for an attribute of the change, `token=env:NAME` in its query for a secret. "
+        "Answers JSON; 404: there is none.",
     )
     table: str | None = Field(
         None, min_length=3, description="A DynamoDB table, read by BatchGetItem, instead of a url."
@@ -197,7 +204,10 @@ class Lookup(Section):
     )
     into: str = Field(min_length=1, description="Under which name the answer is added to the change.")
     headers: dict[str, str] = Field(
-        default_factory=dict, description="HTTP headers; ${NAME} stands for a variable of the environment.", repr=False
+        default_factory=dict,
+        description="HTTP headers. A secret is never written out: env:NAME is a variable of the worker's environment, "
+        "file:/path a file that it reads, ${NAME} a variable within a value.",
+        repr=False,
     )
     ttl: float = Field(300.0, ge=0, description="Seconds for which an answer is kept.")
     missing_ttl: float = Field(30.0, ge=0, description="Seconds for which it is kept that there is none.")
@@ -389,6 +399,16 @@ class Flow(Section):
             raise ValueError(
                 "mask_key: masks need a key, their dead letters are encrypted with it; headwater flows new-key FILE makes one"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _publishes_no_secrets(self, info: ValidationInfo) -> Flow:
+        if (info.context or {}).get(PUBLISHED):
+            return self
+        for n, step in enumerate(self.enrich):
+            if isinstance(step, Lookup):
+                for problem in (*secrets_in_url(step.url or ""), *secrets_in_headers(step.headers)):
+                    raise ValueError(f"enrich.{n}: the flow {self.name}, lookup {step.into}: {problem}")
         return self
 
     @model_validator(mode="after")

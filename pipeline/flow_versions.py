@@ -19,13 +19,15 @@ from confluent_kafka import Message
 from faust.types import TP
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.errors import HeadwaterError, UsageError
-from pipeline.flow_settings import Flow
+from pipeline.errors import HeadwaterError, TransientError, UsageError, backoff
+from pipeline.flow_settings import PUBLISHED, Flow
 from pipeline.transport import Follower, Participant, Slice, Transport
 from pipeline.transport.consumer import Consumer
 from pipeline.transport.fatal import stop_process
 
 log = logging.getLogger(__name__)
+PATIENCE = 60.0
+"""Seconds for which what may pass is tried again before a worker gives up to start."""
 KEY = b"flows"
 WORKER = b"worker/"
 T = TypeVar("T")
@@ -71,9 +73,12 @@ encode = msgspec.json.encode
 
 
 def parse(flows: Sequence[Any]) -> tuple[Flow, ...]:
-    """Return the flows of a version; raise UsageError when this program does not know them."""
+    """Return the flows of a version; raise UsageError when this program does not know them.
+
+    A secret in them, from before such were refused, is said: it stops no worker, since it is there already.
+    """
     try:
-        return _flows.validate_python(flows)
+        found = _flows.validate_python(flows, context={PUBLISHED: True})
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, problem["loc"]))
@@ -81,6 +86,16 @@ def parse(flows: Sequence[Any]) -> tuple[Flow, ...]:
             f"flows.{place}: {problem['msg'].removeprefix('Value error, ')}",
             hint="headwater flows apply, by the workers' version",
         ) from error
+    _warn_of_secrets(flows)
+    return found
+
+
+def _warn_of_secrets(flows: Sequence[Any]) -> None:
+    try:
+        _flows.validate_python(flows)
+    except ValidationError as error:
+        said = error.errors(include_url=False, include_input=False)[0]["msg"].removeprefix("Value error, ")
+        log.warning("The flows topic holds a secret; replace the secret, and: headwater flows apply: %s", said)
 
 
 def dump(flows: Sequence[Flow]) -> list[dict[str, Any]]:
@@ -180,9 +195,23 @@ class FlowVersions(Participant, Generic[T]):
                 )
             self._prepare(flows)
             version = self._seen
-            self._take_up(version, await asyncio.to_thread(self._build, flows))
+            self._take_up(version, await self._built(flows))
             self._caught_up = True
             self._heard_of(self._seen)  # of what came meanwhile
+
+    async def _built(self, flows: Sequence[Flow]) -> T:
+        """Build the flows; what may pass, such as a throttle of AWS KMS, is tried again for a minute."""
+        deadline, tries = time.monotonic() + PATIENCE, 0
+        while True:
+            try:
+                return await asyncio.to_thread(self._build, flows)
+            except TransientError as error:
+                if time.monotonic() > deadline:
+                    raise
+                tries += 1
+                if tries == 3:
+                    log.warning("Still trying to take the flows up: %s", error)
+            await asyncio.sleep(backoff(tries))
 
     def _apply(self, records: Sequence[Message]) -> None:
         """Take note of a version; in the follower's thread."""
@@ -204,7 +233,7 @@ class FlowVersions(Participant, Generic[T]):
             try:
                 flows = parse(version.flows)
                 self._prepare(flows)
-                self._next = version, await asyncio.to_thread(self._build, flows)
+                self._next = version, await self._built(flows)
             except HeadwaterError as error:
                 self._runs = msgspec.structs.replace(self._runs, refused=f"version {version.number}: {error}")
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from functools import cache
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -15,11 +16,13 @@ import boto3
 import msgspec
 import urllib3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 
 from models.attributes import digits, from_client, normal_item, to_client, typed
 from pipeline.errors import UsageError
 from pipeline.flow_settings import Lookup
+from pipeline.published import REFERENCE, VARIABLE, parameters
+from pipeline.sources.aws import ERRORS, explain
 from pipeline.steps.enrich import attribute
 from pipeline.steps.event import NULL, Event, Step, Value, each
 from pipeline.steps.lookup import (
@@ -34,7 +37,6 @@ from pipeline.steps.lookup import (
 )
 
 PLACE = re.compile(r"\{([^{}]+)\}")
-VARIABLE = re.compile(r"\$\{(\w+)\}")
 BATCH = 100
 """Keys that BatchGetItem takes."""
 ATTEMPTS = 5
@@ -55,8 +57,20 @@ def lookup(settings: Lookup, environment: Mapping[str, str]) -> Step:
 
 
 def headers(settings: Lookup, environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the headers of a lookup; raise UsageError when a variable that they name is not there."""
+    """Return the headers of a lookup; raise UsageError when a variable or a file that they name is not there."""
     return {name: _filled(value, environment) for name, value in settings.headers.items()}
+
+
+def secrets_of(settings: Lookup, environment: Mapping[str, str]) -> dict[str, str]:
+    """Return what stands in the URL of a lookup for secrets, and what they are, as a part of its query.
+
+    Raises UsageError when a variable or a file that it names is not there.
+    """
+    found: dict[str, str] = {}
+    for text, place in parameters(settings.url or ""):
+        name, secret = text.partition("=")[0], _looked_up(place, environment, "the url")
+        found[text] = f"{name}={quote(secret, safe='')}"
+    return found
 
 
 def canned(settings: Lookup, answer: Any) -> Step:
@@ -88,7 +102,7 @@ class Http:
         self._names = PLACE.findall(self._template)
         self._segments = [n for n, segment in enumerate(_segments(PLACE.sub("{}", self._template))) if "{}" in segment]
         """Those of the path that values are part of."""
-        self._headers = headers(settings, environment)
+        self._headers, self._secrets = headers(settings, environment), secrets_of(settings, environment)
         self._timeout = urllib3.Timeout(total=settings.timeout)
         self._pool = urllib3.PoolManager(maxsize=settings.concurrency, retries=False)
         self._threads, self._breaker = threads(settings.concurrency), Breaker()
@@ -116,6 +130,9 @@ class Http:
         return answer
 
     def _get(self, url: str) -> urllib3.BaseHTTPResponse:
+        if self._secrets:  # they are in no question, so in nothing that is remembered or shown
+            before, _, query = url.partition("#")[0].partition("?")
+            url = f"{before}?{'&'.join(self._secrets.get(pair, pair) for pair in query.split('&'))}"
         try:
             return self._pool.request("GET", url, headers=self._headers, timeout=self._timeout, redirect=False)
         except urllib3.exceptions.ProtocolError:
@@ -158,10 +175,9 @@ class Items:
         )
         try:
             self._client = boto3.client("dynamodb", region_name=settings.region, config=config)
-        except BotoCoreError as error:
-            raise UsageError(
-                f"lookup in table {self._table}: {error}", hint="set region, or AWS_DEFAULT_REGION"
-            ) from error
+        except ERRORS as error:
+            found = explain(error, f"lookup in table {self._table}")
+            raise UsageError(found.message, hint=found.hint) from error
         self._threads, self._breaker = threads(settings.concurrency), Breaker()
 
     def question(self, event: Event) -> Question | None:
@@ -207,7 +223,7 @@ class Items:
                     return self._ask(questions[:half]) | self._ask(questions[half:])
                 failure = RefusedError(f"table {self._table}: the key is not of its types")
             return dict.fromkeys(questions, failure)
-        except BotoCoreError as error:
+        except ERRORS as error:
             return dict.fromkeys(questions, LookupFailedError(f"table {self._table}: {type(error).__name__}"))
         left = {by_key[_known(key)] for key in keys}
         throttled = LookupFailedError(f"table {self._table}: keys were left unprocessed {ATTEMPTS} times")
@@ -245,9 +261,27 @@ def _text(event: Event, name: str) -> str | None:
 
 
 def _filled(value: str, environment: Mapping[str, str]) -> str:
-    def variable(match: re.Match[str]) -> str:
-        if match[1] not in environment:
-            raise UsageError(f"lookup: the variable {match[1]} of a header is not set", hint=f"export {match[1]}=...")
-        return environment[match[1]]
+    if found := REFERENCE.fullmatch(value.strip()):
+        secret = _looked_up(found["place"], environment, "a header")
+        return f"{found['scheme']} {secret}" if found["scheme"] else secret
+    return VARIABLE.sub(lambda match: _looked_up(f"env:{match[1]}", environment, "a header"), value)
 
-    return VARIABLE.sub(variable, value)
+
+def _looked_up(place: str, environment: Mapping[str, str], of: str) -> str:
+    """Return the secret at `env:NAME` or `file:/path`; raise UsageError when there is none. It is never shown."""
+    kind, _, name = place.partition(":")
+    if kind == "env":
+        if name not in environment:
+            raise UsageError(f"lookup: the variable {name} of {of} is not set", hint=f"export {name}=...")
+        secret = environment[name]
+    else:
+        try:
+            secret = Path(name).read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            said = getattr(error, "strerror", None) or "it holds no text"
+            raise UsageError(f"lookup: the file {name} of {of}: {said}", hint=f"ls -l {name}") from error
+    if not secret or any(ord(one) < 32 for one in secret):
+        raise UsageError(
+            f"lookup: {place} is empty, or holds more than one line", hint="one line, without a line break"
+        )
+    return secret

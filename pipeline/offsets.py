@@ -10,23 +10,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from pipeline.errors import FatalError
 from pipeline.settings import Settings
 from pipeline.status import read
 from pipeline.topics import Topics, unreachable
+from pipeline.transport import clients
+from pipeline.transport.committed import UNDECIDED
 
 TIMEOUT = 20.0
-UNDECIDED = {
-    KafkaError.NOT_COORDINATOR,
-    KafkaError.COORDINATOR_NOT_AVAILABLE,
-    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
-    KafkaError.NOT_LEADER_FOR_PARTITION,
-    KafkaError.LEADER_NOT_AVAILABLE,
-    KafkaError.UNKNOWN_TOPIC_OR_PART,
-}
-"""What a cluster answers while it is still choosing: it is new, has lost a broker, or the topic was made a moment ago."""
 T = TypeVar("T")
 
 
@@ -42,15 +35,7 @@ def require_remembered(conf: Mapping[str, Any], settings: Settings, agents: Sequ
         "deduplicate": (topics.ingest, [topics.raw]),
         "transform": (topics.raw, [*topics.sinks.values(), *topics.references.values()]),
     }
-    consumer = Consumer(
-        {
-            **conf,
-            "group.id": settings.prefix,
-            "enable.auto.commit": False,
-            "isolation.level": "read_committed",
-            "enable.partition.eof": True,
-        }
-    )
+    consumer = clients.consumer(conf, settings.prefix, enable_partition_eof=True)
     try:
         for agent in agents:
             topic, outputs = written.get(agent, ("", []))

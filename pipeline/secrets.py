@@ -9,10 +9,9 @@ from functools import lru_cache
 from pathlib import Path
 
 import boto3
-from botocore.exceptions import BotoCoreError, ClientError
 
-from pipeline.errors import FatalError, UsageError
-from pipeline.sources.aws import explain
+from pipeline.errors import FatalError, TransientError, UsageError
+from pipeline.sources.aws import ERRORS, explain
 from pipeline.steps.secrecy import KEY_BYTES, MaskKey
 
 
@@ -20,7 +19,7 @@ from pipeline.steps.secrecy import KEY_BYTES, MaskKey
 def mask_key(uri: str) -> MaskKey:
     """Return the key of `file:PATH`, `env:NAME` (32 random bytes, base64) or `kms:PATH` (a data key that KMS has encrypted).
 
-    Raise UsageError when it is not there or no key, FatalError when KMS does not decrypt it.
+    Raise UsageError when it is not there or no key, FatalError or TransientError when KMS does not decrypt it.
     """
     kind, _, place = uri.partition(":")
     content = _decoded(_variable(place) if kind == "env" else _content(Path(place)), uri)
@@ -67,6 +66,7 @@ def _decoded(text: bytes, uri: str) -> bytes:
 def _decrypt(content: bytes, path: str) -> bytes:
     try:
         return boto3.client("kms").decrypt(CiphertextBlob=content)["Plaintext"]
-    except (ClientError, BotoCoreError) as error:
+    except ERRORS as error:
         found = explain(error, f"the data key {path}")
-        raise FatalError(f"mask_key: {found.message}", hint=found.hint) from error
+        kind = TransientError if isinstance(found, TransientError) else FatalError
+        raise kind(f"mask_key: {found.message}", hint=found.hint) from error

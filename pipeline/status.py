@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ from pipeline.settings import Settings, group_of
 from pipeline.sources.places import Gap, Known
 from pipeline.sources.snapshots import Snapshots, is_snapshot, repaired
 from pipeline.topics import Topics, admin, look, unreachable
+from pipeline.transport import clients as kafka_clients
 
 COUNTED = 10_000
 """Records read at most to tell a small lag exactly: the ends of transactions take offsets too."""
@@ -112,6 +114,7 @@ class Status:
     snapshots: list[SnapshotStatus]
     lag: list[Lag]
     dead_letters: int
+    """Those that are open: neither retried nor skipped."""
     gaps: int
     """Those that no snapshot has repaired since."""
     replays: list[ReplayStatus]
@@ -143,8 +146,8 @@ def status(settings: Settings) -> Status:
                 *(_lag(consumer, agent, topic, there[topic]) for agent, topic in reads if topic in there),
                 *_lags_of_others(settings, topics, there),
             ],
-            dead_letters=_count(consumer, topics.dead_letter, there.get(topics.dead_letter, 0)),
-            gaps=sum(not repaired(gap, snapshots.all.values()) for gap in gaps),
+            dead_letters=_open_letters(consumer, topics, there),
+            gaps=sum(not _is_repaired(gap, topics, known, snapshots) for gap in gaps),
             replays=_replays(consumer, topics.replays, there.get(topics.replays, 0)),
             sinks=_sinks(consumer, topics.sink_states, there.get(topics.sink_states, 0)),
         )
@@ -158,24 +161,34 @@ def gaps(settings: Settings) -> list[tuple[Gap, bool]]:
     topics = Topics(settings)
     there = {found.wanted.name: found.partitions for found in look(admin(settings.kafka.conf), topics.all())}
     with reading(settings) as consumer:
-        _, snapshots = _known(consumer, topics.shards, there[topics.shards])
+        known, snapshots = _known(consumer, topics.shards, there[topics.shards])
         found = _gaps(consumer, topics.gaps, there[topics.gaps])
-    return [(gap, repaired(gap, snapshots.all.values())) for gap in found]
+    return [(gap, _is_repaired(gap, topics, known, snapshots)) for gap in found]
+
+
+def tables_of(gap: Gap, settings: Settings) -> list[str]:
+    """Return the tables whose snapshots repair a gap: of a topic on the way to raw, all that were ever captured."""
+    topics = Topics(settings)
+    there = {found.wanted.name: found.partitions for found in look(admin(settings.kafka.conf), topics.all())}
+    with reading(settings) as consumer:
+        known, _ = _known(consumer, topics.shards, there[topics.shards])
+    return sorted(_tables_of(gap, topics, known))
+
+
+def _tables_of(gap: Gap, topics: Topics, known: Known) -> set[str]:
+    if gap.table:
+        return {gap.table}
+    return known.tables() if gap.topic in {topics.ingest, topics.raw} else set()
+
+
+def _is_repaired(gap: Gap, topics: Topics, known: Known, snapshots: Snapshots) -> bool:
+    return repaired(gap, snapshots.all.values(), _tables_of(gap, topics, known))
 
 
 @contextmanager
 def reading(settings: Settings, group: str = "") -> Iterator[Consumer]:
     """Give a consumer that stands outside the group; raise FatalError when the cluster cannot be reached."""
-    consumer = Consumer(
-        {
-            **settings.kafka.conf,
-            "group.id": group or settings.prefix,
-            "enable.auto.commit": False,
-            "auto.offset.reset": "earliest",
-            "isolation.level": "read_committed",
-            "enable.partition.eof": True,
-        }
-    )
+    consumer = kafka_clients.consumer(settings.kafka.conf, group or settings.prefix, enable_partition_eof=True)
     try:
         yield consumer
     except KafkaException as error:
@@ -317,8 +330,21 @@ def _some(sinks: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
     return {name: topic for name, topic in sinks.items() if not names or name in names}
 
 
-def _count(consumer: Consumer, topic: str, partitions: int) -> int:
-    return len(read(consumer, topic, dict.fromkeys(range(partitions), OFFSET_BEGINNING), COUNTED))
+def letter_states(consumer: Consumer, topic: str, partitions: int) -> dict[str, str]:
+    """Return what was done about dead letters, by ID (`partition-offset`); an open one is not among them."""
+    states: dict[str, str] = {}
+    for record in each(consumer, topic, dict.fromkeys(range(partitions), OFFSET_BEGINNING)):
+        states[bytes(record.key() or b"").decode()] = msgspec.json.decode(record.value() or b"{}").get("state", "open")
+    return {letter: state for letter, state in states.items() if state != "open"}
+
+
+def _open_letters(consumer: Consumer, topics: Topics, there: Mapping[str, int]) -> int:
+    """Count the letters that are open, all of them; none is kept."""
+    done = letter_states(consumer, topics.dead_letter_states, there.get(topics.dead_letter_states, 0))
+    start = dict.fromkeys(range(there.get(topics.dead_letter, 0)), OFFSET_BEGINNING)
+    return sum(
+        f"{record.partition()}-{record.offset()}" not in done for record in each(consumer, topics.dead_letter, start)
+    )
 
 
 def read(consumer: Consumer, topic: str, start: Mapping[int, int], most: int | None) -> list[Message]:
@@ -326,23 +352,36 @@ def read(consumer: Consumer, topic: str, start: Mapping[int, int], most: int | N
 
     Raise FatalError when nothing more comes before the end.
     """
-    records: list[Message] = []
+    return list(each(consumer, topic, start) if most is None else islice(each(consumer, topic, start), most))
+
+
+def each(consumer: Consumer, topic: str, start: Mapping[int, int]) -> Iterator[Message]:
+    """Yield the records of a topic from these offsets to its end as of now; none is kept.
+
+    Raises FatalError when nothing more comes before the end.
+    """
     open_partitions = set(start)
     if not start:
-        return records
-    consumer.assign([TopicPartition(topic, partition, offset) for partition, offset in start.items()])
+        return
+    consumer.incremental_assign([TopicPartition(topic, partition, offset) for partition, offset in start.items()])
     deadline = time.monotonic() + TIMEOUT
-    while open_partitions and (most is None or len(records) < most):
-        found = consumer.consume(1_000, 0.1)
-        if found:
-            deadline = time.monotonic() + TIMEOUT
-        elif time.monotonic() > deadline:
-            raise FatalError(f"reading {topic}: nothing has come for {TIMEOUT:.0f} s", hint="headwater check")
-        for message in found:
-            error = message.error()
-            if error is None:
-                records.append(message)
-            elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - the documented name of the code
-                open_partitions.discard(message.partition() or 0)
-    consumer.unassign()
-    return records
+    try:
+        while open_partitions:
+            found = consumer.consume(1_000, 0.1)
+            if found:
+                deadline = time.monotonic() + TIMEOUT
+            elif time.monotonic() > deadline:
+                raise FatalError(f"reading {topic}: nothing has come for {TIMEOUT:.0f} s", hint="headwater check")
+            for message in found:
+                error = message.error()
+                if error is None:
+                    yield message
+                elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - the documented name of the code
+                    open_partitions.discard(message.partition() or 0)
+                elif error.code() == KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001 - deleted since the offset was asked for
+                    at = TopicPartition(topic, message.partition() or 0)
+                    low, _ = consumer.get_watermark_offsets(at, TIMEOUT)
+                    consumer.incremental_unassign([at])
+                    consumer.incremental_assign([TopicPartition(topic, at.partition, low)])
+    finally:
+        consumer.unassign()

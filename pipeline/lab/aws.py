@@ -20,6 +20,7 @@ from pipeline.errors import HeadwaterError
 from pipeline.lab import kafka, processes
 from pipeline.lab.cache import cached, copy_jars, fetch, is_cached, recipe
 from pipeline.lab.processes import LOOPBACK, Process
+from pipeline.private import private_directory
 
 MINISTACK_VERSION = "1.5.33"
 DYNAMODB_LOCAL_VERSION = "3.1.0"
@@ -63,7 +64,7 @@ def ministack(directory: Path, progress: Progress) -> StandIn:
     python = cached(name, requirements, partial(_install, requirements)) / "bin" / "python"
     if not python.exists():
         raise HeadwaterError(f"{python}: the Python that it was made with is gone", hint=f"rm -r {python.parents[1]}")
-    directory.mkdir(parents=True, exist_ok=True)
+    private_directory(directory)
     port = processes.free_port()
     environment = {
         "BIND_HOST": LOOPBACK,  # it would listen on every interface
@@ -97,7 +98,7 @@ def dynamodb_local(directory: Path, progress: Progress) -> StandIn:
         progress(f"fetching DynamoDB Local {DYNAMODB_LOCAL_VERSION} from Maven Central (48 MB, once)")
     jars = cached(name, pom, partial(copy_jars, pom))
     data = directory / "data"
-    data.mkdir(parents=True, exist_ok=True)
+    private_directory(data)
     port = processes.free_port()
     program = ("java", "-Xmx512m", f"-Djava.library.path={jars}", "-cp", f"{jars}/*", str(launcher))
     options = ("-port", str(port), "-sharedDb", "-dbPath", str(data), "-disableTelemetry")

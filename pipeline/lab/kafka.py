@@ -22,6 +22,7 @@ from pipeline.errors import HeadwaterError
 from pipeline.lab import processes
 from pipeline.lab.cache import cached, copy_jars, is_cached, recipe
 from pipeline.lab.processes import LOOPBACK, Process
+from pipeline.private import private_directory
 
 VERSION = "4.2.0"
 CACHE = f"kafka-{VERSION}"
@@ -150,7 +151,7 @@ def apache_kafka(directory: Path, reason: str, progress: Progress) -> Broker:
             f"Apache Kafka {VERSION}: {why}", hint="apt-get install default-jdk-headless maven, or --broker noida"
         )
     classes = f"{jars(progress)}/*"
-    directory.mkdir(parents=True, exist_ok=True)
+    private_directory(directory)
     config, log4j = directory / "server.properties", directory / "log4j2.xml"
     port, controller_port = _ports(config)
     config.write_text(
@@ -174,7 +175,7 @@ def noida(directory: Path, reason: str, progress: Progress) -> Broker:
     package = importlib.util.find_spec("noida_db")
     if package is None or package.origin is None:
         raise HeadwaterError("noida-db is not installed", hint="pip install 'headwater[lab]'")
-    directory.mkdir(parents=True, exist_ok=True)
+    private_directory(directory)
     port = processes.free_port()
     # The program itself: its Python wrapper would leave it behind on SIGTERM.
     program = Path(package.origin).with_name("noida-db")

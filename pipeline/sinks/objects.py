@@ -133,7 +133,9 @@ class Objects:
         what = f"the lake {self.url}, object {path}: {first_line}"
         if isinstance(error, ABSENT):  # a bucket that vanished may come back; what is gathered waits for it
             return TransientError(what, hint=f"does the bucket exist? aws s3 ls {self.url}")
-        if isinstance(error, PermissionDeniedError | UnauthenticatedError):
+        if isinstance(error, UnauthenticatedError):  # credentials that are not there, or expired, may be renewed
+            return TransientError(what, hint="aws sts get-caller-identity; headwater check")
+        if isinstance(error, PermissionDeniedError):
             return FatalError(what, hint="headwater check; see README, IAM policy")
         return TransientError(what, hint="headwater check")
 

@@ -15,9 +15,9 @@ from botocore.credentials import (
     CredentialResolver,
     DeferredRefreshableCredentials,
 )
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from botocore.exceptions import NoCredentialsError
 
-from pipeline.errors import FatalError
+from pipeline.errors import FatalError, TransientError
 from pipeline.settings import DynamoDBStream, Replica, Settings
 from pipeline.sinks.replica_changes import target
 from pipeline.sources import aws
@@ -74,10 +74,12 @@ def connect(settings: Replica, threads: int) -> DynamoDBClient:
     try:
         made = boto3.session.Session(region_name=settings.region, botocore_session=session)
         return made.client("dynamodb", endpoint_url=settings.endpoint_url, config=config)
-    except (BotoCoreError, ValueError) as error:  # the latter: an endpoint that is no URL
+    except aws.ERRORS as error:
+        known = aws.explain(error, f"the replica {settings.name}")
+        if isinstance(known, aws.CredentialsError):
+            raise known from error
         raise FatalError(
-            f"the replica {settings.name}: {error}",
-            hint="set region and endpoint_url of [[replicas]]; aws sts get-caller-identity",
+            known.message, hint="set region and endpoint_url of [[replicas]]; aws sts get-caller-identity"
         ) from error
 
 
@@ -148,8 +150,10 @@ def _missing(replica: Replica, table: str) -> str:
 def _shape(client: DynamoDBClient, table: str, hint: str) -> Shape:
     try:
         found = client.describe_table(TableName=table)["Table"]
-    except (ClientError, BotoCoreError) as error:
+    except aws.ERRORS as error:
         known = aws.explain(error, f"the table {table} of the replica", listing=hint)
+        if isinstance(known, TransientError):
+            raise known from error
         raise FatalError(known.message, hint=known.hint) from error
     types = {one["AttributeName"]: one["AttributeType"] for one in found["AttributeDefinitions"]}
     return tuple((key["AttributeName"], key["KeyType"], types[key["AttributeName"]]) for key in found["KeySchema"])
@@ -158,7 +162,7 @@ def _shape(client: DynamoDBClient, table: str, hint: str) -> Shape:
 def _shape_of_source(table: str, source: DynamoDBStream) -> Shape | None:
     try:
         return _shape(aws.client("dynamodb", source.region, 1), table, "")
-    except FatalError as error:
+    except (FatalError, TransientError) as error:
         log.warning("The key of the table %s cannot be compared with its replica's: %s", table, error.message)
         return None
 

@@ -17,14 +17,13 @@ from collections.abc import Callable
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
-from botocore.parsers import ResponseParserError
+from botocore.exceptions import ClientError, ParamValidationError
 
 from pipeline.errors import FatalError, HeadwaterError, RejectedError, TransientError
 from pipeline.settings import Replica
 from pipeline.sinks.replica_changes import Place, Write
 from pipeline.sinks.replica_client import EXPIRES, VERSION_KEY
-from pipeline.sources.aws import explain
+from pipeline.sources.aws import ERRORS, explain
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -78,7 +77,7 @@ class ReplicaTable:
                 self._delete(write, key)
             else:
                 self._put(write, key, item)
-        except (ClientError, BotoCoreError, ResponseParserError) as error:
+        except ERRORS as error:
             if _is_stale(error):
                 return STALE
             raise meaning(error, what) from error
@@ -171,12 +170,10 @@ def _is_stale(error: Exception) -> bool:
     )
 
 
-def meaning(error: ClientError | BotoCoreError | ResponseParserError, what: str) -> HeadwaterError:
+def meaning(error: Exception, what: str) -> HeadwaterError:
     """Return what is wrong in our three meanings."""
     if isinstance(error, ParamValidationError):
         return RejectedError(f"{what}: {' '.join(str(error).split())}")
-    if isinstance(error, ResponseParserError):
-        return TransientError(f"{what}: this is no answer of AWS: {error}", hint="headwater check")
     if isinstance(error, ClientError):
         codes, message = _codes(error), error.response.get("Error", {}).get("Message", "")
         if codes & REFUSED or "ItemCollectionSizeLimitExceededException" in codes:

@@ -23,8 +23,6 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from botocore.exceptions import BotoCoreError, ClientError
-
 from models.attributes import from_client, to_client
 from pipeline.errors import FatalError, TransientError, UsageError, backoff
 from pipeline.settings import DynamoDBStream, Replica, Settings
@@ -167,7 +165,7 @@ class Side:
         for attempt in range(ATTEMPTS):
             try:
                 return call()
-            except (ClientError, BotoCoreError) as error:
+            except aws.ERRORS as error:
                 known = aws.explain(error, self._what)
                 if isinstance(known, aws.VanishedError):
                     raise FatalError(

@@ -159,9 +159,9 @@ class SinkRunner(Participant):
         return held > self.sink.memory * 3 // 4 and all(part.task is None for part in parts)
 
     def waits(self, tp: TP) -> bool:
-        """Say whether something of a partition is not at its destination."""
+        """Say whether something of a partition is not at its destination, or is there and not recorded yet."""
         part = self._parts.get(tp)
-        return part is not None and part.waits
+        return part is not None and (part.waits or part.task is not None or part.there > part.recorded)
 
     def finish(self, work: Slice) -> None:
         """Let the offsets follow what is at its destination, and hold back the others."""
@@ -221,6 +221,12 @@ class SinkRunner(Participant):
                 part.task.add_done_callback(lambda _task, part=part: _close(part))  # type: ignore[misc]
             else:
                 _close(part)
+
+    def skipped(self, tp: TP, offset: int) -> None:
+        """Begin again behind records that are gone: no file or table says that it holds them."""
+        if tp in self._parts:
+            self.revoked(frozenset({tp}))
+            self.assigned(frozenset({tp}))
 
     def problems(self) -> dict[str, str]:
         """Return what does not go on, and why, by partition."""

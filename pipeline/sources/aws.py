@@ -10,34 +10,86 @@ from typing import Any, cast
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, NoRegionError
+from botocore.exceptions import (
+    BaseEndpointResolverError,
+    BotoCoreError,
+    ClientError,
+    ConfigNotFound,
+    ConfigParseError,
+    CredentialRetrievalError,
+    EndpointProviderError,
+    InvalidConfigError,
+    InvalidEndpointConfigurationError,
+    InvalidIMDSEndpointError,
+    InvalidProxiesConfigError,
+    InvalidRetryConfigurationError,
+    LoginError,
+    MetadataRetrievalError,
+    MissingDependencyException,
+    NoAuthTokenError,
+    NoCredentialsError,
+    NoRegionError,
+    ParamValidationError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    RefreshWithMFAUnsupportedError,
+    SSOError,
+    TokenRetrievalError,
+    UnknownCredentialError,
+    UnknownRegionError,
+    UnknownServiceError,
+    UnknownTokenProviderError,
+    ValidationError,
+)
+from botocore.parsers import ResponseParserError
 
-from pipeline.errors import FatalError, HeadwaterError, TransientError
+from pipeline.errors import FatalError, HeadwaterError, RejectedError, TransientError
+from pipeline.sources.aws_errors import CHECK, CLOCK, IDENTITY, PROVIDING, SKEW, Meaning, meaning_of
 
-CREDENTIALS = {
-    "ExpiredToken",
-    "ExpiredTokenException",
-    "UnrecognizedClientException",
-    "InvalidClientTokenId",
-    "InvalidSignatureException",
-}
-THROTTLES = {
-    "LimitExceededException",
-    "ResourceInUseException",
-    "ThrottlingException",
-    "ProvisionedThroughputExceededException",
-    "InternalServerError",
-    "InternalFailureException",
-    "KMSThrottlingException",
-    "ExpiredNextTokenException",
-}
+ERRORS = (ClientError, BotoCoreError, ResponseParserError, RuntimeError, OSError, ValueError, KeyError)
+"""What a call of AWS raises. Beside its own errors: what a provider of credentials raises that is asked on the way, and
+what an answer that is none of AWS brings about."""
+CREDENTIALS = (
+    CredentialRetrievalError,
+    LoginError,
+    MetadataRetrievalError,
+    NoAuthTokenError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    RefreshWithMFAUnsupportedError,
+    SSOError,
+    TokenRetrievalError,
+    UnknownCredentialError,
+    UnknownTokenProviderError,
+)
+"""A provider of credentials fails, or there is none: it may work again, as it did before."""
+CONFIGURATION = (
+    BaseEndpointResolverError,
+    ConfigNotFound,
+    ConfigParseError,
+    EndpointProviderError,
+    InvalidConfigError,
+    InvalidEndpointConfigurationError,
+    InvalidIMDSEndpointError,
+    InvalidProxiesConfigError,
+    InvalidRetryConfigurationError,
+    MissingDependencyException,
+    UnknownRegionError,
+    UnknownServiceError,
+    ValidationError,
+)
+"""Settings of boto3 that do not become good by themselves."""
 USER_AGENT = f"Headwater Boto3/{boto3.__version__}"
 """Who calls, for CloudTrail. Without it botocore puts a long name together twice a call: a fifth of what a call costs."""
 TABLES = "aws dynamodb list-tables; headwater check"
 
 
 def client(service: str, region: str | None, threads: int, read_timeout: float = 20) -> Any:
-    """Return a boto3 client that this many threads can use at once; raise FatalError where no Region is set."""
+    """Return a boto3 client that this many threads can use at once.
+
+    Raises HeadwaterError: CredentialsError while there are no credentials (a client that was made without them never gets
+    any), FatalError where no Region is set or the profile is not there. So make it when it is needed, not before.
+    """
     config = Config(
         user_agent=USER_AGENT,
         max_pool_connections=threads,
@@ -46,9 +98,13 @@ def client(service: str, region: str | None, threads: int, read_timeout: float =
         retries={"mode": "standard", "total_max_attempts": 3},
     )
     try:
-        return boto3.session.Session(region_name=region).client(cast("Any", service), config=config)
-    except NoRegionError as error:
-        raise explain(error, "AWS") from error
+        session = boto3.session.Session(region_name=region)
+        made = session.client(cast("Any", service), config=config)
+        if session.get_credentials() is None:
+            raise NoCredentialsError
+    except ERRORS as error:
+        raise explain(error, f"AWS ({service})") from error
+    return made
 
 
 class ExpiredIteratorError(TransientError):
@@ -67,8 +123,20 @@ class VanishedError(HeadwaterError):
     """AWS does not know the shard or the stream any more."""
 
 
-class CredentialsError(FatalError):
-    """AWS does not accept the credentials; they may be refreshed."""
+class CredentialsError(TransientError):
+    """There are no credentials, or AWS does not accept them; they may be renewed."""
+
+
+class ClockError(CredentialsError):
+    """AWS does not accept the credentials because the clock of this machine is wrong."""
+
+
+class DeniedError(FatalError):
+    """The credentials may not do this."""
+
+
+class KeyStateError(FatalError):
+    """A key of AWS KMS cannot be used."""
 
 
 def take_body(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any) -> None:
@@ -87,31 +155,73 @@ def taken_body(answer: Any, what: str) -> bytes:
     return cast("bytes", body)
 
 
-def explain(error: ClientError | BotoCoreError, what: str, *, listing: str = TABLES) -> HeadwaterError:
-    """Return an AWS error in our meanings: what, where, and what to type next; `listing` shows what there is."""
+def explain(error: Exception, what: str, *, listing: str = TABLES) -> HeadwaterError:
+    """Return one of `ERRORS` in our meanings: what, where, and what to type next; `listing` shows what there is."""
+    if isinstance(error, ClientError):
+        return _explain_answer(error, what, listing)
+    if isinstance(error, ResponseParserError | KeyError):
+        return TransientError(f"{what}: this is no answer of AWS: {_line(error)}", hint="env | grep AWS_ENDPOINT_URL")
     if isinstance(error, NoCredentialsError):
-        return CredentialsError(
-            f"{what}: there are no AWS credentials", hint="aws configure; aws sts get-caller-identity"
-        )
+        return CredentialsError(f"{what}: there are no AWS credentials", hint=f"aws configure; {IDENTITY}")
     if isinstance(error, NoRegionError):
         return FatalError(f"{what}: there is no AWS Region", hint="export AWS_DEFAULT_REGION=eu-west-1")
-    if not isinstance(error, ClientError):
-        return TransientError(f"{what}: AWS cannot be reached: {error}", hint="headwater check")
+    if isinstance(error, ProfileNotFound):
+        return FatalError(f"{what}: {_line(error)}", hint="aws configure list-profiles; echo $AWS_PROFILE")
+    if isinstance(error, CREDENTIALS):
+        hint = "aws sso login" if isinstance(error, SSOError | TokenRetrievalError) else "aws configure list"
+        return CredentialsError(f"{what}: there are no AWS credentials: {_line(error)}", hint=f"{hint}; {IDENTITY}")
+    if isinstance(error, ParamValidationError):
+        return RejectedError(f"{what}: {_line(error)}", hint=CHECK)
+    if isinstance(error, CONFIGURATION) or (isinstance(error, ValueError) and "endpoint" in str(error)):
+        return FatalError(
+            f"{what}: boto3 is set up wrong: {_line(error)}", hint="aws configure list; env | grep AWS_ENDPOINT_URL"
+        )
+    if isinstance(error, BotoCoreError):
+        return TransientError(f"{what}: AWS cannot be reached: {_line(error)}", hint=CHECK)
+    # What is left comes of a provider: a program that is not there, no JSON, credentials that were renewed and are too old.
+    return CredentialsError(
+        f"{what}: there are no AWS credentials: {_line(error)}", hint=f"aws configure list; {IDENTITY}"
+    )
+
+
+def _explain_answer(error: ClientError, what: str, listing: str) -> HeadwaterError:
     code, message = error.response.get("Error", {}).get("Code", ""), error.response.get("Error", {}).get("Message", "")
+    said = f"{code}: {' '.join(message.split())}"
+    if error.operation_name in PROVIDING:  # on the way to credentials: it says nothing of what was asked for
+        if SKEW.search(message) and "ignature" in code:
+            return ClockError(f"{what}: there are no AWS credentials: {said}", hint=CLOCK)
+        return CredentialsError(
+            f"{what}: there are no AWS credentials: {error.operation_name} answers {said}",
+            hint=f"aws configure list; {IDENTITY}",
+        )
+    meaning, hint, words = meaning_of(
+        code, message, error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    )
+    text = f"{what}: {words} ({said})" if words else f"{what}: {said}"
     if code == "ExpiredIteratorException":
         return ExpiredIteratorError(f"{what}: the iterator has expired")
-    if code == "TrimmedDataAccessException":
+    if meaning is Meaning.TRIMMED:
         return TrimmedError(f"{what}: the records at the position have been trimmed")
-    if code == "ResourceNotFoundException":
+    if meaning is Meaning.GONE:
         return VanishedError(f"{what} does not exist", hint=listing)
-    if code in CREDENTIALS:
-        return CredentialsError(
-            f"{what}: AWS does not accept the credentials ({code}: {message})", hint="aws sts get-caller-identity"
-        )
-    if (code not in THROTTLES and code.startswith(("AccessDenied", "KMS"))) or code == "UnauthorizedOperation":
-        return CredentialsError(
-            f"{what}: permission is missing: {message}", hint="headwater check; see README, IAM policy"
-        )
-    if code in THROTTLES or error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500:
-        return TransientError(f"{what}: {code}: {message}")
-    return FatalError(f"{what}: {code}: {message}", hint="headwater check")
+    return CLASSES[meaning](text, hint=hint)
+
+
+CLASSES: dict[Meaning, type[HeadwaterError]] = {
+    Meaning.THROTTLED: TransientError,
+    Meaning.PASSING: TransientError,
+    Meaning.STALE: TransientError,
+    Meaning.TRIMMED: TrimmedError,
+    Meaning.GONE: VanishedError,
+    Meaning.CREDENTIALS: CredentialsError,
+    Meaning.CLOCK: ClockError,
+    Meaning.PERMISSION: DeniedError,
+    Meaning.KEY: KeyStateError,
+    Meaning.REJECTED: RejectedError,
+    Meaning.FATAL: FatalError,
+}
+"""Each is, or is one of, the three of `pipeline.errors`; what is trimmed or gone is told by who reads (see `streams`)."""
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

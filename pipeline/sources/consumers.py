@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 
 from pipeline.errors import FatalError, HeadwaterError, TransientError
-from pipeline.sources.aws import VanishedError, explain
+from pipeline.sources.aws import ERRORS, VanishedError, explain
 
 if TYPE_CHECKING:
     from mypy_boto3_kinesis import KinesisClient
@@ -35,7 +35,7 @@ class Consumers:
             wanted = {"StreamARN": stream_arn, "ConsumerName": self._consumer}
         try:
             found = self._streams.describe_stream_consumer(**wanted)["ConsumerDescription"]
-        except (ClientError, BotoCoreError) as error:
+        except ERRORS as error:
             explained = self._explain(error, stream_arn)
             if isinstance(explained, VanishedError):
                 return None
@@ -47,12 +47,14 @@ class Consumers:
 
         Raises TransientError when it does not become so within a minute, FatalError when it cannot be registered.
         """
-        deadline = time.monotonic() + ACTIVE_SECONDS
+        deadline, absent = time.monotonic() + ACTIVE_SECONDS, 0
         while True:
             arn, status = self.find(stream_arn) or ("", "")
             if status == "ACTIVE":
                 return arn
-            if not arn:
+            absent = 0 if arn else absent + 1
+            # One answer proves nothing; to register a consumer that is there changes nothing.
+            if absent and (absent > 1 or not self._is_arn):
                 self._register(stream_arn)
             if time.monotonic() > deadline:
                 raise TransientError(
@@ -66,7 +68,7 @@ class Consumers:
             raise FatalError(f"there is no consumer {self._consumer}", hint=self._hint(stream_arn))
         try:
             self._streams.register_stream_consumer(StreamARN=stream_arn, ConsumerName=self._consumer)
-        except (ClientError, BotoCoreError) as error:
+        except ERRORS as error:
             if isinstance(error, ClientError) and error.response["Error"]["Code"] == "ResourceInUseException":
                 return  # another worker has just done it
             raise self._explain(error, stream_arn) from error
@@ -78,7 +80,7 @@ class Consumers:
     def _is_arn(self) -> bool:
         return self._consumer.startswith("arn:")
 
-    def _explain(self, error: ClientError | BotoCoreError, stream_arn: str) -> HeadwaterError:
+    def _explain(self, error: Exception, stream_arn: str) -> HeadwaterError:
         return explain(error, f"the consumer {self._consumer} of {stream_arn}", listing=self._hint(stream_arn))
 
     def _hint(self, stream_arn: str) -> str:

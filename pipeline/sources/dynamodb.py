@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 
 from pipeline.errors import FatalError, TransientError
 from pipeline.settings import DynamoDBStream
-from pipeline.sources.aws import client, explain, take_body, taken_body
+from pipeline.sources.aws import ERRORS, client, explain, take_body, taken_body
 from pipeline.sources.places import ShardOf
 from pipeline.sources.records import Cut, cut
 from pipeline.sources.shards import Shard
@@ -33,10 +34,18 @@ class DynamoDBStreams(StreamApi):
 
     def __init__(self, settings: DynamoDBStream) -> None:
         self._settings = settings
-        self._tables: DynamoDBClient = client("dynamodb", settings.region, settings.threads)
-        self._streams: DynamoDBStreamsClient = client("dynamodbstreams", settings.region, settings.threads)
+
+    @cached_property
+    def _tables(self) -> DynamoDBClient:
+        found: DynamoDBClient = client("dynamodb", self._settings.region, self._settings.threads)
+        return found
+
+    @cached_property
+    def _streams(self) -> DynamoDBStreamsClient:
+        found: DynamoDBStreamsClient = client("dynamodbstreams", self._settings.region, self._settings.threads)
         # The body of GetRecords is taken before botocore parses it: 1.5 us a record instead of 200.
-        self._streams.meta.events.register("before-parse.dynamodb-streams.GetRecords", take_body)
+        found.meta.events.register("before-parse.dynamodb-streams.GetRecords", take_body)
+        return found
 
     # -- which tables -------------------------------------------------------------------------------------------------
 
@@ -45,9 +54,8 @@ class DynamoDBStreams(StreamApi):
 
         A known table that is no longer listed counts as well where patterns or tags decide: its stream can still be read.
         """
-        wanted = self._settings.tables
-        patterns = [name for name in wanted if is_pattern(name)]
-        found = [name for name in wanted if not is_pattern(name)]
+        patterns = [name for name in self._settings.tables if is_pattern(name)]
+        found = self.named()
         if patterns:
             listed = known.union(self._listed())
             found += sorted(name for name in listed if any(fnmatchcase(name, pattern) for pattern in patterns))
@@ -55,11 +63,15 @@ class DynamoDBStreams(StreamApi):
             found += sorted(known.union(self._tagged()))
         return list(dict.fromkeys(found))
 
+    def named(self) -> list[str]:
+        """Return those that are written out."""
+        return list(dict.fromkeys(name for name in self._settings.tables if not is_pattern(name)))
+
     def _listed(self) -> Iterator[str]:
         try:
             for page in self._tables.get_paginator("list_tables").paginate():
                 yield from page["TableNames"]
-        except (ClientError, BotoCoreError) as error:
+        except ERRORS as error:
             raise explain(error, "the list of tables") from error
 
     def _tagged(self) -> Iterator[str]:
@@ -69,7 +81,7 @@ class DynamoDBStreams(StreamApi):
             pages = tagging.get_paginator("get_resources")
             for page in pages.paginate(TagFilters=filters, ResourceTypeFilters=["dynamodb:table"]):
                 yield from (found["ResourceARN"].rpartition("/")[2] for found in page["ResourceTagMappingList"])
-        except (ClientError, BotoCoreError) as error:
+        except ERRORS as error:
             raise explain(error, f"the tables with the tags {self._settings.tags}") from error
 
     # -- their streams ------------------------------------------------------------------------------------------------
@@ -78,7 +90,7 @@ class DynamoDBStreams(StreamApi):
         """Return the table's stream; raise FatalError when there is none, or when it does not carry images."""
         try:
             found = self._tables.describe_table(TableName=table)["Table"]
-        except (ClientError, BotoCoreError) as error:
+        except ERRORS as error:
             raise explain(error, f"the table {table}") from error
         view = found.get("StreamSpecification", {}).get("StreamViewType", "")
         arn = found.get("LatestStreamArn", "")
@@ -109,7 +121,7 @@ class DynamoDBStreams(StreamApi):
                 page = self._streams.describe_stream(
                     StreamArn=arn, **cast("Any", {"ExclusiveStartShardId": start} if start else {})
                 )["StreamDescription"]
-            except (ClientError, BotoCoreError) as error:
+            except ERRORS as error:
                 raise explain(error, f"the stream {arn}") from error
             for shard in page.get("Shards", []):
                 parent = shard.get("ParentShardId")
@@ -131,7 +143,7 @@ class DynamoDBStreams(StreamApi):
                 refused = error.response.get("Error", {}).get("Code") == "ValidationException"
                 if not (refused and start.first):
                     raise explain(error, f"the shard {shard_id} of {arn}") from error
-            except BotoCoreError as error:
+            except ERRORS as error:
                 raise explain(error, f"the shard {shard_id} of {arn}") from error
             else:
                 return answer["ShardIterator"]
@@ -141,7 +153,7 @@ class DynamoDBStreams(StreamApi):
         """Return a GetRecords answer, cut into changes; its checksum has been checked."""
         try:
             answer = self._streams.get_records(ShardIterator=iterator, Limit=MOST)
-        except (ClientError, BotoCoreError) as error:
+        except ERRORS as error:
             raise explain(error, str(shard)) from error
         body = taken_body(answer, str(shard))
         try:

@@ -13,21 +13,21 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 from botocore.eventstream import ParserError
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
 from pipeline.errors import HeadwaterError, TransientError
 from pipeline.settings import Kinesis
-from pipeline.sources.aws import ExpiredIteratorError, NothingYetError, TrimmedError, VanishedError, client
+from pipeline.sources.aws import ERRORS, ExpiredIteratorError, NothingYetError, TrimmedError, VanishedError, client
 from pipeline.sources.consumers import Consumers
-from pipeline.sources.kinesis import KinesisStreams, name_of, plain, refused
-from pipeline.sources.kinesis_records import Answer, read_event
+from pipeline.sources.kinesis import KinesisStreams, behind, refused
+from pipeline.sources.kinesis_records import Answer, name_of, plain, read_event
 from pipeline.sources.places import ShardOf
 from pipeline.sources.pushed import Connection, take_stream
 from pipeline.sources.records import Cut
@@ -60,9 +60,6 @@ class FanOutStreams(KinesisStreams):
 
     def __init__(self, settings: Kinesis) -> None:
         super().__init__(settings)
-        self._subscriber: KinesisClient = client("kinesis", settings.region, CONNECTIONS, read_timeout=SILENCE)
-        self._subscriber.meta.events.register("before-parse.kinesis.SubscribeToShard", take_stream)
-        self._registry = Consumers(self._streams, settings.consumer)
         self._consumers: dict[str, str] = {}
         """The consumer's ARN, by the stream's."""
         self._subscriptions: dict[ShardOf, tuple[str, Subscription[Answer]]] = {}
@@ -72,6 +69,16 @@ class FanOutStreams(KinesisStreams):
         """When a shard was subscribed to last."""
         self._disputed: set[str] = set()
         """Streams of which it was said that another reader has the same consumer."""
+
+    @cached_property
+    def _subscriber(self) -> KinesisClient:
+        found: KinesisClient = client("kinesis", self._settings.region, CONNECTIONS, read_timeout=SILENCE)
+        found.meta.events.register("before-parse.kinesis.SubscribeToShard", take_stream)
+        return found
+
+    @cached_property
+    def _registry(self) -> Consumers:
+        return Consumers(self._streams, self._settings.consumer)
 
     def stream_of(self, table: str) -> Stream:
         """Return the stream of this name as it is now; its consumer is there then, and ACTIVE."""
@@ -144,7 +151,7 @@ class FanOutStreams(KinesisStreams):
             try:
                 for event, reached in self._events(shard, where):
                     failed, heard = 0, time.monotonic()
-                    answer, expected = _behind(expected, event._replace(asked=heard, heard=heard), shard)
+                    answer, expected = behind(expected, event._replace(asked=heard, heard=heard), shard)
                     yield answer
                     if answer.next_iterator is None:
                         return
@@ -179,7 +186,7 @@ class FanOutStreams(KinesisStreams):
             with closing(connection):
                 for payload in connection.payloads():
                     yield read_event(payload, arn, shard.shard_id)
-        except (ClientError, BotoCoreError) as error:
+        except ERRORS as error:
             explained = refused(error, str(shard), "SequenceNumber" in where)
             if isinstance(explained, VanishedError):
                 self._require_gone(shard, consumer)
@@ -208,15 +215,3 @@ def _where(start: Start) -> dict[str, Any]:
 
 def _at(kind: str, sequence: str) -> dict[str, Any]:
     return {"Type": kind, "SequenceNumber": sequence}
-
-
-def _behind(expected: str | None, answer: Answer, shard: ShardOf) -> tuple[Answer, str | None]:
-    """Return what comes after the record at the place, and which record is still expected there.
-
-    When another one comes, the record was trimmed. When nothing is there at all, nothing was missed.
-    """
-    if expected is None or not answer.puts:
-        return answer, expected if answer.behind else None
-    if answer.puts[0].sequence != expected:
-        raise TrimmedError(f"{shard}: the records at the position have been trimmed")
-    return answer._replace(puts=answer.puts[1:]), None

@@ -12,16 +12,17 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, cast
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import msgspec
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 
 from pipeline.errors import HeadwaterError, TransientError
 from pipeline.settings import Kinesis
-from pipeline.sources.aws import TrimmedError, VanishedError, client, explain, take_body, taken_body
+from pipeline.sources.aws import ERRORS, TrimmedError, VanishedError, client, explain, take_body, taken_body
 from pipeline.sources.dynamodb import is_pattern
-from pipeline.sources.kinesis_records import Answer, cut, read
+from pipeline.sources.kinesis_records import Answer, cut, name_of, plain, read
 from pipeline.sources.places import ShardOf
 from pipeline.sources.records import Cut
 from pipeline.sources.resequence import Window, Windowed
@@ -37,42 +38,62 @@ MOST = 2_000
 LIST = "aws kinesis list-streams; headwater check"
 
 
+class At(str):
+    """The text of an iterator at a position, and the sequence number of the record that must come first."""
+
+    expected: str | None = None
+
+    @classmethod
+    def of(cls, text: str, expected: str | None) -> Self:
+        """Return the text with the sequence number."""
+        found = cls(text)
+        found.expected = expected
+        return found
+
+
 class KinesisStreams(StreamApi):
     """The calls that the source needs (see `streams.StreamApi`)."""
 
     def __init__(self, settings: Kinesis) -> None:
         self._settings = settings
-        self._streams: KinesisClient = client("kinesis", settings.region, settings.threads)
-        # The body of GetRecords is taken before botocore parses it, as for DynamoDB.
-        self._streams.meta.events.register("before-parse.kinesis.GetRecords", take_body)
         self._newest: dict[str, str] = {}
         """The ARN with the creation, by the ARN without."""
         self._warned: set[str] = set()
+
+    @cached_property
+    def _streams(self) -> KinesisClient:
+        found: KinesisClient = client("kinesis", self._settings.region, self._settings.threads)
+        # The body of GetRecords is taken before botocore parses it, as for DynamoDB.
+        found.meta.events.register("before-parse.kinesis.GetRecords", take_body)
+        return found
 
     # -- which streams ------------------------------------------------------------------------------------------------
 
     def tables(self, known: set[str]) -> list[str]:
         """Return the names of the streams: those named, and those that match a pattern."""
-        wanted = self._settings.streams
-        patterns = [name for name in wanted if is_pattern(name)]
-        found = [name for name in wanted if not is_pattern(name)]
+        patterns = [name for name in self._settings.streams if is_pattern(name)]
+        found = self.named()
         if patterns:
             listed = known.union(self._listed())
             found += sorted(name for name in listed if any(fnmatchcase(name, pattern) for pattern in patterns))
         return list(dict.fromkeys(found))
 
+    def named(self) -> list[str]:
+        """Return those that are written out."""
+        return list(dict.fromkeys(name for name in self._settings.streams if not is_pattern(name)))
+
     def _listed(self) -> Iterator[str]:
         try:
             for page in self._streams.get_paginator("list_streams").paginate():
                 yield from page["StreamNames"]
-        except (ClientError, BotoCoreError) as error:
+        except ERRORS as error:
             raise explain(error, "the list of streams", listing=LIST) from error
 
     def stream_of(self, table: str) -> Stream:
         """Return the stream of this name as it is now."""
         try:
             found = self._streams.describe_stream_summary(StreamName=table)["StreamDescriptionSummary"]
-        except (ClientError, BotoCoreError) as error:
+        except ERRORS as error:
             raise explain(error, f"the stream {table}", listing=LIST) from error
         arn = found["StreamARN"]
         self._newest[arn] = f"{arn}/{found['StreamCreationTimestamp'].timestamp():.0f}"
@@ -98,7 +119,7 @@ class KinesisStreams(StreamApi):
         while page:
             try:
                 answer = self._streams.list_shards(**page)
-            except (ClientError, BotoCoreError) as error:
+            except ERRORS as error:
                 raise explain(error, f"the stream {arn}", listing=LIST) from error
             shards += [_shard(cast("dict[str, Any]", shard)) for shard in answer.get("Shards", [])]
             page = {"NextToken": answer["NextToken"]} if answer.get("NextToken") else None
@@ -110,27 +131,28 @@ class KinesisStreams(StreamApi):
         if self._newest.get(plain(arn)) != arn:
             raise VanishedError(f"the stream {arn} was deleted; another one has its name", hint=LIST)
 
+    def _told(self, error: HeadwaterError, arn: str) -> HeadwaterError:
+        """Return the error; when something is gone the stream may be another one now: the next call looks at that."""
+        if isinstance(error, VanishedError):
+            self._newest.pop(plain(arn), None)
+        return error
+
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def iterator(self, arn: str, shard_id: str, start: Start) -> str:
-        """Return an iterator; raise TrimmedError when the record that it should go on after is gone.
+        """Return an iterator that begins with the record at the position, which `records` expects and leaves out.
 
-        Kinesis itself says nothing of that: it begins with what is left. So the record at the position is asked for.
+        When the record that it should go on after is gone, Kinesis itself says nothing: it begins with what is left.
         """
         self._require_newest(arn)
-        what = f"the shard {shard_id} of {arn}"
         where: Any
         if start.after is not None:
-            at = self._iterator(arn, shard_id, {"StartingSequenceNumber": start.after}, "AT_SEQUENCE_NUMBER")
-            found = self._ask(at, ShardOf(name_of(arn), arn, shard_id), 1).puts
-            if found and found[0].sequence != start.after:
-                raise TrimmedError(f"{what}: the records at the position have been trimmed")
-            where, kind = {"StartingSequenceNumber": start.after}, "AFTER_SEQUENCE_NUMBER"
+            where, kind = {"StartingSequenceNumber": start.after}, "AT_SEQUENCE_NUMBER"
         elif start.since is not None:
             where, kind = {"Timestamp": datetime.fromtimestamp(start.since, UTC)}, "AT_TIMESTAMP"
         else:
             where, kind = {}, "TRIM_HORIZON"
-        return self._windowed(self._iterator(arn, shard_id, where, kind))
+        return self._windowed(At.of(self._iterator(arn, shard_id, where, kind), start.after))
 
     def _iterator(self, arn: str, shard_id: str, where: Any, kind: Any) -> str:
         what = f"the shard {shard_id} of {arn}"
@@ -138,13 +160,22 @@ class KinesisStreams(StreamApi):
             answer = self._streams.get_shard_iterator(
                 StreamARN=plain(arn), ShardId=shard_id, ShardIteratorType=kind, **where
             )
-        except (ClientError, BotoCoreError) as error:
-            raise refused(error, what, "StartingSequenceNumber" in where) from error
+        except ERRORS as error:
+            raise self._told(refused(error, what, "StartingSequenceNumber" in where), arn) from error
         return answer["ShardIterator"]
 
     def records(self, iterator: str, shard: ShardOf) -> Cut:
-        """Return a GetRecords answer, cut into changes; `wait` keeps to the calls and bytes a second that a shard gives."""
-        return self._cut(self._ask(iterator, shard, MOST), iterator)
+        """Return a GetRecords answer, cut into changes; `wait` keeps to the calls and bytes a second that a shard gives.
+
+        Raises TrimmedError when the first record is not the one at the position. An empty answer says nothing of that while
+        Kinesis is behind: the next one is looked at as well.
+        """
+        expected = _expected(iterator)
+        answer, expected = behind(expected, self._ask(iterator, shard, MOST), shard)
+        following = answer.next_iterator
+        if following is not None and expected is not None:
+            answer = answer._replace(next_iterator=At.of(following, expected))
+        return self._cut(answer, iterator)
 
     def _cut(self, answer: Answer, iterator: str) -> Cut:
         """Cut an answer that the iterator gave; with `resequence`, hold back what is not due."""
@@ -163,8 +194,8 @@ class KinesisStreams(StreamApi):
         asked = time.monotonic()
         try:
             answer = self._streams.get_records(ShardIterator=iterator, Limit=most)
-        except (ClientError, BotoCoreError) as error:
-            raise explain(error, str(shard), listing=LIST) from error
+        except ERRORS as error:
+            raise self._told(explain(error, str(shard), listing=LIST), shard.arn) from error
         body = taken_body(answer, str(shard))
         try:
             return read(body, plain(shard.arn), shard.shard_id)._replace(asked=asked, heard=time.monotonic())
@@ -172,20 +203,27 @@ class KinesisStreams(StreamApi):
             raise TransientError(f"{shard}: the answer of GetRecords cannot be read: {error}") from error
 
 
+def behind(expected: str | None, answer: Answer, shard: ShardOf) -> tuple[Answer, str | None]:
+    """Return what comes after the record at the position, and which record is still expected there.
+
+    When another one comes, the record was trimmed. When nothing is there at all, nothing was missed.
+    """
+    if expected is None or not answer.puts:
+        return answer, expected if answer.behind else None
+    if answer.puts[0].sequence != expected:
+        raise TrimmedError(f"{shard}: the records at the position have been trimmed")
+    return answer._replace(puts=answer.puts[1:]), None
+
+
+def _expected(iterator: str) -> str | None:
+    """Return the sequence number of the record that an iterator must begin with, or None."""
+    text = iterator.text if isinstance(iterator, Windowed) else iterator
+    return text.expected if isinstance(text, At) else None
+
+
 def captures(settings: Kinesis, stream: str) -> bool:
     """Say whether the settings mean a stream."""
     return any(fnmatchcase(stream, name) for name in settings.streams)
-
-
-def name_of(arn: str) -> str:
-    """Return a stream's name out of its ARN, with or without its creation; '' when it is none of Kinesis."""
-    return arn.partition(":stream/")[2].partition("/")[0] if ":kinesis:" in arn else ""
-
-
-def plain(arn: str) -> str:
-    """Return the ARN that AWS knows: without the creation."""
-    before, stream, _ = arn.partition(":stream/")
-    return f"{before}{stream}{name_of(arn)}"
 
 
 def _shard(found: dict[str, Any]) -> Shard:
@@ -193,7 +231,7 @@ def _shard(found: dict[str, Any]) -> Shard:
     return Shard(found["ShardId"], tuple(parents), found.get("SequenceNumberRange", {}).get("StartingSequenceNumber"))
 
 
-def refused(error: ClientError | BotoCoreError, what: str, at_a_number: bool) -> HeadwaterError:
+def refused(error: Exception, what: str, at_a_number: bool) -> HeadwaterError:
     """Return an error in our meanings: a sequence number that Kinesis does not know any more was trimmed."""
     code = error.response.get("Error", {}).get("Code") if isinstance(error, ClientError) else ""
     if code == "InvalidArgumentException" and at_a_number:

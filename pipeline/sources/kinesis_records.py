@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import msgspec
 
 from models.change import OPS
+from models.dead_letter import Origin
 from pipeline.sources.kpl import Sub, deaggregate, is_aggregated
-from pipeline.sources.records import Cut, Unreadable, item_key
+from pipeline.sources.records import Cut, Unreadable, item_key, key_in
 
 if TYPE_CHECKING:
     from pipeline.transport.batch import Record
@@ -53,7 +54,11 @@ class Put(NamedTuple):
     @property
     def stream(self) -> str:
         """The stream's name."""
-        return self.arn.rpartition(":stream/")[2]
+        return name_of(self.arn)
+
+    def origin(self, part: str) -> Origin:
+        """Return where it was, for a dead letter."""
+        return Origin(self.arn, self.shard_id, self.sequence, self.stream, self.partition_key, self.arrived, part)
 
 
 class _Record(msgspec.Struct, gc=False):
@@ -145,28 +150,47 @@ def cut(answer: Answer, how: Codec) -> Cut:
 
 def changes(put: Put, how: Codec) -> Iterator[Record | Unreadable]:
     """Yield the changes in a record: one, or all that a producer has packed into it."""
-    reader = READERS[how.codec]
     if not is_aggregated(put.data):
-        yield _try(reader, put, "", how)
+        yield read_put(put, "", how)
         return
     try:
         subs = deaggregate(put.data)
     except ValueError as error:
-        yield Unreadable(put.data, error)
+        yield Unreadable(put.data, error, _key_of(put, how), put.origin(""))
         return
     for number, sub in enumerate(subs):
-        yield _try(reader, _part_of(put, sub), f":{number}", how)
+        yield read_put(_part_of(put, sub), f":{number}", how)
 
 
 def _part_of(put: Put, sub: Sub) -> Put:
     return put._replace(partition_key=sub.partition_key, data=sub.data)
 
 
-def _try(reader: Callable[[Put, str, Codec], Record], put: Put, part: str, how: Codec) -> Record | Unreadable:
+def read_put(put: Put, part: str, how: Codec) -> Record | Unreadable:
+    """Read one record, or one part of one that was taken apart."""
     try:
-        return reader(put, part, how)
+        return READERS[how.codec](put, part, how)
     except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
-        return Unreadable(put.data, error)
+        return Unreadable(put.data, error, _key_of(put, how), put.origin(part))
+
+
+def _key_of(put: Put, how: Codec) -> bytes | None:
+    return key_in(put.data) if how.codec == "dynamodb" else item_key(msgspec.json.encode(_keys(put)))
+
+
+def _keys(put: Put) -> dict[str, dict[str, str]]:
+    return {"partition_key": {"S": put.partition_key}}
+
+
+def name_of(arn: str) -> str:
+    """Return a stream's name out of its ARN, whatever stands behind it; '' when it is none of Kinesis."""
+    return arn.partition(":stream/")[2].partition("/")[0] if ":kinesis:" in arn else ""
+
+
+def plain(arn: str) -> str:
+    """Return the ARN that AWS knows: without the creation, and without a consumer."""
+    before, stream, _ = arn.partition(":stream/")
+    return f"{before}{stream}{name_of(arn)}"
 
 
 # -- what DynamoDB delivers -------------------------------------------------------------------------------------------
@@ -200,7 +224,7 @@ def _bytes(put: Put, part: str, how: Codec) -> Record:
 
 
 def _wrapped(put: Put, event_id: str, image: dict[str, Any]) -> Record:
-    keys = {"partition_key": {"S": put.partition_key}}
+    keys = _keys(put)
     body = {
         "ApproximateCreationDateTime": round(put.arrived * 1000),
         "ApproximateCreationDateTimePrecision": "MILLISECOND",

@@ -7,26 +7,19 @@ repeats a batch that failed, and one whose outcome it could not learn, so a chan
 
 from __future__ import annotations
 
-import base64
 import logging
 import time
 import uuid
-from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
-import msgspec
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from models.dead_letter import DeadLetter
 from pipeline.errors import TransientError, UsageError
 from pipeline.limits import MESSAGE_MAX
-from pipeline.settings import Kinesis, Settings, load
-from pipeline.sources.kinesis_records import Put, changes
-from pipeline.sources.records import Unreadable, item_key
+from pipeline.settings import Settings, load
+from pipeline.sources.members import Item, item
+from pipeline.sources.records import Unreadable
 from pipeline.topics import Topics
-
-if TYPE_CHECKING:
-    from pipeline.transport.batch import Record
 
 log = logging.getLogger(__name__)
 MARGIN = 3.0
@@ -41,14 +34,6 @@ class Context(Protocol):
 
     def get_remaining_time_in_millis(self) -> int:
         """Return the time until Lambda ends the invocation."""
-
-
-class Item(NamedTuple):
-    """One record of an event: its sequence number, the changes in it, and where it was."""
-
-    sequence: str
-    place: str
-    parts: list[Record | Unreadable]
 
 
 class OutOfTimeError(TransientError):
@@ -80,7 +65,11 @@ class Writer:
         self._failure: KafkaError | None = None
 
     def handle(self, event: dict[str, Any], context: Context) -> Answer:
-        """Write a batch; return its first sequence number as failed when the time is out, raise for everything else."""
+        """Write a batch; what cannot be read becomes dead letters, in the same transaction.
+
+        Returns its first sequence number as failed when the time is out; raises TransientError for what Kafka refuses: then
+        Lambda repeats it.
+        """
         clock = Clock(context)
         found = [item(record, self._settings) for record in event["Records"]]
         if not found:
@@ -88,8 +77,9 @@ class Writer:
         try:
             self._write(found, clock)
         except OutOfTimeError as error:
-            log.error("%s: all of it is to come again, from %s on", error, found[0].sequence)
-            return {"batchItemFailures": [{"itemIdentifier": found[0].sequence}]}
+            first = next((one.sequence for one in found if one.sequence), "")  # '' makes Lambda repeat all of it
+            log.error("%s: all of it is to come again, from %s on", error, first)
+            return {"batchItemFailures": [{"itemIdentifier": first}]}
         return {"batchItemFailures": []}
 
     def _write(self, batch: list[Item], clock: Clock) -> None:
@@ -134,8 +124,10 @@ class Writer:
     def _produce(self, producer: Producer, one: Item, clock: Clock) -> None:
         for part in one.parts:
             if isinstance(part, Unreadable):
-                letter = DeadLetter(one.place, -1, -1, "ingest", part.error, None, part.value, [])
-                topic, key, value, extra = self._topics.dead_letter, None, part.value, {"headers": letter.headers}
+                arn, _, shard_id = one.place.rpartition("/") if part.origin.shard else (one.place, "", "")
+                letter = part.letter(arn, shard_id, "")
+                topic, key, value = self._topics.dead_letter, part.key, part.value
+                extra = {"headers": letter.headers}
             else:
                 topic, key, value, extra = self._topics.ingest, part["key"], part["value"], {}
             while True:
@@ -170,38 +162,6 @@ def _explain(error: KafkaException, what: str, hint: str) -> TransientError:
     failure = error.args[0]
     late = failure.code() == KafkaError._TIMED_OUT  # noqa: SLF001 - the documented name of the code
     return (OutOfTimeError if late else TransientError)(f"{what}: {failure.str()}", hint=hint)
-
-
-def item(record: dict[str, Any], settings: Settings) -> Item:
-    """Read a record of an event."""
-    if record.get("eventSource") == "aws:kinesis":
-        return _of_kinesis(record, settings)
-    body = record.get("dynamodb", {})
-    arn = record.get("eventSourceARN", "")
-    return Item(str(body.get("SequenceNumber", "")), arn, [_of_dynamodb(record, body)])
-
-
-def _of_dynamodb(record: dict[str, Any], body: dict[str, Any]) -> Record | Unreadable:
-    value = msgspec.json.encode(record)
-    try:
-        return {"key": item_key(msgspec.json.encode(body["Keys"])), "value": value}
-    except (KeyError, msgspec.DecodeError) as error:
-        return Unreadable(value, error)
-
-
-def _of_kinesis(record: dict[str, Any], settings: Settings) -> Item:
-    arn, found = record["eventSourceARN"], record["kinesis"]
-    shard_id, _, sequence = record["eventID"].partition(":")
-    data = base64.b64decode(found["data"])
-    put = Put(arn, shard_id, sequence, found["partitionKey"], found["approximateArrivalTimestamp"], data)
-    return Item(sequence, f"{arn}/{shard_id}", list(changes(put, codec_of(settings, put.stream))))
-
-
-def codec_of(settings: Settings, stream: str) -> Kinesis:
-    """Return the source of the settings that means the stream; without one, its records are what DynamoDB delivers."""
-    kinesis = (source for source in settings.sources if isinstance(source, Kinesis))
-    fitting = (source for source in kinesis if any(fnmatchcase(stream, name) for name in source.streams))
-    return next(fitting, Kinesis(kind="kinesis", streams=(stream,)))
 
 
 _writers: list[Writer] = []

@@ -9,16 +9,26 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from models.change import NONE, canonical
+from models.dead_letter import DeadLetter, Origin
 
 if TYPE_CHECKING:
     from pipeline.transport.batch import Record
 
 
 class Unreadable(NamedTuple):
-    """A record that is no change: its bytes as they came, and why."""
+    """A record that is no change: its bytes as they came, and why; its item key and where it was, if known."""
 
     value: bytes
     error: Exception
+    key: bytes | None = None
+    origin: Origin = Origin("")
+
+    def letter(self, arn: str, shard_id: str, table: str) -> DeadLetter:
+        """Return it as a dead letter of a shard."""
+        origin = self.origin._replace(
+            stream=self.origin.stream or arn, shard=self.origin.shard or shard_id, table=self.origin.table or table
+        )
+        return DeadLetter(f"{arn}/{shard_id}", -1, -1, "ingest", self.error, self.key, self.value, [], origin=origin)
 
 
 class Cut(NamedTuple):
@@ -52,12 +62,21 @@ class _Record(msgspec.Struct, gc=False):
     identity: msgspec.Raw = msgspec.field(name="userIdentity", default=NONE)
 
 
+class _Keys(msgspec.Struct, gc=False):
+    keys: msgspec.Raw = msgspec.field(name="Keys")
+
+
+class _Keyed(msgspec.Struct, gc=False):
+    dynamodb: _Keys
+
+
 class _Positions(msgspec.Struct, gc=False):
     records: list[_Record] = msgspec.field(name="Records", default_factory=list)
 
 
 _decode_body = msgspec.json.Decoder(_Body).decode
 _decode_positions = msgspec.json.Decoder(_Positions).decode
+_decode_keyed = msgspec.json.Decoder(_Keyed).decode
 _decode_record = msgspec.json.Decoder(_Record).decode
 _decode_keys = msgspec.json.Decoder(dict[str, dict[str, str]]).decode
 
@@ -99,8 +118,10 @@ def _cut_one_by_one(answer: _Body, head: bytes) -> Cut:
             position = _decode_record(raw).dynamodb
             key = item_key(bytes(position.keys))
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            result.unreadable.append(Unreadable(bytes(raw), error))
-            last = _sequence(raw) or last
+            sequence = _sequence(raw)
+            origin = Origin("", sequence=sequence or "")
+            result.unreadable.append(Unreadable(bytes(raw), error, key_in(bytes(raw)), origin))
+            last = sequence or last
         else:
             result.records.append({"key": key, "value": head + memoryview(_as_lambda_spells(raw))[1:]})
             last = position.sequence
@@ -112,6 +133,26 @@ def _cut_one_by_one(answer: _Body, head: bytes) -> Cut:
 def item_key(keys: bytes) -> bytes:
     """Return the item key: the key attributes as canonical JSON, sorted by name."""
     return canonical(_decode_keys(keys))
+
+
+def key_in(value: bytes) -> bytes | None:
+    """Return the item key of what may be a record, None when it has none that can be read."""
+    try:
+        return item_key(bytes(_decode_keyed(value).dynamodb.keys))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def read_one(value: bytes, stream_arn: str) -> Record:
+    """Read one record of a stream, as `cut` reads many; it may have its eventSourceARN already.
+
+    Raises msgspec.DecodeError or UnicodeDecodeError when it cannot be read.
+    """
+    value = value.strip()
+    position = _decode_record(value).dynamodb
+    named = b'"eventSourceARN"' in value and "eventSourceARN" in msgspec.json.decode(value, type=dict[str, msgspec.Raw])
+    head = b"{" if named else b'{"eventSourceARN":' + msgspec.json.encode(stream_arn) + b","
+    return {"key": item_key(bytes(position.keys)), "value": head + _as_lambda_spells(msgspec.Raw(value))[1:]}
 
 
 def _as_lambda_spells(raw: msgspec.Raw) -> bytes:

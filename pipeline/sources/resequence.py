@@ -135,10 +135,12 @@ class Windowed(str):
     """The text of an iterator, and what is held back since it was asked for: they begin and end together."""
 
     window: Window
+    text: str
+    """As it was given, with what else it may carry."""
 
     @classmethod
     def of(cls, text: str, window: Window) -> Self:
         """Return the text with a window."""
         found = cls(text)
-        found.window = window
+        found.window, found.text = window, text
         return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Iterator
+from functools import cached_property
 from hashlib import sha256
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ import msgspec
 from botocore.exceptions import BotoCoreError, ClientError
 
 from pipeline.errors import FatalError, HeadwaterError, TransientError
-from pipeline.sources.aws import client, explain
+from pipeline.sources.aws import ERRORS, client, explain
 from pipeline.sources.records import Cut
 from pipeline.sources.scan import Page, Rows
 from pipeline.sources.snapshots import Export, Segment, Snapshot
@@ -41,12 +42,21 @@ class Exports:
     """Asks for exports and reads them. Raises HeadwaterErrors that name the table or the file."""
 
     def __init__(self, region: str | None, threads: int) -> None:
-        self._tables: DynamoDBClient = client("dynamodb", region, threads)
-        self._s3: S3Client = client("s3", region, threads)
+        self._region, self._threads = region, threads
         self._files: dict[str, list[str]] = {}
         """By the key of the manifest."""
         self._open: dict[tuple[str, int], tuple[Place, Iterator[tuple[Place, bytes]]]] = {}
         """The file that a segment is reading, and where it is."""
+
+    @cached_property
+    def _tables(self) -> DynamoDBClient:
+        found: DynamoDBClient = client("dynamodb", self._region, self._threads)
+        return found
+
+    @cached_property
+    def _s3(self) -> S3Client:
+        found: S3Client = client("s3", self._region, self._threads)
+        return found
 
     def begin(self, snapshot: Snapshot, table_arn: str) -> str:
         """Ask for the export of a snapshot; asked again, it is the same. Returns its ARN."""
@@ -60,7 +70,7 @@ class Exports:
                 ClientToken=token(snapshot),
                 **more,
             )
-        except (ClientError, BotoCoreError) as error:
+        except ERRORS as error:
             raise _explain(error, snapshot.table) from error
         return answer["ExportDescription"]["ExportArn"]
 
@@ -77,7 +87,7 @@ class Exports:
             if found["ExportStatus"] != "COMPLETED":
                 return None
             body = self._s3.get_object(Bucket=found["S3Bucket"], Key=found["ExportManifest"])["Body"].read()
-        except (ClientError, BotoCoreError) as error:
+        except ERRORS as error:
             raise _explain(error, table) from error
         return Export(export_arn, _decode_summary(body).files, found["ExportTime"].timestamp())
 
@@ -103,7 +113,7 @@ class Exports:
                 if size > PAGE_BYTES:
                     break
             records = cut_rows.of(items)
-        except (ClientError, BotoCoreError) as error:
+        except (ClientError, BotoCoreError, RuntimeError) as error:
             raise _explain(error, snapshot.table) from error
         except (OSError, EOFError, msgspec.DecodeError) as error:  # a connection that broke off, a file cut short
             raise TransientError(f"the export of the table {snapshot.table}: {error}") from error
@@ -149,7 +159,7 @@ def place_of(at: Segment) -> Place:
     return (0, 0) if at.after is None else (int(at.after["file"]["N"]), int(at.after["line"]["N"]))
 
 
-def _explain(error: ClientError | BotoCoreError, table: str) -> HeadwaterError:
+def _explain(error: Exception, table: str) -> HeadwaterError:
     if isinstance(error, ClientError):
         code = error.response.get("Error", {}).get("Code", "")
         if code == "PointInTimeRecoveryUnavailableException":

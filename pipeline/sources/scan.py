@@ -7,15 +7,15 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from botocore.exceptions import BotoCoreError, ClientError
 
 from models.change import canonical
 from models.snapshot import row, row_head
 from pipeline.errors import FatalError, TransientError
-from pipeline.sources.aws import client, explain, take_body, taken_body
+from pipeline.sources.aws import ERRORS, client, explain, take_body, taken_body
 from pipeline.sources.records import Cut
 from pipeline.sources.snapshots import Segment, Snapshot
 
@@ -125,14 +125,19 @@ class Scanner:
     """Scans tables. Raises HeadwaterErrors that name the table."""
 
     def __init__(self, region: str | None, threads: int) -> None:
-        self._client: DynamoDBClient = client("dynamodb", region, threads)
-        self._client.meta.events.register("before-parse.dynamodb.Scan", take_body)
+        self._region, self._threads = region, threads
+
+    @cached_property
+    def _client(self) -> DynamoDBClient:
+        found: DynamoDBClient = client("dynamodb", self._region, self._threads)
+        found.meta.events.register("before-parse.dynamodb.Scan", take_body)
+        return found
 
     def facts(self, table: str) -> Facts:
         """Return what AWS says of a table."""
         try:
             found = self._client.describe_table(TableName=table)["Table"]
-        except (ClientError, BotoCoreError) as error:
+        except ERRORS as error:
             raise explain(error, f"the table {table}") from error
         provisioned = found.get("ProvisionedThroughput", {}).get("ReadCapacityUnits", 0)
         most = found.get("OnDemandThroughput", {}).get("MaxReadRequestUnits", -1)
@@ -162,7 +167,7 @@ class Scanner:
                 ReturnConsumedCapacity="TOTAL",
                 **start,
             )
-        except (ClientError, BotoCoreError) as error:
+        except ERRORS as error:
             raise explain(error, what) from error
         body = taken_body(answer, what)
         try:

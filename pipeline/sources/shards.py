@@ -15,7 +15,7 @@ Three things about the listing are true on AWS and used here:
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 
 
@@ -49,11 +49,15 @@ class Lineage:
 
     `listed` is a whole listing; a shard that is in it twice counts once, as its last entry has it.
     `positions` holds every shard that was begun, finished ones included, by shard ID.
+    `late` are parents that are not listed, and may be soon: one listing without them does not prove that they are gone.
     """
 
-    def __init__(self, listed: Iterable[Shard], positions: Mapping[str, Position]) -> None:
+    def __init__(
+        self, listed: Iterable[Shard], positions: Mapping[str, Position], late: Container[str] = frozenset()
+    ) -> None:
         self._listed = {shard.shard_id: shard for shard in listed}
         self._positions = dict(positions)
+        self._late = late
         self._children: dict[str, list[str]] = defaultdict(list)
         for shard in self._listed.values():
             for parent in shard.parents:
@@ -75,13 +79,15 @@ class Lineage:
     def waits_for(self, shard_id: str) -> tuple[str, ...]:
         """Return the parents that must be read to their ends before this shard may begin.
 
-        A parent that is gone, neither listed nor begun, was trimmed: it is not waited for.
+        A parent that is gone, neither listed nor begun, was trimmed: it is not waited for, once that is certain. A shard
+        that was begun does not ask for that again.
         """
+        late = () if shard_id in self._positions else self._late
         shard = self._listed.get(shard_id, Shard(shard_id))
         return tuple(
             parent
             for parent in shard.parents
-            if (parent in self._listed or parent in self._positions) and not self._is_finished(parent)
+            if (parent in self._listed or parent in self._positions or parent in late) and not self._is_finished(parent)
         )
 
     def awaiting_children(self) -> tuple[str, ...]:

@@ -39,6 +39,8 @@ EXPORTING = 2.0
 """Seconds between two looks whether an export is complete."""
 WHOLE_SECOND = 2.0
 """Seconds from the marks to an export: AWS counts its time in whole seconds, and must not round it to before them."""
+ASKED_AGAIN = 1.0
+"""Seconds after which AWS is asked again whether something is gone."""
 PATIENCE = 60.0
 """Seconds after which a page that may not go is worth a word, and a call that goes on failing another one."""
 
@@ -275,14 +277,20 @@ class Snapshotter:
 
     async def _patiently(self, host: Host, function: Callable[..., T], *args: Any) -> T:
         """Call AWS until it answers: a throttle, expired credentials, anything may pass."""
-        errors, said = 0, float("-inf")
+        errors, said, absent = 0, float("-inf"), False
         while True:
             try:
                 return await host.call(function, *args)
+            except VanishedError:
+                if absent:
+                    raise
+                absent, errors = True, errors + 1  # one answer proves nothing
+                await asyncio.sleep(ASKED_AGAIN)
+                continue
             except HOPELESS:
                 raise
             except HeadwaterError as error:
-                errors += 1
+                errors, absent = errors + 1, False
                 # One throttle is daily bread; more, or anything else, is said, and again while it lasts.
                 if errors >= (3 if isinstance(error, TransientError) else 1) and time.monotonic() > said + PATIENCE:
                     log.warning("Still trying: %s", error)

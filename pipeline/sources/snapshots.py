@@ -152,9 +152,14 @@ class Snapshots:
         return snapshot.rows or sum(segment.rows for segment in self.scanned(snapshot))
 
 
-def repaired(gap: Gap, snapshots: Iterable[Snapshot]) -> bool:
-    """Say whether all items of a gap's table have been read anew since: what was lost is there again, deletions excepted."""
-    return any(one.table == gap.table and one.state == "done" and one.began > gap.at for one in snapshots)
+def repaired(gap: Gap, snapshots: Iterable[Snapshot], tables: Iterable[str] = ()) -> bool:
+    """Say whether all items of a gap's table have been read anew since: what was lost is there again, deletions excepted.
+
+    `tables` are those that may have changes in it, for a gap of a topic; of none it is not known what was lost.
+    """
+    since = {one.table for one in snapshots if one.state == "done" and one.began > gap.at}
+    wanted = {gap.table} if gap.table else set(tables)
+    return bool(wanted) and wanted <= since
 
 
 def ended(

@@ -50,6 +50,8 @@ LOOKS = 5
 """Answers in which the oldest record of a shard is looked for: they may be empty although there are records."""
 DRAINED = 2
 """Listings in a row in which all shards of a switched-off stream are read: then the table's next stream is begun."""
+SAID = 2
+"""Answers in a row that say that a shard, a stream or a table is not there: one proves nothing, a listing may be late."""
 SILENT = 60.0
 """Seconds without an answer of AWS to anything after which a worker that reads shards is not ready."""
 TIP = 1.0
@@ -79,6 +81,10 @@ class StreamApi(Protocol):
 
     def tables(self, known: set[str]) -> list[str]:
         """Return the tables to capture now; `known` were captured before."""
+
+    def named(self) -> list[str]:
+        """Return the tables that are written out. Asks nobody."""
+        return []
 
     def stream_of(self, table: str) -> Stream:
         """Return the table's newest stream."""
@@ -128,6 +134,17 @@ class Pacing(Protocol):
 class _Listing:
     table: str
     shards: Sequence[Shard] = field(default_factory=list)
+    absent: Mapping[str, int] = field(default_factory=dict)
+    """Shards that are known of and not listed, and by how many listings in a row."""
+
+    def is_absent(self, shard_id: str) -> bool:
+        """Say whether it is certain that AWS does not list a shard any more."""
+        return self.absent.get(shard_id, 0) >= SAID
+
+    @property
+    def late(self) -> set[str]:
+        """Shards that are not listed, and may be soon."""
+        return {shard_id for shard_id, times in self.absent.items() if times < SAID}
 
 
 class StreamSource(Source):
@@ -158,6 +175,8 @@ class StreamSource(Source):
         self._follower = Follower(transport.client_conf(), fence, self._apply)
         self._known = Known({}, {})
         self._listings: dict[str, _Listing] = {}
+        self._gone: dict[str, int] = {}
+        """Streams that AWS does not know, and how many answers in a row have said so."""
         self._claims: dict[int, object] = {}
         """One object an assignment: what was found out under an earlier one does not count for this one."""
         self._ready: set[int] = set()
@@ -274,14 +293,19 @@ class StreamSource(Source):
     async def _discover(self) -> None:
         failing: dict[str, str] = {}
         tables: Sequence[str] = ()
+        unseen: dict[str, int] = {}
         while True:
             self._look_now.clear()
             try:
-                tables = await self.call(self._api.tables, self._known.tables())
+                found = await self.call(self._api.tables, self._known.tables())
             except HeadwaterError as error:
                 _say_once(failing, "", error)
+                # Those that are known without asking are read all the same.
+                tables = list(dict.fromkeys([*tables, *self._api.named(), *self._known.tables()]))
             else:
                 failing.pop("", None)
+                unseen = {table: unseen.get(table, 0) + 1 for table in tables if table not in found}
+                tables = [*found, *(table for table, times in unseen.items() if times < SAID)]
             for table in tables:
                 try:
                     await self._list_table(table)
@@ -308,8 +332,14 @@ class StreamSource(Source):
 
     async def _list(self, table: str, arn: str) -> None:
         try:
-            self._listings[arn] = _Listing(table, await self.call(self._api.shards_of, arn))
+            found = await self.call(self._api.shards_of, arn)
+            self._gone.pop(arn, None)
+            self._listings[arn] = self._merged(table, arn, found)
         except VanishedError:
+            self._gone[arn] = self._gone.get(arn, 0) + 1
+            if self._gone[arn] < SAID:
+                self._look_now.set()
+                return
             # Switched off more than a day ago, or its table deleted. What was not read to its end there is a gap: so the
             # readers of all shards that are known, begun or not, shall see for themselves that they are gone.
             places, shards = self._known.of(arn), self._last_known(arn)
@@ -327,6 +357,24 @@ class StreamSource(Source):
         self._drained[arn] = 0 if left else self._drained.get(arn, 0) + 1
         if self._drained[arn] == 1:
             self._look_now.set()
+
+    def _merged(self, table: str, arn: str, found: Sequence[Shard]) -> _Listing:
+        """Return a listing with what only this one lacks, and what it lacks of all that is known of."""
+        former, places = self._listings.get(arn, _Listing(table)), self._known.of(arn)
+        listed, before = {shard.shard_id for shard in found}, {shard.shard_id: shard for shard in former.shards}
+        parents = {parent for shard in found if shard.shard_id not in places for parent in shard.parents}
+        read = {shard.shard_id for shard, task in self._readers.items() if shard.arn == arn and not task.done()}
+        unlisted = {*parents, *before, *places, *read} - listed
+        absent = {shard_id: former.absent.get(shard_id, 0) + 1 for shard_id in unlisted}
+        if any(absent.get(parent, SAID) < SAID for parent in parents - places.keys()):
+            self._look_now.set()  # a child waits until it is certain that its parent is gone
+        kept = [shard for shard_id, shard in before.items() if absent.get(shard_id, SAID) < SAID]
+        return _Listing(table, [*found, *kept], absent)
+
+    def _is_gone(self, shard: ShardOf) -> bool:
+        """Say whether the listing has said often enough that a shard is not there."""
+        listing = self._listings.get(shard.arn)
+        return self._gone.get(shard.arn, 0) >= SAID or (listing is not None and listing.is_absent(shard.shard_id))
 
     def _last_known(self, arn: str) -> Sequence[Shard]:
         """Return the shards of a stream that is gone: as it was last listed, or was begun if no shard of it ever was."""
@@ -353,8 +401,8 @@ class StreamSource(Source):
             if beginning is not None:
                 done = ancestors(listing.shards, beginning.after)
                 positions = dict.fromkeys(done, Position(finished=True)) | positions
-            lineage = Lineage(listing.shards, positions)
-            if beginning is None:
+            lineage = Lineage(listing.shards, positions, listing.late)
+            if beginning is None and not any(listing.late & {*shard.parents} for shard in listing.shards):
                 self._begin(arn, listing)
             if beginning is None or self._waits(arn, listing.table):
                 continue
@@ -373,7 +421,8 @@ class StreamSource(Source):
                 self._look_now.set()
             listed, now = {shard.shard_id for shard in listing.shards}, time.time()
             old = [s for s, p in places.items() if p.finished and s not in listed and now - p.at > TRIMMED]
-            self._forget([ShardOf(listing.table, arn, one) for one in {*lineage.forgettable(), *old}])
+            done_with = {one for one in (*lineage.forgettable(), *old) if listing.is_absent(one)}
+            self._forget([ShardOf(listing.table, arn, one) for one in done_with])
         if self.snapshots is not None:
             self.snapshots.go_on(self)
 
@@ -461,7 +510,7 @@ class StreamSource(Source):
                 awaited = self.snapshots is not None and self.snapshots.runs(shard.table)
                 if awaited and not (finished or found.behind):
                     tip_at = max(tip_at, tip_of(_last_time(found, asked), idle, asked))
-                if count or finished or gaps or (awaited and tip_at > told + TIP):
+                if count or finished or (gaps and not found.behind) or (awaited and tip_at > told + TIP):
                     place = Place(shard.table, found.last or after, finished, round(asked, 3), round(tip_at, 3))
                     offered, after, gaps = (
                         self.offer(Reading(shard, found, place, gaps, credit=purse.give)),
@@ -482,11 +531,17 @@ class StreamSource(Source):
                 iterator, gaps, pause = None, (*gaps, self._gap(shard, "trimmed", after)), self._pacing.poll_interval
                 start, after = Start(), None
             except VanishedError as error:
-                log.error("%s: a gap is written down", error)
-                place = Place(shard.table, after, finished=True, at=round(time.time(), 3))
-                lost = (*gaps, self._gap(shard, "vanished", after))
-                offered = self.offer(Reading(shard, NOTHING, place, lost, credit=purse.give))
-                return
+                if self._is_gone(shard):
+                    log.error("%s: a gap is written down", error)
+                    place = Place(shard.table, after, finished=True, at=round(time.time(), 3))
+                    lost = (*gaps, self._gap(shard, "vanished", after))
+                    offered = self.offer(Reading(shard, NOTHING, place, lost, credit=purse.give))
+                    return
+                errors += 1  # one answer proves nothing: the shard is asked again, until the listing has said it twice
+                if errors == 3:
+                    log.warning("Still trying, since the listing does not say so: %s", error)
+                iterator, pause = None, backoff(errors)
+                self._look_now.set()
             except HeadwaterError as error:  # a throttle, expired credentials, anything: the shard must be read on
                 errors += 1
                 # One throttle is daily bread; more, or anything else, is said once.

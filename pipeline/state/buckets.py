@@ -9,7 +9,7 @@ from the changelog.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import compress
 from pathlib import Path
 from typing import Any, cast
@@ -37,7 +37,39 @@ def bucket_options() -> rocksdict.Options:
 
 def bucket_of(seconds: float, window: float) -> int:
     """Return the bucket of a time, for a window in seconds."""
-    return int(seconds // (window / (KEPT - 1)))
+    return int(seconds // width_of(window))
+
+
+def width_of(window: float) -> float:
+    """Return the seconds that a bucket is open, for a window in seconds."""
+    return window / (KEPT - 1)
+
+
+class Turns:
+    """Which bucket is open in a partition: the next one begins when this one has been open for its time.
+
+    That time is counted while the partition is worked on, by a clock that nobody can set, and kept with the positions. So
+    neither a record's time stamp nor a machine's clock that is days off can end a bucket early, and with it the window; while
+    nobody works, IDs are kept for longer.
+    """
+
+    def __init__(self, window: float, clock: Callable[[], float], newest: int, opened: float = 0.0) -> None:
+        """`newest` is the number of the open bucket, `opened` the seconds that it was open before."""
+        self._width, self._clock = width_of(window), clock
+        self.number = newest
+        self._opened, self._since = opened, clock()
+
+    @property
+    def opened(self) -> float:
+        """Seconds that the open bucket has been open."""
+        return self._opened + max(0.0, self._clock() - self._since)
+
+    def now(self) -> int:
+        """Return the number of the open bucket; open the next one if it is time."""
+        if self.opened >= self._width:
+            self.number += 1
+            self._opened, self._since = 0.0, self._clock()
+        return self.number
 
 
 class Buckets(Store):
@@ -51,7 +83,7 @@ class Buckets(Store):
         names = rocksdict.Rdict.list_cf(str(path))
         self._families = {int(name): self._db.get_column_family(name) for name in names if name.isdecimal()}
         self._recent: dict[int, set[bytes]] = {}
-        self._positions: dict[str, int] = {}
+        self._positions: dict[str, int | str] = {}
         self.adds = 0
         """How often `add` was called since the last flush."""
         self.loaded = False
@@ -71,14 +103,14 @@ class Buckets(Store):
                 unknown.difference_update(compress(sought, [value is not None for value in values]))
         return unknown
 
-    def add(self, ids: Mapping[int, Collection[bytes]], **positions: int) -> None:
+    def add(self, ids: Mapping[int, Collection[bytes]], **positions: int | str) -> None:
         """Add IDs by bucket, and the store's positions after them, in memory."""
         for bucket, members in ids.items():
             self._recent.setdefault(bucket, set()).update(members)
         self._positions.update(positions)
         self.adds += 1
 
-    def load(self, ids: Mapping[int, Collection[bytes]], **positions: int) -> None:
+    def load(self, ids: Mapping[int, Collection[bytes]], **positions: int | str) -> None:
         """Add many IDs by bucket past the memory: in a recovery. They are not known before the next `flush`."""
         newest = max([*ids, *self._families], default=0)
         batch = rocksdict.WriteBatch(raw_mode=True)
@@ -89,8 +121,8 @@ class Buckets(Store):
             for one in members:
                 batch.put(one, b"", family)
         family = self._db.get_column_family_handle(str(newest))
-        for name, number in positions.items():
-            batch.put(META + name.encode(), str(number).encode(), family)
+        for name, value in positions.items():
+            batch.put(META + name.encode(), str(value).encode(), family)
         self._write(batch, {})
         self._positions.update(positions)
         self.adds += 1
@@ -122,10 +154,21 @@ class Buckets(Store):
 
     def meta(self, name: str) -> int | None:
         """Return a position: that of the last `add`, after a kill that of the last flush."""
+        found = self._kept(name)
+        return None if found is None else int(found)
+
+    def text(self, name: str) -> str:
+        """Return a text that is kept as positions are; '' where there is none."""
+        return self._kept(name) or ""
+
+    def _kept(self, name: str) -> str | None:
         if name in self._positions:
-            return self._positions[name]
-        values = [cast("bytes | None", family.get(META + name.encode())) for family in self._families.values()]
-        return max((int(value) for value in values if value is not None), default=None)
+            return str(self._positions[name])
+        for bucket in reversed(self.buckets):  # the newest had the last word
+            value = cast("bytes | None", self._families[bucket].get(META + name.encode()))
+            if value is not None:
+                return value.decode()
+        return None
 
     @property
     def buckets(self) -> list[int]:

@@ -6,14 +6,15 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from confluent_kafka import Consumer as RdConsumer
 from confluent_kafka import KafkaError, Message, TopicPartition
 from faust.types import TP
 
 from pipeline.errors import FatalError
+from pipeline.transport import clients
 
 FETCH = 5_000
 """Records in one application at most: the write to RocksDB holds the GIL."""
+GONE = KafkaError._AUTO_OFFSET_RESET  # noqa: SLF001 - what the offset policy `error` is told by
 STUCK = 60.0
 """Seconds without a record after which a recovery that has not arrived gives up."""
 
@@ -31,16 +32,8 @@ def read(
 
     Blocks. Raises FatalError when nothing comes for a minute: a transaction before `end` is waited for until it is decided.
     """
-    consumer = RdConsumer(
-        {
-            **conf,
-            "group.id": f"{tp.topic}.recovery",  # never joined and never committed
-            "enable.auto.commit": False,
-            "auto.offset.reset": "earliest",
-            "isolation.level": "read_committed",
-            "enable.partition.eof": True,
-            "fetch.wait.max.ms": 20,
-        }
+    consumer = clients.consumer(  # the group is never joined and never committed
+        conf, f"{tp.topic}.recovery", enable_partition_eof=True, fetch_wait_max_ms=20
     )
     try:
         consumer.assign([TopicPartition(tp.topic, tp.partition, start)])
@@ -48,6 +41,13 @@ def read(
         while at < end:
             messages = consumer.consume(most, 0.05)
             records = [message for message in messages if message.error() is None]
+            gone = [one for one in messages if (error := one.error()) is not None and error.code() == GONE]
+            if gone:
+                raise FatalError(
+                    f"{tp.topic}[{tp.partition}] has no offset {gone[0].offset()} any more: records of it were deleted, or "
+                    "it was recreated",
+                    hint="start the worker again",
+                )
             if messages:
                 heard, at = time.monotonic(), max(at, position(messages[-1]))
             if records and not apply(records):

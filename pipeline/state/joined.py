@@ -24,6 +24,7 @@ from pipeline.state.items import Items
 from pipeline.state.parked import Parked, Place, Waiting
 from pipeline.state.table_partitions import TablePartition
 from pipeline.transport import Slice, Transport
+from pipeline.transport.logs import UNKNOWN, Log
 
 if TYPE_CHECKING:
     from pipeline.transport.consumer import Consumer
@@ -73,6 +74,8 @@ class Reached(msgspec.Struct, array_like=True, frozen=True):
     offset: int
     after: bytes = b""
     """Of the change at this offset: the index entry behind which it goes on; b'' for its beginning."""
+    log: str = ""
+    """The log of the reference topic that the offset is of; '' in a state of a version before."""
 
 
 INDEX = b"x/"
@@ -84,8 +87,9 @@ _decode_reached = msgspec.msgpack.Decoder(Reached).decode
 class Joins:
     """The joined items of one partition, within a slice."""
 
-    def __init__(self, part: TablePartition) -> None:
-        self._part = part
+    def __init__(self, part: TablePartition, logs: Mapping[str, Log] | None = None) -> None:
+        """Name what the topics of the reference tables are now, by table: `logs`."""
+        self._part, self._logs = part, logs or {}
 
     def put(self, place: Place, joints: Sequence[Joint], last: Waiting) -> None:
         """Take note of an item's last change in a flow; without joints, of none."""
@@ -128,13 +132,17 @@ class Joins:
         return [(key, value) for key, value in zip(keys, self._part.get_many(keys), strict=True) if value is not None]
 
     def reached(self, table: str, partition: int) -> Reached | None:
-        """Return how far a partition of a reference topic has been followed; None: it never was."""
+        """Return how far a partition of a reference topic has been followed; None: it never was, or was another log."""
         found = self._part.get(_reached_of(table, partition))
-        return None if found is None else _decode_reached(found)
+        reached = None if found is None else _decode_reached(found)
+        if reached is None or not Log.parse(reached.log).may_be(self._logs.get(table, UNKNOWN)):
+            return None
+        return reached
 
     def reach(self, table: str, partition: int, reached: Reached) -> None:
         """Take note of how far it has been followed."""
-        self._part.write({_reached_of(table, partition): encode(reached)})
+        named = msgspec.structs.replace(reached, log=str(self._logs.get(table, UNKNOWN)))
+        self._part.write({_reached_of(table, partition): encode(named)})
 
 
 def _digest(content: bytes) -> bytes:
@@ -181,12 +189,14 @@ class Joined(Parked):
         super().__init__(transport, topic, changelog_topic, directory, is_there=is_there, release=release)
         self._watched, self._emit = watched, emit
         self._lock = threading.Lock()
+        self._logs: dict[str, Log] = {}
+        """What the topics of the watched reference tables are, by table."""
         self._news: dict[int, list[Change]] = {}
         """By partition of raw, the changes of references that have not been followed there, or not for certain."""
 
     def joins(self, partition: int) -> Joins:
         """Return the joined items of a partition, the slice under way included."""
-        return Joins(self.part(partition))
+        return Joins(self.part(partition), self._logs)
 
     def items(self, partition: int) -> Items:
         """Return the items of the partitioned reference tables of a partition, the slice under way included."""
@@ -253,8 +263,11 @@ class Joined(Parked):
         with self._lock:
             self._news[tp.partition] = []  # what changes from here on is heard of
         partition = await super()._recover(consumer, tp, claim)
-        joins, missed = Joins(partition), list[Change]()
-        for table, topic in self._watched().items():
+        watched = self._watched()
+        found = await consumer.questions.logs(list(watched.values()))
+        self._logs |= {table: found[topic] for table, topic in watched.items() if topic in found}
+        joins, missed = Joins(partition, self._logs), list[Change]()
+        for table, topic in watched.items():
             for number in range(await consumer.questions.partitions(topic)):
                 end = await consumer.questions.end(TP(topic, number))
                 reached = joins.reached(table, number)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -21,6 +21,7 @@ from models.attributes import typed_item
 from pipeline.state.store import Store
 from pipeline.transport import Follower, Participant, Slice, Transport
 from pipeline.transport.fatal import stop_process
+from pipeline.transport.logs import UNKNOWN, Log
 
 if TYPE_CHECKING:
     from pipeline.transport.consumer import Consumer
@@ -57,6 +58,8 @@ class ReferenceTable(Participant):
         self._transport, self._path = transport, directory / f"{topic}.db"
         self._store: Store | None = None
         self._follower: Follower | None = None
+        self._log = UNKNOWN
+        """The log that the topic is."""
         self._written: dict[bytes, _Written] = {}
         """Items of the slice under way."""
         self._ahead: dict[bytes, _Written] = {}
@@ -135,14 +138,30 @@ class ReferenceTable(Participant):
 
     async def _catch_up(self, consumer: Consumer, gated: set[TP]) -> None:
         count = await consumer.questions.partitions(self.topic)
-        ends = {partition: await consumer.questions.end(TP(self.topic, partition)) for partition in range(count)}
+        tps = [TP(self.topic, partition) for partition in range(count)]
+        watermarks = await consumer.questions.watermarks(tps, isolation="read_uncommitted")
         if self._follower is None:
-            self._store = Store(self._path)
-            at = {p: offset for p in range(count) if (offset := self._store.meta(f"offset-{p}")) is not None}
-            self._follower = Follower(self._transport.client_conf(), self.topic, self._apply, start_at=at)
+            self._log = (await consumer.questions.logs([self.topic])).get(self.topic, UNKNOWN)
+            store, at = await asyncio.to_thread(self._open, {tp.partition: ends for tp, ends in watermarks.items()})
+            self._store = store
+            self._follower = Follower(
+                self._transport.client_conf(), self.topic, self._apply, start_at=at, log_of=lambda _topic: self._log
+            )
             self._follower.start()
+        ends = {tp.partition: end for tp, (_, end) in watermarks.items()}
         await self._follower.wait_until(ends)
         consumer.release(gated, self.topic)
+
+    def _open(self, watermarks: Mapping[int, tuple[int, int]]) -> tuple[Store, dict[int, int]]:
+        """Open the store; return it with the offsets to read on from: one that is of another log is forgotten."""
+        store = Store(self._path)
+        at = {p: offset for p in watermarks if (offset := store.meta(f"offset-{p}")) is not None}
+        is_other = not Log.parse(store.text("log")).may_be(self._log)
+        if is_other or any(not watermarks[p][0] <= offset <= watermarks[p][1] for p, offset in at.items()):
+            log.warning("The topic %s is not the one that %s was read from: it is read anew", self.topic, self._path)
+            store.clear()
+            at = {}
+        return store, at
 
     def _item(self, record: Message) -> bytes | None:
         """Return the item of a record, in typed JSON; None: it is gone."""
@@ -158,7 +177,8 @@ class ReferenceTable(Participant):
             return
         puts = [(key, item) for key, item in latest.items() if item is not None]
         self._applied += len(records)
-        self._store.write(puts, [key for key, item in latest.items() if item is None], **offsets)
+        gone = [key for key, item in latest.items() if item is None]
+        self._store.write(puts, gone, log=str(self._log), **offsets)
         self._hot = {}
         self._on_change(records)
 

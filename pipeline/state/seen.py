@@ -1,7 +1,8 @@
 """The `seen` table: which event IDs have passed. One RocksDB a partition, one changelog message a partition and slice.
 
-The changelog message's key is the source offset after the slice, its value the new IDs, packed. The store takes them after
-the commit, so it is never ahead of Kafka; recovery reads the changelog until it has reached exactly the committed offset.
+The changelog message's key is the source offset after the slice and the log that it is of, its value the new IDs, packed. The
+store takes them after the commit, so it is never ahead of Kafka; recovery reads the changelog until it has reached exactly the
+committed offset of the committed log. IDs count whatever log they came by: only positions belong to one.
 """
 
 from __future__ import annotations
@@ -22,17 +23,20 @@ from confluent_kafka import KafkaError, Message
 from faust.types import TP
 
 from pipeline.errors import FatalError, HeadwaterError
-from pipeline.state.buckets import Buckets, bucket_of
+from pipeline.state.buckets import Buckets, Turns, bucket_of
 from pipeline.state.changelog import read as read_changelog
 from pipeline.state.standby import Keeping, Standbys
 from pipeline.transport import Participant, Slice, Transport
+from pipeline.transport.committed import Committed
 from pipeline.transport.fatal import stop_process
+from pipeline.transport.logs import UNKNOWN, Log
 from pipeline.transport.questions import Questions
+from pipeline.transport.starts import accept
 
 if TYPE_CHECKING:
     from pipeline.transport.consumer import Consumer
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 pack = msgspec.msgpack.Encoder().encode
 unpack = msgspec.msgpack.Decoder(dict[int, list[bytes]]).decode
 
@@ -71,14 +75,43 @@ class _Partition:
     """The source offset up to which the store knows the IDs; -1 for none."""
     changelog: int
     """Offset of the last changelog message in the store; -1 for none."""
+    log: Log
+    """The log that `upto` is of; `UNKNOWN` in a state of a version before."""
+    changelog_log: Log
+    """The log that `changelog` is of."""
+    turns: Turns
     pending: dict[int, set[bytes]] = field(default_factory=dict)
     """New IDs of the slice under way, by bucket."""
     sent: Message | None = None
 
     def remember(self) -> None:
         """Take the pending IDs into the store, with the positions."""
-        self.store.add(self.pending, upto=self.upto, changelog=self.changelog)
+        self.store.add(self.pending, **self.positions)
         self.pending.clear()
+
+    @property
+    def positions(self) -> dict[str, int | str]:
+        """What the store keeps of itself."""
+        return {
+            "upto": self.upto,
+            "changelog": self.changelog,
+            "log": str(self.log),
+            "changelog_log": str(self.changelog_log),
+            "bucket": self.turns.number,
+            "opened": int(self.turns.opened),
+        }
+
+    def move_to(self, upto: int, log: Log) -> None:
+        """Take note of the source offset up to which the store knows the IDs."""
+        self.upto, self.log = upto, log
+
+    def is_at(self, upto: int, log: Log) -> bool:
+        """Say whether the store knows the IDs up to exactly this offset of this log."""
+        return self.upto == upto and self.log.may_be(log)
+
+    def is_behind(self, upto: int, log: Log) -> bool:
+        """Say whether it lacks some, as far as its own position tells."""
+        return self.upto < upto or not self.log.may_be(log)
 
 
 class SeenTable(Participant):
@@ -91,11 +124,12 @@ class SeenTable(Participant):
         changelog: str,
         directory: Path,
         window: float,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
         standby_replicas: int = 0,
         recent: int = RECENT,
     ) -> None:
         self.topic, self.changelog = topic, changelog
+        self.positions_of = (topic, changelog)
         self.recent = recent
         self._window, self._clock = window, clock
         self._transport, self._directory = transport, directory
@@ -113,18 +147,17 @@ class SeenTable(Participant):
             Standbys(transport, topic, changelog, standby_replicas, keeping) if standby_replicas > 0 else None
         )
 
-    def add_new(self, partition: int, event_ids: Sequence[str], at: float) -> list[bool]:
+    def add_new(self, partition: int, event_ids: Sequence[str]) -> list[bool]:
         """Remember the IDs of a batch; return for each whether it is new. In the transaction's thread.
 
-        `at` is the time of the batch's last record, in seconds: its IDs are remembered for a window after that. An ID
-        that stands twice among them is new once.
+        They are remembered for a window of the time in which the partition is worked on. An ID that stands twice among
+        them is new once.
         """
         part = self._partitions[partition]
         ids = compact(event_ids)
         first = dict(zip(reversed(ids), range(len(ids) - 1, -1, -1), strict=True))
         unknown = part.store.unknown(first).difference(*part.pending.values())
-        # A record from the future must not push out what is remembered.
-        part.pending.setdefault(bucket_of(min(at, self._clock()), self._window), set()).update(unknown)
+        part.pending.setdefault(part.turns.now(), set()).update(unknown)
         news = [False] * len(ids)
         for one in unknown:
             news[first[one]] = True
@@ -144,7 +177,7 @@ class SeenTable(Participant):
 
             self._transport.transaction.produce(
                 self.changelog,
-                offset.to_bytes(8, "big"),
+                offset.to_bytes(8, "big") + str(self._transport.log_of(self.topic)).encode(),
                 pack(part.pending),
                 tp.partition,
                 on_delivery=delivered,
@@ -159,7 +192,8 @@ class SeenTable(Participant):
             changelog = part.sent.offset() if part.sent is not None else None
             if changelog is None:
                 raise FatalError(f"the changelog message of {tp.topic}[{tp.partition}] was committed without an offset")
-            part.upto, part.changelog, part.sent = offset, changelog, None
+            part.move_to(offset, self._transport.log_of(self.topic))
+            part.changelog, part.changelog_log, part.sent = changelog, self._transport.log_of(self.changelog), None
             part.remember()
         self._bound_memory()
 
@@ -234,57 +268,88 @@ class SeenTable(Participant):
 
     def _open_store(self, partition: int) -> _Partition:
         store = Buckets(self._directory / f"{self.topic}-{partition}.db")
-        return _Partition(store, _or(store.meta("upto"), -1), _or(store.meta("changelog"), -1))
+        newest = max([*store.buckets, _or(store.meta("bucket"), 0)])
+        opened = _or(store.meta("opened"), 0) if newest == store.meta("bucket") else 0
+        part = _Partition(
+            store,
+            _or(store.meta("upto"), -1),
+            _or(store.meta("changelog"), -1),
+            Log.parse(store.text("log")),
+            Log.parse(store.text("changelog_log")),
+            Turns(self._window, self._clock, newest or bucket_of(time.time(), self._window), opened),
+        )
+        if not part.changelog_log.may_be(self._transport.log_of(self.changelog)):  # it was recreated: all of it is new
+            part.changelog, part.changelog_log = -1, self._transport.log_of(self.changelog)
+        return part
 
     async def _recover(self, questions: Questions, tp: TP, part: _Partition) -> None:
         path, started, first = part.store.path, time.monotonic(), part.upto
         while True:
             # Stable: offsets that a former owner has sent and not yet committed are waited for.
-            target = await questions.committed(tp)
+            there = (await questions.positions([tp]))[tp]
+            target, log = there.offset, there.log
             if target is None:
                 if part.upto >= 0:
                     raise FatalError(
-                        f"the state in {path} knows offsets up to {part.upto} of {tp.topic}[{tp.partition}], but the group "
-                        f"has never committed there: it belongs to other topics or another group",
-                        hint=f"rm -r {path} (only if the topics were made anew), then start again",
+                        f"the state in {path} knows offsets up to {part.upto} of {tp.topic}[{tp.partition}], and the group "
+                        f"has committed nothing there: {self._difference(part.log)}",
+                        hint=accept(tp.topic),
                     )
                 return
-            if part.upto < target:
+            if not part.is_at(target, log):
                 changelog = TP(self.changelog, tp.partition)
                 low, end = (await questions.watermarks([changelog], isolation="read_uncommitted"))[changelog]
-                await asyncio.to_thread(self._read_changelog, part, tp.partition, target, end)
-                if part.upto < target and low >= end:
-                    part.upto = target  # retention has emptied the changelog: nothing in the window is left
-            if part.upto == target:
+                # What retention has taken is older than the window: its topic keeps half as much again.
+                start = max(low, part.changelog + 1)
+                await asyncio.to_thread(self._read_changelog, part, tp.partition, there, start, end)
+                if part.is_behind(target, log) and low >= end:
+                    part.move_to(target, log)  # retention has emptied the changelog: nothing in the window is left
+            if part.is_at(target, log):
+                part.log = log if log != UNKNOWN else part.log
                 if part.store.loaded:
                     await asyncio.to_thread(part.store.flush)  # what was loaded is known from here on
-                log.info(
-                    "Seen table of %s[%d]: offset %d -> %d in %.2f s", *tp, first, target, time.monotonic() - started
-                )
+                text = "Seen table of %s[%d]: offset %d -> %d in %.2f s"
+                logger.info(text, *tp, first, target, time.monotonic() - started)
                 return
-            if part.upto > target and (await questions.committed(tp)) == target:
+            now = await questions.positions([tp])
+            if not part.is_behind(target, log) and now[tp][:2] == there[:2]:
                 raise FatalError(
                     f"the state in {path} is ahead of the group: it knows offset {part.upto} of {tp.topic}[{tp.partition}], "
-                    f"committed is {target}; someone has reset the group's offsets or made the topics anew",
-                    hint=f"rm -r {path} to recover from the changelog {self.changelog}",
+                    f"committed is {target}; someone has reset the group's offsets",
+                    hint=f"{accept(tp.topic)}; or rm -r {path} to recover from the changelog {self.changelog}",
                 )
-            if part.upto < target:
+            if part.is_behind(target, log):
                 raise FatalError(
                     f"the changelog {self.changelog}[{tp.partition}] ends at source offset {part.upto}, committed is {target}: "
                     f"event IDs are missing",
-                    hint="headwater status",
+                    hint=accept(tp.topic),
                 )
 
-    def _read_changelog(self, part: _Partition, partition: int, target: int, end: int) -> None:
-        """Apply changelog messages until the source offset `target` or the changelog's end is reached."""
+    def _difference(self, kept: Log) -> str:
+        """Say why an offset that the state knows is not the group's any more."""
+        now = self._transport.log_of(self.topic)
+        if not kept.may_be(now):
+            return kept.difference(now)
+        return "Kafka has forgotten its offsets (offsets.retention.minutes), or the topic was recreated"
+
+    def _read_changelog(self, part: _Partition, partition: int, target: Committed, start: int, end: int) -> None:
+        """Apply the changelog up to its end, but for what stands behind the last message up to the target.
+
+        At least once, a slice that was given up has left that there: it is no part of the state.
+        """
+        beyond: list[Message] = []
 
         def apply(records: list[Message]) -> bool:
-            if wanted := _until(records, target):
-                self._apply(part, wanted)
-            return part.upto < target
+            known = [place for place, record in enumerate(records) if not _is_beyond(record, target)]
+            upto = known[-1] + 1 if known else 0
+            if upto:
+                self._apply(part, [*beyond, *records[:upto]])
+                beyond.clear()
+            beyond.extend(records[upto:])
+            return True
 
         tp = TP(self.changelog, partition)
-        read_changelog(self._transport.client_conf(), tp, part.changelog + 1, end, apply, most=500)
+        read_changelog(self._transport.client_conf(), tp, start, end, apply, most=500)
 
     def _apply(self, part: _Partition, records: Sequence[Any]) -> None:
         ids: dict[int, list[bytes]] = {}
@@ -293,21 +358,27 @@ class SeenTable(Participant):
                 ids.setdefault(bucket, []).extend(members)
         if len(part.store):  # kept from when it was owned here: its positions must not go ahead of what is in memory
             part.store.flush()
-        part.upto, part.changelog = _upto(records[-1]), records[-1].offset()
-        part.store.load(ids, upto=part.upto, changelog=part.changelog)
+        part.move_to(source_offset(records[-1]), source_log(records[-1]))
+        part.changelog, part.changelog_log = records[-1].offset(), self._transport.log_of(self.changelog)
+        if (newest := max(ids, default=0)) > part.turns.number:
+            part.turns = Turns(self._window, self._clock, newest)
+        part.store.load(ids, **part.positions)
 
 
 def _or(value: int | None, default: int) -> int:
     return default if value is None else value
 
 
-def _until(records: list[Message], target: int) -> list[Message]:
-    """Return the changelog messages that stand for source offsets up to this one.
-
-    One beyond it is no part of the state: at least once, a slice that was given up has left it there.
-    """
-    return [record for record in records if _upto(record) <= target]
+def _is_beyond(record: Message, target: Committed) -> bool:
+    """Say whether a changelog message stands for a source offset beyond the target, in the same log."""
+    return source_offset(record) > (target.offset or 0) and source_log(record) == target.log
 
 
-def _upto(record: Message) -> int:
-    return int.from_bytes(cast("bytes", record.key()), "big")
+def source_offset(record: Message) -> int:
+    """Return the offset of the source after the slice that a changelog message stands for."""
+    return int.from_bytes(cast("bytes", record.key())[:8], "big")
+
+
+def source_log(record: Message) -> Log:
+    """Return the log that this offset is of."""
+    return Log.parse(cast("bytes", record.key())[8:].decode())

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 from confluent_kafka import Consumer as RdConsumer
 from confluent_kafka import ConsumerGroupState, KafkaException, Message, TopicPartition
-from confluent_kafka.admin import AdminClient
 
-from pipeline.transport import Transport
+from pipeline.state.changelog import GONE
+from pipeline.transport import Transport, clients
 from pipeline.transport.fatal import stop_process
 from pipeline.transport.reader import member_id
 
@@ -130,7 +130,7 @@ class Standbys(Generic[S]):
                 continue
 
     def _owners(self) -> dict[int, str] | None:
-        group, client = self._transport.app.conf.id, AdminClient(self._transport.client_conf())
+        group, client = self._transport.app.conf.id, clients.admin(self._transport.client_conf())
         try:
             found = client.describe_consumer_groups([group], request_timeout=LOOK)[group].result(2 * LOOK)
         except (KafkaException, concurrent.futures.TimeoutError) as error:
@@ -155,15 +155,8 @@ class Standbys(Generic[S]):
 
     def _run(self) -> None:
         try:
-            consumer = RdConsumer(
-                {
-                    **self._transport.client_conf(),
-                    "group.id": f"{self.changelog}.standby",  # never joined and never committed
-                    "enable.auto.commit": False,
-                    "auto.offset.reset": "earliest",
-                    "isolation.level": "read_committed",
-                    "fetch.wait.max.ms": 500,
-                }
+            consumer = clients.consumer(  # the group is never joined and never committed
+                self._transport.client_conf(), f"{self.changelog}.standby", fetch_wait_max_ms=500
             )
             read: dict[int, _Copy[S]] = {}
             while True:
@@ -173,8 +166,21 @@ class Standbys(Generic[S]):
                 messages = consumer.consume(FETCH, 0.2)
                 with self._lock:
                     self._apply(messages, read)
+                self._go_on_behind(consumer, messages)
         except Exception as error:  # noqa: BLE001 - half a copy is worse than none, and must not be handed on
             stop_process(f"the standbys of {self.changelog} failed: {error!r}", hint="df -h; headwater check")
+
+    def _go_on_behind(self, consumer: RdConsumer, messages: Sequence[Message]) -> None:
+        """Go on with what retention has left of a changelog: whether a copy has enough its next owner finds out."""
+        for message in messages:
+            if (error := message.error()) is not None and error.code() == GONE:
+                at = TopicPartition(self.changelog, cast("int", message.partition()))
+                low, _ = consumer.get_watermark_offsets(at, LOOK)
+                log.info(
+                    "Standby of %s[%d]: offset %s is gone, on from %d", at.topic, at.partition, message.offset(), low
+                )
+                consumer.incremental_unassign([at])
+                consumer.incremental_assign([TopicPartition(at.topic, at.partition, low)])
 
     def _take_brought(self) -> set[int]:
         brought = set()
@@ -208,7 +214,9 @@ class Standbys(Generic[S]):
     def _apply(self, messages: Sequence[Message], read: Mapping[int, _Copy[S]]) -> None:
         records: dict[int, list[Message]] = {}
         for message in messages:
-            if (error := message.error()) is not None:
+            if (error := message.error()) is not None and error.code() == GONE:
+                continue
+            if error is not None:
                 log.warning("Standbys of %s: %s", self.changelog, error)
             else:
                 records.setdefault(cast("int", message.partition()), []).append(message)

@@ -13,6 +13,7 @@ from typing import cast
 import rocksdict
 
 from pipeline.errors import FatalError
+from pipeline.private import private_directory
 
 META = b"\x00\x00headwater:"
 """What the keys of a store's own entries begin with."""
@@ -46,7 +47,7 @@ class Store:
     def __init__(self, path: Path, options: Callable[[], rocksdict.Options] = options) -> None:
         self.path = path
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            private_directory(path.parent)
             families = rocksdict.Rdict.list_cf(str(path)) if (path / "CURRENT").exists() else []
             self._db = rocksdict.Rdict(
                 str(path), options=options(), column_families={f: options() for f in families if f != "default"}
@@ -84,7 +85,16 @@ class Store:
         value = self.get(META + name.encode())
         return None if value is None else int(value)
 
-    def write(self, puts: Iterable[tuple[bytes, bytes]], deletes: Iterable[bytes] = (), **meta: int) -> None:
+    def text(self, name: str) -> str:
+        """Return a text that the store keeps about itself, such as the log that a position is of; '' where it keeps none."""
+        return (self.get(META + name.encode()) or b"").decode()
+
+    def clear(self) -> None:
+        """Forget everything, positions included: what it was made of is another log's."""
+        for key in list(cast("Iterator[bytes]", self._db.keys())):
+            self._db.delete(key, self._no_log)
+
+    def write(self, puts: Iterable[tuple[bytes, bytes]], deletes: Iterable[bytes] = (), **meta: int | str) -> None:
         """Write all of it or nothing."""
         batch = rocksdict.WriteBatch(raw_mode=True)
         for key, value in puts:
@@ -93,9 +103,9 @@ class Store:
             batch.delete(key)
         self._write(batch, meta)
 
-    def _write(self, batch: rocksdict.WriteBatch, meta: Mapping[str, int]) -> None:
-        for name, number in meta.items():
-            batch.put(META + name.encode(), str(number).encode())
+    def _write(self, batch: rocksdict.WriteBatch, meta: Mapping[str, int | str]) -> None:
+        for name, value in meta.items():
+            batch.put(META + name.encode(), str(value).encode())
         try:
             self._db.write(batch, self._no_log)
         except Exception as error:

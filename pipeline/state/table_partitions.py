@@ -2,6 +2,10 @@
 
 What a slice writes waits in memory, where reads find it at once. When its transaction is committed, it goes to RocksDB in
 one batch, with the changelog's position; when it is aborted, it is dropped. So RocksDB is never ahead of Kafka.
+
+The last record that a slice writes to the changelog says in a header up to which offsets the table knows its sources (the last
+record of a topic is never compacted away). A group whose offsets are older, or gone, would work on those records again, and
+count them twice: it is refused.
 """
 
 from __future__ import annotations
@@ -14,14 +18,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+import msgspec
 from confluent_kafka import KafkaError, Message
 from faust.types import TP
 
 from pipeline.errors import FatalError, HeadwaterError
 from pipeline.state import changelog
-from pipeline.state.store import Store
+from pipeline.state.store import META, Store
 from pipeline.transport import Participant, Slice, Transport
 from pipeline.transport.fatal import stop_process
+from pipeline.transport.logs import UNKNOWN, Log
 
 if TYPE_CHECKING:
     from pipeline.transport.consumer import Consumer
@@ -31,14 +37,34 @@ Writes = dict[bytes, bytes | None]
 """New values by key; None for a key that is deleted."""
 
 
+POSITIONS = META + b"positions"
+"""Where the store keeps the offsets of the sources."""
+HEADER = "headwater.positions"
+"""The header of a changelog record that has them."""
+
+
+class Position(msgspec.Struct, array_like=True, frozen=True):
+    """The offset up to which a table knows a partition of a source."""
+
+    topic: str
+    partition: int
+    offset: int
+    log: str
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(list[Position]).decode
+
+
 class TablePartition:
     """A partition of a table: its RocksDB, and in memory what is not committed.
 
     Reads and writes may come from any thread at any time; `freeze`, `committed` and `aborted` come from one.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._store = Store(path)
+    def __init__(self, path: Path, changelog_log: Log = UNKNOWN) -> None:
+        """`changelog_log` is the log that the changelog is now."""
+        self._store, self._log = Store(path), changelog_log
         self._lock = threading.Lock()
         self._open: Writes = {}
         """Written, and not in a transaction yet."""
@@ -46,6 +72,14 @@ class TablePartition:
         """In the transaction that is being committed."""
         self.reached = self._store.meta("changelog") or 0
         """The changelog's offset up to which the store holds it."""
+        self.log = Log.parse(self._store.text("log"))
+        """The log that this offset is of; `UNKNOWN` in a state of a version before."""
+
+    @property
+    def positions(self) -> list[Position]:
+        """Up to where the table knows its sources, as far as it was told: not in a state of a version before."""
+        found = self._store.get(POSITIONS)
+        return [] if found is None else _decode(found)
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return the values, None where there is none; one look into RocksDB for all."""
@@ -64,7 +98,7 @@ class TablePartition:
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """Yield all keys and values, what is not committed included."""
         written = dict(self._written())
-        yield from ((key, value) for key, value in written.items() if value is not None)
+        yield from ((key, value) for key, value in written.items() if value is not None and key != POSITIONS)
         yield from ((key, value) for key, value in self._store.items() if key not in written)
 
     def keys(self, prefix: bytes, start: bytes) -> Iterator[bytes]:
@@ -120,6 +154,7 @@ class TablePartition:
             ((key, value) for key, value in writes.items() if value is not None),
             (key for key, value in writes.items() if value is None),
             changelog=self.reached,
+            log=str(self._log),
         )
 
     def forget(self) -> None:
@@ -153,6 +188,7 @@ class Partitions(Participant):
     ) -> None:
         """`works_on` is the one topic whose agents use the table; None: any may."""
         self.fence = changelog_topic
+        self.positions_of = (changelog_topic,)
         self._works_on = works_on
         self.all: dict[int, TablePartition] = {}
         self._transport, self._directory, self._name = transport, directory, name
@@ -193,12 +229,24 @@ class Partitions(Participant):
             writes = partition.freeze()
             if not writes:
                 continue
+            positions = self._positions(work, number)
             work.offsets[TP(self.fence, number)] = partition.reached
-            if self._sends:
-                *most, (last, value) = writes.items()
-                transaction = self._transport.transaction
+            headers, transaction = [(HEADER, positions)], self._transport.transaction
+            *most, (last, value) = writes.items()
+            if self._sends:  # else Faust has written all of them, and the last one is written again
                 transaction.produce_batch(self.fence, [{"key": key, "value": value} for key, value in most], number)
-                transaction.produce(self.fence, last, value, number, on_delivery=self._delivered)
+            transaction.produce(self.fence, last, value, number, headers, on_delivery=self._delivered)
+            writes[POSITIONS] = positions
+
+    def _positions(self, work: Slice, number: int) -> bytes:
+        """Return up to where the table knows its sources after the slice: of the same number, or all where none has it."""
+        fences = {participant.fence for participant in self._transport.participants}
+        read = {tp: offset for tp, offset in work.offsets.items() if tp.topic not in fences}
+        same = {tp: offset for tp, offset in read.items() if tp.partition == number} or read
+        kept = {(one.topic, one.partition): one for one in self.all[number].positions}
+        for tp, offset in same.items():
+            kept[tp.topic, tp.partition] = Position(*tp, offset, str(self._transport.log_of(tp.topic)))
+        return _encode(list(kept.values()))
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
         if error is None:
@@ -268,24 +316,72 @@ class Partitions(Participant):
 
     async def _recover(self, consumer: Consumer, tp: TP, claim: object) -> TablePartition:
         path, started = self.path(tp.partition), time.monotonic()
+        now = self._transport.log_of(tp.topic)
         warm = self._parked.pop(tp.partition, None)
-        partition = await asyncio.to_thread(TablePartition, path) if warm is None else warm
+        partition = await asyncio.to_thread(TablePartition, path, now) if warm is None else warm
         # Every transaction with writes sends an offset of the changelog: this waits until the last one is decided.
-        await consumer.questions.committed(tp)
-        first, end = partition.reached, await consumer.questions.end(tp)
-        if first > end:
+        await consumer.questions.positions([tp])
+        low, end = (await consumer.questions.watermarks([tp], isolation="read_uncommitted"))[tp]
+        first = partition.reached
+        if first > end or not partition.log.may_be(now):
+            what = partition.log.difference(now) if first <= end else "the topic was recreated"
             raise FatalError(
-                f"the state in {path} is ahead of its changelog: it holds {tp.topic}[{tp.partition}] up to offset {first}, "
-                f"which ends at {end}; someone has made the topic anew",
-                hint=f"rm -r {path} to recover from the changelog",
+                f"the state in {path} holds {tp.topic}[{tp.partition}] up to offset {first}, and that ends at {end}: {what}",
+                hint=f"rm -r {path} to recover from the changelog as it is now",
+            )
+        if first < low:
+            raise FatalError(
+                f"the changelog {tp.topic}[{tp.partition}] begins at offset {low}, and the state in {path} needs it from "
+                f"{first} on: something has deleted records of it, though it is to be compacted only",
+                hint=f"kafka-configs.sh --describe --entity-type topics --entity-name {tp.topic}; docs/how-to/trouble.md",
             )
 
         def apply(records: list[Message]) -> bool:
             writes = {cast("bytes", record.key()): record.value() for record in records}
+            if (positions := _told_by(records)) is not None:
+                writes[POSITIONS] = positions
             partition.apply(writes, cast("int", records[-1].offset()) + 1)
             return self._claims.get(tp.partition) is claim
 
         if first < end:
             await asyncio.to_thread(changelog.read, self._transport.client_conf(), tp, first, end, apply)
+        await self._require_known(consumer, tp, partition)
         log.info("Table %s[%d]: offset %d -> %d in %.2f s", *tp, first, end, time.monotonic() - started)
         return partition
+
+    async def _require_known(self, consumer: Consumer, tp: TP, partition: TablePartition) -> None:
+        """Raise FatalError where the group would work on records again that the table knows."""
+        if not self._transport.exactly_once:  # a crash can leave the changelog ahead of the offsets
+            return
+        mine = {one.topic for one in consumer.assignment()}
+        known = {TP(one.topic, one.partition): one for one in partition.positions if one.topic in mine}
+        for source, there in (await consumer.questions.positions(list(known))).items():
+            kept = known[source]
+            kept_log = Log.parse(kept.log)
+            if there.offset is not None and not there.log.may_be(kept_log):
+                continue  # another log, which somebody has accepted
+            if there.offset is not None and there.offset >= kept.offset:
+                continue
+            now = self._transport.log_of(source.topic)
+            why = (
+                kept_log.difference(now)
+                if not kept_log.may_be(now)
+                else "nothing there: Kafka has forgotten it, or the topic was recreated"
+                if there.offset is None
+                else f"offset {there.offset}"
+            )
+            raise FatalError(
+                f"the table of {tp.topic}[{tp.partition}] knows {source.topic}[{source.partition}] up to offset {kept.offset}, "
+                f"and the group {consumer.app.conf.id} has committed {why}: records would count twice",
+                hint=f"kafka-consumer-groups.sh --group {consumer.app.conf.id} --topic {source.topic}:{source.partition} "
+                f"--reset-offsets --to-offset {kept.offset} --execute; docs/how-to/trouble.md",
+            )
+
+
+def _told_by(records: Sequence[Message]) -> bytes | None:
+    """Return the offsets of the sources as the newest of some changelog records has them; None: none has any."""
+    for record in reversed(records):
+        for name, value in cast("list[tuple[str, bytes]]", record.headers() or []):
+            if name == HEADER:
+                return value
+    return None

@@ -13,6 +13,7 @@ import asyncio
 import time
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from confluent_kafka import Message, TopicPartition
@@ -137,7 +138,8 @@ class Consumer(faust_consumer.Consumer):
         fences = {participant.fence for participant in self.transport.participants if participant.fence}
         real = fences | {topic for topic in topics if not is_virtual(topic)}
         await self._require(real)
-        self.transport.logs.update(await self.questions.logs(real))
+        positions = {topic for participant in self.transport.participants for topic in participant.positions_of}
+        self.transport.logs.update(await self.questions.logs(real | positions))
         await self.reader.subscribe(sorted(real))
 
     async def _require(self, topics: set[str]) -> None:
@@ -202,16 +204,11 @@ class Consumer(faust_consumer.Consumer):
 
     async def _start_when_decided(self, tp: TP, claim: object) -> None:
         """Read a partition when the transaction has ended that a former owner had under way."""
-        await self.questions.positions([tp])
+        committed = (await self.questions.positions([tp]))[tp]
         there = (await self.questions.there([tp]))[tp]
         if self._claims.get(tp) is not claim:
             return
-        if not there.committed.is_stable:
-            stop_process(
-                f"a transaction with an offset of {tp.topic}[{tp.partition}] is not decided for a minute",
-                hint="headwater check",
-            )
-        await self._restart(tp, self._start(tp, there), claim)
+        await self._restart(tp, self._start(tp, replace(there, committed=committed)), claim)
 
     def _start(self, tp: TP, there: There) -> int:
         """Decide on the offset; raise FatalError where it cannot be known. A loss holds the partition until it is told."""

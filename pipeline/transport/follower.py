@@ -13,7 +13,9 @@ from typing import Any, cast
 from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka import Consumer as RdConsumer
 
+from pipeline.transport import clients
 from pipeline.transport.fatal import stop_process
+from pipeline.transport.logs import UNKNOWN, Log, logs_of
 
 log = logging.getLogger(__name__)
 
@@ -37,20 +39,15 @@ class Follower:
         *,
         start_at: Mapping[int, int] | None = None,
         quiet: float = QUIET,
+        log_of: Callable[[str], Log] = lambda _topic: UNKNOWN,
     ) -> None:
+        """`start_at`: offsets to read on from, of the log that `log_of` names; without them all of the topic is read."""
         self.topic = topic
         self.reached: dict[int, int] = {}
         self._apply = apply
         self._start_at, self._quiet = dict(start_at or {}), quiet
-        self._conf = {
-            **conf,
-            "group.id": f"{topic}.follower",  # never joined and never committed: librdkafka wants a name
-            "enable.auto.commit": False,
-            "auto.offset.reset": "earliest",
-            "isolation.level": "read_committed",
-            "enable.partition.eof": True,
-            "fetch.wait.max.ms": 100,
-        }
+        self._conf, self._log_of = dict(conf), log_of
+        self._log = UNKNOWN
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"follow-{topic}", daemon=True)
 
@@ -72,7 +69,9 @@ class Follower:
     def _run(self) -> None:
         try:
             while not self._stopping.is_set():
-                consumer = RdConsumer(self._conf)
+                consumer = clients.consumer(  # the group is never joined and never committed: librdkafka wants a name
+                    self._conf, f"{self.topic}.follower", enable_partition_eof=True, fetch_wait_max_ms=100
+                )
                 self._follow(consumer)
                 consumer.close()
         except Exception as error:  # noqa: BLE001 - without its copy of the topic the worker would work on old data
@@ -84,11 +83,25 @@ class Follower:
         partitions = self._wait_for_partitions(consumer)
         consumer.assign([TopicPartition(self.topic, p, at.get(p, OFFSET_BEGINNING)) for p in partitions])
         heard = time.monotonic()
+        self._require_same()
         while not self._stopping.is_set() and time.monotonic() < heard + self._quiet:
             message = consumer.poll(0.1)
             if message is not None:
                 self._take([message, *consumer.consume(5_000, 0)])
                 heard = time.monotonic()
+
+    def _require_same(self) -> None:
+        """Stop the worker when the topic is not the one any more that was read so far."""
+        client = clients.admin(self._conf)
+        with suppress(KafkaException):  # the broker is away: the next look will tell
+            now = logs_of(client, [self.topic]).get(self.topic, UNKNOWN)
+            before = self._log if self._log != UNKNOWN else self._log_of(self.topic)
+            if not before.may_be(now):
+                stop_process(
+                    f"the topic {self.topic} changed while this worker ran: {before.difference(now)}",
+                    hint="start the worker again: it reads the topic anew",
+                )
+            self._log = now
 
     def _wait_for_partitions(self, consumer: RdConsumer) -> Iterable[int]:
         deadline = time.monotonic() + 60
@@ -113,6 +126,12 @@ class Follower:
                 reached[cast("int", message.partition())] = at + 1
             elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - the documented name of the code
                 reached[cast("int", message.partition())] = at
+            elif error.code() == KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001
+                stop_process(
+                    f"{self.topic}[{message.partition()}] has no offset {at} any more: records of it were deleted, or it was "
+                    "recreated",
+                    hint="start the worker again: it reads the topic anew",
+                )
             else:
                 log.warning("reading %s: %s", self.topic, error)
         if records:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from confluent_kafka import Producer as RdProducer
@@ -41,6 +41,9 @@ class Participant:
     fence: str = ""
     """A topic whose partitions are shared out with the others and never read by the group: who owns one owns what it
     stands for. An offset of it in `work.offsets` keeps a worker from committing that has lost the partition. '' for none."""
+
+    positions_of: Collection[str] = ()
+    """Topics of which it keeps positions: `transport.log_of` knows their logs from the subscription on."""
 
     def assigned(self, partitions: frozenset[TP]) -> None:
         """Partitions that this worker did not have and now has."""

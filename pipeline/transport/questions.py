@@ -16,6 +16,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]  # the stub forgets
 from faust.types import TP
 
+from pipeline.errors import FatalError
 from pipeline.transport import clients
 from pipeline.transport.committed import Committed
 from pipeline.transport.committed import committed as committed_offsets
@@ -70,7 +71,7 @@ class Questions:
         client = self._client()
         found = committed_offsets(client, self._group, tps)
         logs = logs_of(client, {tp.topic for tp in tps})
-        lows, ends = _offsets(client, tps, EARLIEST), _offsets(client, tps, LATEST)
+        lows, ends = offsets_of(client, tps, EARLIEST), offsets_of(client, tps, LATEST)
         return {
             tp: There(found.get(tp, Committed(None)), logs.get(tp.topic, UNKNOWN), lows[tp], ends[tp]) for tp in tps
         }
@@ -80,12 +81,22 @@ class Questions:
         return await self._try(lambda: logs_of(self._client(), topics))
 
     async def positions(self, tps: Collection[TP]) -> dict[TP, Committed]:
-        """Return the STABLE committed offsets with their logs: transactions that are not decided are waited for."""
+        """Return the STABLE committed offsets with their logs: transactions that are not decided are waited for.
+
+        Raises FatalError when one is not decided for a minute: the broker ends them much sooner.
+        """
         deadline = time.monotonic() + TIMEOUT
         while True:
             found = await self._try(lambda: committed_offsets(self._client(), self._group, tps))
-            if all(one.is_stable for one in found.values()) or time.monotonic() > deadline:
+            undecided = [tp for tp, one in found.items() if not one.is_stable]
+            if not undecided:
                 return found
+            if time.monotonic() > deadline:
+                (tp, *_) = undecided
+                raise FatalError(
+                    f"a transaction with an offset of {tp.topic}[{tp.partition}] is not decided after {TIMEOUT:.0f} s",
+                    hint="headwater check; does the broker's transaction coordinator answer?",
+                )
             await asyncio.sleep(PAUSE)
 
     def _client(self) -> AdminClient:
@@ -143,6 +154,7 @@ class Questions:
                 await asyncio.sleep(PAUSE)
 
 
-def _offsets(client: AdminClient, tps: Iterable[TP], spec: OffsetSpec) -> dict[TP, int]:
+def offsets_of(client: AdminClient, tps: Iterable[TP], spec: OffsetSpec) -> dict[TP, int]:
+    """Return the first offsets of partitions (EARLIEST) or their ends, undecided transactions included (LATEST); blocks."""
     asked = client.list_offsets({TopicPartition(*tp): spec for tp in tps}, request_timeout=TIMEOUT)
     return {TP(at.topic, at.partition): int(future.result(TIMEOUT).offset) for at, future in asked.items()}

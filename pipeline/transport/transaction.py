@@ -25,6 +25,7 @@ from confluent_kafka import Producer as RdProducer
 
 from pipeline.errors import FatalError, RejectedError, TransientError
 from pipeline.limits import MESSAGE_MAX
+from pipeline.private import private_directory
 from pipeline.transport import clients
 from pipeline.transport.batch import Batch, Headers, Record
 from pipeline.transport.committed import committed
@@ -219,7 +220,7 @@ class Transaction:
             self._lock_file.close()
 
     def _claim_id(self) -> str:
-        self._directory.mkdir(parents=True, exist_ok=True)
+        private_directory(self._directory)
         file = (self._directory / "transactional-id").open("a+")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -302,12 +303,12 @@ class Transaction:
         """
         produce, usual, most = self.begin().produce, not self.careful, self.record_max
         for place, (topic, key, value, partition, headers) in enumerate(records):
+            if value is not None and len(value) > most:
+                why = f"a record of {len(value):,} bytes for the topic {topic}; a record may have {most:,}"
+                hint = "kafka.max_message_bytes, and max.message.bytes of the topic: headwater check"
+                self._refuse(origins[place], None, RejectedError(why, hint=hint))
+                continue
             try:
-                if value is not None and len(value) > most:
-                    raise RejectedError(
-                        f"a record of {len(value):,} bytes for the topic {topic}; a record may have {most:,}",
-                        hint="kafka.max_message_bytes, and max.message.bytes of the topic: headwater check",
-                    )
                 if usual:
                     produce(topic, value, key, partition, headers=cast("Any", headers))
                 else:

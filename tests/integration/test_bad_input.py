@@ -146,8 +146,7 @@ def refusing() -> Iterator[ThreadingHTTPServer]:
     ("code", "words"),
     [
         ("AccessDeniedException", "permission is missing"),
-        ("ExpiredTokenException", "AWS does not accept the credentials"),
-        ("UnrecognizedClientException", "AWS does not accept the credentials"),
+        ("ExpiredTokenException", "AWS does not accept the credentials: they have expired"),  # tried for a minute
     ],
 )
 def test_refused_credentials_and_permissions_are_named(
@@ -159,6 +158,34 @@ def test_refused_credentials_and_permissions_are_named(
     environment = {name: value for name, value in stack.environment().items() if "ENDPOINT_URL" not in name}
     done = headwater("run", "ingest", "--without-web", **environment, AWS_ENDPOINT_URL=url)
     one_line(done, 1, "the table orders", words)
+
+
+def test_a_profile_that_is_not_there_is_said_in_one_line_by_run_and_by_check(
+    headwater: Headwater, tmp_path: Path, stack: Endpoints
+) -> None:
+    settings(tmp_path, servers=stack.bootstrap_servers)
+    environment = stack.environment() | {"AWS_PROFILE": "nope"}
+    one_line(headwater("run", "ingest", "--without-web", **environment), 1, "nope", "aws configure list-profiles")
+    checked = headwater("check", **environment)
+    assert (checked.returncode, "Traceback" in checked.stderr + checked.stdout) == (1, False)
+    assert "list-profiles" in checked.stdout
+
+
+def test_check_says_of_a_credential_process_that_fails_that_it_does(
+    headwater: Headwater, tmp_path: Path, stack: Endpoints
+) -> None:
+    settings(tmp_path, servers=stack.bootstrap_servers)
+    (tmp_path / "config").write_text("[default]\nregion = eu-west-1\ncredential_process = /no/such/program\n")
+    environment = {k: v for k, v in stack.environment().items() if not k.startswith(("AWS_ACCESS", "AWS_SECRET"))}
+    environment |= {"AWS_CONFIG_FILE": str(tmp_path / "config"), "AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
+    environment |= {"AWS_EC2_METADATA_DISABLED": "true"}
+    checked = headwater("check", "--json", **environment)
+    assert (checked.returncode, "Traceback" in checked.stderr) == (1, False)
+    found = [one for one in json.loads(checked.stdout) if not one["ok"]]
+    assert {"AWS identity", "table orders"} <= {one["what"] for one in found}
+    for one in found:
+        assert "there are no AWS credentials" in one["detail"]
+        assert one["hint"]
 
 
 def test_a_port_in_use_is_named(headwater: Headwater, tmp_path: Path, stack: Endpoints) -> None:

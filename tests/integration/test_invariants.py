@@ -31,7 +31,7 @@ from pipeline.lab.stack import Endpoints
 from pipeline.lab.workers import Worker
 from pipeline.settings import Settings
 from pipeline.state.buckets import Buckets
-from pipeline.state.seen import SeenTable, pack
+from pipeline.state.seen import SeenTable, pack, source_offset
 from pipeline.status import status
 from pipeline.topics import Topic, admin, ensure
 from pipeline.transport import Slice, transaction
@@ -131,7 +131,7 @@ def left_by(fleet: Fleet, worker: Worker, raw: Recorder, ingest: Recorder, seen:
     return Dead(
         committed=committed,
         in_rocksdb=in_rocksdb,
-        in_changelog={p: int.from_bytes(records[-1].key() or b"", "big") for p, records in seen.records.items()},
+        in_changelog={p: source_offset(records[-1]) for p, records in seen.records.items()},
         raw={record.value() or b"" for record in raw},
         before_offsets={
             record.value() or b""

@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from conftest import Headwater
 from test_source_traps import QUIET, TABLE, Deployment, deployed, roll
 from waiting import until
 
@@ -265,3 +267,51 @@ def test_a_rough_day_loses_and_doubles_nothing_and_a_stream_without_order_is_war
                 until(lambda number=number: len(found()) >= 20 * (number + 1), "the changes")  # type: ignore[misc]
         assert sorted(found()) == sorted(deployment.truth)
         assert deployment.log.count("distributes its records automatically") == 1
+
+
+def test_a_mended_dead_letter_of_ingest_goes_through_the_codec_and_only_open_letters_count(
+    kinesis: Deployment, headwater: Headwater
+) -> None:
+    kinesis.more |= {"codec": "json"}
+    environment = kinesis.environment()
+
+    def put_all(world: World) -> None:
+        stream = world.tables[TABLE].stream
+        for key, data in (("a", b"{oops"), ("b", b"[1]"), ("c", b"{}"), ("d", b"nothing")):
+            put_record(stream, key, f"put-{key}", data, 100.0)
+
+    def listed(*more: str) -> list[dict[str, Any]]:
+        told = headwater("dlq", "list", *more, **environment)
+        assert told.returncode in {0, 1}, told.stderr
+        return [json.loads(line) for line in told.stdout.splitlines()]
+
+    def counted() -> int:
+        count: int = json.loads(headwater("status", "--json", **environment).stdout)["dead_letters"]
+        return count
+
+    with (
+        reading(kinesis, kinesis.topics.raw) as raw,
+        Recorder(kinesis.conf, kinesis.topics.dead_letter) as dead,
+        deduplicating(kinesis),
+    ):
+        kinesis.world.do(put_all)
+        until(lambda: len(raw()) >= 1 and len(dead) >= 3, "a change and three letters")
+        first, second, third = sorted(listed(), key=lambda one: str(one["key"]))
+        assert counted() == 3
+        assert first["origin"]["partition_key"] == "a"
+        refused = headwater("dlq", "retry", first["id"], **environment)
+        assert (refused.returncode, "cannot be read as the codec json" in refused.stderr) == (2, True)
+        (kinesis.directory / "mended.json").write_text('{"n": 8}')
+        edited = headwater("dlq", "edit", first["id"], str(kinesis.directory / "mended.json"), **environment)
+        assert edited.returncode == 0, edited.stderr
+        until(lambda: len(raw()) >= 2, "the mended change")
+        mended = raw()[1]
+        assert mended.key == b'{"partition_key":{"S":"a"}}'
+        assert mended.event_id == f"{TABLE}:{first['origin']['shard']}:{first['origin']['sequence']}"
+        assert [name for name, _ in mended.headers] == ["late"]
+        assert headwater("dlq", "skip", second["id"], **environment).returncode == 0
+        assert [one["id"] for one in listed()] == [third["id"]]
+        assert counted() == 1
+        assert headwater("dlq", "skip", third["id"], **environment).returncode == 0
+        assert (listed(), counted()) == ([], 0)
+        assert len(listed("--all")) == 3

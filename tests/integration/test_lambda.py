@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from confluent_kafka import Producer
@@ -24,7 +24,8 @@ from pipeline.lab.stack import Endpoints, Stack
 from pipeline.lab.workers import Workers
 from pipeline.settings import Settings
 from pipeline.sources import lambda_handler
-from pipeline.sources.lambda_handler import MARGIN, Clock, Item, Writer
+from pipeline.sources.lambda_handler import MARGIN, Clock, Writer
+from pipeline.sources.members import Item
 from pipeline.sources.records import cut
 from pipeline.topics import Topics, admin, ensure
 
@@ -113,6 +114,23 @@ def test_a_record_that_is_no_change_is_a_dead_letter_and_the_others_go_on(place:
         assert json.loads(other.value() or b"") == poisoned["Records"][0]
         arn = KINESIS["Records"][0]["eventSourceARN"]
         assert ("__connect.errors.topic", f"{arn}/shardId-000000000006".encode()) in (letter.headers() or [])
+
+
+def test_malformed_members_of_an_event_are_dead_letters_and_the_others_go_on(place: Place) -> None:
+    event = copy.deepcopy(KINESIS)
+    consumed = {**copy.deepcopy(event["Records"][0])}
+    consumed["eventSourceARN"] += "/consumer/app:1540591608"
+    no_base64 = copy.deepcopy(event["Records"][0])
+    no_base64["kinesis"]["data"] = "?"
+    malformed = [{}, {"eventSource": "aws:sqs"}, None, "text", {"eventSource": "aws:kinesis"}, no_base64]
+    event["Records"] = [malformed[0], consumed, *malformed[1:]]
+    with Recorder(place.conf, place.topics.ingest) as found, Recorder(place.conf, place.topics.dead_letter) as dead:
+        assert place.writer.handle(event, Context()) == FINE
+        until(lambda: len(found) >= 1 and len(dead) >= len(malformed), "the change, and the letters")
+        assert [json.loads(record.value() or b"") for record in dead] == malformed
+        headers = [dict(cast("list[tuple[str, bytes]]", record.headers() or [])) for record in dead]
+        assert {one["headwater.origin.form"] for one in headers} == {b"lambda"}
+        assert headers[-1]["headwater.origin.sequence"] == no_base64["kinesis"]["sequenceNumber"].encode()
 
 
 def test_a_batch_that_runs_out_of_time_is_aborted_and_comes_again_from_its_first_record(place: Place) -> None:

@@ -348,6 +348,100 @@ def test_trap_6_shards_that_were_never_begun_when_their_stream_vanished_are_gaps
         assert len(gaps()) == len(wanted)
 
 
+def test_trap_6_one_answer_that_a_listed_shard_does_not_exist_does_not_end_it(deployment: Deployment) -> None:
+    answers, wrong = deployment.world.simulator.answers, {"GetRecords": 0, "GetShardIterator": 0, "DescribeStream": 0}
+
+    def lying(name: str) -> None:
+        right = answers[f"DynamoDBStreams_20120810.{name}"]
+
+        def answer(request: dict[str, Any]) -> bytes:
+            if wrong[name]:
+                wrong[name] -= 1
+                raise ApiError("ResourceNotFoundException", "Requested resource not found")
+            return right(request)
+
+        answers[f"DynamoDBStreams_20120810.{name}"] = answer
+
+    for name in wrong:
+        lying(name)
+    with deployment.ingested() as found, deployment.gaps() as gaps:
+        with deployment.worker():
+            deployment.change(10)
+            until(lambda: len(found()) >= 10, "the first changes")
+            wrong |= {"GetRecords": 1, "GetShardIterator": 1, "DescribeStream": 1}
+            until(lambda: not any(wrong.values()), "an answer of each call")
+            deployment.change(10)
+            until(lambda: len(found()) >= 20, "the changes since")
+        with deployment.worker():
+            deployment.change(10)
+            until(lambda: len(found()) >= 30, "the changes after a restart")
+        assert gaps() == []
+    assert sorted(found()) == sorted(deployment.truth)
+
+
+def test_trap_4_a_grandchild_that_is_listed_before_its_parent_waits_for_it(deployment: Deployment) -> None:
+    answers, name = deployment.world.simulator.answers, "DynamoDBStreams_20120810.DescribeStream"
+    describe, hidden = answers[name], list[Any]()
+
+    def late(request: dict[str, Any]) -> bytes:
+        answer = describe(request)
+        if hidden:
+            hidden.pop().listed = True  # from the next answer on
+        return answer
+
+    answers[name] = late
+    with deployment.ingested() as found, deployment.gaps() as gaps, deployment.worker():
+        deployment.change(10)
+        until(lambda: len(found()) >= 10, "the first changes")
+
+        def grow(world: World) -> None:
+            stream = world.tables[TABLE].stream
+            stream.roll(stream.open[0])
+            (parent,) = stream.open
+            for _ in range(10):
+                world.step()
+            stream.roll(parent)
+            stream.open[0].listed = True
+            hidden.append(parent)
+            for _ in range(10):
+                world.step()
+
+        deployment.world.do(grow)
+        until(lambda: len(found()) >= 30, "the changes of both")
+        order = found()
+        assert gaps() == []
+    assert sorted(order) == sorted(deployment.truth)
+    for ids in deployment.world.do(lambda world: list(world.tables[TABLE].changes.values())):
+        assert [one for one in order if one in set(ids)] == ids
+
+
+def test_trap_10_a_table_without_a_stream_that_a_pattern_finds_keeps_no_worker_from_starting(
+    stack: Endpoints, tmp_path: Path
+) -> None:
+    plan = Plan(tables=(TABLE, "orders-old"), items=20, shards=1, reshape_every=0, large_every=0, late=0)
+    with deployed(stack, tmp_path, plan) as deployment, deployment.ingested() as found:
+        deployment.tables = ("ord*",)
+        deployment.world.do(lambda world: setattr(world.tables["orders-old"], "off", 1_000_000))
+        with deployment.worker():
+            deployment.change(20)
+            until(lambda: len(found()) >= 1, "changes of the other table")
+            until(lambda: "the table orders-old has no stream" in deployment.log, "the word of the one that has none")
+            assert "aws dynamodb update-table --table-name orders-old" in deployment.log
+            assert deployment.log.count("the table orders-old has no stream") == 1
+
+
+def test_tables_that_are_named_keep_a_worker_from_starting_and_all_that_is_wrong_is_said_at_once(
+    deployment: Deployment, headwater: Headwater
+) -> None:
+    deployment.tables = ("gone", TABLE, "gone-too")
+    told = headwater("run", **deployment.environment())
+    assert told.returncode == 1
+    (line,) = [line for line in told.stderr.splitlines() if "headwater:" in line]
+    assert "the table gone does not exist" in line
+    assert "the table gone-too does not exist" in line
+    assert "Traceback" not in told.stderr
+
+
 @pytest.mark.parametrize("trimmed_before", [0, 3])
 def test_trap_12_what_is_trimmed_between_the_first_look_and_the_first_read_is_a_gap(
     deployment: Deployment, trimmed_before: int

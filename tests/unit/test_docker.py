@@ -42,6 +42,10 @@ def last(dockerfile: Path, name: str) -> str:
     return [rest for found, rest in instructions(dockerfile) if found == name][-1]
 
 
+def first_argument(dockerfile: Path) -> str:
+    return next(rest for found, rest in instructions(dockerfile) if found == "ARG")
+
+
 # compose.yaml
 
 
@@ -142,7 +146,23 @@ def test_images_run_as_a_user_without_rights(dockerfile: Path) -> None:
 @pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.parent.name)
 def test_base_images_are_pinned_to_a_python(dockerfile: Path) -> None:
     bases = [rest for name, rest in instructions(dockerfile) if name == "FROM"]
-    assert all(re.match(r"python:3\.\d+-slim-\w+( AS build)?$", base) for base in bases)
+    assert all(re.match(r"\$\{PYTHON_IMAGE\}( AS build)?$", base) for base in bases)
+    assert re.fullmatch(r"PYTHON_IMAGE=python:3\.\d+-slim-\w+", first_argument(dockerfile))
+
+
+@pytest.mark.parametrize("dockerfile", [*DOCKERFILES, LAMBDA], ids=lambda path: path.parent.name)
+def test_a_base_image_can_be_pinned_by_its_digest(dockerfile: Path) -> None:
+    name, _, image = first_argument(dockerfile).partition("=")
+    assert instructions(dockerfile)[0][0] == "ARG", "before the first FROM: only those can be used in it"
+    assert all(rest.startswith(f"${{{name}}}") for found, rest in instructions(dockerfile) if found == "FROM")
+    assert f"--build-arg {name}={image}@sha256:" in dockerfile.read_text()
+
+
+@pytest.mark.parametrize("dockerfile", [*DOCKERFILES, LAMBDA], ids=lambda path: path.parent.name)
+def test_who_listens_on_all_addresses_says_why(dockerfile: Path) -> None:
+    lines = dockerfile.read_text().splitlines()
+    said = any(line.startswith("# 0.0.0.0: ") for line in lines)
+    assert said == any("0.0.0.0" in line for line in lines if not line.startswith("#"))  # noqa: S104 - text
 
 
 @pytest.mark.parametrize("dockerfile", [*DOCKERFILES, LAMBDA], ids=lambda path: path.parent.name)
@@ -178,7 +198,8 @@ def test_what_is_copied_is_there_and_not_ignored() -> None:
 def test_the_image_of_the_lambda_runs_the_handler_from_what_is_copied() -> None:
     module, _, name = json.loads(last(LAMBDA, "CMD"))[0].rpartition(".")
     assert callable(getattr(import_module(module), name))
-    assert last(LAMBDA, "FROM") == "public.ecr.aws/lambda/python:3.12"
+    assert first_argument(LAMBDA) == "LAMBDA_IMAGE=public.ecr.aws/lambda/python:3.12"
+    assert last(LAMBDA, "FROM") == "${LAMBDA_IMAGE}"
     copied = {word for found, rest in instructions(LAMBDA) if found == "COPY" for word in rest.split()[:-1]}
     kept = {
         line[1:] for line in (LAMBDA.parent / "Dockerfile.dockerignore").read_text().splitlines() if line[:1] == "!"

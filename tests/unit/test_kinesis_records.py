@@ -134,7 +134,7 @@ def test_bytes_have_no_field_for_an_event_id() -> None:
 )
 def test_what_cannot_be_read_is_kept_as_it_came_with_the_reason(data: bytes, how: Kinesis, words: str) -> None:
     found = cut(read(body(data), ARN, SHARD), how)
-    ((value, error),) = found.unreadable
+    ((value, error, *_),) = found.unreadable
     assert value == data
     assert words in str(error)
     assert found.last == "49", "the position passes it: it is in the dead-letter topic"

@@ -17,7 +17,9 @@ from carried import PARTITION, Clock, Owner
 from confluent_kafka import Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from obstore.exceptions import UnauthenticatedError
 
+from pipeline.errors import TransientError
 from pipeline.sinks import manifests
 from pipeline.sinks.lake import LakeSink, Rotation
 from pipeline.sinks.lake_compact import compact
@@ -332,3 +334,10 @@ def test_a_file_name_says_with_which_record_it_begins() -> None:
     assert origin_of(name) == ("p.sink.s", 3, 42, "9zrC-LVLQ_iJHcE8wDcuEw")
     assert origin_of("table=T/p.sink.s+3+00000000000000000042.parquet") == ("p.sink.s", 3, 42, "")
     assert origin_of("table=T/_manifest.json") is None
+
+
+def test_credentials_of_the_lake_that_fail_may_work_again(tmp_path: Path) -> None:
+    error = UnauthenticatedError("The operation lacked valid authentication credentials\nDebug source: x")
+    told = Objects(f"file://{tmp_path}")._explain("a/b", error)
+    assert isinstance(told, TransientError)
+    assert "\n" not in str(told)

@@ -57,7 +57,7 @@ def test_an_unreadable_record_is_kept_as_it_came_and_the_others_go_on() -> None:
     broken = {"eventID": "1", "dynamodb": {"SequenceNumber": "9" * 21}}
     found = cut(body(record(), broken), ARN)
     assert len(found.records) == 1
-    ((value, error),) = found.unreadable
+    ((value, error, *_),) = found.unreadable
     assert json.loads(value) == broken
     assert "Keys" in str(error)
     assert found.last == "9" * 21, "the position passes it: it is in the dead-letter topic"

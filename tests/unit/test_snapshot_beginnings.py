@@ -20,6 +20,7 @@ from pipeline.state.delivered import Delivered
 from pipeline.state.table_partitions import TablePartition
 from pipeline.steps.snapshot import join
 from pipeline.transport import Slice, Transport
+from pipeline.transport.logs import UNKNOWN
 
 ARN = "arn:aws:dynamodb:eu-west-1:0:table/orders/stream/{}"
 OLD, NEW = ARN.format("2026-01-01T00:00:00.000"), ARN.format("2026-01-02T00:00:00.000")
@@ -61,7 +62,8 @@ def test_a_table_that_another_source_captures_is_not_this_one_s() -> None:
 
 
 def test_items_that_were_remembered_in_the_slice_of_the_end_are_dropped_as_well(tmp_path: Path) -> None:
-    transport = cast("Transport", SimpleNamespace())
+    written = SimpleNamespace(produce=lambda *_args, **_more: None)
+    transport = cast("Transport", SimpleNamespace(participants=[], log_of=lambda _: UNKNOWN, transaction=written))
     delivered = Delivered(transport, "ingest", "delivered", tmp_path)
     delivered._sends = False
     part = TablePartition(tmp_path / "0.db")

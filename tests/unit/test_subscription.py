@@ -17,7 +17,7 @@ from pipeline.lab.simulator.event_stream import event, exception
 from pipeline.settings import Kinesis
 from pipeline.sources.aws import TrimmedError
 from pipeline.sources.consumers import Consumers
-from pipeline.sources.fan_out import _behind
+from pipeline.sources.kinesis import behind as expect
 from pipeline.sources.kinesis_records import Answer, Put, read_event
 from pipeline.sources.places import ShardOf
 from pipeline.sources.pushed import EVENT, Connection
@@ -138,12 +138,12 @@ def answer(*sequences: str, behind: bool = False) -> Answer:
 
 
 def test_the_record_at_the_place_is_left_out_and_its_absence_is_noticed() -> None:
-    assert _behind("7", answer("7", "8"), SHARD) == (answer("8"), None)
-    assert _behind(None, answer("7"), SHARD) == (answer("7"), None)
-    assert _behind("7", answer(behind=True), SHARD) == (answer(behind=True), "7"), "it is still to come"
-    assert _behind("7", answer(), SHARD) == (answer(), None), "nothing is there: nothing was missed"
+    assert expect("7", answer("7", "8"), SHARD) == (answer("8"), None)
+    assert expect(None, answer("7"), SHARD) == (answer("7"), None)
+    assert expect("7", answer(behind=True), SHARD) == (answer(behind=True), "7"), "it is still to come"
+    assert expect("7", answer(), SHARD) == (answer(), None), "nothing is there: nothing was missed"
     with pytest.raises(TrimmedError):
-        _behind("7", answer("8"), SHARD)
+        expect("7", answer("8"), SHARD)
 
 
 class Registry:
