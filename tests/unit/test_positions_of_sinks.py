@@ -415,6 +415,19 @@ def test_a_lake_of_the_version_before_that_kafka_still_has_the_beginning_of_is_m
     assert details(objects, carried(12, low=2)) == ["offsets 2 to 5 are in no file"]
 
 
+def test_rows_that_a_worker_of_the_version_before_has_written_once_more_are_twice_there(tmp_path: Path) -> None:
+    shutil.copytree(BEFORE / "envelope", tmp_path / "lake")
+    objects = Objects(f"file://{tmp_path}/lake")
+    carry(
+        Owner(lake(objects), before() | {n: m for n, m in topic("x", 24).items() if n >= 12}, 6, committed=Committed(6))
+    )
+    assert verify(objects).problems == ()
+    sleeper = {n: m for n, m in topic("x", 24).items() if n >= 14}
+    carry(Owner(lake(objects), sleeper, 14, log=UNKNOWN, committed=Committed(14)))
+    objects.delete(f"_series/{PARTITION.topic}+0.json")  # that version has none
+    assert {problem.what for problem in verify(objects).problems} == {"twice"}
+
+
 def test_files_of_a_former_log_are_compacted_and_those_of_another_cluster_are_left(tmp_path: Path) -> None:
     objects = Objects(f"file://{tmp_path}")
     for log in (LOG, OTHER_LOG, Log("elsewhere", "ppppppppppppppppppppp-")):
