@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
 
@@ -14,6 +15,7 @@ from pipeline.settings import Kinesis
 from pipeline.sources.kinds import snapshotter, stream_api
 from pipeline.sources.preflight import Looked, preflight
 from pipeline.sources.reading import Reading
+from pipeline.sources.records import Unreadable, refused, too_large
 from pipeline.sources.streams import StreamSource
 
 
@@ -24,7 +26,7 @@ def attach(worker: Worker) -> None:
     looked: list[Looked] = []
     names = [f"@{settings.kind}-{number}" for number, settings in enumerate(worker.settings.sources)]
     for name, settings in zip(names, worker.settings.sources, strict=True):
-        api = stream_api(settings)
+        api = stream_api(settings, worker.settings.kafka.max_message_bytes)
         source = StreamSource(
             worker.transport,
             api,
@@ -58,8 +60,24 @@ def write(worker: Worker, reading: Reading) -> None:
     for mark in reading.marks:
         for partition in range(worker.settings.partitions):
             worker.produce(worker.topics.ingest, None, mark, partition)
-    worker.produce_batch(worker.topics.ingest, reading.cut.records)
+    places, rejected = taken(worker, reading)
+    records = reading.cut.records if not rejected else [reading.cut.records[place] for place in places]
+    worker.produce_batch(worker.topics.ingest, records, origin=lambda n: (id(reading), places[n]))
     shard = reading.shard
-    for unreadable in reading.cut.unreadable:
+    for unreadable in [*reading.cut.unreadable, *rejected]:
         worker.reject_letter(unreadable.letter(shard.arn, shard.shard_id, shard.table))
-    worker.metrics.count(worker.metrics.changes, len(reading.cut.records), "ingest")
+    worker.metrics.count(worker.metrics.changes, len(records), "ingest")
+
+
+def taken(worker: Worker, reading: Reading) -> tuple[Sequence[int], list[Unreadable]]:
+    """Return the places of the records that the ingest topic takes; and those that are too large, or that were refused."""
+    records, most = reading.cut.records, worker.settings.kafka.max_message_bytes
+    errors: dict[int, Exception] = {
+        place: too_large(len(record["value"]), most)
+        for place, record in enumerate(records)
+        if len(record["value"]) > most
+    }
+    if known := worker.transport.transaction.refused:
+        errors |= {n: known[id(reading), n] for n in range(len(records)) if (id(reading), n) in known}
+    places = range(len(records)) if not errors else [n for n in range(len(records)) if n not in errors]
+    return places, [refused(records[place], error) for place, error in sorted(errors.items())]

@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar, cast
 
@@ -161,7 +162,7 @@ class Worker:
         self.transport.exactly_once = settings.processing_guarantee == "exactly_once"
         self.transport.message_max = settings.kafka.max_message_bytes + HEADROOM
         self.transport.tell_loss = self.write_gap
-        self.transport.leaves_out = self._leaves_out
+        self.transport.leaves_out = partial(becomes_letter, settings)
         self.transport.transaction.record_max = settings.kafka.max_message_bytes
         self.transport.join(self.metrics)
         add_pages(self)
@@ -192,7 +193,16 @@ class Worker:
 
     async def run(self, function: Callable[..., T], *args: Any) -> T:
         """Run a step and its writing in the transaction's thread, off the event loop."""
-        return await self.transport.transaction.run(function, *args)
+        return await self.transport.transaction.run(self._step, function, args)
+
+    def _step(self, function: Callable[..., T], args: tuple[Any, ...]) -> T:
+        """Do a step, and say what it works on: what is refused of what it writes is that batch's."""
+        transaction = self.transport.transaction
+        transaction.in_hand = next((one for one in args if isinstance(one, Batch)), None)
+        try:
+            return function(*args)
+        finally:
+            transaction.in_hand, self.transport.doing = None, ""
 
     async def process(self, stream: Stream[Any], stage: str, function: Callable[[Any], None]) -> None:
         """Run a step on each batch of a stream. What to do when it raises is a setting: see `on_error`."""
@@ -201,7 +211,7 @@ class Worker:
                 await self.run(self.reject, batch, 0, stage, batch.error)
                 continue
             try:
-                await self.run(self._step, function, batch)
+                await self.run(function, batch)
                 self._failures.pop(_place(batch), None)
             except TransientError as error:
                 self._try_again(batch, error)
@@ -210,26 +220,10 @@ class Worker:
             except KafkaException as error:
                 self._try_again(batch, TransientError(f"Kafka: {error.args[0].str()}"))
             except Exception as error:
-                if not self._blame(batch, error):
+                consumer = cast("Consumer", self.app.consumer)
+                can_find = isinstance(batch, Batch) and becomes_letter(self.settings, error)
+                if not (can_find and consumer.blame(batch, error)):
                     raise
-
-    def _step(self, function: Callable[[Any], None], batch: Any) -> None:
-        """Do a step, and say what it works on: what is refused of what it writes is that batch's."""
-        transaction = self.transport.transaction
-        transaction.in_hand = batch if isinstance(batch, Batch) else None
-        try:
-            function(batch)
-        finally:
-            transaction.in_hand, self.transport.doing = None, ""
-
-    def _blame(self, batch: Any, error: Exception) -> bool:
-        """Have the record found at which a step has raised, and the others done; False: stop."""
-        consumer = cast("Consumer", self.app.consumer)
-        return self._leaves_out(error) and isinstance(batch, Batch) and consumer.blame(batch, error)
-
-    def _leaves_out(self, error: Exception) -> bool:
-        """Say whether a record becomes a dead letter for an error; else the worker stops."""
-        return isinstance(error, RejectedError) or self.settings.on_error == "dead_letter"
 
     def _try_again(self, batch: Any, error: TransientError) -> None:
         """Have a batch done again after a pause that grows; the other partitions go on."""
@@ -311,6 +305,11 @@ class Worker:
         except RejectedError:
             self.produce(topic, letter.key, None, -1, letter.without_value().headers)
         self.metrics.count(self.metrics.dead_letters, 1, letter.stage)
+
+
+def becomes_letter(settings: Settings, error: Exception) -> bool:
+    """Say whether a record becomes a dead letter for an error; else the worker stops."""
+    return isinstance(error, RejectedError) or settings.on_error == "dead_letter"
 
 
 def _place(batch: Any) -> TP | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,9 +22,17 @@ from pipeline.topics import Topics, admin, ensure
 class Flowing:
     """Workers with the agent transform on topics of their own, and raw to write to."""
 
-    def __init__(self, stack: Endpoints, directory: Path, flows: list[dict[str, Any]]) -> None:
-        variables = {"HEADWATER_AGENTS": '["transform"]', "HEADWATER_FLOWS": json.dumps(flows)}
-        self.fleet = Fleet(stack, directory, variables, partitions=2)
+    def __init__(
+        self,
+        stack: Endpoints,
+        directory: Path,
+        flows: list[dict[str, Any]],
+        *,
+        prefix: str = "",
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        own = {"HEADWATER_AGENTS": '["transform"]', "HEADWATER_FLOWS": json.dumps(flows), **(variables or {})}
+        self.fleet = Fleet(stack, directory, own, partitions=2, prefix=prefix or f"t{uuid.uuid4().hex[:8]}")
         self.flows = flows
         self.topics = self.use(flows)
         ensure(admin(self.fleet.conf), self.topics.all(), 1)

@@ -23,6 +23,7 @@ from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
 from pipeline.errors import HeadwaterError, TransientError
+from pipeline.limits import MESSAGE_MAX
 from pipeline.settings import Kinesis
 from pipeline.sources.aws import ERRORS, ExpiredIteratorError, NothingYetError, TrimmedError, VanishedError, client
 from pipeline.sources.consumers import Consumers
@@ -58,8 +59,8 @@ class TakenOverError(TransientError):
 class FanOutStreams(KinesisStreams):
     """The calls that the source needs (see `streams.StreamApi`): records come by subscriptions."""
 
-    def __init__(self, settings: Kinesis) -> None:
-        super().__init__(settings)
+    def __init__(self, settings: Kinesis, most: int = MESSAGE_MAX) -> None:
+        super().__init__(settings, most)
         self._consumers: dict[str, str] = {}
         """The consumer's ARN, by the stream's."""
         self._subscriptions: dict[ShardOf, tuple[str, Subscription[Answer]]] = {}

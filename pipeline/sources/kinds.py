@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from pipeline.limits import MESSAGE_MAX
 from pipeline.settings import DynamoDBStream, Kinesis
 from pipeline.sources import dynamodb, kinesis
 from pipeline.sources.dynamodb import DynamoDBStreams
@@ -15,10 +16,10 @@ from pipeline.sources.snapshot import Snapshotter
 from pipeline.sources.streams import StreamApi
 
 
-def stream_api(settings: DynamoDBStream | Kinesis) -> StreamApi:
-    """Return the API of a source."""
+def stream_api(settings: DynamoDBStream | Kinesis, most: int = MESSAGE_MAX) -> StreamApi:
+    """Return the API of a source; `most`: bytes of a record that it makes."""
     if isinstance(settings, Kinesis):
-        return FanOutStreams(settings) if settings.read == "fan-out" else KinesisStreams(settings)
+        return FanOutStreams(settings, most) if settings.read == "fan-out" else KinesisStreams(settings, most)
     return DynamoDBStreams(settings)
 
 

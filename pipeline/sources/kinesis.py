@@ -19,6 +19,7 @@ import msgspec
 from botocore.exceptions import ClientError
 
 from pipeline.errors import HeadwaterError, TransientError
+from pipeline.limits import MESSAGE_MAX
 from pipeline.settings import Kinesis
 from pipeline.sources.aws import ERRORS, TrimmedError, VanishedError, client, explain, take_body, taken_body
 from pipeline.sources.dynamodb import is_pattern
@@ -54,8 +55,9 @@ class At(str):
 class KinesisStreams(StreamApi):
     """The calls that the source needs (see `streams.StreamApi`)."""
 
-    def __init__(self, settings: Kinesis) -> None:
-        self._settings = settings
+    def __init__(self, settings: Kinesis, most: int = MESSAGE_MAX) -> None:
+        """`most`: bytes of a record on the ingest topic; what makes a larger one is a dead letter."""
+        self._settings, self._most = settings, most
         self._newest: dict[str, str] = {}
         """The ARN with the creation, by the ARN without."""
         self._warned: set[str] = set()
@@ -180,8 +182,8 @@ class KinesisStreams(StreamApi):
     def _cut(self, answer: Answer, iterator: str) -> Cut:
         """Cut an answer that the iterator gave; with `resequence`, hold back what is not due."""
         if not isinstance(iterator, Windowed):
-            return cut(answer, self._settings)
-        found = iterator.window.take(answer, self._settings)
+            return cut(answer, self._settings, self._most)
+        found = iterator.window.take(answer, self._settings, self._most)
         following = found.next_iterator
         return found._replace(next_iterator=None if following is None else Windowed.of(following, iterator.window))
 

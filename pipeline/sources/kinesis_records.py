@@ -15,8 +15,9 @@ import msgspec
 
 from models.change import OPS
 from models.dead_letter import Origin
+from pipeline.limits import MESSAGE_MAX
 from pipeline.sources.kpl import Sub, deaggregate, is_aggregated
-from pipeline.sources.records import Cut, Unreadable, item_key, key_in
+from pipeline.sources.records import Cut, Unreadable, item_key, key_in, too_large
 
 if TYPE_CHECKING:
     from pipeline.transport.batch import Record
@@ -135,11 +136,14 @@ def _puts(records: list[_Record], arn: str, shard_id: str) -> list[Put]:
     return [Put(arn, shard_id, r.sequence, r.partition_key, r.arrived, r.data) for r in records]
 
 
-def cut(answer: Answer, how: Codec) -> Cut:
-    """Cut an answer into changes; what cannot be read comes back as unreadable, it never stops the others."""
+def cut(answer: Answer, how: Codec, most: int = MESSAGE_MAX) -> Cut:
+    """Cut an answer into changes; what cannot be read comes back as unreadable, it never stops the others.
+
+    So does what makes a record of more than `most` bytes: JSON with types can be many times the JSON that was put.
+    """
     result = Cut([], [], None, answer.next_iterator, wait=answer.wait, behind=answer.behind)
     for put in answer.puts:
-        for part in changes(put, how):
+        for part in changes(put, how, most):
             if isinstance(part, Unreadable):
                 result.unreadable.append(part)
             else:
@@ -148,10 +152,10 @@ def cut(answer: Answer, how: Codec) -> Cut:
     return result._replace(first=puts[0].sequence, last=puts[-1].sequence) if puts else result
 
 
-def changes(put: Put, how: Codec) -> Iterator[Record | Unreadable]:
+def changes(put: Put, how: Codec, most: int = MESSAGE_MAX) -> Iterator[Record | Unreadable]:
     """Yield the changes in a record: one, or all that a producer has packed into it."""
     if not is_aggregated(put.data):
-        yield read_put(put, "", how)
+        yield read_put(put, "", how, most)
         return
     try:
         subs = deaggregate(put.data)
@@ -159,19 +163,22 @@ def changes(put: Put, how: Codec) -> Iterator[Record | Unreadable]:
         yield Unreadable(put.data, error, _key_of(put, how), put.origin(""))
         return
     for number, sub in enumerate(subs):
-        yield read_put(_part_of(put, sub), f":{number}", how)
+        yield read_put(_part_of(put, sub), f":{number}", how, most)
 
 
 def _part_of(put: Put, sub: Sub) -> Put:
     return put._replace(partition_key=sub.partition_key, data=sub.data)
 
 
-def read_put(put: Put, part: str, how: Codec) -> Record | Unreadable:
+def read_put(put: Put, part: str, how: Codec, most: int = MESSAGE_MAX) -> Record | Unreadable:
     """Read one record, or one part of one that was taken apart."""
     try:
-        return READERS[how.codec](put, part, how)
+        record = READERS[how.codec](put, part, how)
     except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
         return Unreadable(put.data, error, _key_of(put, how), put.origin(part))
+    if len(record["value"]) > most:
+        return Unreadable(put.data, too_large(len(record["value"]), most), record["key"], put.origin(part))
+    return record
 
 
 def _key_of(put: Put, how: Codec) -> bytes | None:

@@ -79,7 +79,11 @@ def _of_kinesis(member: dict[str, Any], settings: Settings) -> Item:
     data = base64.b64decode(found["data"], validate=True)
     arrived = float(found["approximateArrivalTimestamp"])
     put = Put(arn, shard_id, sequence or str(found["sequenceNumber"]), str(found["partitionKey"]), arrived, data)
-    return Item(put.sequence, f"{arn}/{shard_id}", list(changes(put, codec_of(settings, put.stream))))
+    return Item(
+        put.sequence,
+        f"{arn}/{shard_id}",
+        list(changes(put, codec_of(settings, put.stream), settings.kafka.max_message_bytes)),
+    )
 
 
 def _malformed(member: Any, error: Exception) -> Item:
@@ -138,7 +142,8 @@ def _parts(settings: Settings, value: bytes, origin: Origin) -> list[Record | Un
         raise UnreadableError(f"its partition key and sequence number are not known, which the codec {how.codec} needs")
     arn, arrived = plain(origin.stream), origin.arrived or 0.0
     put = Put(arn, origin.shard, origin.sequence, origin.partition_key or "", arrived, value)
-    return [read_put(put, origin.part, how)] if origin.part else list(changes(put, how))
+    most = settings.kafka.max_message_bytes
+    return [read_put(put, origin.part, how, most)] if origin.part else list(changes(put, how, most))
 
 
 def _codec_name(settings: Settings, origin: Origin) -> str:

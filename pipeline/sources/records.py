@@ -10,6 +10,7 @@ import msgspec
 
 from models.change import NONE, canonical
 from models.dead_letter import DeadLetter, Origin
+from pipeline.errors import RejectedError
 
 if TYPE_CHECKING:
     from pipeline.transport.batch import Record
@@ -29,6 +30,20 @@ class Unreadable(NamedTuple):
             stream=self.origin.stream or arn, shard=self.origin.shard or shard_id, table=self.origin.table or table
         )
         return DeadLetter(f"{arn}/{shard_id}", -1, -1, "ingest", self.error, self.key, self.value, [], origin=origin)
+
+
+def too_large(size: int, most: int) -> RejectedError:
+    """Return why a record is not written to the ingest topic."""
+    return RejectedError(
+        f"it is {size:,} bytes as a change; a record may have {most:,}",
+        hint="kafka.max_message_bytes; headwater dlq retry",
+    )
+
+
+def refused(record: Record, error: Exception) -> Unreadable:
+    """Return a record that the ingest topic does not take as what cannot be read, with its place if it says one."""
+    value = bytes(record["value"])
+    return Unreadable(value, error, record["key"], Origin("", sequence=_sequence(msgspec.Raw(value)) or ""))
 
 
 class Cut(NamedTuple):

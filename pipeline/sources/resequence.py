@@ -12,6 +12,7 @@ from heapq import heappop, heappush
 from typing import Self
 
 from models.change import MalformedChangeError, decode
+from pipeline.limits import MESSAGE_MAX
 from pipeline.sources.kinesis_records import Answer, Codec, changes
 from pipeline.sources.records import Cut, Unreadable
 
@@ -59,10 +60,10 @@ class Window:
         self._read_to = self._newest = self._heard = 0.0
         """Up to which time of arrival the shard is read; the newest arrival, and when (monotonic) it was heard of."""
 
-    def take(self, answer: Answer, how: Codec) -> Cut:
+    def take(self, answer: Answer, how: Codec, most: int = MESSAGE_MAX) -> Cut:
         """Take an answer in; return what is now due, at the shard's end everything."""
         for put in answer.puts:
-            for part in changes(put, how):
+            for part in changes(put, how, most):
                 self._hold(part, put.sequence, put.arrived)
         self._move_on(answer)
         cut = Cut([], [], None, answer.next_iterator, wait=answer.wait)

@@ -410,17 +410,22 @@ class Transaction:
             self.spoil(f"a record for {message.topic()} was not delivered: {error}")
 
     def produce_batch(
-        self, topic: str, records: list[Record], partition: int = -1, *, origin: Hashable | None = None
+        self,
+        topic: str,
+        records: list[Record],
+        partition: int = -1,
+        *,
+        origin: Callable[[int], Hashable] | None = None,
     ) -> None:
         """Write records to one partition, or each to that of its key; in a thread, it waits while librdkafka's queue is full.
 
         The binding knows `key` and `value` here, no headers. The records stay as they are: they can be written again.
-        With an origin, one that can never be written has the slice done again, and (origin, place) is in `refused` then;
-        without, RejectedError is raised.
+        `origin` gives that of a record by its place: one that can never be written has the slice done again, and its origin is
+        in `refused` then. Without it, RejectedError is raised.
         """
         if self.careful:
             for place, record in enumerate(records):
-                mine = None if origin is None else (origin, place)
+                mine = None if origin is None else origin(place)
                 self.produce(topic, record["key"], record["value"], partition, origin=mine)
             return
         producer, left = self.begin(), records
@@ -433,7 +438,7 @@ class Transaction:
                 if origin is None:
                     raise why
                 place = next(place for place, record in enumerate(records) if record is left[0])
-                self._refuse((origin, place), None, why)
+                self._refuse(origin(place), None, why)
                 return
             if errors[0].code() != KafkaError._QUEUE_FULL:  # noqa: SLF001 - the documented name of the code
                 self.spoil_or_raise(KafkaException(errors[0]))
