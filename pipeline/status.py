@@ -197,19 +197,6 @@ def reading(settings: Settings, group: str = "") -> Iterator[Consumer]:
         consumer.close()
 
 
-def committed_offsets(settings: Settings) -> dict[tuple[str, int], int]:
-    """Return the offsets that the group has committed, by topic and partition: of the topics that the lake reads."""
-    topics = Topics(settings)
-    with reading(settings) as consumer:
-        asked = [
-            TopicPartition(topic, partition)
-            for topic in topics.lake_sinks.values()
-            for partition in range(settings.partitions)
-        ]
-        found = consumer.committed(asked, TIMEOUT) if asked else []
-    return {(tp.topic, tp.partition): tp.offset for tp in found if tp.offset >= 0}
-
-
 def clients(settings: Settings) -> list[str]:
     """Return the client IDs of the workers that are there."""
     return _members(admin(settings.kafka.conf), settings.prefix)

@@ -101,12 +101,15 @@ def _wanted(settings: Settings, replay: Replay) -> Wanted:
     require_logs(settings, replay)
     ranges = {placed(name): (begin, end) for name, (begin, end) in replay.ranges.items()}
     lows = _lows(settings, ranges)
-    gone = {tp for tp, (begin, _) in ranges.items() if lows[tp] > begin}
+    # What was deleted after a replay has read it is in its shadow.
+    gone = {tp for tp, (begin, _) in ranges.items() if lows[tp] > begin and replay.state in {"running", "stopped"}}
     if replay.begin is not None:
         gone |= set(map(placed, replay.gone))
     lows |= _lows(settings, gone)
     found = Wanted(set(), set(), frozenset(partition for _, partition in gone))
-    for record in _read(settings, {tp: lows[tp] if tp in gone else ranges[tp][0] for tp in {*ranges, *gone}}):
+    for record in _read(
+        settings, {tp: lows[tp] if tp in gone else max(lows[tp], ranges[tp][0]) for tp in {*ranges, *gone}}
+    ):
         tp = cast("str", record.topic()), cast("int", record.partition())
         begin, end = ranges.get(tp, (0, 0))
         try:

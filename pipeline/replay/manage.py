@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import TopicPartition
 
 from pipeline.errors import FatalError, UsageError
 from pipeline.replay.plan import Replay, decode, new_id, of_suffix, place, placed
 from pipeline.replay.range import of_raw, require_whole
-from pipeline.replay.run import all_of, id_of, on_cluster
+from pipeline.replay.run import all_of, id_of, on_cluster, reader
 from pipeline.replay.source import LakeSource, RawSource, Source
 from pipeline.settings import Settings
 from pipeline.sinks.paths import origin_of
@@ -53,7 +53,7 @@ def positions_of(settings: Settings, replay: Replay, group: str) -> dict[str, in
     if replay.positions:
         return dict(replay.positions)
     with on_cluster():
-        consumer = Consumer({**settings.kafka.conf, "group.id": group, "enable.auto.commit": False})
+        consumer = reader(settings, group)
         try:
             asked = [TopicPartition(*placed(name)) for name in replay.ranges]
             found = consumer.committed(asked, TIMEOUT) if asked else []
@@ -196,9 +196,7 @@ class LiveLag:
     """Tells how many records of raw the live workers have still to read; 0 when none have read any."""
 
     def __init__(self, settings: Settings) -> None:
-        self._consumer = Consumer(
-            {**settings.kafka.conf, "group.id": settings.prefix, "isolation.level": "read_committed"}
-        )
+        self._consumer = reader(settings, settings.prefix)
         topic = Topics(settings).raw
         self._partitions = [TopicPartition(topic, partition) for partition in range(settings.partitions)]
 

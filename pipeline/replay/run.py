@@ -37,6 +37,7 @@ from pipeline.steps.flow import Flow, Given, Result
 from pipeline.steps.python import load
 from pipeline.steps.secrecy import seal_letter
 from pipeline.topics import Topics, admin, ensure, unreachable
+from pipeline.transport import clients
 
 log = logging.getLogger(__name__)
 COMMIT_EVERY = 0.5
@@ -288,7 +289,7 @@ def measured(settings: Settings, replay: Replay, records: Iterable[tuple[bytes |
 
 def group_of(settings: Settings, name: str) -> Any:
     """Return the metadata of a group that has no members: the transactional ID keeps others out."""
-    consumer = Consumer({**settings.kafka.conf, "group.id": name, "enable.auto.commit": False})
+    consumer = reader(settings, name)
     try:
         return consumer.consumer_group_metadata()
     finally:
@@ -389,17 +390,7 @@ def all_of(settings: Settings, topic: str) -> list[Message]:
 
 def reader(settings: Settings, group: str) -> Consumer:
     """Return a consumer of committed records that is told where to read: an offset that is gone is an error."""
-    return Consumer(
-        {
-            **settings.kafka.conf,
-            "group.id": group,
-            "enable.auto.commit": False,
-            "auto.offset.reset": "error",
-            "isolation.level": "read_committed",
-            "enable.partition.eof": True,
-        },
-        logger=log,
-    )
+    return clients.consumer(settings.kafka.conf, group, enable_partition_eof=True)
 
 
 def is_end(message: Message, topic: str) -> bool:

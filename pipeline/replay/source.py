@@ -11,6 +11,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from pipeline.errors import FatalError
 from pipeline.replay.plan import Replay, place, placed
+from pipeline.transport import clients
 
 MOST = 5_000
 """Records read at once."""
@@ -63,17 +64,12 @@ class RawSource:
         self._ends = {name: end for name, (begin, end) in replay.ranges.items() if positions.get(name, begin) < end}
         self._clock, self._heard = clock, clock()
         self._most = max(2, min(MOST, int(replay.rate / 2))) if replay.rate else MOST
-        self._consumer = Consumer(
-            {
-                **conf,
-                "group.id": replay.id,
-                "enable.auto.commit": False,
-                "auto.offset.reset": "error",
-                "isolation.level": "read_committed",
-                "enable.partition.eof": True,
-                "queued.max.messages.kbytes": 65_536,
-                "fetch.queue.backoff.ms": 20,  # the default is a second after every full queue
-            }
+        self._consumer = clients.consumer(
+            conf,
+            replay.id,
+            enable_partition_eof=True,
+            queued_max_messages_kbytes=65_536,
+            fetch_queue_backoff_ms=20,  # the default is a second after every full queue
         )
         if self._ends:
             self._consumer.assign(

@@ -15,7 +15,7 @@ from faust.types import TP
 from models.dead_letter import DeadLetter, Headers
 from pipeline.app import Worker
 from pipeline.errors import HeadwaterError, TransientError
-from pipeline.sinks.base import Rejected, Sink
+from pipeline.sinks.base import Rejected, Sink, standing
 from pipeline.sinks.running import SinkRunner, Start
 from pipeline.transport import Batch, Slice, clients
 from pipeline.transport.committed import Committed, committed
@@ -72,8 +72,8 @@ class Carrier:
         try:
             client = self._admin()
             log, known = log_of(self._worker, tp.topic), self._committed(client, tp)
-            if known.offset is not None and known.log.may_be(log) and known.offset <= first:
-                return Start(known.offset, log, known)
+            if known.offset is not None and standing(log, known, first) != "other":
+                return Start(min(first, known.offset), log, known)
             asked = client.list_offsets({TopicPartition(*tp): EARLIEST}, request_timeout=TIMEOUT)
             (low,) = asked.values()
             return Start(min(first, max(0, low.result(TIMEOUT).offset)), log, known)

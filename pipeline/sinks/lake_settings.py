@@ -14,8 +14,9 @@ from pipeline.errors import UsageError
 from pipeline.settings import Lake, Settings, group_of
 from pipeline.sinks.lake_verify import Carried, Lost
 from pipeline.sources.places import Gap
-from pipeline.status import read, reading
+from pipeline.status import read
 from pipeline.topics import Topics, admin, unreachable
+from pipeline.transport import clients
 from pipeline.transport.committed import committed
 from pipeline.transport.logs import logs_of
 
@@ -76,10 +77,15 @@ def carried(settings: Settings, lake: Chosen) -> list[Carried]:
 def lost(settings: Settings) -> list[Lost]:
     """Return what Kafka has deleted before it was read, as the gaps topic has it."""
     topic = Topics(settings).gaps
-    with reading(settings, f"{settings.prefix}.lake-verify") as consumer:
+    consumer = clients.consumer(settings.kafka.conf, f"{settings.prefix}.lake-verify", enable_partition_eof=True)
+    try:
         partitions = consumer.list_topics(timeout=TIMEOUT).topics
         if topic not in partitions:
             return []
         records = read(consumer, topic, dict.fromkeys(partitions[topic].partitions, OFFSET_BEGINNING), None)
+    except KafkaException as error:
+        raise unreachable(error) from error
+    finally:
+        consumer.close()
     gaps = [_decode(record.value() or b"") for record in records if record.value()]
     return [Lost(gap.topic, gap.partition, gap.first, gap.last, gap.log) for gap in gaps if gap.cause == "retention"]

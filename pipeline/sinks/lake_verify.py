@@ -119,7 +119,7 @@ def verify(
         begun, rowless = series.of_kind(series.read(objects))
         for hole in _holes(files, begun, rowless, carried, known):
             (explained if hole.is_lost else problems).append(hole.problem)
-        problems += _doubled(listed.origins)
+        problems += _doubled(listed.origins, begun)
     if not (found or there or problems):
         problems.append(
             Problem("empty", f"{objects.url}/{prefix}", "there is no manifest and no file: is the URL right?")
@@ -319,14 +319,22 @@ def _without(known: Iterable[Span], at: int, end: int) -> Iterator[Span]:
         at = max(at, min(after, end))
 
 
-def _doubled(origins: Iterable[Origin]) -> list[Problem]:
+def _doubled(origins: Iterable[Origin], begun: Iterable[series.Series]) -> list[Problem]:
     """Return the offsets that are in two files."""
-    problems, ends = [], dict[Key, int]()
+    follows = {(one.topic, one.partition): mark_of(Log.parse(one.log)) for one in begun if one.follows}
+    of_key: dict[Key, list[Origin]] = {}
     for origin in origins:
-        key = origin.topic, origin.partition, origin.log
-        end = ends.get(key)
-        if end is not None and origin.first < end and origin.end != end:
-            where = f"{origin.topic}[{origin.partition}]"
-            problems.append(Problem("twice", where, f"offsets from {origin.first} on are in two files"))
-        ends[key] = max(end or 0, origin.end)
+        place = origin.topic, origin.partition
+        mark = mark_of(Log.parse(origin.log)) or follows.get(place, "")
+        of_key.setdefault((*place, mark), []).append(origin)
+    problems = []
+    for (topic, partition, _), some in of_key.items():
+        last, firsts = -1, set[int]()
+        for origin in sorted(some, key=lambda one: (one.begin, one.first)):
+            if origin.first < last != origin.end or origin.first in firsts:
+                problems.append(
+                    Problem("twice", f"{topic}[{partition}]", f"offsets from {origin.first} on are in two files")
+                )
+            last = max(last, origin.end)
+            firsts.add(origin.first)
     return problems

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from pipeline.sinks.objects import Objects
+from pipeline.sinks.paths import origin_of
+from pipeline.transport.logs import Log
 
 NAME = "_manifest.json"
 
@@ -85,8 +87,10 @@ def is_manifest(path: str) -> bool:
 
 
 def decode(content: bytes) -> Manifest:
-    """Read a manifest."""
-    return msgspec.json.decode(content, type=Manifest)
+    """Read a manifest. Where a worker of a version before has left the logs out of it, the names of files have them."""
+    found = msgspec.json.decode(content, type=Manifest)
+    found.files = [file if _names_logs(file) else _named(file) for file in found.files]
+    return found
 
 
 def add(objects: Objects, directory: str, files: Sequence[File], gaps: Iterable[Gap] = ()) -> None:
@@ -109,7 +113,7 @@ def exchange(
         manifest = Manifest(directory) if old is None else decode(old)
         files = {file.path: file for file in manifest.files if file.path not in gone}
         for file in added:
-            if file.path not in files or _names_no_log(files[file.path]):
+            if file.path not in files or not _names_logs(files[file.path]):
                 files[file.path] = file
         known = {_key(gap): gap for gap in [*manifest.gaps, *gaps]}
         new = Manifest(
@@ -124,8 +128,18 @@ def exchange(
     objects.change(path_of(directory), change)
 
 
-def _names_no_log(file: File) -> bool:
-    return not all(origin.log for origin in file.origins)
+def _names_logs(file: File) -> bool:
+    return all(origin.log for origin in file.origins)
+
+
+def _named(file: File) -> File:
+    """Return a file with the log that its name says."""
+    named = origin_of(file.path)
+    if named is None or not named.mark:
+        return file
+    log = str(Log(topic_id=named.mark))
+    origins = [origin if origin.log else msgspec.structs.replace(origin, log=log) for origin in file.origins]
+    return msgspec.structs.replace(file, origins=origins)
 
 
 def _key(gap: Gap) -> tuple[str, str, float, str, int, int]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import Producer, TopicPartition
 from conftest import Headwater
 from fleet import Fleet
 from waiting import until
@@ -165,3 +165,25 @@ def test_an_iceberg_table_gets_all_of_a_recreated_topic(kafka_stack: Endpoints, 
     with lake.fleet.running():
         until(lambda: sum(events().values()) >= 80, "all rows of the new topic")
     assert events() == once("first", 30) + once("second", 50)
+
+
+def test_what_retention_took_before_the_lake_read_it_is_a_gap_and_not_missing(
+    kafka_stack: Endpoints, tmp_path: Path, headwater: Headwater
+) -> None:
+    lake = Lake(kafka_stack, tmp_path)
+    lake.write("first", 20)
+    with lake.fleet.running():
+        until(lambda: lake.is_carried(20, 20), "all rows")
+    lake.write("lost", 20)
+    lake.write("last", 20, hour=1)
+    gone = [TopicPartition(lake.topic, partition, 20) for partition in range(2)]
+    for future in admin(lake.fleet.conf).delete_records(gone).values():
+        future.result(20)
+    with lake.fleet.running():
+        until(lambda: lake.is_carried(40, 60), "the rest")
+    assert lake.events() == once("first", 20) + once("last", 20)
+    done = headwater("lake", "verify", "--json", **lake.fleet.environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {one["detail"] for one in json.loads(done.stdout)["lost"]} == {
+        "Kafka deleted the offsets 10 to 19 before they were read"
+    }

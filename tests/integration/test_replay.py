@@ -18,7 +18,7 @@ from raw_to_sinks import Flowing
 from waiting import until
 
 from models.dead_letter import SEALED
-from pipeline.lab.recorder import Recorder
+from pipeline.lab.recorder import Recorder, lag
 from pipeline.lab.stack import Endpoints
 from pipeline.sinks.lake_verify import read_manifests
 from pipeline.sinks.objects import Objects
@@ -65,6 +65,8 @@ def flowing(kafka_stack: Endpoints, tmp_path_factory: pytest.TempPathFactory) ->
             lambda: sum(manifest.rows for manifest in read_manifests(objects)) == CHANGES - 1,
             "all changes in files",
         )
+        ends = {flowing.topics.sink("small"): small.ends, flowing.topics.sink("large"): large.ends}
+        until(lambda: lag(flowing.fleet.conf, flowing.fleet.prefix, ends) == 0, "and committed")
     yield flowing
 
 

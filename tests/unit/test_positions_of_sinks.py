@@ -258,6 +258,21 @@ def test_what_the_version_before_has_of_another_log_hides_no_change(
     assert Counter(row["_event_id"] for row in rows_of(owner)) == once("e", count=12) + once("new", count=16)
 
 
+def test_a_manifest_that_a_worker_of_the_version_before_has_written_anew_loses_no_log(tmp_path: Path) -> None:
+    objects = Objects(f"file://{tmp_path}")
+    for log, name in ((LOG, "first"), (OTHER_LOG, "second")):
+        carry(Owner(lake(objects), topic(name, 8), 0, log=log))
+    path = "table=t/hour=16/_manifest.json"
+    told = json.loads(objects.read(path))
+    for file in told["files"]:
+        for origin in file["origins"]:
+            del origin["log"]
+    (tmp_path / path).write_text(json.dumps(told))
+    assert verify(objects, carried=[carried(8, log=OTHER_LOG)]).problems == ()
+    carry(Owner(lake(objects), {n: m for n, m in topic("more", 12).items() if n >= 8}, 8, log=OTHER_LOG))
+    assert all(origin["log"] for file in json.loads(objects.read(path))["files"] for origin in file["origins"])
+
+
 # -- a commit that another has overtaken ------------------------------------------------------------------------------
 
 
@@ -398,6 +413,19 @@ def test_a_lake_of_the_version_before_that_kafka_still_has_the_beginning_of_is_m
     owner = Owner(lake(objects), before(), 6, committed=Committed(6))
     carry(owner)
     assert details(objects, carried(12, low=2)) == ["offsets 2 to 5 are in no file"]
+
+
+def test_rows_that_a_worker_of_the_version_before_has_written_once_more_are_twice_there(tmp_path: Path) -> None:
+    shutil.copytree(BEFORE / "envelope", tmp_path / "lake")
+    objects = Objects(f"file://{tmp_path}/lake")
+    carry(
+        Owner(lake(objects), before() | {n: m for n, m in topic("x", 24).items() if n >= 12}, 6, committed=Committed(6))
+    )
+    assert verify(objects).problems == ()
+    sleeper = {n: m for n, m in topic("x", 24).items() if n >= 14}
+    carry(Owner(lake(objects), sleeper, 14, log=UNKNOWN, committed=Committed(14)))
+    objects.delete(f"_series/{PARTITION.topic}+0.json")  # that version has none
+    assert {problem.what for problem in verify(objects).problems} == {"twice"}
 
 
 def test_files_of_a_former_log_are_compacted_and_those_of_another_cluster_are_left(tmp_path: Path) -> None:
