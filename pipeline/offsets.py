@@ -14,7 +14,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from faust.types import TP
 
 from pipeline.errors import FatalError
-from pipeline.positions import kept_position
+from pipeline.positions import kept
 from pipeline.settings import Settings
 from pipeline.status import read
 from pipeline.topics import Topics, unreachable
@@ -56,12 +56,11 @@ def require_remembered(conf: Mapping[str, Any], settings: Settings, agents: Sequ
 
 
 def _why(consumer: Consumer, conf: Mapping[str, Any], topics: Topics, topic: str) -> str:
-    """Say what has become of the offsets: the seen table's changelog tells which log they were of."""
-    if topic == topics.ingest:
-        kept = kept_position(consumer, TP(topics.seen, 0))
-        now = logs_of(clients.admin(conf), [topic]).get(topic, UNKNOWN)
-        if kept is not None and not kept[1].may_be(now):
-            return kept[1].difference(now)
+    """Say what has become of the offsets: the changelog of the agent's state tells which log they were of."""
+    known = kept(consumer, topics, TP(topic, 0)).log
+    now = logs_of(clients.admin(conf), [topic]).get(topic, UNKNOWN)
+    if not known.may_be(now):
+        return known.difference(now)
     return "the topic was recreated, or Kafka has forgotten them (a group without members, offsets.retention.minutes)"
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
-from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaException, Message, Producer, TopicPartition
 from faust.types import TP
 
 from pipeline.errors import FatalError, UsageError
 from pipeline.settings import Settings, group_of
 from pipeline.state.seen import source_log, source_offset
+from pipeline.state.table_partitions import HEADER, SAID, encode_positions, positions_in
+from pipeline.state.table_partitions import Position as Told
 from pipeline.status import read, reading
 from pipeline.topics import Admin, Topics, admin, look, unreachable
 from pipeline.transport import clients
@@ -125,8 +127,9 @@ def accept(settings: Settings, topic: str, group: str = "", at: At = "") -> list
         there = _there(client, name, tps)
         if at or any(_position(name, tp, one).problem or one.committed.offset is None for tp, one in there.items()):
             kept = _kept(settings, topics, topic, tps) if not at else {}
-            offsets = {tp: _offset(one, kept.get(tp), at) for tp, one in there.items()}
-            _mark_seen(settings, topics, there, offsets)
+            _require_known(settings, topic, there, kept, at)
+            offsets = {tp: _offset(one, kept.get(tp, Kept()), at) for tp, one in there.items()}
+            _tell_state(settings, topics, there, offsets)
             _commit(client, name, there, offsets)
         done += [_position(name, tp, one) for tp, one in _there(client, name, tps).items()]
     return done
@@ -143,49 +146,90 @@ def _require_stopped(client: Admin, group: str) -> None:
         )
 
 
-def _offset(there: There, kept: tuple[int, Log] | None, at: At) -> int:
+def _require_known(settings: Settings, topic: str, there: Mapping[TP, There], kept: Mapping[TP, Kept], at: At) -> None:
+    """Raise UsageError where nothing tells how far the group has come in this very log."""
+    for tp, one in there.items():
+        position = kept.get(tp, Kept())
+        if at or one.committed.offset is not None or position.offset is not None or one.low == one.end:
+            continue
+        if position.log == UNKNOWN or position.log.may_be(one.log):
+            raise UsageError(
+                f"it is not known how far the group has read {topic}[{tp.partition}]: Kafka has forgotten it",
+                hint=f"headwater positions accept {topic} --at end leaves out what is there, --at beginning does it again; or "
+                f"kafka-consumer-groups.sh --bootstrap-server {settings.kafka.bootstrap_servers} --group {settings.prefix} "
+                f"--topic {topic} --reset-offsets --to-datetime <when the workers stopped> --execute",
+            )
+
+
+def _offset(there: There, kept: Kept, at: At) -> int:
     """Return where to go on."""
     if at:
         return there.low if at == "beginning" else there.end
     if not there.committed.log.may_be(there.log):
         return there.low
-    if kept is not None and kept[1].may_be(there.log) and there.low <= kept[0] <= there.end:
-        return kept[0]
+    if kept.offset is not None and kept.log.may_be(there.log) and there.low <= kept.offset <= there.end:
+        return kept.offset
     offset = there.committed.offset
     if offset is None:
         return there.low
     return min(max(offset, there.low), there.end)
 
 
-def _kept(settings: Settings, topics: Topics, topic: str, tps: Iterable[TP]) -> dict[TP, tuple[int, Log]]:
-    """Return how far the state of the agent that reads a topic has come, where its changelog tells."""
-    if topic != topics.ingest:
-        return {}
+class Kept(NamedTuple):
+    """What the state of an agent knows of a partition that it reads."""
+
+    log: Log = UNKNOWN
+    """The log that it is of, as far as it was told."""
+    offset: int | None = None
+    """The offset up to which it was read, if it is known exactly."""
+
+
+def _kept(settings: Settings, topics: Topics, topic: str, tps: Iterable[TP]) -> dict[TP, Kept]:
     with reading(settings) as consumer:
-        found = {tp: kept_position(consumer, TP(topics.seen, tp.partition)) for tp in tps}
-    return {tp: position for tp, position in found.items() if position is not None}
+        return {tp: kept(consumer, topics, tp) for tp in tps}
 
 
-def kept_position(consumer: Consumer, changelog: TP) -> tuple[int, Log] | None:
-    """Return the source offset, and its log, that a partition of the changelog ends with; None: it is empty. Blocks."""
-    low, end = consumer.get_watermark_offsets(TopicPartition(*changelog), TIMEOUT)
+def kept(consumer: Consumer, topics: Topics, tp: TP) -> Kept:
+    """Return what the changelog of the agent's state says of a partition of its topic. Blocks.
+
+    The seen table's tells exactly how far ingest was read; that of the flows at least which log raw was.
+    """
+    changelog = {topics.ingest: topics.seen, topics.raw: topics.flow_state}.get(tp.topic)
+    last = None if changelog is None else _last(consumer, TP(changelog, tp.partition))
+    if last is None:
+        return Kept()
+    if tp.topic == topics.ingest:
+        return Kept(source_log(last), source_offset(last))
+    logs = [one.log for one in positions_in(last) if TP(one.topic, one.partition) == tp]
+    return Kept(Log.parse(logs[0])) if logs else Kept()
+
+
+def _last(consumer: Consumer, tp: TP) -> Message | None:
+    low, end = consumer.get_watermark_offsets(TopicPartition(*tp), TIMEOUT)
     for first in (max(low, end - LAST), low):  # ends of transactions take offsets, too
-        if records := read(consumer, changelog.topic, {changelog.partition: first}, None):
-            return source_offset(records[-1]), source_log(records[-1])
+        if records := read(consumer, tp.topic, {tp.partition: first}, None):
+            return records[-1]
     return None
 
 
-def _mark_seen(settings: Settings, topics: Topics, there: Mapping[TP, There], offsets: Mapping[TP, int]) -> None:
-    """Tell the seen table from where its source goes on: a recovery must end at exactly that offset."""
-    mine = {tp: offset for tp, offset in offsets.items() if tp.topic == topics.ingest}
-    if not mine:
+def _tell_state(settings: Settings, topics: Topics, there: Mapping[TP, There], offsets: Mapping[TP, int]) -> None:
+    """Tell the state of the agent from where its source goes on: a recovery holds the committed offset against it."""
+    records: list[tuple[str, bytes, bytes, int, list[tuple[str, bytes]]]] = []
+    for tp, offset in offsets.items():
+        log = str(there[tp].log)
+        if tp.topic == topics.ingest:
+            key = offset.to_bytes(8, "big") + log.encode()
+            records.append((topics.seen, msgspec.msgpack.encode({}), key, tp.partition, []))
+        elif tp.topic == topics.raw:
+            header = (HEADER, encode_positions([Told(*tp, offset, log)]))
+            records.append((topics.flow_state, b"1", SAID, tp.partition, [header]))
+    if not records:
         return
     producer = Producer({**settings.kafka.conf, "enable.idempotence": True}, logger=clients.log)
-    for tp, offset in mine.items():
-        key = offset.to_bytes(8, "big") + str(there[tp].log).encode()
-        producer.produce(topics.seen, msgspec.msgpack.encode({}), key, tp.partition)
+    for topic, value, key, partition, headers in records:
+        producer.produce(topic, value, key, partition, headers=headers)  # type: ignore[arg-type]  # the stub is too narrow
     if producer.flush(TIMEOUT):
-        raise FatalError(f"the topic {topics.seen} cannot be written", hint="headwater check")
+        raise FatalError(f"the topic {records[0][0]} cannot be written", hint="headwater check")
 
 
 def _commit(client: Admin, group: str, there: Mapping[TP, There], offsets: Mapping[TP, int]) -> None:

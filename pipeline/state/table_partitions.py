@@ -14,7 +14,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -39,6 +39,8 @@ Writes = dict[bytes, bytes | None]
 
 POSITIONS = META + b"positions"
 """Where the store keeps the offsets of the sources."""
+SAID = b"said/"
+"""What a table writes that has nothing else to write, so that a record has the header."""
 HEADER = "headwater.positions"
 """The header of a changelog record that has them."""
 
@@ -186,7 +188,10 @@ class Partitions(Participant):
         on_recovered: Callable[[int, TablePartition], None],
         works_on: str | None = None,
     ) -> None:
-        """`works_on` is the one topic whose agents use the table; None: any may."""
+        """`works_on` is the one topic whose agents use the table; None: any may.
+
+        With it the changelog says from the first slice on which log that topic is, whether the table is written or not.
+        """
         self.fence = changelog_topic
         self.positions_of = (changelog_topic,)
         self._works_on = works_on
@@ -195,6 +200,8 @@ class Partitions(Participant):
         self._on_recovered = on_recovered
         self._sends = sends
         """Whether the changelog is written here, a record a key and slice; else Faust does, a record a write."""
+        self._said: set[int] = set()
+        """Partitions whose changelog says since the assignment which log the source is."""
         self._sent: dict[int, int] = {}
         """The changelog's offset after what this worker has sent."""
         self._parked: dict[int, TablePartition] = {}
@@ -226,10 +233,12 @@ class Partitions(Participant):
     def finish(self, work: Slice) -> None:
         """Write the changelog: the last value of each key that the slice has written."""
         for number, partition in self.all.items():
+            if self._works_on is not None and number not in self._said and TP(self._works_on, number) in work.offsets:
+                partition.write({SAID: b"1"})
             writes = partition.freeze()
             if not writes:
                 continue
-            positions = self._positions(work, number)
+            positions = self._positions(work, number, is_known=writes.keys() != {SAID})
             work.offsets[TP(self.fence, number)] = partition.reached
             headers, transaction = [(HEADER, positions)], self._transport.transaction
             *most, (last, value) = writes.items()
@@ -238,15 +247,20 @@ class Partitions(Participant):
             transaction.produce(self.fence, last, value, number, headers, on_delivery=self._delivered)
             writes[POSITIONS] = positions
 
-    def _positions(self, work: Slice, number: int) -> bytes:
-        """Return up to where the table knows its sources after the slice: of the same number, or all where none has it."""
+    def _positions(self, work: Slice, number: int, *, is_known: bool) -> bytes:
+        """Return up to where the table knows its sources after the slice: of the same number, or all where none has it.
+
+        Where nothing is known yet, the log alone is said, with the offset 0: the group may go back.
+        """
         fences = {participant.fence for participant in self._transport.participants}
         read = {tp: offset for tp, offset in work.offsets.items() if tp.topic not in fences}
         same = {tp: offset for tp, offset in read.items() if tp.partition == number} or read
         kept = {(one.topic, one.partition): one for one in self.all[number].positions}
         for tp, offset in same.items():
-            kept[tp.topic, tp.partition] = Position(*tp, offset, str(self._transport.log_of(tp.topic)))
-        return _encode(list(kept.values()))
+            log, before = str(self._transport.log_of(tp.topic)), kept.get((tp.topic, tp.partition))
+            known = offset if is_known else before.offset if before is not None and before.log == log else 0
+            kept[tp.topic, tp.partition] = Position(*tp, known, log)
+        return encode_positions(kept.values())
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
         if error is None:
@@ -255,6 +269,8 @@ class Partitions(Participant):
     def committed(self, work: Slice) -> None:
         """Write what the slice wrote to RocksDB."""
         for number, partition in self.all.items():
+            if TP(self.fence, number) in work.offsets:
+                self._said.add(number)
             partition.committed(self._sent.get(number, 0))
 
     def aborted(self, work: Slice) -> None:
@@ -287,6 +303,7 @@ class Partitions(Participant):
         for tp in partitions:
             if tp.topic == self.fence:
                 self._claims.pop(tp.partition, None)
+                self._said.discard(tp.partition)
                 self._sent.pop(tp.partition, None)
                 partition = self.all.get(tp.partition)
                 self.all = {number: other for number, other in self.all.items() if number != tp.partition}
@@ -376,6 +393,17 @@ class Partitions(Participant):
                 hint=f"kafka-consumer-groups.sh --group {consumer.app.conf.id} --topic {source.topic}:{source.partition} "
                 f"--reset-offsets --to-offset {kept.offset} --execute; docs/how-to/trouble.md",
             )
+
+
+def encode_positions(positions: Iterable[Position]) -> bytes:
+    """Return positions as the header has them."""
+    return _encode(list(positions))
+
+
+def positions_in(record: Message) -> list[Position]:
+    """Return up to where a table knew its sources, as a record of its changelog has it."""
+    found = _told_by([record])
+    return [] if found is None else _decode(found)
 
 
 def _told_by(records: Sequence[Message]) -> bytes | None:

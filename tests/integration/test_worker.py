@@ -331,13 +331,18 @@ def test_a_group_whose_offsets_are_forgotten_stops_the_worker_with_what_to_type(
         for future in admin(deployment.conf).delete_consumer_groups([deployment.prefix]).values():
             future.result(20)  # as Kafka does after offsets.retention.minutes
         topics = deployment.topics
-        for agent, topic, way in (
-            ("transform", topics.raw, "--reset-offsets"),
-            ("deduplicate", topics.ingest, "HEADWATER_PREFIX="),
-        ):
+        for agent, topic in (("transform", topics.raw), ("deduplicate", topics.ingest)):
             done = headwater("run", agent, "--without-web", **deployment.environment)
             assert done.returncode == 1
             assert f"the group {deployment.prefix} has no offsets in {topic}" in done.stderr
-            assert way in done.stderr
+            assert f"headwater positions accept {topic}" in done.stderr
             assert "Traceback" not in done.stderr
         assert len(sink) == 20
+        # The seen table knows how far ingest was read; of raw nobody knows.
+        assert headwater("positions", "accept", topics.ingest, **deployment.environment).returncode == 0
+        asked = headwater("positions", "accept", topics.raw, **deployment.environment)
+        assert (asked.returncode, "--at end" in asked.stderr) == (2, True)
+        assert headwater("positions", "accept", topics.raw, "--at", "end", **deployment.environment).returncode == 0
+        with deployment.workers("deduplicate", "transform"):
+            produce(deployment, *map(change, range(15, 30)))
+            until(lambda: len(sink) == 30, "10 more changes, and none twice")
