@@ -107,8 +107,12 @@ class Consumer(faust_consumer.Consumer):
         self.pace = Pace(SLICE_RECORDS, self.transaction.patience * 0.3)
         self._late = False
         """Whether the slice under way has lasted for too long."""
-        self._late_alone: tuple[TP, int, int] | None = None
-        """The record that took too long by itself in the last slice, by its offset, and how often in a row."""
+        self._late_at = ""
+        """What was worked on when it had."""
+        self._slow: dict[TP, int] = {}
+        """By partition, the end of the last slice that took too long: up to there slices do not grow again."""
+        self._late_alone: dict[TP, tuple[int, int]] = {}
+        """By partition, the offset of a record that took too long by itself, and how often."""
         self._busy = self._waited = self._looked_at = 0.0
         """Seconds in which the agents had work in this slice; those since the last ack; when that was looked at."""
         self._claims: dict[TP, object] = {}
@@ -300,7 +304,8 @@ class Consumer(faust_consumer.Consumer):
                 for tp in gone:
                     self.backlog.drop(tp)
                     self.poison.drop(tp)
-                    self._claims.pop(tp, None)
+                    for kept in (self._claims, self._slow, self._late_alone):
+                        kept.pop(tp, None)
                 self.backlog.measure()
                 self._generation += 1
                 app.consumer_generation_id = self._generation
@@ -419,13 +424,17 @@ class Consumer(faust_consumer.Consumer):
         if membership is None:
             await asyncio.sleep(0.05)
             return
-        self._late, self._busy, self._waited = False, 0.0, 0.0
+        self._late, self._late_at, self._busy, self._waited = False, "", 0.0, 0.0
         await self._deliver()
         records, flown = sum(map(_records_in, self._flown)), tuple(self._flown)
         if await self._end(membership):
             self._refused = 0
-            self._late_alone = None
-            self.pace.done(records, self._busy)
+            for tp, offset in next_offsets(flown).items():
+                self._late_alone.pop(tp, None)
+                if offset >= self._slow.get(tp, -1):
+                    self._slow.pop(tp, None)
+            if not self._slow:
+                self.pace.done(records, self._busy)
         elif self._stood:
             self._stood = False
         elif not self._stopping:
@@ -441,13 +450,13 @@ class Consumer(faust_consumer.Consumer):
     def _took_too_long(self, flown: Sequence[ConsumerMessage], records: int) -> None:
         """Make the next slice smaller; a record that is too slow by itself, twice, is dead-lettered or stops the worker."""
         self.pace.late(records, self._busy)
+        self._slow = next_offsets(flown)
         if records > 1 or not flown or is_virtual(flown[0].topic) or self._busy < self.transaction.patience:
             return
         (message,) = flown
-        _, _, times = self._late_alone or (None, None, 0)
-        same = self._late_alone is not None and self._late_alone[:2] == (message.tp, message.offset)
-        times = times + 1 if same else 1
-        self._late_alone = message.tp, message.offset, times
+        offset, times = self._late_alone.get(message.tp, (message.offset, 0))
+        times = times + 1 if offset == message.offset else 1
+        self._late_alone[message.tp] = message.offset, times
         if times < TWICE:
             return
         error = TooSlowError(
@@ -471,7 +480,8 @@ class Consumer(faust_consumer.Consumer):
             if message.topic in agent.get_topic_names()
         ]
         who = f"the agent {' or '.join(agents)}" if agents else "nobody knows which agent"
-        doing = f" ({self.transport.doing})" if self.transport.doing else ""
+        words = self.transport.doing or self._late_at
+        doing = f" ({words})" if words else ""
         batch = cast("Any", message.value)
         where = f"{batch.first_offset} to {batch.last_offset}" if isinstance(batch, Batch) else f"{message.offset}"
         return f"{who}{doing}: {message.topic}[{message.partition}] offset {where}"
@@ -519,6 +529,7 @@ class Consumer(faust_consumer.Consumer):
         self._waited += passed
         if self._busy > self.transaction.patience and not self._late:
             self._late = True
+            self._late_at = self.transport.doing
             waiting = f"; {self._named(self._flown[self._acked_until])}" if self._unfinished() else ""
             self.transaction.spoil(f"it took more than {self.transaction.patience:.0f} s{waiting}")
             self.log.warning(

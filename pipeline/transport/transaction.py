@@ -14,9 +14,9 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
@@ -455,7 +455,7 @@ class Transaction:
 
     async def run(self, function: Callable[..., T], *args: Any) -> T:
         """Run a blocking function in the transaction's thread."""
-        return await asyncio.get_running_loop().run_in_executor(self.executor, function, *args)
+        return await asyncio.get_running_loop().run_in_executor(self.executor, _run, function, args)
 
     def commit(self, work: Slice, membership: bytes | None) -> bool:
         """End the slice: commit its outputs, changelogs and offsets together. False: it was aborted instead."""
@@ -625,15 +625,29 @@ def too_bad(error: KafkaError, topic: str | None, key: bytes | None, value: byte
     )
 
 
-@contextmanager
-def raising_kafka_errors() -> Iterator[None]:
-    """Raise what librdkafka meant: a report that comes together with a fatal error has the binding raise SystemError."""
-    try:
-        yield
-    except SystemError as error:
-        if isinstance(error.__cause__, KafkaException):
-            raise error.__cause__ from None
-        raise
+class raising_kafka_errors:  # noqa: N801 - used as a function
+    """Raises what librdkafka meant, as a KafkaException.
+
+    The binding raises a fatal error in any call during which it hears of it, as a KafkaError, which is no exception at all: no
+    `except` with a class catches it. Together with a delivery report it makes it a SystemError.
+    """
+
+    def __enter__(self) -> None:
+        """Begin the block."""
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        """Raise the error in its own form."""
+        meant = error.__cause__ if isinstance(error, SystemError) else error
+        if kind is KafkaError or isinstance(meant, KafkaError):
+            raise KafkaException(meant) from None
+        if isinstance(meant, KafkaException) and meant is not error:
+            raise meant from None
+
+
+def _run(function: Callable[..., T], args: tuple[Any, ...]) -> T:
+    """Run a function so that whatever the binding raises is an exception: else the thread would die of it."""
+    with raising_kafka_errors():
+        return function(*args)
 
 
 def _serve(producer: RdProducer, seconds: float = 0) -> None:
