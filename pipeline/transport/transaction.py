@@ -133,7 +133,7 @@ class Transaction:
         self._renewed_at: list[float] = []
         self._cut_off: KafkaError | None = None
         """The last connection that the producer in use has lost, or None."""
-        self._made_at = 0.0
+        self._made_at = self._begun_at = 0.0
         self._mark = ""
         """Stands with the offsets of a slice, and of no other."""
         self._undelivered_for: KafkaError | None = None
@@ -194,6 +194,11 @@ class Transaction:
 
     def _renew_fenced(self, failure: KafkaError) -> None:
         now = time.monotonic()
+        if (
+            now - self._begun_at > self.timeout
+        ):  # the coordinator has given the transaction up: nobody else is needed for that
+            self._renew(failure)
+            return
         self._renewed_at = [at for at in self._renewed_at if now - at < RENEWALS_WITHIN] + [now]
         if len(self._renewed_at) > RENEWALS:
             stop_process(
@@ -243,6 +248,7 @@ class Transaction:
         """Open the transaction if none is open; return the producer to write with."""
         with self._lock:
             if not self.open:
+                self._begun_at = time.monotonic()
                 if self._exactly_once:
                     self._begin()
                 self.open = True
