@@ -83,6 +83,34 @@ CAREFUL = 500
 """Records of a slice at most while the one is looked for that the broker refuses."""
 
 
+class Refusals(dict[Hashable, RejectedError]):
+    """What the broker has refused, by `origin`. It is known until a slice is committed that has left it out.
+
+    Slices of other partitions come between: they say nothing of it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._left_out: set[Hashable] = set()
+
+    def of(self, origin: Hashable) -> RejectedError | None:
+        """Return why what is written of an origin is left out; None: nothing is known against it."""
+        found = self.get(origin) if self else None
+        if found is not None:
+            self._left_out.add(origin)
+        return found
+
+    def committed(self) -> None:
+        """Forget what the slice has left out."""
+        for origin in self._left_out:
+            self.pop(origin, None)
+        self._left_out.clear()
+
+    def aborted(self) -> None:
+        """Know it still: it comes again."""
+        self._left_out.clear()
+
+
 class Transaction:
     """`begin` may be called from any thread; `start`, `commit` and `abort` block and run in `executor`'s one thread."""
 
@@ -112,8 +140,8 @@ class Transaction:
         """Seconds of work in a slice at most."""
         self.careful = 0
         """Records to be done with a report for each, because the broker has refused one among them; 0: as usual."""
-        self.refused: dict[Hashable, RejectedError] = {}
-        """What the broker has refused, by `origin`: whoever writes it leaves it out, and says so."""
+        self.refused = Refusals()
+        """What the broker has refused: whoever writes it leaves it out, and says so."""
         self.record_max = message_max
         """Bytes of the value of a record in `produce_many` at most; what is written otherwise may have more beside it."""
         self.in_hand: Batch | None = None
@@ -276,8 +304,8 @@ class Transaction:
         `origin` says what the record is made of: raises RejectedError when the broker has refused that before, or when it
         is known at once that the record can never be written.
         """
-        if self.refused and origin in self.refused:
-            raise self.refused[origin]
+        if (refused := self.refused.of(origin)) is not None:
+            raise refused
         producer = self.begin()
         # The binding takes no headers=None.
         extra: dict[str, Any] = {"headers": headers} if headers else {}
@@ -523,8 +551,7 @@ class Transaction:
     def _committed(self, work: Slice) -> None:
         self.open = False
         self._undelivered_for = None
-        if self.refused:
-            self.refused.clear()
+        self.refused.committed()
         if self.careful:
             self._careful_done(work.records)
         for participant in self.participants:
@@ -578,6 +605,7 @@ class Transaction:
         self.open = False
         self.spoiled = None
         self._undelivered_for = None
+        self.refused.aborted()
         self._settle_blame()
         for participant in self.participants:
             participant.aborted(work)
