@@ -149,10 +149,10 @@ def gaps_in(records: Iterable[Message], topic: str) -> Iterator[Gap]:
 
 
 def letters_in(records: Iterable[Message], flow: str, raw: Ledger) -> Iterator[int]:
-    """Yield the changes that a flow has rejected. A letter without its value says where on raw it is."""
+    """Yield the changes that a flow, or its agent, has rejected. A letter without its value says where on raw it is."""
     for record in list(records):
         said = dict(record.headers() or [])
-        if said.get(STAGE) != b"transform" or said.get(FLOW) != flow.encode():
+        if said.get(STAGE) != b"transform" or said.get(FLOW, flow.encode()) != flow.encode():
             continue
         if record.value():
             yield change_in(record)
