@@ -19,7 +19,7 @@ from pipeline.errors import FatalError, UsageError
 from pipeline.lab import chaos_steps
 from pipeline.lab.chaos_ledger import Ledger, Outcome, compare, gaps_in, lake_at, letters_in, rows_in
 from pipeline.lab.chaos_load import Load
-from pipeline.lab.chaos_report import SECTION, STUCK, Options, Report, section
+from pipeline.lab.chaos_report import MEANING, SECTION, STUCK, Options, Report, section
 from pipeline.lab.chaos_topics import TRANSACTION_MS, Scene, Sinks
 from pipeline.lab.faults import ALONE, SESSION, Faults, plan
 from pipeline.lab.machine import describe
@@ -143,10 +143,10 @@ class Chaos:
         return self.report
 
     def _schedule(self) -> list[str]:
-        names, only = self.faults.names, self._options.only
-        if unknown := [name for name in only if name not in names]:
-            raise UsageError(f"there is no fault {unknown[0]!r} here", hint=f"one of {', '.join(names)}")
-        return plan(only or names, self._options.faults, self._random)
+        only = self._options.only or tuple(MEANING)
+        if unknown := [name for name in only if name not in MEANING]:
+            raise UsageError(f"there is no fault {unknown[0]!r}", hint=f"one of {', '.join(MEANING)}")
+        return plan([name for name in self.faults.names if name in only], self._options.faults, self._random)
 
     def _started(self) -> bool:
         return all(

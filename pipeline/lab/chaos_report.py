@@ -105,6 +105,7 @@ def section(report: Report, options: Options, began: datetime, machine: str) -> 
         ("times that the broker or the worker itself refused a worker without its partitions", report.fenced),
         ("seconds", report.seconds),
     ]
+    only = "".join(f' --only "{name}"' for name in options.only)
     lines = [
         "## Workers and broker",
         "",
@@ -123,7 +124,7 @@ def section(report: Report, options: Options, began: datetime, machine: str) -> 
         "The same schedule again, though not the same moments:",
         "",
         "```",
-        f"headwater chaos --faults {sum(report.faults.values())} --seed {report.seed} --rate {options.rate}",
+        f"headwater chaos --faults {sum(report.faults.values())} --seed {report.seed} --rate {options.rate}{only}",
         "```",
     ]
     return "\n".join(lines) + "\n"

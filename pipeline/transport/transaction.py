@@ -89,8 +89,8 @@ class Refusals(dict[Hashable, RejectedError]):
     Slices of other partitions come between: they say nothing of it.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, known: Mapping[Hashable, RejectedError] | None = None) -> None:
+        super().__init__(known or {})
         self._left_out: set[Hashable] = set()
 
     def of(self, origin: Hashable) -> RejectedError | None:
