@@ -24,7 +24,8 @@ from pipeline.transport.fatal import stop_process
 from pipeline.transport.logs import Log
 
 EARLIEST = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
-TIMEOUT = 30.0
+TIMEOUT = 10.0
+"""Seconds of one attempt: after the death of a broker a client was seen that never answers. The next one is another."""
 UNDECIDED_FOR = 5.0
 """Seconds that a transaction with an offset of the partition is waited for."""
 PAUSE = 0.05
@@ -78,6 +79,8 @@ class Carrier:
             (low,) = asked.values()
             return Start(min(first, max(0, low.result(TIMEOUT).offset)), log, known)
         except KafkaException as error:
+            with self._asking:
+                self._client = None
             raise TransientError(f"the offset of {tp.topic}[{tp.partition}]: {error.args[0].str()}") from error
 
     def _admin(self) -> AdminClient:
