@@ -91,11 +91,14 @@ class Carrier:
 
     def _committed(self, client: AdminClient, tp: TP) -> Committed:
         deadline = time.monotonic() + UNDECIDED_FOR
-        while not (found := committed(client, self._worker.settings.group, [tp])[tp]).is_stable:
+        while not (found := self._asked(client, tp)).is_stable:
             if time.monotonic() > deadline:
                 raise TransientError(f"the offset of {tp.topic}[{tp.partition}]: a transaction is not decided yet")
             time.sleep(PAUSE)
         return found
+
+    def _asked(self, client: AdminClient, tp: TP) -> Committed:
+        return committed(client, self._worker.settings.group, [tp], timeout=TIMEOUT, patience=TIMEOUT)[tp]
 
     def _close(self) -> None:
         """Begin nothing more; what is under way is done again by the next owner if the process ends before it."""
