@@ -78,6 +78,7 @@ def taken(worker: Worker, reading: Reading) -> tuple[Sequence[int], list[Unreada
         if len(record["value"]) > most
     }
     if known := worker.transport.transaction.refused:
-        errors |= {n: known[id(reading), n] for n in range(len(records)) if (id(reading), n) in known}
+        found = ((n, known.of((id(reading), n))) for n in range(len(records)))
+        errors |= {n: error for n, error in found if error is not None}
     places = range(len(records)) if not errors else [n for n in range(len(records)) if n not in errors]
     return places, [refused(records[place], error) for place, error in sorted(errors.items())]

@@ -453,16 +453,17 @@ def chaos(
     faults: Annotated[int, typer.Option(min=1, help="How many faults.")] = 12,
     seed: Annotated[int, typer.Option(help="Same seed, same schedule.")] = 1,
     rate: Annotated[int, typer.Option(min=1, help="Changes a second.")] = 5_000,
+    only: Annotated[list[str] | None, typer.Option(help="Only this fault; more than one may be named.")] = None,
     page: Annotated[Path | None, typer.Option(help="Write the outcome into this file, as a section.")] = None,
     directory: Directory = Path(".headwater/chaos"),
     as_json: Json = False,
 ) -> None:
-    """Hurt workers and broker under load, and prove that nothing was lost, doubled or reordered."""
+    """Hurt workers, broker and topics under load, and prove that nothing was lost, doubled, reordered or stuck."""
     from pipeline.lab import chaos as chaoses
     from pipeline.lab.chaos_report import Options
 
     shutil.rmtree(directory, ignore_errors=True)
-    options = Options(directory=directory.absolute(), faults=faults, seed=seed, rate=rate, page=page)
+    options = Options(directory.absolute(), faults, seed, rate, only=tuple(only or ()), page=page)
     say(f"seed {seed}")
     report = chaoses.run(options, say=say)
     for name, why in report.left_out.items():
@@ -470,7 +471,8 @@ def chaos(
     verdict = "[bold green]PROVED[/]" if report.ok else "[bold red]FAILED[/]"
     err.print(
         f"{verdict} {sum(report.faults.values())} faults, {report.input:,} changes; lost {report.lost}, "
-        f"duplicated {report.duplicated}, out of order {report.out_of_order}; {report.aborted} slices aborted",
+        f"duplicated {report.duplicated}, out of order {report.out_of_order}, stuck {report.stuck}; "
+        f"{report.in_gaps:,} in gaps, {report.dead_letters} dead letters, {report.aborted} slices aborted",
         highlight=False,
     )
     if as_json:

@@ -302,7 +302,7 @@ class FlowRunner:
         results = flow.steps.run(given)
         if refused := self._worker.transport.transaction.refused:
             for result in results:
-                error = refused.get((name, partition, result.given.offset))
+                error = refused.of((name, partition, result.given.offset))
                 if error is not None:
                     result.error, result.messages = error, []
         return results

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from waiting import until
 
-from pipeline.lab.chaos import Load
+from pipeline.lab.chaos_load import Load
 from pipeline.lab.killer import ask
 from pipeline.lab.recorder import Recorder, lag
 from pipeline.lab.stack import Endpoints

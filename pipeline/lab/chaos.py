@@ -1,22 +1,27 @@
-"""Chaos: workers and broker are hurt under load, by a seeded schedule, and the output is compared with the input."""
+"""Chaos: workers, broker and topics are hurt under load, by a seeded schedule, and the output is compared with the input."""
 
 from __future__ import annotations
 
 import json
 import os
 import random
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any
 
-from confluent_kafka import Producer
+from confluent_kafka import KafkaException
 
-from pipeline.errors import FatalError
-from pipeline.lab.chaos_report import SECTION, Options, Report, section
-from pipeline.lab.faults import SESSION, Faults
+from pipeline.errors import FatalError, UsageError
+from pipeline.lab import chaos_steps
+from pipeline.lab.chaos_ledger import Ledger, Outcome, compare, gaps_in, lake_at, letters_in, rows_in
+from pipeline.lab.chaos_load import Load
+from pipeline.lab.chaos_report import MEANING, SECTION, STUCK, Options, Report, section
+from pipeline.lab.chaos_topics import TRANSACTION_MS, Scene, Sinks
+from pipeline.lab.faults import ALONE, SESSION, Faults, plan
 from pipeline.lab.machine import describe
 from pipeline.lab.page import put_section
 from pipeline.lab.recorder import Recorder, lag
@@ -24,73 +29,32 @@ from pipeline.lab.stack import Stack
 from pipeline.settings import Settings
 from pipeline.topics import Topics, admin, ensure
 
-KEYS = 500
-DUPLICATES = 0.2
 PARTITIONS = 4
+SINK = "all"
+FLOW = {
+    "name": "chaos",
+    "to": SINK,
+    "enrich": [{"kind": "python", "name": chaos_steps.NAME}],
+    "reject_limit": 1.0,
+}
 SETTLE = (1.5, 4.5)
 """Seconds between two faults."""
 IDLE_LIMIT = 120.0
 TICK = 0.1
+LOOK = 1.0
+"""Seconds between two looks whether all has come through."""
 
 
-class Load:
-    """Changes with duplicates, at a rate, into the ingest topic. Item k of K goes through versions 1, 2, 3, ..."""
+@dataclass
+class Pending:
+    """A fault that is not over."""
 
-    def __init__(self, conf: dict[str, Any], topic: str, rate: int, seed: int) -> None:
-        self._producer = Producer({**conf, "enable.idempotence": True, "linger.ms": 5, "message.timeout.ms": 300_000})
-        self._topic, self._rate, self._random = topic, rate, random.Random(seed)  # noqa: S311
-        self._versions = [0] * KEYS
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="load", daemon=True)
-        self.failed = 0
-
-    @property
-    def written(self) -> int:
-        """The number of different changes."""
-        return sum(self._versions)
-
-    def __contains__(self, change: tuple[int, int]) -> bool:
-        key, version = change
-        return 0 <= key < KEYS and 0 < version <= self._versions[key]
-
-    def start(self) -> None:
-        """Start to write."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Stop, and wait until the broker has everything."""
-        self._stop.set()
-        self._thread.join()
-        left = self._producer.flush(120)
-        if left or self.failed:
-            raise FatalError(f"the load itself was lost: {left + self.failed} records were not delivered")
-
-    def _run(self) -> None:
-        began, made = time.monotonic(), 0
-        while not self._stop.wait(0.005):
-            while made < (time.monotonic() - began) * self._rate:
-                made += 1
-                self._write_one()
-            self._producer.poll(0)
-
-    def _write_one(self) -> None:
-        key = self._random.randrange(KEYS)
-        last = self._versions[key]
-        if last and self._random.random() < DUPLICATES:
-            version = self._random.randint(max(1, last - 50), last)
-        else:
-            version = self._versions[key] = last + 1
-        value = b'{"eventID":"%08x%024x","k":%d,"v":%d,"pad":"%s"}' % (key, version, key, version, b"x" * 400)
-        while True:
-            try:
-                self._producer.produce(self._topic, value, b"k%d" % key, on_delivery=self._report)
-            except BufferError:
-                self._producer.poll(0.1)
-            else:
-                return
-
-    def _report(self, error: Any, _message: Any) -> None:
-        self.failed += error is not None
+    fault: str
+    began: float
+    counts: dict[tuple[str, int], int]
+    """What had come out of each partition."""
+    over: Callable[[], bool]
+    is_over: bool = False
 
 
 class Chaos:
@@ -102,57 +66,109 @@ class Chaos:
         self._options, self._stack, self._say = options, stack, say
         self._random = random.Random(options.seed)  # noqa: S311 - a schedule that can be had again
         prefix = f"chaos-{options.seed}"
-        settings = Settings.model_validate({"prefix": prefix, "partitions": PARTITIONS})
+        settings = Settings.model_validate({"prefix": prefix, "partitions": PARTITIONS, "flows": [FLOW]})
         self.topics = Topics(settings)
         self.conf: dict[str, Any] = {"bootstrap.servers": stack.endpoints.bootstrap_servers}
         ensure(admin(self.conf), self.topics.all(), 1)
+        self._lake, slow_file = f"file://{options.directory}/lake", options.directory / "slow"
         environment = {
             **os.environ,
             **stack.endpoints.environment(),
             "HEADWATER_PREFIX": prefix,
             "HEADWATER_PARTITIONS": str(PARTITIONS),
-            "HEADWATER_AGENTS": '["deduplicate"]',
+            "HEADWATER_AGENTS": '["deduplicate", "transform", "lake"]',
+            "HEADWATER_FLOWS": json.dumps([FLOW]),
+            "HEADWATER_MODULES": json.dumps([chaos_steps.__name__]),
+            "HEADWATER_ON_ERROR": "dead_letter",
+            "HEADWATER_LAKE__URL": self._lake,
+            "HEADWATER_LAKE__MAX_AGE": "1",
             "HEADWATER_PROCESSING_GUARANTEE": options.guarantee,
             "HEADWATER_KAFKA__SESSION_TIMEOUT": str(SESSION),
+            "HEADWATER_KAFKA__PROPERTIES": json.dumps({"transaction.timeout.ms": TRANSACTION_MS}),
+            chaos_steps.SLOW_FILE: str(slow_file),
         }
         self.group = prefix
         self._logs = options.directory / "workers"
         self.faults = Faults(stack, self._logs, environment, self._random)
         self.workers = self.faults.workers
         self.load = Load(self.conf, self.topics.ingest, options.rate, options.seed)
-        self.done: Counter[str] = Counter()
+        self.raw, self.ingest = Ledger(self.conf, self.topics.raw), Ledger(self.conf, self.topics.ingest)
+        self.sinks = Sinks(self.conf, self.topics.sink(SINK))
+        self.letters = Recorder(self.conf, self.topics.dead_letter)
+        self.gaps = Recorder(self.conf, self.topics.gaps)
+        self.scene = Scene(
+            self.conf,
+            self.topics,
+            self.group,
+            self.load,
+            self.ingest,
+            self.letters,
+            self.sinks,
+            slow_file,
+            self._through,
+            self.faults.until,
+            lambda condition, _what: self._wait(condition),
+        )
+        self.faults.add(self.scene)
+        self.report = Report(seed=options.seed)
+        self._pending: list[Pending] = []
+        self._look_at = 0.0
 
     def run(self) -> Report:
         """Load, hurt, wait until everything has come through, compare."""
-        began = time.monotonic()
-        with Recorder(self.conf, self.topics.raw) as raw, Recorder(self.conf, self.topics.ingest) as ingest:
+        began, done = time.monotonic(), Counter[str]()
+        schedule = self._schedule()
+        with ExitStack() as recorders:
+            for recorder in (self.raw, self.ingest, self.letters, self.gaps):
+                recorders.enter_context(recorder)
+            self.sinks.begin()
+            recorders.callback(self.sinks.end)
             try:
                 self.workers.start()
-                self._wait(lambda: len(raw) > 0 or self._started(), raw)
+                self._wait(self._started)
                 self.load.start()
-                self._hurt(raw)
+                self._wait(lambda: len(self._counts()) == 2 * PARTITIONS)
+                for fault in schedule:
+                    self._hurt(fault)
+                    done[fault] += 1
+                self._rest(SETTLE[1])
+                self._wait(lambda: not (self.workers.frozen or self._pending))
                 self.load.stop()
-                self._wait(lambda: self._through(raw, ingest), raw)
+                self._wait(self._through)
             finally:
                 self.faults.close()
-            return self._compare(raw, time.monotonic() - began)
+        self.report.faults, self.report.left_out = dict(done), self.faults.left_out
+        self._compare()
+        self.report.seconds = round(time.monotonic() - began, 1)
+        return self.report
+
+    def _schedule(self) -> list[str]:
+        only = self._options.only or tuple(MEANING)
+        if unknown := [name for name in only if name not in MEANING]:
+            raise UsageError(f"there is no fault {unknown[0]!r}", hint=f"one of {', '.join(MEANING)}")
+        return plan([name for name in self.faults.names if name in only], self._options.faults, self._random)
 
     def _started(self) -> bool:
         return all(
             "Ready" in worker.log.read_text(errors="replace") for worker in self.workers.all if worker.log.exists()
         )
 
-    def _hurt(self, raw: Recorder) -> None:
-        names = self.faults.names
-        schedule = [names[n % len(names)] for n in range(self._options.faults)]
-        self._random.shuffle(schedule)
-        for fault in schedule:
-            self._rest(self._random.uniform(*SETTLE))
-            self._say(f"{fault} ({len(raw):,} of {self.load.written:,} changes are out)")
-            self.faults.do(fault)
-            self.done[fault] += 1
-        self._rest(SETTLE[1])
-        self._wait(lambda: not self.workers.frozen, raw)
+    def _hurt(self, fault: str) -> None:
+        self._rest(self._random.uniform(*SETTLE))
+        if fault in ALONE:
+            self._wait(lambda: not self._pending)
+        self._say(f"{fault} ({len(self.raw):,} of {self.load.written:,} changes are out)")
+        over = self.faults.do(fault)
+        self._pending.append(Pending(fault, time.monotonic(), self._counts(), over))
+        if fault in ALONE:
+            self._wait(lambda: not self._pending)
+
+    def _counts(self) -> dict[tuple[str, int], int]:
+        """Return how much has come out of each partition."""
+        return {
+            **{("raw", partition): count for partition, count in self.raw.counts.items()},
+            **{("sink", partition): count for partition, count in self.sinks.counts.items()},
+        }
 
     def _rest(self, seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -164,46 +180,74 @@ class Chaos:
         for worker in self.workers.all:
             worker.most_starts = 10 + 3 * self._options.faults
         self.workers.watch()
+        counts, now = self._counts(), time.monotonic()
+        for one in list(self._pending):
+            one.is_over = one.is_over or one.over()
+            took = now - one.began
+            if one.is_over and all(counts[place] > count for place, count in one.counts.items()):
+                self.report.slowest = max(self.report.slowest, round(took, 1))
+                self._pending.remove(one)
+            elif took > STUCK:
+                where = [f"{topic}[{p}]" for (topic, p), count in one.counts.items() if counts[topic, p] <= count]
+                self._say(f"{one.fault}: not over after {STUCK:.0f} s: {', '.join(where) or 'what it waits for'}")
+                self.report.stuck += 1
+                self._pending.remove(one)
 
-    def _wait(self, condition: Callable[[], bool], raw: Recorder) -> None:
+    def _wait(self, condition: Callable[[], bool]) -> None:
         moved, before = time.monotonic(), -1
         while not condition():
             self._watch()
-            if len(raw) != before:
-                moved, before = time.monotonic(), len(raw)
+            out = len(self.raw) + len(self.sinks) + len(self.letters)
+            if out != before:
+                moved, before = time.monotonic(), out
             if time.monotonic() - moved > IDLE_LIMIT:
                 raise FatalError(
-                    f"nothing has moved for {IDLE_LIMIT:.0f} s: {len(raw):,} of {self.load.written:,} changes are out",
+                    f"nothing has moved for {IDLE_LIMIT:.0f} s: {len(self.raw):,} of {self.load.written:,} changes are in "
+                    f"raw, {len(self.sinks):,} in the sink topic, {rows_in(self._lake):,} in the lake",
                     hint=f"less {self.workers.all[0].log}",
                 )
             time.sleep(TICK)
 
-    def _through(self, raw: Recorder, ingest: Recorder) -> bool:
-        if len(raw) < self.load.written:
+    def _through(self) -> bool:
+        """Say whether all that was written has come into the lake. It is asked often, and answers now and then."""
+        if time.monotonic() < self._look_at:
             return False
-        return lag(self.conf, self.group, {self.topics.ingest: ingest.ends}) == 0
+        self._look_at = time.monotonic() + LOOK
+        try:
+            return (
+                self.ingest.is_at_end(self.conf)
+                and lag(self.conf, self.group, {self.topics.ingest: self.ingest.ends}) == 0
+                and self.raw.is_at_end(self.conf)
+                and lag(self.conf, self.group, {self.topics.raw: self.raw.ends}) == 0
+                and self.sinks.ledgers[-1].is_at_end(self.conf)
+                and rows_in(self._lake) >= len(self.sinks)
+                and lag(self.conf, self.group, {self.sinks.topic: self.sinks.ledgers[-1].ends}) == 0
+                and self.letters.is_at_end(self.conf)
+                and self.gaps.is_at_end(self.conf)
+            )
+        except KafkaException:  # the broker is starting
+            return False
 
-    def _compare(self, raw: Recorder, seconds: float) -> Report:
-        report = Report(faults=dict(self.done), input=self.load.written, output=len(raw), seed=self._options.seed)
-        report.left_out = self.faults.left_out
-        last = [0] * KEYS
-        seen: set[tuple[int, int]] = set()
-        for record in raw:
-            change = json.loads(cast("bytes", record.value()))
-            key, version = change["k"], change["v"]
-            if (key, version) in seen or (key, version) not in self.load:
-                report.duplicated += 1
-            elif version < last[key]:
-                report.out_of_order += 1
-            seen.add((key, version))
-            last[key] = max(last[key], version)
-        report.lost = report.input - len(seen)
+    def _compare(self) -> None:
+        report = self.report
+        report.input, report.output, report.sunk = self.load.written, len(self.raw), len(self.sinks)
+        compare(
+            report,
+            Outcome(
+                self.ingest.changes,
+                self.ingest.offsets,
+                self.raw.changes,
+                [ledger.changes for ledger in self.sinks.ledgers],
+                list(letters_in(self.letters, str(FLOW["name"]), self.raw)),
+                lake_at(self._lake),
+                list(gaps_in(self.gaps, self.topics.ingest)),
+                self.scene.trimmed,
+            ),
+        )
         logs = [path.read_text(errors="replace") for path in self._logs.glob("*.log")]
         report.aborted = sum(log.count("slice aborted") for log in logs)
         words = ("ILLEGAL_GENERATION", "UNKNOWN_MEMBER_ID", "FENCED", "no member of the group", "partitions were lost")
         report.fenced = sum(any(word in line for word in words) for log in logs for line in log.splitlines())
-        report.seconds = round(seconds, 1)
-        return report
 
 
 def run(options: Options, say: Callable[[str], None]) -> Report:

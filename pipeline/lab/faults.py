@@ -1,4 +1,4 @@
-"""The faults of the chaos: what can be done to workers, their state and the broker."""
+"""The faults of the chaos: what can be done to workers, their state, the broker and its topics."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from pipeline.errors import FatalError, HeadwaterError
+from pipeline.lab.chaos_topics import Over, Scene, TopicFaults
 from pipeline.lab.disk import Disk, why_not
 from pipeline.lab.killer import POINTS, ask
 from pipeline.lab.stack import Stack
@@ -27,6 +28,12 @@ LIMIT = 120.0
 LOOK = 0.01
 """Seconds between two looks at what is waited for."""
 FILL_DISK = "fill disk"
+RETENTION, RETENTION_FROZEN = "retention", "retention while frozen"
+RECREATE_SINK, REFUSE, SLEEP, SLOW = "recreate sink", "refuse", "sleep", "slow step"
+TOPICS = (RETENTION, RETENTION_FROZEN, RECREATE_SINK, REFUSE, SLEEP, SLOW)
+"""What is done to topics and to the flow's step."""
+ALONE = frozenset({RECREATE_SINK, REFUSE, SLEEP})
+"""Those that begin when all others are over, and are over before the next: what they wait for takes its time."""
 
 
 class Faults:
@@ -38,7 +45,7 @@ class Faults:
         directory.mkdir(parents=True, exist_ok=True)
         self._no_disks = why_not(directory)
         self.workers = Workers(2, directory, environment, module="pipeline.lab.chaos_worker", made=self._give_disk)
-        self._ways: dict[str, Callable[[], None]] = {
+        self._ways: dict[str, Callable[[], Over | None]] = {
             "kill": self._kill,
             "freeze": self._freeze,
             "terminate": self._terminate,
@@ -51,6 +58,18 @@ class Faults:
             **({} if self._no_disks else {FILL_DISK: self._fill_disk}),
         }
 
+    def add(self, scene: Scene) -> None:
+        """Add the faults of `TOPICS`: they need to know what comes out."""
+        topics = TopicFaults(scene, self.workers, self._choose, self._chance)
+        self._ways |= {
+            RETENTION: topics.trim_while_stopped,
+            RETENTION_FROZEN: topics.trim_while_frozen,
+            RECREATE_SINK: topics.recreate_sink,
+            REFUSE: topics.refuse,
+            SLEEP: topics.sleep,
+            SLOW: topics.slow_down,
+        }
+
     @property
     def names(self) -> list[str]:
         """The faults that can be done here."""
@@ -61,9 +80,12 @@ class Faults:
         """The faults that cannot be done here, and why."""
         return {FILL_DISK: self._no_disks} if self._no_disks else {}
 
-    def do(self, name: str) -> None:
-        """Do a fault and return when it has happened; raise FatalError when its victim does not behave as it must."""
-        self._ways[name]()
+    def do(self, name: str) -> Over:
+        """Do a fault and return when it has happened; raise FatalError when its victim does not behave as it must.
+
+        What is returned says whether it is over, as far as that is not seen by what comes out.
+        """
+        return self._ways[name]() or (lambda: True)
 
     def close(self) -> None:
         """Stop the workers and take their disks away."""
@@ -96,14 +118,14 @@ class Faults:
     def _kill_at(self, point: str) -> None:
         worker = self._choose()
         ask(worker.state, point)
-        self._until(lambda: not worker.alive(), f"the end of {worker.name} at {point}")
+        self.until(lambda: not worker.alive(), f"the end of {worker.name} at {point}")
 
     def _kill_in_recovery(self) -> None:
         worker = self._choose()
         self._lose(worker)
         worker.start()
         # A recovery begins when the partitions have come; the store is opened first.
-        self._until(
+        self.until(
             lambda: any(worker.state.glob("*.db")) or not worker.alive(),
             f"the beginning of a recovery of {worker.name}",
         )
@@ -117,7 +139,7 @@ class Faults:
         """Killed by a worker at the end of a slice: there is a transaction with records in it."""
         broker = self._stack.processes[0]
         ask(self._choose().state, "finish", broker.pid)
-        self._until(lambda: not broker.alive(), "the end of the broker")
+        self.until(lambda: not broker.alive(), "the end of the broker")
         self._stack.kill_broker()  # what is left of it
         self._stack.start_broker()
 
@@ -133,11 +155,11 @@ class Faults:
             disk.fill()  # again: RocksDB may have given something back
             return not worker.alive()
 
-        self._until(ended, f"the end of {worker.name}, whose disk is full")
+        self.until(ended, f"the end of {worker.name}, whose disk is full")
         _require_reason(worker, said)
         said = _size(worker.log)
         worker.start()
-        self._until(ended, f"the end of {worker.name}, started on a full disk")
+        self.until(ended, f"the end of {worker.name}, started on a full disk")
         _require_reason(worker, said)
         disk.free()
 
@@ -153,12 +175,12 @@ class Faults:
             ]
             return bool(awake)
 
-        self._until(some_are_awake, "a worker that is awake")
+        self.until(some_are_awake, "a worker that is awake")
         return self._chance.choice(awake)
 
     def _end(self, worker: Worker, number: signal.Signals) -> None:
         worker.signal(number)
-        self._until(lambda: not worker.alive(), f"the end of {worker.name} by {number.name}")
+        self.until(lambda: not worker.alive(), f"the end of {worker.name} by {number.name}")
 
     def _lose(self, worker: Worker) -> None:
         self._end(worker, signal.SIGKILL)
@@ -172,13 +194,22 @@ class Faults:
             self._disks[worker.name] = disk = Disk(worker.state)
             disk.mount()
 
-    def _until(self, condition: Callable[[], bool], what: str) -> None:
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        """Wait, and let go on what was frozen long enough; raise FatalError when it takes too long."""
         deadline = time.monotonic() + LIMIT
         while not condition():
             if time.monotonic() > deadline:
                 raise FatalError(f"not within {LIMIT:.0f} s: {what}", hint=f"ls {self.workers.all[0].directory}")
             self.workers.thaw()
             time.sleep(LOOK)
+
+
+def plan(names: Sequence[str], count: int, chance: random.Random) -> list[str]:
+    """Return a schedule of so many faults: each kind once before any comes again, in an order that chance decides."""
+    rounds = [chance.sample(list(names), len(names)) for _ in range(0, count, len(names))]
+    schedule = [name for one in rounds for name in one][:count]
+    chance.shuffle(schedule)
+    return schedule
 
 
 def _size(log: Path) -> int:

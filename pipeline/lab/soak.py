@@ -24,8 +24,9 @@ from pipeline.lab import processes, soak_report
 from pipeline.lab.machine import describe
 from pipeline.lab.page import put_section
 from pipeline.lab.processes import LOOPBACK
+from pipeline.lab.provider import Provider
 from pipeline.lab.recorder import Recorder, lag
-from pipeline.lab.simulator.server import REST, TRUTH
+from pipeline.lab.simulator.server import DRY, REST, TRUTH
 from pipeline.lab.stack import AWS_URL, Stack
 from pipeline.lab.workers import Workers
 from pipeline.settings import Settings
@@ -44,6 +45,10 @@ STREAMS: dict[str, dict[str, Any]] = {
 }
 """The soak of Kinesis: each stream is read in another way."""
 KILL_EVERY = 20.0
+DRY_SECONDS = 6.0
+"""For so long after every other kill, AWS answers without records."""
+HURRY_AT, FAIL_AT, FAIL_SECONDS = 8.0, 12.0, 10.0
+"""Seconds after such a kill, until credentials must be renewed, until they cannot be, and for how long."""
 QUIET, QUIET_KINESIS = 8.0, 25.0
 """Seconds in which nothing more must come after everything that can come has come. A subscription may be away for 5 s and a
 pause, and then changes are held."""
@@ -91,6 +96,10 @@ class Report:
     tables_come: int = 0
     tables_gone: int = 0
     kills: int = 0
+    dry: int = 0
+    """Answers without records though there were some, for seconds on end."""
+    provider_failures: int = 0
+    """Times that the provider of credentials has failed, for `FAIL_SECONDS` each."""
     calls: int = 0
     seconds: float = 0.0
     seed: int = 0
@@ -137,6 +146,9 @@ class _Soak:
         sources: list[dict[str, Any]] = [{"kind": "dynamodb-stream", "tables": ["*"], **often}]
         if options.kinesis:
             sources = [{"kind": "kinesis", "streams": [one], **how, **often} for one, how in STREAMS.items()]
+        self._provider = Provider(options.directory)
+        self._due: list[tuple[float, Callable[[], object]]] = []
+        """What is to be done next, and when; in order."""
         self._workers = Workers(
             WORKERS,
             options.directory / "workers",
@@ -144,6 +156,7 @@ class _Soak:
                 **os.environ,
                 **surroundings,
                 **{name: self._address for name in surroundings if name.startswith(AWS_URL)},
+                **self._provider.environment,
                 "HEADWATER_PREFIX": self._prefix,
                 "HEADWATER_PARTITIONS": str(PARTITIONS),
                 "HEADWATER_AGENTS": '["ingest", "deduplicate"]',
@@ -160,6 +173,8 @@ class _Soak:
             self._workers.start()
             try:
                 self._hurt(report)
+                self._provider.work()  # what is still wrong is put right
+                self._ask(DRY, b"")
                 self._ask(REST, b"")
                 self._wait(raw)
                 truth = json.loads(self._ask(TRUTH))
@@ -198,13 +213,33 @@ class _Soak:
         end, kill_at = time.monotonic() + self._options.seconds, time.monotonic() + KILL_EVERY / 2
         while (now := time.monotonic()) < end:
             self._watch()
+            while self._due and self._due[0][0] <= now:
+                self._due.pop(0)[1]()
             if now > kill_at:
+                if report.kills % 2 == 0:
+                    self._begin_troubles(report, now)
                 self._workers.kill(self._random.randrange(WORKERS))
                 report.kills, kill_at = report.kills + 1, now + KILL_EVERY
                 self._say(f"{end - now:.0f} s left, {report.kills} kills")
             time.sleep(TICK)
 
+    def _begin_troubles(self, report: Report, now: float) -> None:
+        """Have AWS answer without records, also to the worker that comes back; then have the provider of credentials fail."""
+        self._ask(DRY, b"1")
+
+        def fail() -> None:
+            self._provider.fail()
+            report.provider_failures += 1
+
+        self._due += [
+            (now + DRY_SECONDS, lambda: self._ask(DRY, b"")),
+            (now + HURRY_AT, self._provider.hurry),
+            (now + FAIL_AT, fail),
+            (now + FAIL_AT + FAIL_SECONDS, self._provider.work),
+        ]
+
     def _watch(self) -> None:
+        self._provider.renew()
         for worker in self._workers.all:
             worker.most_starts = 1_000
         self._workers.watch()
@@ -258,6 +293,7 @@ def compare(
         found.setdefault((change.table, change.item), []).append(change)
     gaps = list(gaps)
     report.gaps_recorded, report.reshards = len(gaps), truth["reshapes"]
+    report.dry = truth.get("faults", {}).get("dry", 0)
     report.most_shards, report.calls = truth["widest"], sum(truth["calls"].values())
     report.tables_come, report.tables_gone = truth["come"], truth["gone"]
     for table, what in truth["tables"].items():

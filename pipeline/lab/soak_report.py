@@ -37,6 +37,11 @@ def section(report: Report, options: Options, began: datetime, machine: str) -> 
         ("out of order", report.out_of_order),
         *(_of_kinesis(report) if options.kinesis else _of_dynamodb(report)),
         ("SIGKILL of a worker", report.kills),
+        (
+            "answers without records though there were some, for 6 s on end, a worker's first ones among them",
+            report.dry,
+        ),
+        ("times that the provider of credentials failed for 10 s", report.provider_failures),
         ("calls answered or refused", report.calls),
         ("seconds", report.seconds),
     ]

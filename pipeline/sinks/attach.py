@@ -24,7 +24,8 @@ from pipeline.transport.fatal import stop_process
 from pipeline.transport.logs import Log
 
 EARLIEST = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
-TIMEOUT = 30.0
+TIMEOUT = 10.0
+"""Seconds of one attempt: after the death of a broker a client was seen that never answers. The next one is another."""
 UNDECIDED_FOR = 5.0
 """Seconds that a transaction with an offset of the partition is waited for."""
 PAUSE = 0.05
@@ -78,6 +79,8 @@ class Carrier:
             (low,) = asked.values()
             return Start(min(first, max(0, low.result(TIMEOUT).offset)), log, known)
         except KafkaException as error:
+            with self._asking:
+                self._client = None
             raise TransientError(f"the offset of {tp.topic}[{tp.partition}]: {error.args[0].str()}") from error
 
     def _admin(self) -> AdminClient:
@@ -88,11 +91,14 @@ class Carrier:
 
     def _committed(self, client: AdminClient, tp: TP) -> Committed:
         deadline = time.monotonic() + UNDECIDED_FOR
-        while not (found := committed(client, self._worker.settings.group, [tp])[tp]).is_stable:
+        while not (found := self._asked(client, tp)).is_stable:
             if time.monotonic() > deadline:
                 raise TransientError(f"the offset of {tp.topic}[{tp.partition}]: a transaction is not decided yet")
             time.sleep(PAUSE)
         return found
+
+    def _asked(self, client: AdminClient, tp: TP) -> Committed:
+        return committed(client, self._worker.settings.group, [tp], timeout=TIMEOUT, patience=TIMEOUT)[tp]
 
     def _close(self) -> None:
         """Begin nothing more; what is under way is done again by the next owner if the process ends before it."""

@@ -14,7 +14,7 @@ import time
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
 from confluent_kafka import Message, TopicPartition
 from faust.assignor.client_assignment import ClientAssignment
@@ -60,12 +60,23 @@ GAP = "gap"
 """Holds partitions of which retention has taken records, until that is written down."""
 UNACKED_DEADLINE = 60.0
 """Seconds without an ack, with something delivered, after which the worker stops and names what it waits for."""
+SUSPECT_CUT = 64
+"""The part of a batch that took too long which is tried next of its partition, at most: each try takes as long again."""
 TWICE = 2
 """Times in a row that a record must take too long by itself before it is taken for the cause: the machine may have slept."""
 GLANCE = 1.0
 """Seconds between two looks that count at most: for what is longer the process itself stood still."""
 STOP_DEADLINE = 8.0
 """Seconds that a stopping worker waits for what the agents have in hand."""
+
+
+class Suspects(NamedTuple):
+    """A batch that took too long: there may be one record in it that does."""
+
+    until: int
+    """The offset of its last record."""
+    most: int
+    """Records of the partition in a batch at most, until that one is committed."""
 
 
 class TooSlowError(HeadwaterError):
@@ -109,10 +120,14 @@ class Consumer(faust_consumer.Consumer):
         """Whether the slice under way has lasted for too long."""
         self._late_at = ""
         """What was worked on when it had."""
-        self._slow: dict[TP, int] = {}
-        """By partition, the end of the last slice that took too long: up to there slices do not grow again."""
         self._late_alone: dict[TP, tuple[int, int]] = {}
-        """By partition, the offset of a record that took too long by itself, and how often."""
+        """The record of a partition that took too long by itself, by its offset, and how often."""
+        self._suspects: dict[TP, Suspects] = {}
+        """Where a batch took too long: other partitions go on as usual, so that the next slices say nothing of it."""
+        self._at_work: tuple[ConsumerMessage | None, float] = None, 0.0
+        """What the agents work on, and the seconds since they began it."""
+        self._longest: tuple[ConsumerMessage | None, float] = None, 0.0
+        """What they have worked on the longest in this slice."""
         self._busy = self._waited = self._looked_at = 0.0
         """Seconds in which the agents had work in this slice; those since the last ack; when that was looked at."""
         self._claims: dict[TP, object] = {}
@@ -304,8 +319,9 @@ class Consumer(faust_consumer.Consumer):
                 for tp in gone:
                     self.backlog.drop(tp)
                     self.poison.drop(tp)
-                    for kept in (self._claims, self._slow, self._late_alone):
-                        kept.pop(tp, None)
+                    self._suspects.pop(tp, None)
+                    self._late_alone.pop(tp, None)
+                    self._claims.pop(tp, None)
                 self.backlog.measure()
                 self._generation += 1
                 app.consumer_generation_id = self._generation
@@ -425,16 +441,12 @@ class Consumer(faust_consumer.Consumer):
             await asyncio.sleep(0.05)
             return
         self._late, self._late_at, self._busy, self._waited = False, "", 0.0, 0.0
+        self._at_work = self._longest = None, 0.0
         await self._deliver()
         records, flown = sum(map(_records_in, self._flown)), tuple(self._flown)
         if await self._end(membership):
             self._refused = 0
-            for tp, offset in next_offsets(flown).items():
-                self._late_alone.pop(tp, None)
-                if offset >= self._slow.get(tp, -1):
-                    self._slow.pop(tp, None)
-            if not self._slow:
-                self.pace.done(records, self._busy)
+            self.pace.done(records, self._busy)
         elif self._stood:
             self._stood = False
         elif not self._stopping:
@@ -448,19 +460,26 @@ class Consumer(faust_consumer.Consumer):
             await asyncio.sleep(REFUSED_PAUSE)
 
     def _took_too_long(self, flown: Sequence[ConsumerMessage], records: int) -> None:
-        """Make the next slice smaller; a record that is too slow by itself, twice, is dead-lettered or stops the worker."""
+        """Make the next slice smaller; a record that is too slow by itself, twice, is dead-lettered or stops the worker.
+
+        Which one it is, is looked for in the batch that took the longest.
+        """
         self.pace.late(records, self._busy)
-        self._slow = next_offsets(flown)
-        if records > 1 or not flown or is_virtual(flown[0].topic) or self._busy < self.transaction.patience:
+        message, seconds = (flown[0], self._busy) if len(flown) == 1 else self._longest
+        if message is None or is_virtual(message.topic):
             return
-        (message,) = flown
+        if (count := _records_in(message)) > 1:
+            self._suspects[message.tp] = Suspects(message.offset, max(1, count // SUSPECT_CUT))
+            return
+        if seconds < self.transaction.patience:
+            return
         offset, times = self._late_alone.get(message.tp, (message.offset, 0))
         times = times + 1 if offset == message.offset else 1
         self._late_alone[message.tp] = message.offset, times
         if times < TWICE:
             return
         error = TooSlowError(
-            f"{self._named(message)} took {self._busy:.1f} s by itself, {times} times; a slice may last "
+            f"{self._named(message)} took {seconds:.1f} s by itself, {times} times; a slice may last "
             f"{self.transaction.patience:.0f} s",
             hint='raise "transaction.timeout.ms" of [kafka.properties], or make the step quicker',
         )
@@ -527,10 +546,15 @@ class Consumer(faust_consumer.Consumer):
             return
         self._busy += passed
         self._waited += passed
+        current = self._current()
+        before, seconds = self._at_work
+        self._at_work = current, passed + (seconds if current is before else 0.0)
+        if self._at_work[1] > self._longest[1]:
+            self._longest = self._at_work
         if self._busy > self.transaction.patience and not self._late:
             self._late = True
             self._late_at = self.transport.doing
-            waiting = f"; {self._named(self._flown[self._acked_until])}" if self._unfinished() else ""
+            waiting = f"; {self._named(current)}" if current is not None else ""
             self.transaction.spoil(f"it took more than {self.transaction.patience:.0f} s{waiting}")
             self.log.warning(
                 "A slice lasts for more than %.0f s, and will be done again%s", self.transaction.patience, waiting
@@ -540,6 +564,13 @@ class Consumer(faust_consumer.Consumer):
                 f"{self._named(self._flown[self._acked_until])} is not done after {self._waited:.0f} s",
                 hint="is its step stuck? Every message must be acked; docs/how-to/trouble.md",
             )
+
+    def _current(self) -> ConsumerMessage | None:
+        """Return what the agents work on: what a step has in hand, else the first message that is not acked."""
+        if not self._unfinished():
+            return None
+        waiting, batch = self._flown[self._acked_until :], cast("Any", self.transaction.in_hand)
+        return next((message for message in waiting if batch is not None and message.value is batch), waiting[0])
 
     def _in_hand(self) -> bool:
         """Say whether a stopping worker must wait for an agent: one that has taken a message and not acked it.
@@ -588,6 +619,7 @@ class Consumer(faust_consumer.Consumer):
         if committed:
             self._moved = time.monotonic()
             self.poison.committed(work)
+            self._clear_of_suspicion(work)
             self._committed_offset.update(work.offsets)
             self.app.monitor.on_tp_commit(work.offsets)
         else:
@@ -599,6 +631,13 @@ class Consumer(faust_consumer.Consumer):
         self._acked_until = 0
         self.backlog.measure()
         return committed
+
+    def _clear_of_suspicion(self, work: Slice) -> None:
+        for tp, offset in work.offsets.items():
+            if tp in self._suspects and offset > self._suspects[tp].until:
+                del self._suspects[tp]
+            if tp in self._late_alone and offset > self._late_alone[tp][0]:
+                del self._late_alone[tp]
 
     def _give_back(self) -> None:
         for message in reversed(self._flown):
@@ -628,6 +667,8 @@ class Consumer(faust_consumer.Consumer):
             message = self._to_message(tp, record)
         else:
             most = 1 if tp in self.poison.suspects else min(BATCH, room)
+            if tp in self._suspects:
+                most = min(most, self._suspects[tp].most)
             records, size = self.backlog.take(tp, most, BATCH_BYTES)
             batch = Batch(tp.topic, tp.partition, records, schema.decoder)
             self.poison.mark(batch)

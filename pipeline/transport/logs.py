@@ -89,8 +89,10 @@ class Pinned:
                 except KafkaException as error:
                     if error.args[0].code() in GONE:
                         return f"the topic {topic} was deleted while this worker ran"
+                    self._client = None  # after the death of a broker one was seen that never answers
                     continue
                 except concurrent.futures.TimeoutError:
+                    self._client = None
                     continue
                 if topic_id not in {*NO_ID, pinned[topic].topic_id}:
                     now = pinned[topic]._replace(topic_id=topic_id)

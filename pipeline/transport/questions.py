@@ -25,6 +25,8 @@ from pipeline.transport.starts import There
 
 T = TypeVar("T")
 TIMEOUT = 60.0
+ATTEMPT = 10.0
+"""Seconds of one attempt at what is asked of an admin client: after the death of a broker one was seen that never answers."""
 PAUSE = 0.1
 EARLIEST, LATEST = OffsetSpec.earliest(), OffsetSpec.latest()  # type: ignore[no-untyped-call]
 TRY_AGAIN = {
@@ -69,16 +71,16 @@ class Questions:
 
     def _there(self, tps: Collection[TP]) -> dict[TP, There]:
         client = self._client()
-        found = committed_offsets(client, self._group, tps)
-        logs = logs_of(client, {tp.topic for tp in tps})
-        lows, ends = offsets_of(client, tps, EARLIEST), offsets_of(client, tps, LATEST)
+        found = committed_offsets(client, self._group, tps, timeout=ATTEMPT, patience=ATTEMPT)
+        logs = logs_of(client, {tp.topic for tp in tps}, timeout=ATTEMPT)
+        lows, ends = offsets_of(client, tps, EARLIEST, ATTEMPT), offsets_of(client, tps, LATEST, ATTEMPT)
         return {
             tp: There(found.get(tp, Committed(None)), logs.get(tp.topic, UNKNOWN), lows[tp], ends[tp]) for tp in tps
         }
 
     async def logs(self, topics: Collection[str]) -> dict[str, Log]:
         """Return the logs of the topics that exist, by name."""
-        return await self._try(lambda: logs_of(self._client(), topics))
+        return await self._try(lambda: logs_of(self._client(), topics, timeout=ATTEMPT))
 
     async def positions(self, tps: Collection[TP]) -> dict[TP, Committed]:
         """Return the STABLE committed offsets with their logs: transactions that are not decided are waited for.
@@ -87,7 +89,9 @@ class Questions:
         """
         deadline = time.monotonic() + TIMEOUT
         while True:
-            found = await self._try(lambda: committed_offsets(self._client(), self._group, tps))
+            found = await self._try(
+                lambda: committed_offsets(self._client(), self._group, tps, timeout=ATTEMPT, patience=ATTEMPT)
+            )
             undecided = [tp for tp, one in found.items() if not one.is_stable]
             if not undecided:
                 return found
@@ -151,10 +155,11 @@ class Questions:
             except KafkaException as error:  # a broker that has just started answers so for a moment
                 if error.args[0].code() not in TRY_AGAIN or time.monotonic() > deadline:
                     raise
+                self._admin = None  # the next attempt is made with another
                 await asyncio.sleep(PAUSE)
 
 
-def offsets_of(client: AdminClient, tps: Iterable[TP], spec: OffsetSpec) -> dict[TP, int]:
+def offsets_of(client: AdminClient, tps: Iterable[TP], spec: OffsetSpec, timeout: float = TIMEOUT) -> dict[TP, int]:
     """Return the first offsets of partitions (EARLIEST) or their ends, undecided transactions included (LATEST); blocks."""
-    asked = client.list_offsets({TopicPartition(*tp): spec for tp in tps}, request_timeout=TIMEOUT)
-    return {TP(at.topic, at.partition): int(future.result(TIMEOUT).offset) for at, future in asked.items()}
+    asked = client.list_offsets({TopicPartition(*tp): spec for tp in tps}, request_timeout=timeout)
+    return {TP(at.topic, at.partition): int(future.result(timeout + 1).offset) for at, future in asked.items()}

@@ -83,6 +83,34 @@ CAREFUL = 500
 """Records of a slice at most while the one is looked for that the broker refuses."""
 
 
+class Refusals(dict[Hashable, RejectedError]):
+    """What the broker has refused, by `origin`. It is known until a slice is committed that has left it out.
+
+    Slices of other partitions come between: they say nothing of it.
+    """
+
+    def __init__(self, known: Mapping[Hashable, RejectedError] | None = None) -> None:
+        super().__init__(known or {})
+        self._left_out: set[Hashable] = set()
+
+    def of(self, origin: Hashable) -> RejectedError | None:
+        """Return why what is written of an origin is left out; None: nothing is known against it."""
+        found = self.get(origin) if self else None
+        if found is not None:
+            self._left_out.add(origin)
+        return found
+
+    def committed(self) -> None:
+        """Forget what the slice has left out."""
+        for origin in self._left_out:
+            self.pop(origin, None)
+        self._left_out.clear()
+
+    def aborted(self) -> None:
+        """Know it still: it comes again."""
+        self._left_out.clear()
+
+
 class Transaction:
     """`begin` may be called from any thread; `start`, `commit` and `abort` block and run in `executor`'s one thread."""
 
@@ -112,8 +140,8 @@ class Transaction:
         """Seconds of work in a slice at most."""
         self.careful = 0
         """Records to be done with a report for each, because the broker has refused one among them; 0: as usual."""
-        self.refused: dict[Hashable, RejectedError] = {}
-        """What the broker has refused, by `origin`: whoever writes it leaves it out, and says so."""
+        self.refused = Refusals()
+        """What the broker has refused: whoever writes it leaves it out, and says so."""
         self.record_max = message_max
         """Bytes of the value of a record in `produce_many` at most; what is written otherwise may have more beside it."""
         self.in_hand: Batch | None = None
@@ -133,7 +161,7 @@ class Transaction:
         self._renewed_at: list[float] = []
         self._cut_off: KafkaError | None = None
         """The last connection that the producer in use has lost, or None."""
-        self._made_at = 0.0
+        self._made_at = self._begun_at = 0.0
         self._mark = ""
         """Stands with the offsets of a slice, and of no other."""
         self._undelivered_for: KafkaError | None = None
@@ -194,6 +222,11 @@ class Transaction:
 
     def _renew_fenced(self, failure: KafkaError) -> None:
         now = time.monotonic()
+        if (
+            now - self._begun_at > self.timeout
+        ):  # the coordinator has given the transaction up: nobody else is needed for that
+            self._renew(failure)
+            return
         self._renewed_at = [at for at in self._renewed_at if now - at < RENEWALS_WITHIN] + [now]
         if len(self._renewed_at) > RENEWALS:
             stop_process(
@@ -243,6 +276,7 @@ class Transaction:
         """Open the transaction if none is open; return the producer to write with."""
         with self._lock:
             if not self.open:
+                self._begun_at = time.monotonic()
                 if self._exactly_once:
                     self._begin()
                 self.open = True
@@ -270,8 +304,8 @@ class Transaction:
         `origin` says what the record is made of: raises RejectedError when the broker has refused that before, or when it
         is known at once that the record can never be written.
         """
-        if self.refused and origin in self.refused:
-            raise self.refused[origin]
+        if (refused := self.refused.of(origin)) is not None:
+            raise refused
         producer = self.begin()
         # The binding takes no headers=None.
         extra: dict[str, Any] = {"headers": headers} if headers else {}
@@ -522,8 +556,7 @@ class Transaction:
     def _committed(self, work: Slice) -> None:
         self.open = False
         self._undelivered_for = None
-        if self.refused:
-            self.refused.clear()
+        self.refused.committed()
         if self.careful:
             self._careful_done(work.records)
         for participant in self.participants:
@@ -577,6 +610,7 @@ class Transaction:
         self.open = False
         self.spoiled = None
         self._undelivered_for = None
+        self.refused.aborted()
         self._settle_blame()
         for participant in self.participants:
             participant.aborted(work)

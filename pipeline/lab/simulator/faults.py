@@ -73,6 +73,8 @@ class Faults:
         self.rates = rates
         self._dice = random.Random(seed)  # noqa: S311 - to be had again
         self.counts: dict[str, int] = {}
+        self.dry = False
+        """Whether answers hold no records, whatever there is."""
 
     def happens(self, name: str) -> bool:
         """Say whether this fault happens now."""
@@ -94,6 +96,9 @@ class Faults:
 
     def few(self, count: int) -> int:
         """Return how many of so many records an answer has."""
+        if count and self.dry:
+            self.counts["dry"] = self.counts.get("dry", 0) + 1
+            return 0
         if count and self.happens("empty"):
             return 0
         if count > 1 and self.happens("cut_short"):

@@ -26,7 +26,7 @@ from pipeline.lab.simulator.world import Plan, World
 
 T = TypeVar("T")
 TICK = 0.01
-TRUTH, REST = "/_headwater/truth", "/_headwater/rest"
+TRUTH, REST, DRY = "/_headwater/truth", "/_headwater/rest", "/_headwater/dry"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,7 @@ class Simulator:
         app.router.add_post("/", self._answer)
         app.router.add_get(TRUTH, self._truth)
         app.router.add_post(REST, self._rest)
+        app.router.add_post(DRY, self._dry)
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
         try:
@@ -142,6 +143,11 @@ class Simulator:
     async def _truth(self, request: web.Request) -> web.Response:
         truth = self.world.truth() | {"calls": dict(self.calls), "faults": self.faults.counts}
         return web.Response(body=msgspec.json.encode(truth), content_type="application/json")
+
+    async def _dry(self, request: web.Request) -> web.Response:
+        """Answer without records while the body is not empty: readers are behind, and get nothing."""
+        self.faults.dry = bool(await request.read())
+        return web.Response()
 
     async def _rest(self, request: web.Request) -> web.Response:
         """Make no more changes; what is late to be listed is listed."""
