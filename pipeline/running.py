@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections import Counter as Tally
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -89,6 +91,8 @@ class FlowRunner:
         self._worker, self.topics = worker, worker.topics
         self._references: dict[str, ReferenceTable] = {}
         """Those that are kept whole."""
+        self._clock = time.monotonic
+        """What waits for references are counted with: the steps of the flows have the same."""
         self._partition = 0
         """Of raw, whose changes go through the flows now: a join by own key finds the items of this one."""
         self._functions = load(worker.settings.modules)
@@ -233,6 +237,7 @@ class FlowRunner:
         """Yield the changes of a batch, and put the items of global reference tables."""
         references = self._references
         record: Any  # librdkafka's: `cast` would cost as much as what it is put on
+        now = self._clock()
         for index, record in enumerate(batch.records):
             value = record.value() or b""
             try:
@@ -244,8 +249,7 @@ class FlowRunner:
             except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others go on
                 self._worker.reject(batch, index, STAGE, error)
                 continue
-            at = record.timestamp()[1] / 1000
-            yield Given(record.offset(), record.key(), value, change, at, record.headers() or ())
+            yield Given(record.offset(), record.key(), value, change, now, record.headers() or ())
 
     def _put_item(self, partition: int, change: Change) -> None:
         """Put the item of a global reference table; a flow that joins one with a sort key stands: it would find nothing."""
@@ -309,7 +313,8 @@ class FlowRunner:
         place = Place(flow.settings.name, given.key or b"")
         waits = lot.head(place) is not None
         if not waits and isinstance(error, MissingReferenceError) and error.until:
-            lot.block(place, Head(*place, given.offset, (error.table, error.key), error.until))
+            wait = max(0.0, error.until - self._clock())
+            lot.block(place, Head(*place, given.offset, (error.table, error.key), wait))
             waits = True
         if waits:
             lot.park(place, _waiting(given))
@@ -436,7 +441,7 @@ class FlowRunner:
         for flow in self.versions.current:
             given = [
                 # From the beginning of time: what is missing now is waited for no more.
-                _given(one.last, at=0.0)
+                _given(one.last, at=-math.inf)
                 for one in entries
                 # What waits behind a rejected change is joined when it goes on.
                 if one.flow == flow.settings.name
@@ -469,7 +474,7 @@ class FlowRunner:
             headers = cast("Headers", record.headers() or [])
             said = {name: (value or b"").decode(errors="replace") for name, value in headers}
             try:
-                offset, at = int(said[OFFSET]), record.timestamp()[1] / 1000
+                offset, at = int(said[OFFSET]), self._clock()
             except (KeyError, ValueError) as error:  # somebody else writes here
                 self._worker.reject(batch, index, STAGE, error)
                 continue

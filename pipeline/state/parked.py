@@ -2,6 +2,9 @@
 
 By partition of raw, on disk, exactly once: what is parked, sent or given up enters the transaction of the slice. An item
 that is blocked has a head entry, which says why; the changes that wait stand in the order of their offsets on raw.
+
+How long a change has waited is counted by the process's own clock, which nobody can set, and not from its time stamp. A worker
+that takes a partition over lets what waits there wait for its whole time again: it may be longer, never shorter.
 """
 
 from __future__ import annotations
@@ -34,8 +37,8 @@ class Head(msgspec.Struct, array_like=True, frozen=True):
     """Where the first of them stands on raw."""
     reference: tuple[str, bytes] | None = None
     """The table and the key whose item is awaited; None: the first was rejected."""
-    until: float = 0.0
-    """When it no longer waits, in seconds since the epoch."""
+    wait: float = 0.0
+    """The seconds that it waits at most. In a state of a version before: the end, in seconds since the epoch."""
 
 
 class Waiting(msgspec.Struct, array_like=True, frozen=True):
@@ -62,11 +65,33 @@ _decode_waiting = msgspec.msgpack.Decoder(Waiting).decode
 HEADS = b"h/"
 
 
+class Times:
+    """Since when changes wait, by the clock that waits are counted with. In memory."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._begun: dict[tuple[Place, int], float] = {}
+
+    def since(self, place: Place, offset: int) -> float:
+        """Return since when the change of an item at an offset of raw waits: now, when it was not known."""
+        return self._begun.setdefault((place, offset), self._clock())
+
+    def end(self, place: Place, offset: int) -> float:
+        """Return the same, and forget it."""
+        return self._begun.pop((place, offset), self._clock())
+
+
 class Lot:
     """What is parked of one partition of raw, within a slice."""
 
-    def __init__(self, part: TablePartition, on_block: Callable[[Place, Head], None]) -> None:
-        self._part, self._on_block = part, on_block
+    def __init__(
+        self,
+        part: TablePartition,
+        on_block: Callable[[Place, Head], None],
+        times: Times | None = None,
+    ) -> None:
+        """Take `times`, which say since when changes wait here."""
+        self._part, self._on_block, self._times = part, on_block, times or Times(time.monotonic)
 
     def head(self, place: Place) -> Head | None:
         """Return why the changes of an item wait; None: they do not."""
@@ -80,19 +105,24 @@ class Lot:
 
     def park(self, place: Place, waiting: Waiting) -> None:
         """Keep a change until its item is free."""
+        self._times.since(place, waiting.offset)
         self._part.write({_queue_of(place) + waiting.offset.to_bytes(8, "big"): encode(waiting)})
 
     def free(self, place: Place) -> list[Waiting]:
-        """Return the changes of an item that wait, in order; they and their head are parked no more."""
+        """Return the changes of an item that wait, in order, with the times since which they do; they are parked no more."""
         entries = self._entries(place)
         found = [_decode_waiting(value) for value in self._part.get_many(entries) if value is not None]
         self._part.write(dict.fromkeys([*entries, _head_of(place)]))
-        return found
+        return [msgspec.structs.replace(one, at=self._times.end(place, one.offset)) for one in found]
 
     def behind(self, flow: str, offset: int) -> Place | None:
         """Return the item of a flow whose changes wait behind the one at an offset; None: no item's do."""
         found = (head for head in self.heads() if (head.flow, head.offset) == (flow, offset))
         return next((Place(head.flow, head.item) for head in found), None)
+
+    def offsets(self, place: Place) -> list[int]:
+        """Return the offsets on raw of the changes of an item that wait, in order."""
+        return [int.from_bytes(entry[-8:], "big") for entry in self._entries(place)]
 
     def count(self, place: Place) -> int:
         """Return how many changes of an item wait."""
@@ -107,6 +137,15 @@ class Lot:
         for key in self._part.keys(HEADS, HEADS):
             if (found := self._part.get(key)) is not None:
                 yield _decode_head(found)
+
+
+EPOCH = 1e9
+"""Seconds above which a wait is an end: in a state of a version before."""
+
+
+def _wait_of(head: Head) -> float:
+    """Return the seconds that what was recovered waits for its reference."""
+    return head.wait if head.wait < EPOCH else max(0.0, head.wait - time.time())
 
 
 def _digest(place: Place) -> bytes:
@@ -133,15 +172,17 @@ class Parked(Partitions):
         *,
         is_there: Callable[[int, str, bytes], bool],
         release: Callable[[int, Place], None],
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`is_there` says whether a reference table has an item, for a partition; `release` sends what waits, in the slice."""
         super().__init__(
             transport, changelog, directory, changelog, sends=True, on_recovered=self._recovered, works_on=topic
         )
         self._is_there, self._release, self._clock = is_there, release, clock
-        self._awaiting: dict[tuple[int, Place], Head] = {}
-        """What waits for references. May hold what waits no more: a look finds out."""
+        self._awaiting: dict[tuple[int, Place], tuple[Head, float]] = {}
+        """What waits for references, and until when. May hold what waits no more: a look finds out."""
+        self._times: dict[int, Times] = {}
+        """By partition, since when changes wait; of those that were recovered, since then."""
         self._next_look = 0.0
 
     def part(self, partition: int) -> TablePartition:
@@ -159,14 +200,18 @@ class Parked(Partitions):
 
         def on_block(place: Place, head: Head) -> None:
             if head.reference is not None:
-                self._awaiting[partition, place] = head
+                self._awaiting[partition, place] = head, self._clock() + head.wait
 
-        return Lot(self.part(partition), on_block)
+        return Lot(self.part(partition), on_block, self._times.setdefault(partition, Times(self._clock)))
 
     def _recovered(self, number: int, partition: TablePartition) -> None:
+        self._times[number] = Times(self._clock)
         for head in self.lot(number).heads():
             if head.reference is not None:
-                self._awaiting[number, Place(head.flow, head.item)] = head
+                place = Place(head.flow, head.item)
+                self._awaiting[number, place] = head, self._clock() + _wait_of(head)
+                for offset in self.lot(number).offsets(place):
+                    self._times[number].since(place, offset)
 
     def due(self) -> bool:
         """Say whether it is time to look whether a wait is over."""
@@ -176,12 +221,12 @@ class Parked(Partitions):
         now = self._clock()
         self._next_look = now + EVERY
         found = []
-        for (number, place), head in list(self._awaiting.items())[:LOOKED_AT]:
+        for (number, place), (head, until) in list(self._awaiting.items())[:LOOKED_AT]:
             # To the end of the queue: the next look begins with others.
             self._awaiting[number, place] = self._awaiting.pop((number, place))
             if number not in self.all:
                 del self._awaiting[number, place]  # its new owner looks
-            elif head.until <= now or (head.reference is not None and self._is_there(number, *head.reference)):
+            elif until <= now or (head.reference is not None and self._is_there(number, *head.reference)):
                 found.append((number, place))
         return found
 

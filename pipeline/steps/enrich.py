@@ -27,7 +27,7 @@ _decode_key = msgspec.json.Decoder(dict[str, dict[str, str]]).decode
 class MissingReferenceError(ValueError):
     """There is no such item in the reference table, and the join says that the change waits, or is rejected.
 
-    `until` is when the change no longer waits, in seconds since the epoch; 0: it never did.
+    `until` is when the change no longer waits, by the clock of the step; 0: it never did.
     """
 
     def __init__(self, table: str, key: bytes, until: float) -> None:
@@ -88,7 +88,8 @@ class JoinStep:
     hold: float = 0.0
     re_emits: bool = False
     """Whether the change is sent again when the item changes, or comes."""
-    clock: Callable[[], float] = time.time
+    clock: Callable[[], float] = time.monotonic
+    """What `at` of the changes is counted with: no time stamp, so that a clock that is off shortens no wait."""
     key_of: Callable[[Value], bytes] = reference
     """Returns the reference key that an attribute's value stands for; b'': none."""
     key_schema: Callable[[], str] = str

@@ -40,7 +40,7 @@ class Event(msgspec.Struct, eq=False):
     change: Change
     """What of it steps read. Its images are those of raw: for what earlier steps have made of them ask the event."""
     at: float = 0.0
-    """When it was written to raw, in seconds since the epoch."""
+    """When it came here, by the clock that waits are counted with."""
     looked: Any = None
     """What the patterns of the flow look at, decoded."""
     added: dict[str, Value] = msgspec.field(default_factory=dict)

@@ -38,7 +38,7 @@ class Given(msgspec.Struct, frozen=True, gc=False):
     value: bytes
     change: Change
     at: float
-    """When it was written to raw, in seconds since the epoch."""
+    """When it came here, by the clock that waits are counted with."""
     headers: Sequence[tuple[str, bytes]] = ()
     """Those that it has on raw: a dead letter keeps them."""
 

@@ -10,7 +10,7 @@ import pytest
 from pipeline.flow_settings import PARTITIONED
 from pipeline.state.items import Items
 from pipeline.state.joined import Joins, Joint, Reached, Reference
-from pipeline.state.parked import Head, Lot, Place, Waiting
+from pipeline.state.parked import Head, Lot, Place, Times, Waiting
 from pipeline.state.table_partitions import TablePartition
 
 A, B = Place("f", b'{"id":{"S":"a"}}'), Place("f", b'{"id":{"S":"b"}}')
@@ -35,7 +35,7 @@ def waiting(offset: int) -> Waiting:
 
 def test_what_waits_comes_back_in_the_order_of_raw_across_slices(part: TablePartition) -> None:
     blocked: list[tuple[Place, Head]] = []
-    lot = Lot(part, lambda place, head: blocked.append((place, head)))
+    lot = Lot(part, lambda place, head: blocked.append((place, head)), Times(lambda: 1.5))
     lot.block(A, Head(*A, 10))
     lot.park(A, waiting(300))
     commit(part)
@@ -52,7 +52,7 @@ def test_what_waits_comes_back_in_the_order_of_raw_across_slices(part: TablePart
 
 
 def test_an_aborted_slice_leaves_what_waits_as_it_was(part: TablePartition) -> None:
-    lot = Lot(part, lambda place, head: None)
+    lot = Lot(part, lambda place, head: None, Times(lambda: 1.5))
     lot.block(A, Head(*A, 10, ("customers", b"k"), 99.5))
     lot.park(A, waiting(10))
     commit(part)
@@ -65,7 +65,7 @@ def test_an_aborted_slice_leaves_what_waits_as_it_was(part: TablePartition) -> N
 
 
 def test_what_waits_behind_a_change_is_found_by_its_offset(part: TablePartition) -> None:
-    lot = Lot(part, lambda place, head: None)
+    lot = Lot(part, lambda place, head: None, Times(lambda: 1.5))
     lot.block(A, Head(*A, 10))
     lot.block(B, Head(*B, 11))
     commit(part)
