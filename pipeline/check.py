@@ -149,15 +149,18 @@ def _kafka(settings: Settings) -> Iterator[Finding]:
     except KafkaException as error:
         yield Finding("topics", False, f"they cannot be looked at: {error.args[0].str()}", "headwater check")
         return
-    smaller: dict[str, int] = {}
     if any(error.code() in LIMITED for error in refused.values()):
-        fitting = lowered(client, missing, refused, settings.kafka.replication_factor)
-        smaller = {topic.name: int(topic.config[MAX_BYTES]) for topic in fitting if topic not in missing}
+        fitting, allowed = lowered(client, missing, refused, settings.kafka.replication_factor)
+        if allowed:
+            hint = f"kafka.max_message_bytes = {allowed.size}"
+            detail = f"{allowed}: topics are made so, and what is larger becomes a dead letter"
+            yield Finding("size of records", True, detail, hint, is_warning=True)
+        refused = refusals(client, fitting, settings.kafka.replication_factor, validate_only=True)
     for topic in found:
-        yield _topic(topic, refused.get(topic.wanted.name), smaller.get(topic.wanted.name))
+        yield _topic(topic, refused.get(topic.wanted.name))
 
 
-def _topic(topic: Found, refused: KafkaError | None, smaller: int | None) -> Finding:
+def _topic(topic: Found, refused: KafkaError | None) -> Finding:
     what = f"topic {topic.wanted.name}"
     if topic.problem:
         return Finding(what, False, topic.problem, "set partitions to the topic's number")
@@ -169,9 +172,6 @@ def _topic(topic: Found, refused: KafkaError | None, smaller: int | None) -> Fin
         return Finding(what, True, topic.warning, hint, is_warning=True)
     if topic.partitions:
         return Finding(what, True, f"{topic.partitions} partitions")
-    if smaller is not None:
-        detail = f"is not there yet: the first worker makes it for records of {smaller:,} bytes, as many as the cluster allows"
-        return Finding(what, True, detail, f"kafka.max_message_bytes = {smaller}", is_warning=True)
     if refused is not None:
         error = TopicRefusedError(topic.wanted.name, refused)
         return Finding(what, False, error.message, error.hint)

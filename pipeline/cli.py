@@ -31,7 +31,7 @@ from pipeline.app import create_app
 from pipeline.commands import dlq, explain, flows, lake, positions, replay, replica
 from pipeline.console import Json, err, one_of, out, print_json, say
 from pipeline.errors import HeadwaterError, UsageError
-from pipeline.topics import Topics, admin, ensure, look
+from pipeline.topics import Topics, admin, ensure, look, look_again
 
 app = typer.Typer(
     name="headwater",
@@ -334,7 +334,7 @@ def topics(
     client = admin(settings.kafka.conf)
     if create:
         ensure(client, Topics(settings).all(), settings.kafka.replication_factor)
-    found = look(client, Topics(settings).all())
+    found = look_again(client, Topics(settings).all()) if create else look(client, Topics(settings).all())
     if as_json:
         rows = [(t.wanted.name, t.wanted.purpose, t.wanted.partitions, t.partitions, t.problem) for t in found]
         print_json(

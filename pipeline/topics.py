@@ -25,6 +25,8 @@ FENCE_PARTITIONS = 16
 TIMEOUT = 20.0
 ATTEMPT = 2.0
 """Seconds of one attempt to reach the cluster."""
+PAUSE = 0.1
+"""Seconds between two looks at topics that were made a moment ago."""
 DAY_MS = 86_400_000
 SMALLER = (8 << 20, 4 << 20, 2 << 20, 1_048_588)
 """What is tried in turn where a cluster refuses `max.message.bytes`; the last is Kafka's default."""
@@ -50,6 +52,13 @@ class Topic:
     partitions: int
     purpose: str
     config: Mapping[str, str] = field(default_factory=dict)
+    spare: int = 0
+    """Bytes of `max.message.bytes` that it can do without, where the cluster does not allow them: see `HEADROOM`."""
+
+    @property
+    def needed(self) -> int:
+        """Bytes that a record must be able to have; 0: nothing is said of that."""
+        return max(0, int(self.config.get(MAX_BYTES, 0)) - self.spare)
 
 
 class Topics:
@@ -166,16 +175,17 @@ class Topics:
             Topic(self.seen, count, "changelog of the seen table", {"retention.ms": str(window_ms), **timed}),
             Topic(self.delivered, count, "items that streams delivered during a snapshot", compacted),
             Topic(self.shards, FENCE_PARTITIONS, "shards and positions", compacted),
-            Topic(self.dead_letter, 1, "rejected messages", {**kept, **beside}),
+            Topic(self.dead_letter, 1, "rejected messages", {**kept, **beside}, HEADROOM),
             Topic(self.gaps, 1, "changes known to be lost", kept),
             *(Topic(name, count, f"items of {table}", compacted) for table, name in self.references.items()),
             Topic(self.flows, 1, "versions of the flows, and who runs which", compacted),
-            Topic(self.retry, count, "rejected changes to be tried again", {**kept, **beside}),
+            Topic(self.retry, count, "rejected changes to be tried again", {**kept, **beside}, HEADROOM),
             Topic(
                 self.flow_state,
                 count,
                 "what flows keep: changes that wait, what was joined, items of partitioned tables",
                 {**compacted, **beside},
+                HEADROOM,
             ),
             Topic(self.dead_letter_states, 1, "which dead letters are done with", compacted),
             Topic(self.replays, 1, "replays, and how far they are", compacted),
@@ -199,7 +209,7 @@ class Found:
     @property
     def warning(self) -> str:
         """What may go wrong with it, or ''."""
-        wanted = int(self.wanted.config.get(MAX_BYTES, 0))
+        wanted = self.wanted.needed
         if self.max_bytes is None or self.max_bytes >= wanted:
             return ""
         return (
@@ -278,6 +288,16 @@ def look(client: Admin, topics: Iterable[Topic], *, timeout: float = TIMEOUT) ->
             return [Found(topic, len(there[topic.name].partitions) if topic.name in there else 0) for topic in topics]
 
 
+def look_again(client: Admin, topics: Sequence[Topic], *, timeout: float = TIMEOUT) -> list[Found]:
+    """Return what is there when topics were made a moment ago: a broker hears of them a little later than it says so."""
+    deadline = time.monotonic() + timeout
+    found = look(client, topics)
+    while not all(topic.partitions for topic in found) and time.monotonic() < deadline:
+        time.sleep(PAUSE)
+        found = look(client, topics)
+    return found
+
+
 def unreachable(error: KafkaException, refusal: str = "") -> HeadwaterError:
     """Return the error for a cluster that does not answer, or refuses us."""
     if refusal:
@@ -300,7 +320,9 @@ def ensure(client: Admin, topics: Iterable[Topic], replication: int) -> list[str
     missing = [topic.wanted for topic in found if topic.partitions == 0]
     refused = refusals(client, missing, replication)
     if any(error.code() in LIMITED for error in refused.values()):
-        missing = lowered(client, missing, refused, replication)
+        missing, allowed = lowered(client, missing, refused, replication)
+        if allowed:
+            log.warning("%s: topics are made so. Set kafka.max_message_bytes = %d", allowed, allowed.size)
         refused = refusals(client, missing, replication)
     for name, error in refused.items():
         raise TopicRefusedError(name, error)
@@ -330,24 +352,34 @@ def refusals(
     return refused
 
 
-def lowered(client: Admin, topics: Sequence[Topic], refused: Mapping[str, KafkaError], replication: int) -> list[Topic]:
-    """Return the topics with the largest records that the cluster allows, when it has refused some; log which."""
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """The size of records that a cluster allows, where that is less than is wanted."""
+
+    size: int = 0
+    """0: as much as is wanted, or it is not known."""
+    wanted: int = 0
+
+    def __bool__(self) -> bool:
+        return 0 < self.size < self.wanted
+
+    def __str__(self) -> str:
+        return f"The cluster allows records of {self.size:,} bytes at most ({MAX_BYTES}), not of {self.wanted:,}"
+
+
+def lowered(
+    client: Admin, topics: Sequence[Topic], refused: Mapping[str, KafkaError], replication: int
+) -> tuple[list[Topic], Allowed]:
+    """Return the topics with the largest records that the cluster allows, when it has refused some, and what it allows."""
     name, error = next((name, error) for name, error in refused.items() if error.code() in LIMITED)
     (probe,) = [topic for topic in topics if topic.name == name]
-    wanted = max(int(topic.config.get(MAX_BYTES, 0)) for topic in topics)
+    wanted, needed = int(probe.config.get(MAX_BYTES, 0)), max(topic.needed for topic in topics)
     said = [int(word) for word in re.findall(r"\d{6,}", error.str())]  # Confluent Cloud names its bound
-    for size in sorted({size for size in (*said, *SMALLER) if size < wanted}, reverse=True):
+    for size in sorted({size for size in (*said, needed, *SMALLER) if 0 < size < wanted}, reverse=True):
         smaller = _with_size(probe, size)
         if not refusals(client, [smaller], replication, validate_only=True):
-            log.warning(
-                "The cluster allows records of %s bytes at most (max.message.bytes), not of %s: topics are made so. "
-                "Set kafka.max_message_bytes = %d to have it said no more",
-                f"{size:,}",
-                f"{wanted:,}",
-                size,
-            )
-            return [_with_size(topic, size) for topic in topics]
-    return list(topics)
+            return [_with_size(topic, size) for topic in topics], Allowed(size, needed)
+    return list(topics), Allowed()
 
 
 def _with_size(topic: Topic, size: int) -> Topic:

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -144,18 +144,29 @@ def jars(progress: Progress) -> Path:
     return cached(CACHE, pom, lambda into: copy_jars(pom, into))
 
 
-def apache_kafka(directory: Path, reason: str, progress: Progress) -> Broker:
-    """Prepare Apache Kafka on free ports with its data in `directory`: what is there already is kept."""
+def apache_kafka(
+    directory: Path,
+    reason: str,
+    progress: Progress,
+    *,
+    properties: Mapping[str, str] | None = None,
+    class_path: Sequence[Path] = (),
+) -> Broker:
+    """Prepare Apache Kafka on free ports with its data in `directory`: what is there already is kept.
+
+    `properties` are laid over those of a broker here; `class_path` has the classes that they name.
+    """
     if (why := missing()) is not None:
         raise HeadwaterError(
             f"Apache Kafka {VERSION}: {why}", hint="apt-get install default-jdk-headless maven, or --broker noida"
         )
-    classes = f"{jars(progress)}/*"
+    classes = os.pathsep.join([f"{jars(progress)}/*", *map(str, class_path)])
     private_directory(directory)
     config, log4j = directory / "server.properties", directory / "log4j2.xml"
     port, controller_port = _ports(config)
     config.write_text(
         SERVER_PROPERTIES.format(host=LOOPBACK, port=port, controller_port=controller_port, data=directory / "data")
+        + "".join(f"{name}={value}\n" for name, value in (properties or {}).items())
     )
     log4j.write_text(LOG4J)
     java = ["java", f"-Dlog4j2.configurationFile={log4j}"]
