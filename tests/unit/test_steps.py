@@ -122,7 +122,7 @@ def test_a_join_waits_for_a_late_reference_until_its_time_is_over() -> None:
         waiting = flow({"customers": lambda _: None}, enrich=[{**CUSTOMER, "hold": 60}])
         return run(waiting, VALUE, at=at)[0]
 
-    now = time.time()
+    now = time.monotonic()
     assert isinstance(waits := joined(now).error, MissingReferenceError)
     assert (waits.table, waits.key, waits.until) == ("customers", b'{"S":"c-1"}', now + 60)
     assert len(joined(now - 61).messages) == 1
