@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
@@ -12,6 +11,7 @@ from faust import Stream
 from pipeline.app import Worker
 from pipeline.errors import UsageError
 from pipeline.settings import Kinesis
+from pipeline.sources import aws
 from pipeline.sources.kinds import snapshotter, stream_api
 from pipeline.sources.preflight import Looked, preflight
 from pipeline.sources.reading import Reading
@@ -52,7 +52,7 @@ def since(start: str | datetime) -> float | None:
     """Return the time from which on the changes of a stream that is found now are wanted; None: all it holds."""
     if isinstance(start, datetime):
         return start.timestamp()
-    return time.time() if start == "latest" else None
+    return aws.now() if start == "latest" else None
 
 
 def write(worker: Worker, reading: Reading) -> None:

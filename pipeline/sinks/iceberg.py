@@ -56,6 +56,8 @@ from pipeline.transport.committed import Committed
 from pipeline.transport.logs import UNKNOWN, Log
 
 log = logging.getLogger(__name__)
+MOST_REFUSED = 100
+"""Rows in a row after which the fault is taken to be the table's, not theirs: nothing more becomes a dead letter."""
 ATTEMPTS = 10
 """Commits that are tried in a row when others commit to the same table."""
 OFFSET = "headwater.offset/"
@@ -123,6 +125,8 @@ class IcebergSink(Sink):
         self._catalog: Catalog | None = None
         self._locks: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
+        self._in_a_row: dict[str, int] = {}
+        """By table, the rows that it has refused since it took one."""
 
     @property
     def catalog(self) -> Catalog:
@@ -152,7 +156,7 @@ class IcebergSink(Sink):
     def _bring(self, name: str, part: Part, rows: Rows, end: int) -> Stored:
         """Commit rows; if their content is at fault, by halves, down to the row."""
         try:
-            return self._try(name, part, rows, end)
+            stored = self._try(name, part, rows, end)
         except Exception as error:
             if isinstance(error, HeadwaterError) or is_passing(error):
                 raise
@@ -161,9 +165,19 @@ class IcebergSink(Sink):
                 first = self._bring(name, part, rows.take(places[:half]), rows.offsets[half])
                 return first + self._bring(name, part, rows.take(places[half:]), end)
             return self._refuse(name, part, rows, end, error)
+        if rows:
+            self._in_a_row.pop(name, None)
+        return stored
 
     def _refuse(self, name: str, part: Part, row: Rows, end: int, error: Exception) -> Stored:
         """Leave a row out, if the table takes that: a table, or a catalog, that takes nothing is not the row's fault."""
+        self._in_a_row[name] = self._in_a_row.get(name, 0) + 1
+        if self._in_a_row[name] > MOST_REFUSED:
+            raise TransientError(
+                f"the Iceberg table {self._namespace}.{name} has refused {MOST_REFUSED} rows in a row: it must be the table, "
+                f"not the rows: {type(error).__name__}: {first_line(error)}",
+                hint="headwater status; headwater dlq list",
+            )
         why = RejectedError(
             f"the Iceberg table {self._namespace}.{name} refuses it: {type(error).__name__}: {first_line(error)}"
         )

@@ -5,7 +5,11 @@ Credentials, Region and endpoints come from boto3's default chain, nowhere else.
 
 from __future__ import annotations
 
+import time
 import zlib
+from collections.abc import Callable
+from contextlib import suppress
+from email.utils import parsedate_to_datetime
 from typing import Any, cast
 
 import boto3
@@ -100,11 +104,37 @@ def client(service: str, region: str | None, threads: int, read_timeout: float =
     try:
         session = boto3.session.Session(region_name=region)
         made = session.client(cast("Any", service), config=config)
+        made.meta.events.register("after-call", _clock.take)
         if session.get_credentials() is None:
             raise NoCredentialsError
     except ERRORS as error:
         raise explain(error, f"AWS ({service})") from error
     return made
+
+
+class Clock:
+    """The time as AWS has it: what is compared with the times of changes must not go by a machine's clock that is off."""
+
+    def __init__(self, here: Callable[[], float] = time.time) -> None:
+        self._here = here
+        self._ahead = 0.0
+
+    def take(self, http_response: Any = None, **_: Any) -> None:
+        """Take note of the time in an answer of AWS; it has whole seconds, and was under way for some."""
+        said = getattr(http_response, "headers", {}).get("Date")
+        with suppress(TypeError, ValueError):
+            ahead = parsedate_to_datetime(said).timestamp() - self._here()
+            self._ahead = ahead if abs(ahead) > TOLERANCE else 0.0
+
+    def now(self) -> float:
+        """Return the time, in seconds since the epoch: that of this machine while no answer says another."""
+        return self._here() + self._ahead
+
+
+TOLERANCE = 5.0
+"""Seconds that a machine's clock may be off before AWS's is taken."""
+_clock = Clock()
+now = _clock.now
 
 
 class ExpiredIteratorError(TransientError):

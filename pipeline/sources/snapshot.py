@@ -18,6 +18,7 @@ import msgspec
 
 from models.snapshot import BEGIN, END, mark
 from pipeline.errors import FatalError, HeadwaterError, TransientError, backoff
+from pipeline.sources import aws
 from pipeline.sources.aws import VanishedError
 from pipeline.sources.places import ShardOf
 from pipeline.sources.reading import NOTHING, Reading
@@ -312,4 +313,4 @@ def plan(facts: Facts, snapshot_id: str, wishes: Wishes, segments: int | None = 
 
 
 def _now() -> float:
-    return round(time.time(), 3)
+    return round(aws.now(), 3)
