@@ -121,7 +121,7 @@ class Clock:
 
     def take(self, http_response: Any = None, **_: Any) -> None:
         """Take note of the time in an answer of AWS; it has whole seconds, and was under way for some."""
-        said = getattr(http_response, "headers", {}).get("Date")
+        said = str(getattr(http_response, "headers", {}).get("Date"))
         with suppress(TypeError, ValueError):
             ahead = parsedate_to_datetime(said).timestamp() - self._here()
             self._ahead = ahead if abs(ahead) > TOLERANCE else 0.0
