@@ -19,6 +19,8 @@ def test_a_minute_of_faults_and_kills_loses_doubles_and_reorders_nothing(headwat
     assert report["reshards"] > 10
     assert report["kills"] >= 2
     assert report["renewals"] >= 1
+    assert report["dry"] > 0
+    assert report["provider_failures"] >= 1
     assert report["tables_come"] >= 1
     assert report["gaps_recorded"] >= report["trimmed_ranges"]
 
@@ -31,4 +33,6 @@ def test_streams_of_kinesis_that_grow_to_64_shards_are_read_whole_and_in_order(h
     assert report["changes"] > 10_000
     assert report["most_shards"] >= 16, "64 on a machine that keeps up"
     assert report["kills"] >= 2
+    assert report["dry"] > 0
+    assert report["provider_failures"] >= 1
     assert report["late"] > report["marked"] > 50, "some were put in order, the others marked"
