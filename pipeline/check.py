@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -156,8 +156,21 @@ def _kafka(settings: Settings) -> Iterator[Finding]:
             detail = f"{allowed}: topics are made so, and what is larger becomes a dead letter"
             yield Finding("size of records", True, detail, hint, is_warning=True)
         refused = refusals(client, fitting, settings.kafka.replication_factor, validate_only=True)
+    if (size := _size_of_all(found)) is not None:
+        detail = f"the topics that are there take records of {size:,} bytes at most ({MAX_BYTES}), and one may have "
+        wanted = f"{settings.kafka.max_message_bytes:,}: larger ones become dead letters"
+        hint = f"kafka.max_message_bytes = {size}, or raise {MAX_BYTES} of all of them"
+        yield Finding("size of records", True, detail + wanted, hint, is_warning=True)
+        found = [replace(topic, max_bytes=None) for topic in found]
     for topic in found:
         yield _topic(topic, refused.get(topic.wanted.name))
+
+
+def _size_of_all(found: Sequence[Found]) -> int | None:
+    """Return the size of records that the topics take, where it is too small and the same for all: said once then."""
+    there = [topic for topic in found if topic.partitions]
+    sizes = {topic.max_bytes for topic in there}
+    return sizes.pop() if len(there) > 1 and len(sizes) == 1 and all(topic.warning for topic in there) else None
 
 
 def _topic(topic: Found, refused: KafkaError | None) -> Finding:

@@ -97,6 +97,9 @@ def test_topics_are_made_with_what_the_cluster_allows_and_that_is_said_once(
     assert "missing" not in made.stdout
     assert set(sizes(environment).values()) == {MOST}
     assert headwater("topics", "--create", **environment).stderr == "", "they are there"
+    (warning,) = warnings(headwater, environment)
+    assert "take records of 8,388,608 bytes at most" in warning["detail"]
+    assert warning["hint"].startswith(f"kafka.max_message_bytes = {MOST}")
     require_it_works(tmp_path, environment)
 
 

@@ -166,6 +166,8 @@ def test_the_new_version_goes_on_where_the_version_before_was(
             require_all(upgraded, MORE_NEW.start)
             assert sorted(again(topics["sink.joined"], "c2")[len(before) :]) == sorted(sent)
             require_logs(fleet, variant)
+            taken_over = f"{fleet.prefix}.sink.orders[0] up to 34 is in files already"
+            assert (taken_over in log_of(workers.all[0])) == (variant == "killed")
             assert workers.all[0].starts == 1
         shown = headwater("positions", "--json", **fleet.environment)
         assert shown.returncode == 0, shown.stdout
