@@ -30,8 +30,9 @@ from pipeline.private import private_directory
 from pipeline.settings import Settings
 from pipeline.sources.places import Gap
 from pipeline.state.table import Table
+from pipeline.status import read
 from pipeline.topics import TopicRefusedError, Topics, UnreachableError, admin, ensure
-from pipeline.transport import Batch, BatchSchema, Transport, batches
+from pipeline.transport import Batch, BatchSchema, Transport, batches, clients
 from pipeline.transport.consumer import Consumer
 from pipeline.transport.fatal import end_within, stop_process
 from pipeline.transport.starts import Lost
@@ -276,9 +277,21 @@ class Worker:
             count=lost.end - lost.first,
             log=str(lost.log),
             group=lost.group,
+            until=self._time_of(lost),
         )
         self.produce(self.topics.gaps, lost.tp.topic.encode(), msgspec.json.encode(gap), 0)
         self.metrics.count(self.metrics.gaps, 1, gap.cause)
+
+    def _time_of(self, lost: Lost) -> float:
+        """Return the time of the first record behind a gap, in seconds since the epoch; 0 where there is none, or no answer."""
+        consumer = clients.consumer(self.transport.client_conf(), self.settings.group, enable_partition_eof=True)
+        try:
+            found = read(consumer, lost.tp.topic, {lost.tp.partition: lost.end}, 1)
+        except (HeadwaterError, KafkaException):
+            return 0.0
+        finally:
+            consumer.close()
+        return found[0].timestamp()[1] / 1000 if found else 0.0
 
     def reject(self, batch: Batch, index: int, stage: str, error: Exception) -> None:
         """Write one message of a batch to the dead-letter topic, untouched, with the reason."""

@@ -24,7 +24,7 @@ from models.dead_letter import DeadLetter, Headers
 from pipeline import flow_settings
 from pipeline.errors import FatalError, UsageError
 from pipeline.flows import GivenRows, Means, compile_flow, schema_registry
-from pipeline.limits import MESSAGE_MAX
+from pipeline.limits import HEADROOM
 from pipeline.replay.plan import Progress, Replay, State, encode, place
 from pipeline.replay.source import Lot, Source
 from pipeline.secrets import mask_key
@@ -258,7 +258,7 @@ def transactional(settings: Settings, name: str) -> Producer:
             "linger.ms": 5,
             "batch.size": 1_000_000,
             "compression.type": "zstd",
-            "message.max.bytes": MESSAGE_MAX,
+            "message.max.bytes": settings.kafka.max_message_bytes + HEADROOM,
             "queue.buffering.max.messages": 1_000_000,
             **settings.kafka.conf,
             "transactional.id": name,

@@ -10,16 +10,21 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from typing import Any, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from pipeline.errors import TransientError, UsageError
-from pipeline.limits import MESSAGE_MAX
+from pipeline.errors import RejectedError, TransientError, UsageError
+from pipeline.limits import HEADROOM, REFUSED
 from pipeline.settings import Settings, load
 from pipeline.sources.members import Item, item
 from pipeline.sources.records import Unreadable
+from pipeline.sources.records import refused as refused_record
 from pipeline.topics import Topics
+
+if TYPE_CHECKING:
+    from pipeline.transport.batch import Record
 
 log = logging.getLogger(__name__)
 MARGIN = 3.0
@@ -63,6 +68,8 @@ class Writer:
         """The transactional ID: one an execution environment, which handles one batch at a time."""
         self._producer: Producer | None = None
         self._failure: KafkaError | None = None
+        self._refused: dict[int, KafkaError] = {}
+        """What the broker has refused of the batch under way, by its place in it."""
 
     def handle(self, event: dict[str, Any], context: Context) -> Answer:
         """Write a batch; what cannot be read becomes dead letters, in the same transaction.
@@ -83,64 +90,86 @@ class Writer:
         return {"batchItemFailures": []}
 
     def _write(self, batch: list[Item], clock: Clock) -> None:
+        """Write a batch. What the broker refuses for its content is looked for, and becomes a dead letter; the others go on."""
+        refused: dict[int, KafkaError] = {}
+        careful = False
+        while not self._transact(batch, clock, refused, careful=careful):
+            careful = True
+
+    def _transact(self, batch: list[Item], clock: Clock, refused: dict[int, KafkaError], *, careful: bool) -> bool:
+        """Write a batch in a transaction; False: the broker has refused some of it, which is in `refused` if `careful`."""
         if self._producer is None:
-            self._producer = self._make(clock)
+            self._producer = self._make(clock, careful=careful)
         producer, self._failure = self._producer, None
-        done = False
+        self._refused = refused if careful else {}
+        known, done = len(refused), False
+        parts = ((one, part) for one in batch for part in one.parts)
         try:
             producer.begin_transaction()
-            for one in batch:
-                self._produce(producer, one, clock)
+            for number, (one, part) in enumerate(parts):
+                self._produce(producer, number, one, _left_out(part, refused.get(number)), clock)
             while producer.flush(min(0.5, clock.left())):
                 self._raise_failure()
             self._raise_failure()
             producer.commit_transaction(clock.left())
-            done = True
+            done = not careful  # else the next batch has an ordinary one
         except KafkaException as error:
+            if error.args[0].code() in REFUSED and (not careful or len(refused) > known):
+                log.warning("a record is refused, and left out: %s", error.args[0].str())
+                return False
             raise _explain(error, "the batch was not written", "headwater topics --create") from error
         finally:
             if not done:
                 self._give_up(producer)
+        return True
 
-    def _make(self, clock: Clock) -> Producer:
+    def _make(self, clock: Clock, *, careful: bool) -> Producer:
         kafka = self._settings.kafka
         tuned = {
             "linger.ms": 2,
             "batch.size": 1_000_000,
             "compression.type": "zstd",
-            "message.max.bytes": MESSAGE_MAX,
+            "message.max.bytes": kafka.max_message_bytes + HEADROOM,
             "transaction.timeout.ms": TRANSACTION_MS,
             "bootstrap.servers": kafka.bootstrap_servers,
         }
-        owned = {"transactional.id": self._name, "partitioner": "murmur2_random", "on_delivery": self._delivered}
+        owned = {"transactional.id": self._name, "partitioner": "murmur2_random"}
+        one_by_one = {"batch.num.messages": 1} if careful else {}  # a broker refuses whole batches
         try:
-            producer = Producer({**tuned, **kafka.properties, **owned}, logger=log)
+            producer = Producer({**tuned, **kafka.properties, **owned, **one_by_one}, logger=log)
             producer.init_transactions(clock.left())
         except KafkaException as error:
             hint = "HEADWATER_KAFKA__BOOTSTRAP_SERVERS, HEADWATER_KAFKA__PROPERTIES; can the Lambda's network reach it?"
             raise _explain(error, "no transactional producer", hint) from error
         return producer
 
-    def _produce(self, producer: Producer, one: Item, clock: Clock) -> None:
-        for part in one.parts:
-            if isinstance(part, Unreadable):
-                arn, _, shard_id = one.place.rpartition("/") if part.origin.shard else (one.place, "", "")
-                letter = part.letter(arn, shard_id, "")
-                topic, key, value = self._topics.dead_letter, part.key, part.value
-                extra = {"headers": letter.headers}
+    def _produce(self, producer: Producer, number: int, one: Item, part: Record | Unreadable, clock: Clock) -> None:
+        extra: dict[str, Any] = {"on_delivery": partial(self._delivered, number)}
+        if isinstance(part, Unreadable):
+            arn, _, shard_id = one.place.rpartition("/") if part.origin.shard else (one.place, "", "")
+            letter = part.letter(arn, shard_id, "")
+            topic, key, value = self._topics.dead_letter, part.key, part.value
+            extra["headers"] = letter.headers
+        else:
+            topic, key, value = self._topics.ingest, part["key"], part["value"]
+        while True:
+            try:
+                producer.produce(topic, value, key, **extra)
+            except BufferError:
+                producer.poll(min(0.1, clock.left()))
+            except KafkaException as error:
+                self._refused[number] = error.args[0]
+                raise
             else:
-                topic, key, value, extra = self._topics.ingest, part["key"], part["value"], {}
-            while True:
-                try:
-                    producer.produce(topic, value, key, **extra)  # type: ignore[arg-type]
-                except BufferError:
-                    producer.poll(min(0.1, clock.left()))
-                else:
-                    break
+                break
         clock.left()
 
-    def _delivered(self, error: KafkaError | None, message: Message) -> None:
-        if error is not None:
+    def _delivered(self, number: int, error: KafkaError | None, _message: Message) -> None:
+        if error is None:
+            return
+        if error.code() in REFUSED:
+            self._refused[number] = error
+        if self._failure is None or error.code() in REFUSED:
             self._failure = error
 
     def _raise_failure(self) -> None:
@@ -156,6 +185,15 @@ class Writer:
             log.warning("the transaction is left to the next producer, or to its time-out: %s", error.args[0].str())
         producer.purge()
         producer.poll(0)
+
+
+def _left_out(part: Record | Unreadable, error: KafkaError | None) -> Record | Unreadable:
+    """Return a part of a batch; as a dead letter, if the broker has refused it."""
+    if error is None or isinstance(part, Unreadable):
+        return part
+    return refused_record(
+        part, RejectedError(f"the ingest topic does not take it: {error.str()}", hint="headwater check")
+    )
 
 
 def _explain(error: KafkaException, what: str, hint: str) -> TransientError:

@@ -12,9 +12,10 @@ from faust.transport.producer import Producer as FaustProducer
 from faust.types import TP, RecordMetadata
 
 from pipeline.errors import HeadwaterError
+from pipeline.limits import REFUSED
 from pipeline.transport.alarm import wait_at_most
 from pipeline.transport.fatal import stop_process
-from pipeline.transport.transaction import REFUSED, Transaction, too_bad
+from pipeline.transport.transaction import Transaction, too_bad
 
 if TYPE_CHECKING:
     from pipeline.transport.driver import Transport

@@ -24,7 +24,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka import Producer as RdProducer
 
 from pipeline.errors import FatalError, RejectedError, TransientError
-from pipeline.limits import MESSAGE_MAX
+from pipeline.limits import MESSAGE_MAX, REFUSED
 from pipeline.private import private_directory
 from pipeline.transport import clients
 from pipeline.transport.batch import Batch, Headers, Record
@@ -64,17 +64,6 @@ LOST = {
 }
 """What says that a transaction, or its producer, is of no use any more. librdkafka wraps some in `_FATAL`, and that one says
 `fatal() == False`."""
-REFUSED = {
-    KafkaError.MSG_SIZE_TOO_LARGE,
-    KafkaError.RECORD_LIST_TOO_LARGE,
-    KafkaError.INVALID_TIMESTAMP,
-    KafkaError.INVALID_RECORD,
-    KafkaError.INVALID_MSG,
-    KafkaError.TOPIC_EXCEPTION,
-    KafkaError.POLICY_VIOLATION,
-    KafkaError._INVALID_ARG,  # noqa: SLF001
-}
-"""What is said of a record for its content or its topic's name: it never changes, and says nothing of the others."""
 LOOK = 0.2
 """Seconds between two looks whether a transaction has failed."""
 REPORTED = 2.0

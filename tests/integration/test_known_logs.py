@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -101,6 +102,7 @@ def test_what_retention_took_from_a_stopped_agent_is_a_gap_with_its_offsets(flee
         ("retention", fleet.topics.ingest, fleet.prefix)
     }
     assert all("/" in gap["log"] for gap in found), "which log they are of"
+    assert all(time.time() - 600 < gap["until"] < time.time() for gap in found), "when it was over"
     assert shown["gaps"] == PARTITIONS
     assert headwater("gaps", **fleet.environment).returncode == 1
     with fleet.running():  # a restart tells nothing twice

@@ -24,10 +24,9 @@ from pipeline.lab.stack import Endpoints, Stack
 from pipeline.lab.workers import Workers
 from pipeline.settings import Settings
 from pipeline.sources import lambda_handler
-from pipeline.sources.lambda_handler import MARGIN, Clock, Writer
-from pipeline.sources.members import Item
+from pipeline.sources.lambda_handler import MARGIN, Writer
 from pipeline.sources.records import cut
-from pipeline.topics import Topics, admin, ensure
+from pipeline.topics import Topic, Topics, admin, ensure
 
 pytestmark = pytest.mark.kafka
 EVENTS = Path(__file__).parents[1] / "events"
@@ -67,11 +66,11 @@ def place(stack: Endpoints) -> Place:
     return placed(stack)
 
 
-def placed(stack: Endpoints) -> Place:
+def placed(stack: Endpoints, prefix: str = "") -> Place:
     conf = {"bootstrap.servers": stack.bootstrap_servers}
     settings = Settings.model_validate(
         {
-            "prefix": f"t{uuid.uuid4().hex[:8]}",
+            "prefix": prefix or f"t{uuid.uuid4().hex[:8]}",
             "partitions": 1,
             "kafka": {"bootstrap_servers": stack.bootstrap_servers, "replication_factor": 1},
         }
@@ -203,8 +202,8 @@ class Struck(Writer):
         super().__init__(settings)
         self._left, self._strike = after, strike
 
-    def _produce(self, producer: Producer, one: Item, clock: Clock) -> None:
-        super()._produce(producer, one, clock)
+    def _produce(self, producer: Producer, *rest: Any) -> None:
+        super()._produce(producer, *rest)
         self._left -= 1
         if self._left == 0:
             assert producer.flush(30) == 0
@@ -292,3 +291,17 @@ def test_a_cold_start_takes_less_than_a_second_without_the_broker() -> None:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         took.append(float(done.stdout))
     assert min(took) < 1.0, took
+
+
+def test_a_record_that_the_ingest_topic_refuses_is_a_dead_letter_and_its_batch_goes_on(stack: Endpoints) -> None:
+    prefix = f"t{uuid.uuid4().hex[:8]}"
+    small = Topic(f"{prefix}.ingest", 1, "small", {"max.message.bytes": "20000"})
+    ensure(admin({"bootstrap.servers": stack.bootstrap_servers}), [small], 1)
+    place, event = placed(stack, prefix), batch(20)
+    large = event["Records"][7]
+    large["dynamodb"]["NewImage"] = {"text": {"S": os.urandom(40_000).hex()}}
+    with Recorder(place.conf, place.topics.ingest) as ingest, Recorder(place.conf, place.topics.dead_letter) as letters:
+        for _ in range(2):  # the second batch is written as usual
+            assert place.writer.handle(event, Context()) == FINE
+        until(lambda: (len(ingest), len(letters)) == (38, 2), "all but the one that is too large")
+    assert {json.loads(letter.value() or b"")["eventID"] for letter in letters} == {large["eventID"]}
