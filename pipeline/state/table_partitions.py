@@ -253,7 +253,11 @@ class Partitions(Participant):
         Where nothing is known yet, the log alone is said, with the offset 0: the group may go back.
         """
         fences = {participant.fence for participant in self._transport.participants}
-        read = {tp: offset for tp, offset in work.offsets.items() if tp.topic not in fences}
+        read = {
+            tp: offset
+            for tp, offset in work.offsets.items()
+            if tp.topic not in fences and self._works_on in {None, tp.topic}
+        }
         same = {tp: offset for tp, offset in read.items() if tp.partition == number} or read
         kept = {(one.topic, one.partition): one for one in self.all[number].positions}
         for tp, offset in same.items():
@@ -370,8 +374,9 @@ class Partitions(Participant):
         """Raise FatalError where the group would work on records again that the table knows."""
         if not self._transport.exactly_once:  # a crash can leave the changelog ahead of the offsets
             return
-        mine = {one.topic for one in consumer.assignment()}
-        known = {TP(one.topic, one.partition): one for one in partition.positions if one.topic in mine}
+        mine = {one.topic for one in consumer.assignment() if self._works_on in {None, one.topic}}
+        told = [one for one in partition.positions if one.topic in mine and one.offset > 0]
+        known = {TP(one.topic, one.partition): one for one in told}
         for source, there in (await consumer.questions.positions(list(known))).items():
             kept = known[source]
             kept_log = Log.parse(kept.log)
