@@ -126,10 +126,9 @@ class Reader:
         else:  # only as a whole: what the others have prefetched is fetched again
             others = [tp for tp in self._from if tp not in offsets]
             places = rd.position([TopicPartition(*tp) for tp in others])
-            at += [
-                TopicPartition(*tp, p.offset if p.offset >= 0 else self._from[tp])
-                for tp, p in zip(others, places, strict=True)
-            ]
+            # Of what was not read since the last time there is no position: it stays where that was.
+            self._from.update((tp, p.offset) for tp, p in zip(others, places, strict=True) if p.offset >= 0)
+            at += [TopicPartition(*tp, self._from[tp]) for tp in others]
             rd.assign(at)
         rd.resume(at)  # a pause outlives an assignment; what must stand is paused again
         self._paused = frozenset()

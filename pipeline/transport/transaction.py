@@ -47,6 +47,8 @@ TIMEOUT = 30.0
 STUCK = 5.0
 """Seconds over the transaction's time-out after which sending the offsets is taken for a call that never returns (see
 docs/decisions/0010)."""
+INIT_TIMEOUT = 10.0
+"""Seconds of one attempt to get the transactional ID: after the death of a broker a producer was seen that gets no answer."""
 CUT_OFF_AFTER = 5.0
 """Seconds that a producer is used at least: a broker that stays away must not abort every slice."""
 ATTEMPTS, PAUSE = 20, 0.1
@@ -195,9 +197,23 @@ class Transaction:
         conf = {**tuned, **self._conf, **owned, "partitioner": "murmur2_random", "error_cb": self._on_error}
         producer = RdProducer(conf, logger=clients.log)
         if self._exactly_once:
-            self._retry(producer.init_transactions, TIMEOUT)
+            producer = self._initiated(producer, conf)
         _serve(producer)  # what went wrong until now is over
         self._cut_off, self._made_at = None, time.monotonic()
+        return producer
+
+    def _initiated(self, producer: RdProducer, conf: Mapping[str, Any]) -> RdProducer:
+        """Return a producer that has its transactional ID; one that gets no answer is replaced by another."""
+        for last in (False, False, False, True):
+            try:
+                self._retry(producer.init_transactions, INIT_TIMEOUT, attempts=ATTEMPTS if last else 1)
+            except KafkaException as error:
+                if last or not error.args[0].retriable():
+                    raise
+                log.info("another producer is tried: %s", error.args[0])
+                producer = RdProducer(dict(conf), logger=clients.log)
+            else:
+                break
         return producer
 
     def _on_error(self, error: KafkaError) -> None:
@@ -618,12 +634,12 @@ class Transaction:
             # No commit was sent: one whose outcome is unknown has ended the process.
             self._renew_fenced(error.args[0])
 
-    def _retry(self, call: Callable[..., Any], *args: Any) -> None:
-        for attempt in range(ATTEMPTS):
+    def _retry(self, call: Callable[..., Any], *args: Any, attempts: int = ATTEMPTS) -> None:
+        for attempt in range(attempts):
             try:
                 call(*args)
             except KafkaException as error:
-                if not error.args[0].retriable() or attempt == ATTEMPTS - 1:
+                if not error.args[0].retriable() or attempt == attempts - 1:
                     raise
                 log.info("%s is tried again: %s", call.__name__, error.args[0])
                 time.sleep(PAUSE)
