@@ -11,7 +11,7 @@ from conftest import Headwater
 from pipeline.lab.chaos_report import MEANING
 from pipeline.lab.faults import TOPICS
 
-pytestmark = pytest.mark.kafka
+pytestmark = [pytest.mark.kafka, pytest.mark.alone]  # each fault must be over within a minute
 OTHERS = [name for name in MEANING if name not in TOPICS]
 RIGHT = {"lost": 0, "duplicated": 0, "out_of_order": 0, "stuck": 0}
 
