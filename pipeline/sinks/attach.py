@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from typing import cast
 
-from confluent_kafka import KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
 from faust.types import TP
 
 from models.dead_letter import DeadLetter, Headers
@@ -21,19 +21,13 @@ from pipeline.transport import Batch, Slice, clients
 from pipeline.transport.committed import Committed, committed
 from pipeline.transport.consumer import Consumer
 from pipeline.transport.fatal import stop_process
-from pipeline.transport.logs import Log
+from pipeline.transport.questions import EARLIEST, offsets_of
 
-EARLIEST = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
 TIMEOUT = 10.0
 """Seconds of one attempt: after the death of a broker a client was seen that never answers. The next one is another."""
 UNDECIDED_FOR = 5.0
 """Seconds that a transaction with an offset of the partition is waited for."""
 PAUSE = 0.05
-
-
-def log_of(worker: Worker, topic: str) -> Log:
-    """Return the log of a topic, as the worker has subscribed to it: offsets are committed with it."""
-    return worker.transport.log_of(topic)
 
 
 class Carrier:
@@ -72,12 +66,11 @@ class Carrier:
         """
         try:
             client = self._admin()
-            log, known = log_of(self._worker, tp.topic), self._committed(client, tp)
+            log, known = self._worker.transport.log_of(tp.topic), self._committed(client, tp)
             if known.offset is not None and standing(log, known, first) != "other":
                 return Start(min(first, known.offset), log, known)
-            asked = client.list_offsets({TopicPartition(*tp): EARLIEST}, request_timeout=TIMEOUT)
-            (low,) = asked.values()
-            return Start(min(first, max(0, low.result(TIMEOUT).offset)), log, known)
+            low = offsets_of(client, [tp], EARLIEST, TIMEOUT)[tp]
+            return Start(min(first, max(0, low)), log, known)
         except KafkaException as error:
             with self._asking:
                 self._client = None

@@ -59,11 +59,6 @@ class Batch:
         """Offset of the last record. The batch's ack stands for all up to it."""
         return cast("int", self.records[-1].offset())
 
-    @property
-    def last_timestamp(self) -> float:
-        """Time of the last record, in seconds since the epoch."""
-        return float(self.records[-1].timestamp()[1] / 1000)
-
     def keys(self) -> list[bytes | None]:
         """Keys, in order."""
         return cast("list[bytes | None]", [record.key() for record in self.records])
