@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -24,8 +25,13 @@ from pipeline.transport.questions import EARLIEST, LATEST, offsets_of
 from pipeline.transport.starts import There, start_of
 
 TIMEOUT = 20.0
+LEAVING, LOOK = 3.0, 0.5
+"""Seconds beyond the session time-out until a broker has taken note of a worker's end, and between two looks."""
 LAST = 100
 """Offsets at a changelog's end among which its last message is looked for first."""
+Say = Callable[[str], None]
+Clock = Callable[[], float]
+Sleep = Callable[[float], None]
 At = Literal["", "beginning", "end"]
 """Where to go on; '': where the state of the agent ends, if that is known, else as fits what has happened."""
 
@@ -103,8 +109,17 @@ def _position(group: str, tp: TP, there: There) -> Position:
     return Position(group, *tp, there.committed.offset, there.low, there.end, str(there.log), problem)
 
 
-def accept(settings: Settings, topic: str, group: str = "", at: At = "") -> list[Position]:
-    """Have a group go on in a topic as it is now; return where. Its workers must be stopped.
+def accept(
+    settings: Settings,
+    topic: str,
+    group: str = "",
+    at: At = "",
+    *,
+    say: Say = lambda line: None,
+    clock: Clock = time.monotonic,
+    sleep: Sleep = time.sleep,
+) -> list[Position]:
+    """Have a group go on in a topic as it is now; return where. Its workers must be stopped: it waits for the session time-out.
 
     What was read before is not read again, where that is known: the seen table knows the offsets of the ingest topic. In
     another log than the one read before, all of it is new. Raises UsageError, FatalError.
@@ -119,7 +134,7 @@ def accept(settings: Settings, topic: str, group: str = "", at: At = "") -> list
         )
     done = []
     for name in groups:
-        _require_stopped(client, name)
+        _require_stopped(client, name, settings.kafka.session_timeout, say, clock, sleep)
         counts = {found.wanted.name: found.partitions for found in look(client, topics.all())}
         tps = [TP(topic, p) for p in range(counts.get(topic, 0))]
         if not tps:
@@ -135,15 +150,31 @@ def accept(settings: Settings, topic: str, group: str = "", at: At = "") -> list
     return done
 
 
-def _require_stopped(client: Admin, group: str) -> None:
+def _require_stopped(client: Admin, group: str, seconds: float, say: Say, clock: Clock, sleep: Sleep) -> None:
+    """Wait until a group has no workers; raise UsageError where it has some after so many seconds.
+
+    A worker that has ended because of its position has left without a word: the group knows after its session time-out.
+    """
+    deadline = clock() + seconds + LEAVING
+    waits = False
+    while count := _members(client, group):
+        if clock() >= deadline:
+            raise UsageError(
+                f"the group {group} has {count} workers that run", hint="stop them, then run this command again"
+            )
+        if not waits:
+            say(
+                f"the group {group} has {count} workers: waiting up to {seconds + LEAVING:.0f} s for those that have ended"
+            )
+            waits = True
+        sleep(LOOK)
+
+
+def _members(client: Admin, group: str) -> int:
     try:
-        members = client.describe_consumer_groups([group], request_timeout=TIMEOUT)[group].result(TIMEOUT).members
+        return len(client.describe_consumer_groups([group], request_timeout=TIMEOUT)[group].result(TIMEOUT).members)
     except KafkaException:  # there is no such group
-        return
-    if members:
-        raise UsageError(
-            f"the group {group} has {len(members)} workers that run", hint="stop them, then run this command again"
-        )
+        return 0
 
 
 def _require_known(settings: Settings, topic: str, there: Mapping[TP, There], kept: Mapping[TP, Kept], at: At) -> None:

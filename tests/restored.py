@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import tarfile
+import time
 from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -34,8 +35,15 @@ def offsets_of(variant: str) -> dict[str, dict[str, dict[str, int]]]:
 
 
 def restore(conf: dict[str, Any], variant: str, state: Path, lake: Path) -> None:
-    """Put all of it back: a record has the offset that it had, and the ends are the same."""
+    """Put all of it back: a record has the offset that it had, and the ends are the same.
+
+    All times are later by one amount, so that the newest is now: or else retention takes the records in a few days.
+    """
     client, topics, offsets = admin(conf), topics_of(variant), offsets_of(variant)
+    records = [one for topic in topics.values() for partition in topic["partitions"] for one in partition["records"]]
+    later = int(time.time() * 1000) - max(one["timestamp"] for one in records)
+    for one in records:
+        one["timestamp"] += later
     forget(client, list(topics), list(offsets))
     wanted = [Topic(name, len(topic["partitions"]), "of before", topic["config"]) for name, topic in topics.items()]
     until(lambda: made(client, wanted), "the topics")

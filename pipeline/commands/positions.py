@@ -39,7 +39,7 @@ def accept(
     """Go on in a topic as it is now, when workers stop because it is not the log that they have read. Stop them first."""
     if at not in AT:
         raise UsageError(f"--at {at}: expected beginning or end", hint="headwater positions accept --help")
-    found = them.accept(settings_module.load(), topic, group, AT[at])
+    found = them.accept(settings_module.load(), topic, group, AT[at], say=say)
     say("the workers may be started again")
     _print(found, as_json=as_json)
 

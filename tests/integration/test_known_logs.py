@@ -229,12 +229,13 @@ def test_a_recreated_raw_topic_stops_transform_and_accepting_it_goes_on(
 
 
 COUNTS = """
+import os
 import faust
 from pipeline.state.table import Table
 
 app = faust.App(
     {name!r}, broker="headwater://{servers}", store="headwater://", Table=Table, topic_partitions=1,
-    topic_replication_factor=1, datadir={datadir!r}, web_enabled=False, {more}
+    topic_replication_factor=1, datadir={datadir!r}, web_port=int(os.environ["HEADWATER_WEB__PORT"]), {more}
 )
 words = app.topic({name!r} + "-words", value_serializer="raw", value_type=bytes)
 counts = app.Table("counts", default=int)

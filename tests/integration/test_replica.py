@@ -8,7 +8,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, Thread
@@ -143,8 +143,11 @@ def load(deployment: Deployment, seed: int) -> Iterator[Event]:
 
     def write() -> None:
         number = 0
-        while not over.is_set():
-            one_write(deployment.dynamodb, deployment.name, draw, number := number + 1)
+        with suppress(
+            deployment.dynamodb.exceptions.ResourceNotFoundException
+        ):  # a test may delete the table meanwhile
+            while not over.is_set():
+                one_write(deployment.dynamodb, deployment.name, draw, number := number + 1)
 
     thread = Thread(target=write)
     thread.start()

@@ -102,12 +102,13 @@ def test_with_on_error_stop_the_worker_ends_and_names_what_is_too_slow(stack: En
 
 APP = """
 import asyncio
+import os
 import faust
 from pipeline.state.table import Table
 
 app = faust.App(
     {name!r}, broker="headwater://{servers}", store="headwater://", Table=Table, topic_partitions=1,
-    topic_replication_factor=1, datadir={datadir!r}, web_enabled=False,
+    topic_replication_factor=1, datadir={datadir!r}, web_port=int(os.environ["HEADWATER_WEB__PORT"]),
 )
 app.transport.properties = {{"transaction.timeout.ms": "6000"}}
 words = app.topic({name!r} + "-words", value_serializer="raw", value_type=bytes)
