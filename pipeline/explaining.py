@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,11 +11,12 @@ from msgspec import structs
 from msgspec.json import decode as decode_json
 
 from models.change import Change, decode, item_key
+from pipeline import exact_json
 from pipeline import flow_settings as settings
 from pipeline.flows import Means, compile_flow
 from pipeline.steps.enrich import MissingReferenceError
 from pipeline.steps.event import Event, Value
-from pipeline.steps.expression import ENRICHED, ExpressionError, compile_value, truth
+from pipeline.steps.expression import ENRICHED, clauses, compile_value, truth
 from pipeline.steps.filter import compile_pattern, fields
 from pipeline.steps.flow import Flow, Given, Message, Result
 from pipeline.steps.project import projection
@@ -208,23 +208,11 @@ def _condition(text: str, evaluate: Callable[[str], bool]) -> tuple[str, list[st
     if outcome == HOLDS:
         return outcome, [f"{text}: true"]
     details, kind = ([f"{text}: false"], DOES_NOT) if outcome == DOES_NOT else ([], REJECTS)
-    blamed = next((part for part in _conjuncts(text) if told(part).startswith(kind)), None)
+    parts = clauses(text)
+    blamed = next((part for part in parts if len(parts) > 1 and told(part).startswith(kind)), None)
     if blamed is not None:  # an error names its expression itself
         details.append(f"{blamed}: false" if kind == DOES_NOT else told(blamed).removeprefix(REJECTS))
     return outcome, details
-
-
-def _conjuncts(text: str) -> list[str]:
-    """Return what an expression joins by `&&`; none where that cannot be told at a glance."""
-    parts = [part.strip() for part in text.split("&&")]
-    if len(parts) == 1 or "||" in text or "?" in text:
-        return []
-    try:
-        for part in parts:
-            compile_value(part)
-    except ExpressionError:  # of brackets, a macro, or text with && in it
-        return []
-    return parts
 
 
 def _outcome(pattern: Mapping[str, Any], found: Any) -> str:
@@ -249,7 +237,7 @@ def _leaves(pattern: Mapping[str, Any], found: Any, before: tuple[str, ...] = ()
             yield from _leaves(rest, found, (*before, name), branch)
         else:
             outcome, has = _outcome(whole({name: rest}), found), _at(found, (*before, name))
-            shown = "no such field" if has is MISSING else json.dumps(has, ensure_ascii=False)
+            shown = "no such field" if has is MISSING else exact_json.dumps(has)
             yield f"{branch}{'.'.join((*before, name))}: {outcome}, the event has {shown}"
 
 
@@ -267,7 +255,7 @@ def _at(found: Any, path: Sequence[str]) -> Any:
 
 def _message(message: Message) -> MessageTrace:
     try:
-        value: Any = None if message.value is None else json.loads(message.value)
+        value: Any = None if message.value is None else exact_json.loads(message.value)
     except ValueError:
         value = message.value.hex() if message.value is not None else None
     headers = {name: one.decode(errors="backslashreplace") for name, one in message.headers}

@@ -111,7 +111,7 @@ def test_members_are_added_to_written_json_as_to_the_item(item: dict[str, Any], 
     assert found is not None or item
 
 
-@given(records(), st.dictionaries(names, values, max_size=2), st.sampled_from(["exact", "string"]))
+@given(records(), st.dictionaries(names, values, max_size=2), st.sampled_from(["exact", "string", "shared"]))
 @settings(max_examples=200, deadline=None)
 def test_debezium_is_written_as_its_members_would_be(value: bytes, more: dict[str, Any], numbers: Any) -> None:
     one = event(value)
@@ -129,12 +129,14 @@ def test_debezium_is_written_as_its_members_would_be(value: bytes, more: dict[st
     assert one.output == encode(whole)
 
 
-@given(st.lists(items, min_size=1, max_size=3), st.lists(items, max_size=3), st.sampled_from(["exact", "string"]))
+@given(
+    st.lists(items, min_size=1, max_size=3), st.lists(items, max_size=3), st.sampled_from(["exact", "string", "shared"])
+)
 @settings(max_examples=300, deadline=None)
 def test_an_item_of_a_known_form_is_written_as_any_other(
     known: list[dict[str, Any]], others: list[dict[str, Any]], numbers: Any
 ) -> None:
-    forms = Forms(exact=numbers == "exact")
+    forms = Forms(numbers)
     seen = [json.dumps(item, separators=(",", ":"), ensure_ascii=False).encode() for item in known]
     for _ in range(SAMPLE):  # each of them is a fair share of what is looked at
         for _ in range(WINDOW):
@@ -147,7 +149,7 @@ def test_an_item_of_a_known_form_is_written_as_any_other(
 
 
 def test_a_form_is_known_when_many_items_have_it_and_forgotten_when_none_has() -> None:
-    forms = Forms(exact=True)
+    forms = Forms("exact")
     old = (
         b'{"id":{"S":"a \\"b\\""},"at":{"M":{"n":{"N":"1.50"},"ok":{"BOOL":true}}},"no":{"NULL":true},"b":{"B":"AP8="}}'
     )
@@ -164,7 +166,7 @@ def test_a_form_is_known_when_many_items_have_it_and_forgotten_when_none_has() -
 
 
 def test_lists_and_sets_have_no_form() -> None:
-    forms = Forms(exact=True)
+    forms = Forms("exact")
     for image in (b'{"id":{"S":"1"},"tags":{"SS":["b","a"]}}', b'{"id":{"S":"1"},"parts":{"L":[]}}', b"[]", b"{"):
         for _ in range(SAMPLE * WINDOW + 1):
             assert forms.write(image) is None

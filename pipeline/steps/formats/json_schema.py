@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from pipeline.steps.formats.shape import Field, Kind, Shape
-from pipeline.steps.plain import Numbers
+from pipeline.steps.forms import Numbers
 
 TYPES: dict[Kind, dict[str, Any]] = {
     "string": {"type": "string"},
