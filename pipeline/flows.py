@@ -41,13 +41,20 @@ class FlowError(UsageError):
     """A flow that cannot run: which, where in it and in the settings file, and why."""
 
     def __init__(self, flow: settings.Flow, place: str, error: Exception) -> None:
-        at = place_of(flow, [int(part) if part.isdigit() else part for part in place.split(".")])
+        at = place_of(flow, parts_of(place))
         reason = error.message if isinstance(error, UsageError) else str(error)
         hint = (error.hint if isinstance(error, UsageError) else "") or PAGES.get(place.rpartition(".")[2], PAGE)
         before, said = f"{at}: " if at else "", f"{place}: {reason.removeprefix(f'{place}: ')}"
         super().__init__(f"{before}flow {flow.name}, {said}", hint=hint)
         self.detail = f"{before}{said}"
         """The same, where the flow is named already."""
+
+
+def parts_of(place: str) -> list[str | int]:
+    """Return the names and numbers of a place in a flow: `enrich.0.on`."""
+    return [
+        int(part) if part.isdigit() else part for part in place.split(".", 1 if place.startswith("rename.") else -1)
+    ]
 
 
 PAGE = "docs/how-to/write-a-flow.md"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections import Counter as Tally
@@ -19,6 +20,7 @@ from models.dead_letter import FLOW, OFFSET, DeadLetter, Headers
 from pipeline import flow_settings as settings
 from pipeline.app import Worker
 from pipeline.errors import HeadwaterError, RejectedError
+from pipeline.flow_lint import lint
 from pipeline.flow_versions import FlowVersions
 from pipeline.flows import Means, compile_flow, re_emits, schema_registry
 from pipeline.secrets import mask_key
@@ -32,6 +34,7 @@ from pipeline.steps.secrecy import MaskKey, WrongKeyError, fingerprint_of, is_se
 from pipeline.transport import Batch
 from pipeline.transport.consumer import Consumer
 
+log = logging.getLogger(__name__)
 STAGE = "transform"
 RATIO_OF = 1_000
 """Changes over which the share of rejected ones is taken."""
@@ -161,6 +164,9 @@ class FlowRunner:
         )
         keys = {flow.name: mask_key(flow.mask_key) for flow in flows if flow.mask_key is not None and flow.mask}
         self._keys |= keys
+        for flow in flows:
+            for doubt in lint(flow):
+                log.warning("flow %s, %s: %s (headwater flows lint)", flow.name, doubt.place, doubt.problem)
         return [
             RunningFlow(
                 flow,

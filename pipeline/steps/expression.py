@@ -32,6 +32,7 @@ import msgspec
 
 from models.attributes import digits, normal
 from models.change import Change
+from pipeline.steps.attribute_path import find, parse
 from pipeline.steps.cel_tokens import PLAIN_STRING, Token, attributes, conjuncts, free_names, tokens, written
 from pipeline.steps.project import projection
 
@@ -385,22 +386,11 @@ def plain(value: Mapping[str, Any], number: Number = number_of) -> Any:
 
 
 def _changed(change: Change, attribute: str) -> bool:
-    """Say whether an attribute is another than before; one that came or went is.
-
-    Dots lead into maps, unless an image has an attribute of that very name.
-    """
-    before, after = ({} if image is None else _decode_item(image) for image in (change.before, change.after))
-    path = [attribute] if attribute in before or attribute in after else attribute.split(".")
-    values = [_at(image, path) for image in (before, after)]
+    """Say whether what stands at a path is another than before; what came or went is."""
+    path = parse(attribute)
+    values = [find({} if image is None else _decode_item(image), path) for image in (change.before, change.after)]
     known = [None if value is None else normal(value) for value in values]
     return known[0] != known[1]
-
-
-def _at(item: Mapping[str, Any], path: Sequence[str]) -> Any:
-    """Return the attribute value at a path through maps, None when there is none."""
-    first, *rest = path
-    value = item.get(first)
-    return _at(value.get("M", {}), rest) if rest and value is not None else value
 
 
 class _Identity(msgspec.Struct):
