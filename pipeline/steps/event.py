@@ -59,6 +59,8 @@ class Event(msgspec.Struct, eq=False):
     """The references whose changes have it sent again: table, key, and the digest of the item that was added."""
     marks: Headers = msgspec.field(default_factory=list)
     """Headers that other steps want."""
+    moved: bool = False
+    """Whether it tells a sink that the item is no longer there, and not that it was deleted."""
     plain_after: bytes | None = None
     """The item after the change as plain JSON with exact numbers, where a step has written it so."""
     _before: Item | None = None

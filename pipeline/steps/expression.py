@@ -192,12 +192,16 @@ def _fact(name: str, text: str) -> Callable[[bytes, Change], Any]:
     return facts[name]
 
 
+def attributes(image: str, text: str) -> frozenset[str] | None:
+    """Return the attributes of `before` or `after` that an expression names; None where that cannot be told."""
+    named = re.findall(rf"\b{image}\b(?:\s*\.\s*([A-Za-z_]\w*)(?!\s*\())?", text)
+    return None if "" in named else frozenset(named)
+
+
 def _image_decoder(name: str, text: str) -> Callable[[bytes], Any]:
     """Return what decodes the attributes that an expression names, or the whole image where that cannot be told."""
-    named = re.findall(rf"\b{name}\b(?:\s*\.\s*([A-Za-z_]\w*)(?!\s*\())?", text)
-    if not named or "" in named:
-        return _decode_item
-    return projection(dict.fromkeys(named, True))
+    named = attributes(name, text)
+    return projection(dict.fromkeys(named, True)) if named else _decode_item
 
 
 def _plain_image(image: bytes | None, decode: Callable[[bytes], Any]) -> dict[str, Any] | None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import msgspec
 
 from models.change import Change
 from pipeline.steps.event import Event, Headers, Step
+from pipeline.steps.leave import Case, Leaving
 from pipeline.steps.route import Router, headers
 
 Where = Callable[[bytes, Change, Any], bool]
@@ -41,6 +42,8 @@ class Given(msgspec.Struct, frozen=True, gc=False):
     """When it came here, by the clock that waits are counted with."""
     headers: Sequence[tuple[str, bytes]] = ()
     """Those that it has on raw: a dead letter keeps them."""
+    unsure: bool = False
+    """Whether a reference has changed since the item was sent last: where that went its old image does not say."""
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -51,6 +54,8 @@ class Message(msgspec.Struct, frozen=True):
     key: bytes | None
     value: bytes | None
     headers: Headers
+    left: bool = False
+    """Whether it tells the sink no more than that the item is no longer there."""
 
 
 class Result(msgspec.Struct, eq=False):
@@ -64,6 +69,8 @@ class Result(msgspec.Struct, eq=False):
     """The step that rejected it."""
     references: Sequence[tuple[str, bytes, bytes]] = ()
     """The references whose changes have it sent again: table, key, and the digest of the item that was added."""
+    taken: bool = True
+    """Whether the `where` of the flow holds of it; of others there may be a sink to tell that the item is no longer there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,29 +91,44 @@ class Flow:
     output: Callable[[str], Output]
     """Gives the last step of a sink."""
     through: Output | None = None
+    leaving: Leaving | None = None
+    """Finds the sinks that items have left; None: they are told nothing."""
 
     def run(self, changes: Iterable[Given], watch: Watch | None = None) -> list[Result]:
         """Return what becomes of each change that the flow takes, in order; those that it leaves out have no messages."""
-        picked = self._pick(changes)
+        picked = self._pick(changes) if self.leaving is None else self._pick_leaving(changes, self.leaving)
         if watch is not None:
-            watch("where", [event for _, event in picked])
+            watch("where", [event for result, event in picked if result.taken])
         self._steps(self.enrich, picked, watch)
+        cases: Mapping[int, Case] = {} if self.leaving is None else self._cases(picked, self.leaving)
         sinks: list[tuple[str, ...]] = [()] * len(picked)
         for number, (result, event) in enumerate(picked):
             if event.error is None and not event.gone:
+                if cases and number in cases and cases[number].is_deletion:
+                    continue  # it goes by its old image
                 try:
                     sinks[number] = self.router(event)
                 except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others go on
                     event.error = error
                     result.stage = "to"
+        if cases:
+            self._leave(picked, sinks, cases)
         self._steps(self.shape, picked, watch)
         self._encode(picked, sinks, watch)
-        for result, event in picked:
+        for (result, event), wanted in zip(picked, sinks, strict=True):
+            if len(wanted) > 1 or (cases and len(result.messages) > 1):
+                _put_in_order(result.messages, wanted)
             result.references = event.references
             if event.error is not None:
                 result.error = event.error
                 result.messages.clear()
-        return [result for result, _ in picked]
+        if self.leaving is None:
+            return [result for result, _ in picked]
+        return [
+            result
+            for number, (result, event) in enumerate(picked)
+            if result.taken or result.messages or event.error is not None or (number in cases and cases[number].is_open)
+        ]
 
     def _pick(self, changes: Iterable[Given]) -> list[tuple[Result, Event]]:
         tables, where, first, look = self.tables, self.where, self.first, self.look
@@ -129,6 +151,78 @@ class Flow:
             event.error = error
             picked.append((Result(given, stage="where"), event))
         return picked
+
+    def _pick_leaving(self, changes: Iterable[Given], leaving: Leaving) -> list[tuple[Result, Event]]:
+        """Return what `_pick` does, and beside it, as gone, changes that the flow leaves out but whose old state it took."""
+        tables, where, first, look = self.tables, self.where, self.first, self.look
+        picked = []
+        for given in changes:
+            value, change = given.value, given.change
+            if tables and change.table not in tables:
+                continue
+            error, looked, taken = None, None, True
+            try:
+                if first is not None and not first(change):
+                    taken = False
+                    if not leaving.may_have_been_taken(change):
+                        continue
+                if look is not None:
+                    looked = look(value)
+                if taken and where is not None and not where(value, change, looked):
+                    taken = False
+                    if not leaving.concerns(change):
+                        continue
+            except Exception as failure:  # noqa: BLE001 - whatever is wrong with one change, the others go on
+                error = failure
+            event = Event(given.key, value, change, given.at, looked)
+            event.error, event.gone = error, not taken
+            picked.append((Result(given, stage="where", taken=taken), event))
+        return picked
+
+    def _cases(self, picked: Sequence[tuple[Result, Event]], leaving: Leaving) -> dict[int, Case]:
+        """Return the changes whose items may have left sinks, by their places."""
+        found = {}
+        for number, (result, event) in enumerate(picked):
+            if event.error is None:
+                case = leaving.case(event, taken=result.taken, unsure=result.given.unsure)
+                if case is not None:
+                    found[number] = case
+        return found
+
+    def _leave(
+        self, picked: Sequence[tuple[Result, Event]], sinks: list[tuple[str, ...]], cases: Mapping[int, Case]
+    ) -> None:
+        """Say where deletions go, and write what is told to the sinks that items have left."""
+        leaving = cast("Leaving", self.leaving)
+        asked = {number: case for number, case in cases.items() if case.event.error is None}
+        for number, case in asked.items():
+            case.sinks = sinks[number]
+        leaving.settle(list(asked.values()), self._enrich_states)
+        told: dict[int, tuple[Result, Event]] = {}
+        for number, case in asked.items():
+            result, event = picked[number]
+            sinks[number] = case.sinks
+            if event.error is not None:
+                result.stage = "to"
+            elif case.left:
+                told[number] = result, leaving.message(case)
+        self._steps(self.shape, list(told.values()), None)
+        outputs: dict[str, list[tuple[Result, Event]]] = {}
+        for number, (result, message) in told.items():
+            if message.error is None:
+                for sink in cases[number].left:
+                    outputs.setdefault(sink, []).append((result, message))
+        for sink, some in outputs.items():
+            self._write(sink, TOMBSTONES if leaving.bare else self.output(sink), some, None, left=True)
+        for number, (result, message) in told.items():
+            if message.error is not None:  # nothing of the change is sent then
+                picked[number][1].error = message.error
+                result.stage = f"on_leave, {result.stage}"
+
+    def _enrich_states(self, states: Sequence[Event]) -> None:
+        """Enrich old states of items, as changes are."""
+        for _, step in self.enrich:
+            step([state for state in states if state.alive])
 
     def _steps(
         self, steps: Sequence[tuple[str, Step]], picked: Sequence[tuple[Result, Event]], watch: Watch | None
@@ -157,7 +251,15 @@ class Flow:
         for sink, some in outputs.items():
             self._write(sink, self.output(sink), some, watch)
 
-    def _write(self, sink: str, output: Output, some: Sequence[tuple[Result, Event]], watch: Watch | None) -> None:
+    def _write(
+        self,
+        sink: str,
+        output: Output,
+        some: Sequence[tuple[Result, Event]],
+        watch: Watch | None,
+        *,
+        left: bool = False,
+    ) -> None:
         events = [event for _, event in some]
         output(events)
         follows = output.tombstone_follows
@@ -169,11 +271,34 @@ class Flow:
             own = headers(change)
             if event.headers or event.marks:
                 own = [*own, *event.headers, *event.marks]
-            result.messages.append(Message(sink, event.key, event.output, own))
+            result.messages.append(Message(sink, event.key, event.output, own, left))
             if follows and event.output is not None and change.after is None:
-                result.messages.append(Message(sink, event.key, None, own))
+                result.messages.append(Message(sink, event.key, None, own, left))
         if watch is not None:
             watch(f"to {sink}" if sink else "through", events)
+
+
+class _Tombstones:
+    """Writes keys alone."""
+
+    tombstone_follows = False
+
+    def __call__(self, events: Sequence[Event]) -> None:
+        for event in events:
+            event.output = None
+
+
+TOMBSTONES = _Tombstones()
+
+
+def _put_in_order(messages: list[Message], sinks: Sequence[str]) -> None:
+    """Put first what tells that the item has left, then what `through` publishes, then the sinks in the order of the rules.
+
+    Who reads several sinks into one place may then apply them in this order. In which order they were written depends on
+    the other changes of the batch.
+    """
+    places = {sink: place for place, sink in enumerate(sinks)}
+    messages.sort(key=lambda one: (not one.left, places.get(one.sink, -1), one.sink))
 
 
 def pieces(changes: Iterable[Given], partitioned: frozenset[str], most: int) -> Iterator[list[Given]]:

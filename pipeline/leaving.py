@@ -1,0 +1,129 @@
+"""Compile what finds the sinks that items have left (`on_leave`), and say which attributes decide that."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from models.change import Change
+from pipeline import flow_settings as settings
+from pipeline.lookups import PLACE
+from pipeline.steps.expression import ENRICHED, attributes
+from pipeline.steps.filter import fields, merge
+from pipeline.steps.flow import Where
+from pipeline.steps.leave import Leaving, alike
+from pipeline.steps.project import decode_whole, projection
+from pipeline.steps.route import Router, Rule
+
+IMAGES = ("NewImage", "OldImage")
+
+
+def compile_leaving(
+    flow: settings.Flow,
+    where: Where | None,
+    first: Callable[[Change], bool] | None,
+    rules: Sequence[Rule],
+    otherwise: Rule | None,
+    route: Router,
+) -> Leaving | None:
+    """Return what finds the sinks that items have left; None where they are told nothing."""
+    if flow.leaves is None:
+        return None
+    asks_enriched = any(map(_asks_enriched, _conditions(flow)))
+    seen = _attributes(flow, steps=asks_enriched)
+    images = images_looked_at(flow)
+    envelope = flow.envelope
+    return Leaving(
+        where=where,
+        first=first,
+        rules=rules,
+        otherwise=otherwise,
+        every=flow.match == "all",
+        route=route,
+        look=decode_whole if images is True else projection(images) if images else None,
+        alike=None if seen is None else alike(sorted(seen)),
+        asks_enriched=asks_enriched,
+        may_drop=any(map(_may_drop, flow.enrich)),
+        tombstones=flow.leaves == "tombstone",
+        bare=flow.leaves == "tombstone" or (envelope.kind == "plain" and envelope.tombstone is not False),
+        as_aws=envelope.kind == "dynamodb",
+    )
+
+
+def patterns_look_at(flow: settings.Flow) -> dict[str, Any]:
+    """Return what the patterns of a flow look at in a change, as `fields` says it; nothing of what is added."""
+    found: dict[str, Any] = {}
+    for pattern in _conditions(flow):
+        if isinstance(pattern, Mapping):
+            merge(found, {name: rest for name, rest in fields(pattern).items() if name != ENRICHED})
+    return found
+
+
+def images_looked_at(flow: settings.Flow) -> Any:
+    """Return what they look at in one image or the other: as `fields` says it, True for all of it, None for nothing."""
+    body = patterns_look_at(flow).get("dynamodb", {})
+    if body is True:
+        return True
+    found: dict[str, Any] = {}
+    for name in IMAGES:
+        if name in body:
+            merge(found, {"": body[name]})
+    return found.get("")
+
+
+def _conditions(flow: settings.Flow) -> Iterator[settings.Where]:
+    for where in (flow.where, *(to.where for to in flow.to)):
+        if where is not None:
+            yield where
+
+
+def _asks_enriched(where: settings.Where) -> bool:
+    return re.search(rf"\b{ENRICHED}\b", where) is not None if isinstance(where, str) else ENRICHED in fields(where)
+
+
+def _may_drop(step: settings.EnrichSettings) -> bool:
+    """Say whether a step may leave changes out."""
+    if isinstance(step, settings.Join):
+        return step.missing == "drop"
+    return isinstance(step, settings.Sql | settings.Python)
+
+
+def _attributes(flow: settings.Flow, *, steps: bool) -> set[str] | None:
+    """Return the attributes of an item that decide in which sinks it is; None where that may be any.
+
+    `steps`: also those that decide what is added to it.
+    """
+    images = images_looked_at(flow)
+    if images is True:
+        return None
+    named: list[frozenset[str] | set[str] | None] = [set(images or ())]
+    named += [_named(where) for where in _conditions(flow) if isinstance(where, str)]
+    if steps:
+        named += map(_asked, flow.enrich)
+    found: set[str] = set()
+    for one in named:
+        if one is None:
+            return None
+        found |= one
+    return found
+
+
+def _named(text: str) -> frozenset[str] | None:
+    before, after = attributes("before", text), attributes("after", text)
+    return None if before is None or after is None else before | after
+
+
+def _asked(step: settings.EnrichSettings) -> frozenset[str] | set[str] | None:
+    """Return the attributes of an item that a step asks for; None: perhaps all."""
+    if isinstance(step, settings.Join):
+        return _own([step.on] if step.on is not None else [])
+    if isinstance(step, settings.Compute):
+        return _named(step.expression)
+    if isinstance(step, settings.Lookup):
+        return _own([*PLACE.findall(step.url or ""), *step.key.values()])
+    return None
+
+
+def _own(names: Sequence[str]) -> set[str]:
+    return {name for name in names if not name.startswith(f"{ENRICHED}.")}
