@@ -115,9 +115,10 @@ class Flow:
             self._leave(picked, sinks, cases)
         self._steps(self.shape, picked, watch)
         self._encode(picked, sinks, watch)
-        for (result, event), wanted in zip(picked, sinks, strict=True):
-            if len(wanted) > 1 or (cases and len(result.messages) > 1):
-                _put_in_order(result.messages, wanted)
+        for number, (result, event) in enumerate(picked):
+            left = cases[number].left if number in cases else ()
+            if left or len(sinks[number]) > 1:
+                _put_in_order(result.messages, (*left, "", *sinks[number]))
             result.references = event.references
             if event.error is not None:
                 result.error = event.error
@@ -222,7 +223,8 @@ class Flow:
     def _enrich_states(self, states: Sequence[Event]) -> None:
         """Enrich old states of items, as changes are."""
         for _, step in self.enrich:
-            step([state for state in states if state.alive])
+            if alive := [state for state in states if state.alive]:
+                step(alive)
 
     def _steps(
         self, steps: Sequence[tuple[str, Step]], picked: Sequence[tuple[Result, Event]], watch: Watch | None
@@ -292,13 +294,12 @@ TOMBSTONES = _Tombstones()
 
 
 def _put_in_order(messages: list[Message], sinks: Sequence[str]) -> None:
-    """Put first what tells that the item has left, then what `through` publishes, then the sinks in the order of the rules.
+    """Put messages in the order of their sinks: in which order those were written depends on the other changes of the batch.
 
-    Who reads several sinks into one place may then apply them in this order. In which order they were written depends on
-    the other changes of the batch.
+    First come those that the item has left: who reads several sinks into one place has the item then, not its absence.
     """
     places = {sink: place for place, sink in enumerate(sinks)}
-    messages.sort(key=lambda one: (not one.left, places.get(one.sink, -1), one.sink))
+    messages.sort(key=lambda one: places[one.sink])
 
 
 def pieces(changes: Iterable[Given], partitioned: frozenset[str], most: int) -> Iterator[list[Given]]:

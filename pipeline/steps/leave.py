@@ -249,12 +249,10 @@ class Leaving:
             # What takes everything, and what takes the rest, judge a deletion by its old image.
             taking = [number for number in case.ways if self.ways[number].where is None]
             own = sorted({*own, *(number for number in taking if number < len(self.rules) or not own)})
+        if case.sent and not self.tombstones:  # the deletion itself tells them
+            own = sorted({*own, *(number for number in case.ways if self.ways[number].holds)})
         case.sinks = self._names(own, change)
-        left = tuple(sink for sink in self._holding(case.ways, change) if sink not in case.sinks)
-        if case.sent and not self.tombstones:
-            case.sinks += left  # the deletion itself tells them
-        else:
-            case.left = left
+        case.left = tuple(sink for sink in self._holding(case.ways, change) if sink not in case.sinks)
 
     def _stay(self, cases: Sequence[Case], enrich: Callable[[Sequence[Event]], None]) -> None:
         """Keep items in sinks that their new state leads to, though the change is not sent there: `changed("total")`."""

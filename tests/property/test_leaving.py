@@ -149,17 +149,21 @@ def given_of(offset: int, value: bytes, **more: Any) -> steps.Given:
 class Tables:
     """The sinks of a flow, read as tables: the keys that each has."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, exact: bool = False) -> None:
+        """`exact`: nothing is deleted that is not there."""
         self.keys: dict[str, set[bytes]] = {}
+        self._exact = exact
 
     def read(self, result: steps.Result) -> None:
         """Apply the messages of a change, as a reader of each sink does."""
         assert result.error is None, result.error
+        before = {sink: set(found) for sink, found in self.keys.items()}
         for message in result.messages:
             assert message.key is not None
             said = dict(message.headers)
             table = self.keys.setdefault(message.sink, set())
             if message.value is None or said["op"] == b"d":
+                assert not self._exact or message.key in before.get(message.sink, ()), message
                 table.discard(message.key)
             else:
                 table.add(message.key)
@@ -194,7 +198,7 @@ def wanted(model: Model, states: Mapping[int, Item], names: Sequence[str]) -> di
 
 def check(model: Model, changes: Sequence[tuple[int, Item | None, bytes]], names: Sequence[str], batch: int) -> None:
     compiled = flow(means=Means(mask_key=lambda uri: KEY), **model.settings)
-    tables, states = Tables(), dict[int, Item]()
+    tables, states = Tables(exact=True), dict[int, Item]()
     for begin in range(0, len(changes), batch):
         piece = changes[begin : begin + batch]
         results = compiled.run([given_of(begin + n, value) for n, (_, _, value) in enumerate(piece)])
