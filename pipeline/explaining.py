@@ -89,7 +89,9 @@ def _flow(flow: settings.Flow, given: Given, means: Means) -> FlowTrace:
         return trace
     (result,) = results
     trace.steps += watcher.enriched
-    early = not result.taken or watcher.gone or (result.error is not None and result.stage.startswith(("where", "enrich.")))
+    early = (
+        not result.taken or watcher.gone or (result.error is not None and result.stage.startswith(("where", "enrich.")))
+    )
     if not early:
         trace.steps += _routes(flow, given, watcher.added, _deletion_sinks(flow, result))
     trace.steps += [StepTrace(f"leaves {sink}", "its old image matches what leads there") for sink in _left(result)]
@@ -100,7 +102,11 @@ def _flow(flow: settings.Flow, given: Given, means: Means) -> FlowTrace:
     trace.messages = [_message(message) for message in result.messages]
     if not [message for message in trace.messages if message.sink]:
         trace.outcome = "left out"
-        trace.reason = f"where {DOES_NOT}" if not result.taken else watcher.gone or "to: no `where` holds, and there is no `otherwise`"
+        trace.reason = (
+            f"where {DOES_NOT}"
+            if not result.taken
+            else watcher.gone or "to: no `where` holds, and there is no `otherwise`"
+        )
     return trace
 
 
@@ -202,7 +208,11 @@ def _routes(
             return traces
         if outcome != DOES_NOT:
             taken = taken or name
-    if flow.otherwise is not None and not taken and (deletion is None or _sink(flow.otherwise, given.change) in deletion):
+    if (
+        flow.otherwise is not None
+        and not taken
+        and (deletion is None or _sink(flow.otherwise, given.change) in deletion)
+    ):
         traces.append(StepTrace(f"otherwise {flow.otherwise}", "takes it, no `where` holds"))
     return traces
 

@@ -492,7 +492,6 @@ class Flow(Section):
         """The sinks that it names, templates among them."""
         return list(dict.fromkeys([*(route.sink for route in self.to), *([self.otherwise] if self.otherwise else [])]))
 
-
     @property
     def leaves(self) -> Literal["delete", "tombstone"] | None:
         """What a sink gets when an item leaves it; None: nothing."""

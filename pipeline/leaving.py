@@ -13,7 +13,6 @@ from pipeline.steps.expression import ENRICHED, attributes
 from pipeline.steps.filter import fields, merge
 from pipeline.steps.flow import Where
 from pipeline.steps.leave import Leaving, alike
-from pipeline.steps.project import decode_whole, projection
 from pipeline.steps.route import Router, Rule
 
 IMAGES = ("NewImage", "OldImage")
@@ -32,16 +31,15 @@ def compile_leaving(
         return None
     asks_enriched = any(map(_asks_enriched, _conditions(flow)))
     seen = _attributes(flow, steps=asks_enriched)
-    images = images_looked_at(flow)
     envelope = flow.envelope
     return Leaving(
         where=where,
         first=first,
         rules=rules,
-        otherwise=otherwise,
+        ways=[*rules, *([] if otherwise is None else [otherwise])],
         every=flow.match == "all",
         route=route,
-        look=decode_whole if images is True else projection(images) if images else None,
+        looks=_look_at_images(flow),
         alike=None if seen is None else alike(sorted(seen)),
         asks_enriched=asks_enriched,
         may_drop=any(map(_may_drop, flow.enrich)),
@@ -52,24 +50,26 @@ def compile_leaving(
 
 
 def patterns_look_at(flow: settings.Flow) -> dict[str, Any]:
-    """Return what the patterns of a flow look at in a change, as `fields` says it; nothing of what is added."""
+    """Return what the patterns of a flow look at in a change, as `fields` says it; nothing of what is added.
+
+    Where an item may leave a sink, they look at the same in both images.
+    """
     found: dict[str, Any] = {}
     for pattern in _conditions(flow):
         if isinstance(pattern, Mapping):
             merge(found, {name: rest for name, rest in fields(pattern).items() if name != ENRICHED})
+    body = found.get("dynamodb")
+    if flow.leaves is not None and isinstance(body, dict) and not body.keys().isdisjoint(IMAGES):
+        either: dict[str, Any] = {}
+        for name in IMAGES:
+            merge(either, {"": body.pop(name)} if name in body else {})
+        body.update(dict.fromkeys(IMAGES, either[""]))
     return found
 
 
-def images_looked_at(flow: settings.Flow) -> Any:
-    """Return what they look at in one image or the other: as `fields` says it, True for all of it, None for nothing."""
+def _look_at_images(flow: settings.Flow) -> bool:
     body = patterns_look_at(flow).get("dynamodb", {})
-    if body is True:
-        return True
-    found: dict[str, Any] = {}
-    for name in IMAGES:
-        if name in body:
-            merge(found, {"": body[name]})
-    return found.get("")
+    return body is True or not body.keys().isdisjoint(IMAGES)
 
 
 def _conditions(flow: settings.Flow) -> Iterator[settings.Where]:
@@ -90,15 +90,11 @@ def _may_drop(step: settings.EnrichSettings) -> bool:
 
 
 def _attributes(flow: settings.Flow, *, steps: bool) -> set[str] | None:
-    """Return the attributes of an item that decide in which sinks it is; None where that may be any.
+    """Return the attributes that decide, beside what patterns look at, in which sinks an item is; None where that may be any.
 
     `steps`: also those that decide what is added to it.
     """
-    images = images_looked_at(flow)
-    if images is True:
-        return None
-    named: list[frozenset[str] | set[str] | None] = [set(images or ())]
-    named += [_named(where) for where in _conditions(flow) if isinstance(where, str)]
+    named = [_named(where) for where in _conditions(flow) if isinstance(where, str)]
     if steps:
         named += map(_asked, flow.enrich)
     found: set[str] = set()
@@ -109,7 +105,7 @@ def _attributes(flow: settings.Flow, *, steps: bool) -> set[str] | None:
     return found
 
 
-def _named(text: str) -> frozenset[str] | None:
+def _named(text: str) -> frozenset[str] | set[str] | None:
     before, after = attributes("before", text), attributes("after", text)
     return None if before is None or after is None else before | after
 

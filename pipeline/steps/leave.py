@@ -72,15 +72,16 @@ class Leaving:
     first: Callable[[Change], bool] | None
     """Says of some changes that `where` does not hold, from the change alone."""
     rules: Sequence[Rule]
-    otherwise: Rule | None
+    ways: Sequence[Rule]
+    """The rules, and `otherwise` behind them."""
     every: bool
     """Whether all rules are asked, not only up to the first that holds."""
     route: Router
     """Finds the sinks of a change as if nothing could leave."""
-    look: Callable[[msgspec.Raw], Any] | None
-    """Decodes of an image what the patterns look at; None: they look at no image."""
+    looks: bool
+    """Whether patterns look at images: then of both the same is decoded."""
     alike: Callable[[Change], bool] | None
-    """Says whether both images are the same in all that rules look at: then nothing can have left; None: nobody can say that."""
+    """Says whether both images are the same in all that else decides, as in expressions; None: nobody can say that."""
     asks_enriched: bool
     """Whether a rule looks at what was added: then the old state is enriched too."""
     may_drop: bool
@@ -96,11 +97,6 @@ class Leaving:
     def follows_references(self) -> bool:
         """Whether a change of a reference may bring an item into a sink, or out of it."""
         return self.asks_enriched or self.may_drop
-
-    @property
-    def ways(self) -> list[Rule]:
-        """The rules, and `otherwise` behind them."""
-        return [*self.rules, *([] if self.otherwise is None else [self.otherwise])]
 
     def concerns(self, change: Change) -> bool:
         """Say whether a change tells where its item was: it has an old image, and a new one if it is no deletion."""
@@ -122,9 +118,17 @@ class Leaving:
             return Case(event, taken, unsure=True, is_anywhere=True)
         if not self.concerns(change):
             return None
-        if change.event_name == "MODIFY" and not dropped and self.alike is not None and self.alike(change):
+        if change.event_name == "MODIFY" and not dropped and self._is_alike(event):
             return None
         return Case(event, taken, unsure)
+
+    def _is_alike(self, event: Event) -> bool:
+        """Say whether both images are the same in all that decides in which sinks the item is: then it has left none."""
+        if self.looks:
+            body = event.looked["dynamodb"]
+            if body.get("NewImage") != body.get("OldImage"):
+                return False
+        return self.alike is not None and self.alike(event.change)
 
     def settle(self, cases: Sequence[Case], enrich: Callable[[Sequence[Event]], None]) -> None:
         """Find which sinks each item has left, and to which sinks a deletion goes; `enrich` runs the flow's steps."""
@@ -146,7 +150,9 @@ class Leaving:
                 case.event.error = error
         self._stay([case for case in cases if case.left and not case.is_deletion], enrich)
         if self.may_drop and not self.asks_enriched:
-            self._forget_dropped([case for case in cases if case.left and case.was is not None and not case.unsure], enrich)
+            self._forget_dropped(
+                [case for case in cases if case.left and case.was is not None and not case.unsure], enrich
+            )
         for case in cases:
             case.now = tuple(dict.fromkeys([*case.sinks, *case.now]))
 
@@ -169,30 +175,31 @@ class Leaving:
             case.ways = range(len(self.ways))
             return
         try:
-            was = self._state(case.event, case.event.change.body.old_image)
+            was = self._state(case.event, "OldImage", case.event.change.body.old_image)
             if self._takes(was):
                 case.was = was
         except Exception:  # noqa: BLE001 - the state cannot be told
             case.ways = range(len(self.ways))
 
-    def _state(self, event: Event, image: msgspec.Raw) -> Event:
+    def _state(self, event: Event, name: str, image: msgspec.Raw) -> Event:
         """Return a change that leaves the item as an image has it."""
         body = event.change.body
         change = _with(
             event.change, "MODIFY", Body(body.keys, image, image, body.sequence, body.created, body.precision)
         )
         # From the beginning of time: it waits for no reference.
-        return Event(event.key, event.value, change, -inf, self._looked(event.looked, image))
+        return Event(event.key, event.value, change, -inf, self._looked(event.looked, name))
 
-    def _looked(self, looked: Any, image: msgspec.Raw) -> Any:
+    def _looked(self, looked: Any, image: str) -> Any:
         """Return what the patterns look at of a state, given what they look at of its change."""
         if not isinstance(looked, Mapping):
             return looked
         found = {**looked, "eventName": "MODIFY"}
         found.pop("userIdentity", None)
-        if self.look is not None:
-            item = self.look(image)
-            found["dynamodb"] = {**looked["dynamodb"], "NewImage": item, "OldImage": item}
+        if self.looks:
+            body = looked["dynamodb"]
+            item = body.get(image)
+            found["dynamodb"] = {**body, "NewImage": item, "OldImage": item}
         return found
 
     def _takes(self, state: Event) -> bool:
@@ -218,15 +225,13 @@ class Leaving:
                 found.append(number)
                 if not self.every:
                     break
-        return found if found or self.otherwise is None else [len(self.rules)]
+        return found or list(range(len(self.rules), len(self.ways)))
 
     def _names(self, ways: Iterable[int], change: Change) -> tuple[str, ...]:
-        rules = self.ways
-        return tuple(dict.fromkeys(rules[number].sink(change) for number in ways))
+        return tuple(dict.fromkeys(self.ways[number].sink(change) for number in ways))
 
     def _holding(self, ways: Iterable[int], change: Change) -> tuple[str, ...]:
-        rules = self.ways
-        return self._names([number for number in ways if rules[number].holds], change)
+        return self._names([number for number in ways if self.ways[number].holds], change)
 
     def _leave(self, case: Case) -> None:
         """Find the sinks of the old state that a change is not sent to."""
@@ -261,7 +266,7 @@ class Leaving:
             if case.taken and case.event.gone:
                 continue  # a step leaves the new state out
             try:
-                state = self._state(case.event, case.event.change.body.new_image)
+                state = self._state(case.event, "NewImage", case.event.change.body.new_image)
                 if self._takes(state):
                     state.added = dict(case.event.added)
                     states.append((case, state))

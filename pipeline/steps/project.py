@@ -14,10 +14,6 @@ class Number(str):
     __slots__ = ()
 
 
-decode_whole = msgspec.json.Decoder(Any, float_hook=Number).decode
-"""Decodes all of a JSON value, with its numbers as `projection` has them."""
-
-
 def projection(names: Mapping[str, Any]) -> Callable[[bytes], Any]:
     """Return a decoder that keeps these names (see `filter.fields`) and leaves all others out.
 

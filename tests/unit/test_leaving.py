@@ -209,11 +209,14 @@ def test_every_format_can_write_it(kind: str, envelope: Any) -> None:
 def test_its_key_is_the_one_under_which_the_sink_has_the_item(on_leave: str) -> None:
     shape = {"mask_key": "env:K", "mask": [{"path": "id", "how": "tokenise"}], "rename": {"id": "order"}}
     compiled = flow(means=MASKED, to=TO, on_leave=on_leave, **shape)
-    put, moved, removed = (run(compiled, one) for one in (
-        record(item("paid")),
-        record(item("open"), item("paid")),
-        record(None, item("paid")),
-    ))
+    put, moved, removed = (
+        run(compiled, one)
+        for one in (
+            record(item("paid")),
+            record(item("open"), item("paid")),
+            record(None, item("paid")),
+        )
+    )
     keys = {one.key for results in (put, moved, removed) for result in results for one in result.messages}
     assert len(keys) == 1
     assert b"o-1" not in keys.pop()
@@ -359,7 +362,10 @@ def test_explain_says_which_sinks_the_item_leaves_and_why_a_deletion_goes_where_
     moved = explained(record(item("open"), item("paid")))
     steps = {step.step: step for step in moved.steps}
     assert steps["leaves settled"].outcome == "its old image matches what leads there"
-    assert [(one.sink, one.headers.get("moved_to")) for one in moved.messages] == [("settled", "other"), ("other", None)]
+    assert [(one.sink, one.headers.get("moved_to")) for one in moved.messages] == [
+        ("settled", "other"),
+        ("other", None),
+    ]
     removed = {step.step: step for step in explained(record(None, item("paid"))).steps}
     assert removed["to.0 settled"].details[-1] == "gets the deletion, as its old image matches"
     assert removed["to.1 other"].outcome == "does not hold"
@@ -370,5 +376,3 @@ def test_explain_says_which_sinks_the_item_leaves_and_why_a_deletion_goes_where_
 def test_the_picture_of_a_flow_says_what_sinks_are_told() -> None:
     assert drawn(Flow.model_validate({"name": "f", "to": TO})) == ["on_leave delete"]
     assert drawn(Flow.model_validate({"name": "f", "to": "a"})) == []
-
-

@@ -41,7 +41,10 @@ CONDITIONS: list[tuple[Any, Holds]] = [
     (image("NewImage", status={"S": ["a"]}), status("a")),
     (image("NewImage", status={"S": ["a", "b"]}), status("a", "b")),
     (image("NewImage", total={"N": [{"numeric": [">", 1]}]}), total(1)),
-    (image("NewImage", total={"N": [{"exists": False}]}, status={"S": ["b", "c"]}), lambda item: "total" not in item and item["status"]["S"] != "a"),
+    (
+        image("NewImage", total={"N": [{"exists": False}]}, status={"S": ["b", "c"]}),
+        lambda item: "total" not in item and item["status"]["S"] != "a",
+    ),
     ({"eventName": ["INSERT", "MODIFY"], **image("NewImage", status={"S": ["c"]})}, status("c")),
     ('op != "d" && after.status == "a"', status("a")),
     ("op != 'd' && has(after.total) && after.total > 0", total(0)),
@@ -95,7 +98,11 @@ class Model(msgspec.Struct):
 @st.composite
 def models(draw: st.DrawFn, conditions: Sequence[tuple[Any, Holds]] = CONDITIONS) -> Model:
     """Draw flows in which an item can leave a sink."""
-    rules = draw(st.lists(st.tuples(st.sampled_from(["x", "y", "{table}-z"]), st.sampled_from(conditions)), min_size=1, max_size=3))
+    rules = draw(
+        st.lists(
+            st.tuples(st.sampled_from(["x", "y", "{table}-z"]), st.sampled_from(conditions)), min_size=1, max_size=3
+        )
+    )
     every = draw(st.booleans())
     where = draw(st.none() | st.sampled_from(WHERES))
     end = draw(st.sampled_from(["", "route", "otherwise"]))
@@ -227,7 +234,9 @@ def test_without_it_the_sinks_are_wrong() -> None:
     """The property can fail."""
     first, holds = CONDITIONS[0]
     to = [{"sink": "x", "where": first}, "rest"]
-    model = Model({"to": to, "on_leave": "ignore"}, lambda item: True, [("x", holds), ("rest", lambda item: True)], False, "")
+    model = Model(
+        {"to": to, "on_leave": "ignore"}, lambda item: True, [("x", holds), ("rest", lambda item: True)], False, ""
+    )
     changes = list(history([(1, {"status": {"S": "a"}}), (1, {"status": {"S": "b"}})], ["id"]))
     with pytest.raises(AssertionError):
         check(model, changes, ["id"], 1)
@@ -279,13 +288,26 @@ def test_sinks_are_right_also_where_a_reference_decides_and_its_change_sends_ite
 ) -> None:
     customers: dict[bytes, bytes] = {}
     steps_of_it = [
-        {"kind": "join", "table": "customers", "on": "customer", "into": "customer", "missing": missing, "on_reference_change": "re-emit"},
+        {
+            "kind": "join",
+            "table": "customers",
+            "on": "customer",
+            "into": "customer",
+            "missing": missing,
+            "on_reference_change": "re-emit",
+        },
         {"kind": "compute", "as": "enriched.customer == null ? 'none' : enriched.customer.tier", "into": "tier"},
     ]
     to = [{"sink": sink, "where": condition} for sink, (condition, _) in rules]
     last = {"otherwise": "rest"} if otherwise else {}
     compiled = flow(
-        {"customers": customers.get}, to=to, match="all" if every else "first", enrich=steps_of_it, on_leave="delete", envelope="plain", **last
+        {"customers": customers.get},
+        to=to,
+        match="all" if every else "first",
+        enrich=steps_of_it,
+        on_leave="delete",
+        envelope="plain",
+        **last,
     )
     tables, states, newest = Tables(), dict[int, Item](), dict[int, bytes]()
     joined: dict[int, bytes | None] = {}
