@@ -382,7 +382,7 @@ class Flow(Section):
     on_leave: Literal["delete", "tombstone", "ignore"] | None = Field(
         None,
         description="What a sink gets when an item no longer matches what leads there. delete: what the envelope writes for a "
-        "deletion. tombstone: the key and null. ignore: nothing. Without it, delete where the flow has several sinks, else ignore.",
+        "deletion. tombstone: the key and null. ignore: nothing. The default is delete with several sinks, ignore with one.",
     )
     envelope: Annotated[Envelope, BeforeValidator(_short)] = Envelope()
     format: Annotated[Format, BeforeValidator(_short)] = Format()

@@ -106,7 +106,7 @@ class Topics:
 
     @property
     def lake_sinks(self) -> dict[str, str]:
-        """The sinks whose messages the lake can read, and their topics: changes as AWS gives them, in JSON, and no tombstones."""
+        """The sinks whose messages the lake can read, and their topics: changes as AWS gives them, in JSON, no tombstones."""
         other = {
             sink
             for flow in self._flows

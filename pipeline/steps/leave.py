@@ -1,17 +1,18 @@
 """Find the sinks that an item has left, and make what they are told. Pure.
 
-Nothing is remembered: the rules are asked where an item was, and the answer is in the old image of its change. They are asked
-about a *state*: a change that leaves the item as the image has it (`MODIFY`, both images equal). So a rule that asks what kind a
-change is of, or what it changes, says the same of each state, and no item leaves a sink because of it.
+Nothing is remembered: where an item was, the rules say of the old image of its change. They are asked about a *state*: a
+change that leaves the item as the image has it (`MODIFY`, both images equal). So a rule that asks of which kind a change is,
+or what it changes, says the same of every state, and no item leaves a sink because of it.
 
-An item has left the sinks of its old state that the change is not sent to and that its new state does not lead to. Where the
-old state cannot be told, as a rule or a step fails on it, or as a reference has changed since, all other sinks are told: to
-delete what is not there does no harm.
+An item has left the sinks of its old state that the change is not sent to, and that its new state does not lead to. Where
+the old state cannot be told, as a rule or a step fails on it, or as a reference has changed since, all other sinks are told:
+to delete what is not there does no harm.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
 from typing import Any, cast
@@ -19,7 +20,7 @@ from typing import Any, cast
 import msgspec
 
 from models.change import NONE, Body, Change
-from pipeline.errors import TransientError
+from pipeline.errors import RejectedError, TransientError
 from pipeline.steps.event import Event, join, split
 from pipeline.steps.route import Router, Rule
 
@@ -209,14 +210,19 @@ class Leaving:
         """Return the rules that a state goes by; all where that cannot be told."""
         if state.gone:
             return None
-        if state.error is None:
-            try:
-                return self._hold(state)
-            except TransientError:
-                raise
-            except Exception:  # noqa: BLE001 - the state cannot be told
-                pass
-        return range(len(self.ways))
+        found = self._told(state)
+        return range(len(self.ways)) if found is None else found
+
+    def _told(self, state: Event) -> list[int] | None:
+        """Return the rules that a state goes by; None where that cannot be told."""
+        if state.error is not None:
+            return None
+        try:
+            return self._hold(state)
+        except TransientError:
+            raise
+        except Exception:  # noqa: BLE001 - a change that left the item so was rejected
+            return None
 
     def _hold(self, state: Event) -> list[int]:
         found = []
@@ -231,7 +237,13 @@ class Leaving:
         return tuple(dict.fromkeys(self.ways[number].sink(change) for number in ways))
 
     def _holding(self, ways: Iterable[int], change: Change) -> tuple[str, ...]:
-        return self._names([number for number in ways if self.ways[number].holds], change)
+        """Return the sinks in which an item is by these rules."""
+        found: dict[str, None] = {}
+        for rule in (self.ways[number] for number in ways):
+            if rule.holds:
+                with suppress(RejectedError):  # what names no topic holds nothing
+                    found[rule.sink(change)] = None
+        return tuple(found)
 
     def _leave(self, case: Case) -> None:
         """Find the sinks of the old state that a change is not sent to."""
@@ -263,26 +275,26 @@ class Leaving:
         """Keep items in sinks that their new state leads to, though the change is not sent there: `changed("total")`."""
         states: list[tuple[Case, Event]] = []
         for case in cases:
-            if case.taken and case.event.gone:
-                continue  # a step leaves the new state out
-            try:
-                state = self._state(case.event, "NewImage", case.event.change.body.new_image)
-                if self._takes(state):
-                    state.added = dict(case.event.added)
-                    states.append((case, state))
-            except Exception:  # noqa: BLE001 - the state cannot be told: the item is nowhere
-                continue
+            dropped = case.taken and case.event.gone
+            state = None if dropped else self._new_state(case)
+            if state is not None:
+                states.append((case, state))
         if self.asks_enriched:
             enrich([state for case, state in states if not case.taken])
         for case, state in states:
-            if state.gone or state.error is not None:
-                continue
-            try:
-                still = self._holding(self._hold(state), case.event.change)
-            except Exception:  # noqa: BLE001 - as above
-                continue
-            case.now = still
-            case.left = tuple(sink for sink in case.left if sink not in still)
+            if not state.gone and (ways := self._told(state)) is not None:
+                case.now = self._holding(ways, case.event.change)
+                case.left = tuple(sink for sink in case.left if sink not in case.now)
+
+    def _new_state(self, case: Case) -> Event | None:
+        """Return the new state, with what was added to its change; None where the flow leaves it out, or nobody can tell."""
+        try:
+            state = self._state(case.event, "NewImage", case.event.change.body.new_image)
+            taken = self._takes(state)
+        except Exception:  # noqa: BLE001 - the item is in no sink then
+            return None
+        state.added = dict(case.event.added)
+        return state if taken else None
 
     def _forget_dropped(self, cases: Sequence[Case], enrich: Callable[[Sequence[Event]], None]) -> None:
         """Take back what is told of old states that a step leaves out: they were in no sink."""

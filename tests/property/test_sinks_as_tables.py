@@ -256,7 +256,7 @@ referring = st.fixed_dictionaries(
     }
 )
 events = st.lists(
-    st.tuples(st.integers(1, 2), st.none() | referring, st.just(False))  # noqa: FBT003
+    st.tuples(st.integers(1, 2), st.none() | referring, st.just(False))
     | st.tuples(st.sampled_from(["c1", "c2"]), st.none() | st.sampled_from(["gold", "silver"]), st.booleans()),
     min_size=1,
     max_size=10,

@@ -82,7 +82,7 @@ def test_the_routes_of_the_page_send_the_tombstone_of_a_settled_order_to_its_sin
 
 
 def test_what_is_ignored_goes_as_before() -> None:
-    ignored = {"on_leave": "ignore"}
+    ignored: dict[str, Any] = {"on_leave": "ignore"}
     assert made(item("open"), item("paid"), **ignored) == [("other", "u", None)]
     assert made(None, item("paid"), **ignored) == [("other", "d", None)]
 
@@ -99,12 +99,12 @@ def test_no_item_leaves_a_sink_for_what_its_change_is_or_does() -> None:
 def test_deletions_with_a_sink_of_their_own_go_there_and_the_item_leaves_its_sink() -> None:
     to = [{"sink": "deleted", "where": "op == 'd'"}, *TO]
     assert made(None, item("paid"), to=to) == [("deleted", "d", None), ("settled", "d", None)]
-    only = {"to": TO, "where": {"eventName": ["REMOVE"]}}
+    only: dict[str, Any] = {"to": TO, "where": {"eventName": ["REMOVE"]}}
     assert made(None, item("paid"), **only) == [("other", "d", None)], "a flow of deletions holds no items"
 
 
 def test_the_where_of_the_flow_counts() -> None:
-    vip = {"where": "op != 'd' && has(after.vip)", "to": TO}
+    vip: dict[str, Any] = {"where": "op != 'd' && has(after.vip)", "to": TO}
     assert made(item("paid"), item("paid", vip={"BOOL": True}), **vip) == [("settled", "d", "")]
     assert made(None, item("open", vip={"BOOL": True}), **vip) == [("other", "d", None)]
     assert made(item("open", vip={"BOOL": True}), item("paid"), **vip) == [("other", "u", None)]
@@ -122,7 +122,7 @@ def test_a_flow_with_one_sink_tells_it_when_it_is_asked_to() -> None:
 
 def test_an_item_in_several_sinks_leaves_those_that_no_longer_match() -> None:
     to = [{"sink": "settled", "where": PAID}, {"sink": "vip", "where": "op != 'd' && has(after.vip)"}, "all"]
-    every = {"to": to, "match": "all"}
+    every: dict[str, Any] = {"to": to, "match": "all"}
     vip = {"vip": {"BOOL": True}}
     assert made(item("open"), item("paid", **vip), **every) == [
         ("settled", "d", "all"),
@@ -207,7 +207,11 @@ def test_every_format_can_write_it(kind: str, envelope: Any) -> None:
 
 @pytest.mark.parametrize("on_leave", ["delete", "tombstone"])
 def test_its_key_is_the_one_under_which_the_sink_has_the_item(on_leave: str) -> None:
-    shape = {"mask_key": "env:K", "mask": [{"path": "id", "how": "tokenise"}], "rename": {"id": "order"}}
+    shape: dict[str, Any] = {
+        "mask_key": "env:K",
+        "mask": [{"path": "id", "how": "tokenise"}],
+        "rename": {"id": "order"},
+    }
     compiled = flow(means=MASKED, to=TO, on_leave=on_leave, **shape)
     put, moved, removed = (
         run(compiled, one)
@@ -223,7 +227,7 @@ def test_its_key_is_the_one_under_which_the_sink_has_the_item(on_leave: str) -> 
 
 
 def test_a_masked_attribute_does_not_show_in_it() -> None:
-    shape = {"mask_key": "env:K", "mask": [{"path": "status", "how": "redact"}]}
+    shape: dict[str, Any] = {"mask_key": "env:K", "mask": [{"path": "status", "how": "redact"}]}
     for envelope in ("dynamodb", "debezium", {"kind": "plain", "tombstone": False}, "cloudevents"):
         (message,) = leave(envelope, means=MASKED, **shape)
         assert b"paid" not in (message.value or b"")
@@ -242,7 +246,7 @@ def test_a_rejected_change_tells_nobody() -> None:
     to = [{"sink": "a", "where": "op != 'd' && after.n > 1"}, {"sink": "b"}]
     (result,) = run(flow(to=to), record(item(), item(n={"N": "5"})))
     assert (result.messages, result.stage) == ([], "to")
-    shape = {"mask_key": "env:K", "mask": [{"path": "id", "how": "redact"}]}
+    shape: dict[str, Any] = {"mask_key": "env:K", "mask": [{"path": "id", "how": "redact"}]}
     (result,) = run(flow(means=MASKED, to=TO[:1], on_leave="delete", **shape), record(item("open"), item("paid")))
     assert (result.messages, result.stage) == ([], "on_leave, mask")
     assert "hash or tokenise it" in str(result.error)
@@ -257,7 +261,7 @@ def of(customer: str, **more: Any) -> dict[str, Any]:
     return item(customer={"S": customer}, **more)
 
 
-def joined(new: Any, old: Any = None, unsure: bool = False, **settings: Any) -> Result:  # noqa: FBT001, FBT002
+def joined(new: Any, old: Any = None, unsure: bool = False, **settings: Any) -> Result:
     compiled = flow({"customers": CUSTOMERS.get}, **{"to": GOLD, "enrich": [JOIN], **settings})
     value = record(new, old)
     (result,) = compiled.run([Given(0, b"key", value, decode(value), 0.0, unsure=unsure)])
