@@ -299,7 +299,7 @@ def test_sinks_are_right_also_where_a_reference_decides_and_its_change_sends_ite
         {"kind": "compute", "as": "enriched.customer == null ? 'none' : enriched.customer.tier", "into": "tier"},
     ]
     to = [{"sink": sink, "where": condition} for sink, (condition, _) in rules]
-    last = {"otherwise": "rest"} if otherwise else {}
+    last: dict[str, Any] = {"otherwise": "rest"} if otherwise else {}
     compiled = flow(
         {"customers": customers.get},
         to=to,

@@ -223,7 +223,7 @@ def test_its_key_is_the_one_under_which_the_sink_has_the_item(on_leave: str) -> 
     )
     keys = {one.key for results in (put, moved, removed) for result in results for one in result.messages}
     assert len(keys) == 1
-    assert b"o-1" not in keys.pop()
+    assert b"o-1" not in (keys.pop() or b"o-1")
 
 
 def test_a_masked_attribute_does_not_show_in_it() -> None:
