@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import msgspec
 
@@ -73,6 +73,14 @@ class Result(msgspec.Struct, eq=False):
     """Whether the `where` of the flow holds of it; of others there may be a sink to tell that the item is no longer there."""
 
 
+class Told(NamedTuple):
+    """What sinks are told of an item that has left them."""
+
+    sinks: Sequence[str]
+    message: Event
+    """Shaped, and not encoded yet."""
+
+
 @dataclass(frozen=True, slots=True)
 class Flow:
     """A flow, compiled."""
@@ -111,10 +119,11 @@ class Flow:
                 except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others go on
                     event.error = error
                     result.stage = "to"
-        if cases:
-            self._leave(picked, sinks, cases)
+        told = self._leave(picked, sinks, cases) if cases else {}
         self._steps(self.shape, picked, watch)
-        self._encode(picked, sinks, watch)
+        self._encode(picked, sinks, told, watch)
+        if told:
+            self._tell_keys(picked, cases, told)
         for number, (result, event) in enumerate(picked):
             left = cases[number].left if number in cases else ()
             if left or len(sinks[number]) > 1:
@@ -192,33 +201,41 @@ class Flow:
 
     def _leave(
         self, picked: Sequence[tuple[Result, Event]], sinks: list[tuple[str, ...]], cases: Mapping[int, Case]
-    ) -> None:
-        """Say where deletions go, and write what is told to the sinks that items have left."""
+    ) -> dict[int, Told]:
+        """Say where deletions go, and return what is told to the sinks that items have left, by the places of the changes."""
         leaving = cast("Leaving", self.leaving)
         asked = {number: case for number, case in cases.items() if case.event.error is None}
         for number, case in asked.items():
             case.sinks = sinks[number]
         leaving.settle(list(asked.values()), self._enrich_states)
-        told: dict[int, tuple[Result, Event]] = {}
+        told = {}
         for number, case in asked.items():
-            result, event = picked[number]
             sinks[number] = case.sinks
-            if event.error is not None:
-                result.stage = "to"
+            if case.event.error is not None:
+                picked[number][0].stage = "to"
             elif case.left:
-                told[number] = result, leaving.message(case)
-        self._steps(self.shape, list(told.values()), None)
-        outputs: dict[str, list[tuple[Result, Event]]] = {}
-        for number, (result, message) in told.items():
-            if message.error is None:
-                for sink in cases[number].left:
-                    outputs.setdefault(sink, []).append((result, message))
-        for sink, some in outputs.items():
-            self._write(sink, TOMBSTONES if leaving.bare else self.output(sink), some, None, left=True)
-        for number, (result, message) in told.items():
-            if message.error is not None:  # nothing of the change is sent then
-                picked[number][1].error = message.error
+                told[number] = Told(case.left, leaving.message(case, bare=leaving.bare))
+        self._steps(self.shape, [(picked[number][0], one.message) for number, one in told.items()], None)
+        return told
+
+    def _tell_keys(
+        self, picked: Sequence[tuple[Result, Event]], cases: Mapping[int, Case], told: Mapping[int, Told]
+    ) -> None:
+        """Tell sinks that cannot have the old image as it is the key alone; where that fails as well, reject the change."""
+        leaving = cast("Leaving", self.leaving)
+        for number, (left, message) in told.items():
+            result, event = picked[number]
+            if message.error is None or event.error is not None:
+                continue
+            result.messages = [one for one in result.messages if not one.left]
+            key = leaving.message(cases[number], bare=True)
+            self._steps(self.shape, [(result, key)], None)
+            if key.error is not None:
+                event.error = key.error
                 result.stage = f"on_leave, {result.stage}"
+                continue
+            for sink in left:
+                self._write(sink, TOMBSTONES, [(result, key)], None)
 
     def _enrich_states(self, states: Sequence[Event]) -> None:
         """Enrich old states of items, as changes are."""
@@ -240,44 +257,47 @@ class Flow:
                 watch(name, events)
 
     def _encode(
-        self, picked: Sequence[tuple[Result, Event]], sinks: Sequence[tuple[str, ...]], watch: Watch | None
+        self,
+        picked: Sequence[tuple[Result, Event]],
+        sinks: Sequence[tuple[str, ...]],
+        told: Mapping[int, Told],
+        watch: Watch | None,
     ) -> None:
         outputs: dict[str, list[tuple[Result, Event]]] = {}
-        for (result, event), wanted in zip(picked, sinks, strict=True):
+        keys: dict[str, list[tuple[Result, Event]]] = {}
+        bare = keys if self.leaving is not None and self.leaving.bare else outputs
+        for number, ((result, event), wanted) in enumerate(zip(picked, sinks, strict=True)):
+            if number in told and told[number].message.error is None:
+                for sink in told[number].sinks:
+                    bare.setdefault(sink, []).append((result, told[number].message))
             if event.error is None and not event.gone:
                 for sink in wanted:
                     outputs.setdefault(sink, []).append((result, event))
         if self.through is not None:
             alive = [(result, event) for result, event in picked if event.error is None and not event.gone]
             self._write("", self.through, alive, watch)
+        for sink, some in keys.items():
+            self._write(sink, TOMBSTONES, some, None)
         for sink, some in outputs.items():
             self._write(sink, self.output(sink), some, watch)
 
-    def _write(
-        self,
-        sink: str,
-        output: Output,
-        some: Sequence[tuple[Result, Event]],
-        watch: Watch | None,
-        *,
-        left: bool = False,
-    ) -> None:
+    def _write(self, sink: str, output: Output, some: Sequence[tuple[Result, Event]], watch: Watch | None) -> None:
         events = [event for _, event in some]
         output(events)
         follows = output.tombstone_follows
         for result, event in some:
             if event.error is not None:
-                result.stage = "output"
+                result.stage = result.stage if event.left else "output"
                 continue
             change = event.change
             own = headers(change)
             if event.headers or event.marks:
                 own = [*own, *event.headers, *event.marks]
-            result.messages.append(Message(sink, event.key, event.output, own, left))
+            result.messages.append(Message(sink, event.key, event.output, own, event.left))
             if follows and event.output is not None and change.after is None:
-                result.messages.append(Message(sink, event.key, None, own, left))
+                result.messages.append(Message(sink, event.key, None, own, event.left))
         if watch is not None:
-            watch(f"to {sink}" if sink else "through", events)
+            watch(f"to {sink}" if sink else "through", [event for event in events if not event.left])
 
 
 class _Tombstones:

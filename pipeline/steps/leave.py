@@ -157,14 +157,15 @@ class Leaving:
         for case in cases:
             case.now = tuple(dict.fromkeys([*case.sinks, *case.now]))
 
-    def message(self, case: Case) -> Event:
-        """Return what the sinks that an item has left are told: that it was deleted, with its old image."""
+    def message(self, case: Case, *, bare: bool) -> Event:
+        """Return what the sinks that an item has left are told: that it was deleted, with its old image if not `bare`."""
         event, change = case.event, case.event.change
         body = change.body
-        old = NONE if self.bare else body.old_image
+        old = NONE if bare else body.old_image
         gone = _with(change, "REMOVE", Body(body.keys, NONE, old, body.sequence, body.created, body.precision))
-        value = _removal(event.value) if self.as_aws and not case.is_deletion else event.value
+        value = _removal(event.value) if self.as_aws and not (bare or case.is_deletion) else event.value
         told = Event(event.key, value, gone, event.at)
+        told.left = True
         if not case.is_deletion:
             told.moved = True
             told.marks = [(MOVED_TO, ",".join(case.now).encode())]
@@ -258,10 +259,11 @@ class Leaving:
             return
         own: list[int] = []
         for number, rule in enumerate(self.rules) if case.sent else ():
-            if rule.where is not None and rule.where(event):
-                own.append(number)
-                if not self.every:
-                    break
+            if rule.where is None or not rule.where(event) or self._is_hidden(case, number):
+                continue
+            own.append(number)
+            if not self.every:
+                break
         if case.sent and (self.every or not own):
             # What takes everything, and what takes the rest, judge a deletion by its old image.
             taking = [number for number in case.ways if self.ways[number].where is None]
@@ -270,6 +272,16 @@ class Leaving:
             own = sorted({*own, *(number for number in case.ways if self.ways[number].holds)})
         case.sinks = self._names(own, change)
         case.left = tuple(sink for sink in self._holding(case.ways, change) if sink not in case.sinks)
+
+    def _is_hidden(self, case: Case, number: int) -> bool:
+        """Say whether a rule holds of a deletion only because one before it, that had the item, does not see deletions."""
+        if self.every or case.was is None or number in (case.ways or ()):
+            return False
+        where = self.rules[number].where
+        try:
+            return where is not None and where(case.was)
+        except Exception:  # noqa: BLE001 - it asks for more than the state
+            return False
 
     def _stay(self, cases: Sequence[Case], enrich: Callable[[Sequence[Event]], None]) -> None:
         """Keep items in sinks that their new state leads to, though the change is not sent there: `changed("total")`."""

@@ -103,6 +103,13 @@ def test_deletions_with_a_sink_of_their_own_go_there_and_the_item_leaves_its_sin
     assert made(None, item("paid"), **only) == [("other", "d", None)], "a flow of deletions holds no items"
 
 
+def test_a_deletion_goes_to_no_sink_only_because_the_rule_that_had_the_item_does_not_see_it() -> None:
+    paid = "(op == 'd' ? before : after).status == 'paid'"
+    to = [*TO[:1], {"sink": "hidden", "where": paid}, {"sink": "deleted", "where": "op == 'd'"}]
+    assert made(item("paid"), to=to) == [("settled", "c", None)]
+    assert made(None, item("paid"), to=to) == [("settled", "d", None), ("deleted", "d", None)]
+
+
 def test_the_where_of_the_flow_counts() -> None:
     vip: dict[str, Any] = {"where": "op != 'd' && has(after.vip)", "to": TO}
     assert made(item("paid"), item("paid", vip={"BOOL": True}), **vip) == [("settled", "d", "")]
@@ -247,9 +254,21 @@ def test_a_rejected_change_tells_nobody() -> None:
     (result,) = run(flow(to=to), record(item(), item(n={"N": "5"})))
     assert (result.messages, result.stage) == ([], "to")
     shape: dict[str, Any] = {"mask_key": "env:K", "mask": [{"path": "id", "how": "redact"}]}
-    (result,) = run(flow(means=MASKED, to=TO[:1], on_leave="delete", **shape), record(item("open"), item("paid")))
-    assert (result.messages, result.stage) == ([], "on_leave, mask")
-    assert "hash or tokenise it" in str(result.error)
+    for more, stage in (({"to": TO[:1]}, "mask"), ({"to": "s", "where": PAID}, "on_leave, mask")):
+        compiled = flow(means=MASKED, on_leave="delete", **shape, **more)
+        (result,) = run(compiled, record(item("open"), item("paid")))
+        assert (result.messages, result.stage) == ([], stage)
+        assert "hash or tokenise it" in str(result.error)
+
+
+def test_an_old_image_that_the_schema_of_its_sink_refuses_is_told_by_its_key() -> None:
+    pytest.importorskip("fastavro")
+    compiled = flow(to=TO, envelope="debezium", format="avro", means=Means(registry=NewRegistry()))
+    first, odd = item("paid", n={"N": "1"}), item("paid", n={"S": "text"})
+    (put, rejected, moved) = run(compiled, record(first), record(odd, first), record(item("open"), odd))
+    assert (len(put.messages), rejected.messages, rejected.stage) == (1, [], "output")
+    assert [(one.sink, one.value is None) for one in moved.messages] == [("settled", True), ("other", False)]
+    assert moved.error is None
 
 
 CUSTOMERS = {b'{"S":"c-1"}': b'{"tier":{"S":"gold"}}', b'{"S":"c-2"}': b'{"tier":{"S":"iron"}}'}
