@@ -89,8 +89,12 @@ def _flow(flow: settings.Flow, given: Given, means: Means) -> FlowTrace:
         return trace
     (result,) = results
     trace.steps += watcher.enriched
-    if not watcher.gone and not (result.error is not None and result.stage.startswith(("where", "enrich."))):
-        trace.steps += _routes(flow, given, watcher.added)
+    early = (
+        not result.taken or watcher.gone or (result.error is not None and result.stage.startswith(("where", "enrich.")))
+    )
+    if not early:
+        trace.steps += _routes(flow, given, watcher.added, _deletion_sinks(flow, result))
+    trace.steps += [StepTrace(f"leaves {sink}", "its old image matches what leads there") for sink in _left(result)]
     trace.steps += watcher.shaped
     if result.error is not None:
         trace.outcome, trace.reason = "rejected", f"{result.stage}: {result.error}"
@@ -98,7 +102,11 @@ def _flow(flow: settings.Flow, given: Given, means: Means) -> FlowTrace:
     trace.messages = [_message(message) for message in result.messages]
     if not [message for message in trace.messages if message.sink]:
         trace.outcome = "left out"
-        trace.reason = watcher.gone or "to: no `where` holds, and there is no `otherwise`"
+        trace.reason = (
+            f"where {DOES_NOT}"
+            if not result.taken
+            else watcher.gone or "to: no `where` holds, and there is no `otherwise`"
+        )
     return trace
 
 
@@ -163,28 +171,54 @@ class _Watcher:
         return StepTrace(step, outcome, details)
 
 
-def _routes(flow: settings.Flow, given: Given, added: Mapping[str, Value]) -> list[StepTrace]:
-    """Return what the rules of `to` say, as far as they are asked."""
+def _left(result: Result) -> list[str]:
+    """Return the sinks that the item has left."""
+    return list(dict.fromkeys(message.sink for message in result.messages if message.left))
+
+
+def _deletion_sinks(flow: settings.Flow, result: Result) -> set[str] | None:
+    """Return the sinks of a deletion that goes by its old image; None for all other changes."""
+    change = result.given.change
+    if flow.leaves is None or change.op != "d" or change.before is None or result.error is not None:
+        return None
+    return {message.sink for message in result.messages}
+
+
+def _routes(
+    flow: settings.Flow, given: Given, added: Mapping[str, Value], deletion: set[str] | None
+) -> list[StepTrace]:
+    """Return what the rules of `to` say, as far as they are asked; of a `deletion` that goes by its old image, its sinks."""
     if len(flow.to) == 1 and flow.to[0].where is None:
         return []  # there is nothing to decide
     traces: list[StepTrace] = []
     taken = ""
     for number, to in enumerate(flow.to):
         name = f"to.{number}"
+        gets = deletion is None or _sink(to.sink, given.change) in deletion
         if taken and flow.match == "first":
             outcome, details = f"not asked, {taken} takes it", list[str]()
         elif to.where is None:
-            outcome, details = "takes everything", []
+            outcome, details = ("takes everything", []) if gets else (DOES_NOT, ["its old image matches another route"])
         else:
             outcome, details = predicate(to.where, given.value, given.change, added)
+            if outcome == DOES_NOT and deletion is not None and gets:
+                details.append("gets the deletion, as its old image matches")
         traces.append(StepTrace(f"{name} {to.sink}", outcome, details))
         if outcome.startswith(REJECTS):
             return traces
         if outcome != DOES_NOT:
             taken = taken or name
-    if flow.otherwise is not None and not taken:
+    if (
+        flow.otherwise is not None
+        and not taken
+        and (deletion is None or _sink(flow.otherwise, given.change) in deletion)
+    ):
         traces.append(StepTrace(f"otherwise {flow.otherwise}", "takes it, no `where` holds"))
     return traces
+
+
+def _sink(name: str, change: Change) -> str:
+    return settings.fill(name, table=change.table, op=change.op, source=change.source)
 
 
 def predicate(where: settings.Where, value: bytes, change: Change, added: Mapping[str, Value]) -> tuple[str, list[str]]:

@@ -413,6 +413,11 @@ class Flow(Section):
     otherwise: SinkName | None = Field(
         None, description="The sink of what no `where` matches; without it, it is left out."
     )
+    on_leave: Literal["delete", "tombstone", "ignore"] | None = Field(
+        None,
+        description="What a sink gets when an item no longer matches what leads there. delete: what the envelope writes for a "
+        "deletion. tombstone: the key and null. ignore: nothing. The default is delete with several sinks, ignore with one.",
+    )
     envelope: Annotated[Envelope, BeforeValidator(_short)] = Envelope()
     format: Annotated[Format, BeforeValidator(_short)] = Format()
     order: Literal["loose", "strict"] = Field(
@@ -480,6 +485,19 @@ class Flow(Section):
         return self
 
     @model_validator(mode="after")
+    def _something_can_leave(self) -> Flow:
+        if self.on_leave is not None and not self._can_leave:
+            raise ValueError(
+                f"on_leave: nothing ever leaves {' or '.join(self.sinks)}: "
+                + (
+                    "their names have {op}, so they hold changes of a kind, not items"
+                    if self._has_conditions
+                    else "neither the flow nor one of its routes has a `where`"
+                )
+            )
+        return self
+
+    @model_validator(mode="after")
     def _formats_have_documents(self) -> Flow:
         if self.format.kind != "json" and self.envelope.kind not in {"plain", "debezium"}:
             raise ValueError(
@@ -509,6 +527,20 @@ class Flow(Section):
         """The sinks that it names, templates among them."""
         return list(dict.fromkeys([*(route.sink for route in self.to), *([self.otherwise] if self.otherwise else [])]))
 
+    @property
+    def leaves(self) -> Literal["delete", "tombstone"] | None:
+        """What a sink gets when an item leaves it; None: nothing."""
+        chosen = self.on_leave or ("delete" if len(self.sinks) > 1 else "ignore")
+        return None if chosen == "ignore" or not self._can_leave else chosen
+
+    @property
+    def _has_conditions(self) -> bool:
+        return self.where is not None or any(route.where is not None for route in self.to)
+
+    @property
+    def _can_leave(self) -> bool:
+        return self._has_conditions and any(map(holds_items, self.sinks))
+
 
 def _added_paths(flow: Flow) -> Iterator[tuple[str, str, int | None]]:
     """Yield the paths into what is added, with their places; and before which step it must have been (None: any)."""
@@ -529,6 +561,11 @@ def fill(template: str, *, table: str, op: str, source: str) -> str:
     if "{" not in template:
         return template
     return template.replace("{table}", table).replace("{op}", op).replace("{source}", source)
+
+
+def holds_items(sink: str) -> bool:
+    """Say whether an item is in a sink, or its changes of one kind alone."""
+    return "{op}" not in sink
 
 
 def is_template(sink: str) -> bool:

@@ -48,7 +48,8 @@ def steps(flow: Flow) -> list[str]:
     lines += [f"{name} {', '.join(attributes)}" for name, attributes in shape.items() if attributes]
     lines += [f"{mask.how} {mask.path}" for mask in flow.mask]
     encoding = " ".join(kind for kind in (flow.envelope.kind, flow.format.kind) if kind not in {"dynamodb", "json"})
-    return [*lines, *([encoding] if encoding else [])]
+    leaves = [] if flow.leaves is None else [f"on_leave {flow.leaves}"]
+    return [*lines, *([encoding] if encoding else []), *leaves]
 
 
 def _target(step: EnrichSettings) -> str:

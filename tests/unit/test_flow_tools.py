@@ -451,7 +451,7 @@ def test_rules_and_what_is_published_on_the_way_are_drawn() -> None:
     every = {"name": "every", "match": "all", "to": [to[0], {"sink": "b"}, {"sink": "a", "where": "ttl_expired"}]}
     drawn = Settings.model_validate({"flows": [first, every]}).flows
     chart = mermaid(drawn)
-    assert 'f0["first<br/>join topic:crm.regions"]' in chart
+    assert 'f0["first<br/>join topic:crm.regions<br/>on_leave delete"]' in chart
     nodes = {name: node for node, name in re.findall(r'(s\d)\(\["(.+?)"\]\)', chart)}
     assert list(nodes) == ["enriched.way", "a", "b", "rest"]
     ways = dict(re.findall(r"(f\d -->.*) (s\d)", chart))
