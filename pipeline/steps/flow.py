@@ -25,6 +25,10 @@ class Output(Protocol):
     def tombstone_follows(self) -> bool:
         """Whether a tombstone follows what is written for a deletion."""
 
+    @property
+    def keys(self) -> Step | None:
+        """What sets `event.key_output`; None: the key is the item key."""
+
     def __call__(self, events: Sequence[Event]) -> None:
         """Encode events."""
 
@@ -160,7 +164,9 @@ class Flow:
     def _write(self, sink: str, output: Output, some: Sequence[tuple[Result, Event]], watch: Watch | None) -> None:
         events = [event for _, event in some]
         output(events)
-        follows = output.tombstone_follows
+        follows, keys = output.tombstone_follows, output.keys
+        if keys is not None:
+            keys([event for event in events if event.error is None])
         for result, event in some:
             if event.error is not None:
                 result.stage = "output"
@@ -169,9 +175,10 @@ class Flow:
             own = headers(change)
             if event.headers or event.marks:
                 own = [*own, *event.headers, *event.marks]
-            result.messages.append(Message(sink, event.key, event.output, own))
+            key = event.key if keys is None else event.key_output
+            result.messages.append(Message(sink, key, event.output, own))
             if follows and event.output is not None and change.after is None:
-                result.messages.append(Message(sink, event.key, None, own))
+                result.messages.append(Message(sink, key, None, own))
         if watch is not None:
             watch(f"to {sink}" if sink else "through", events)
 
