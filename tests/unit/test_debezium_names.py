@@ -37,6 +37,7 @@ from pipeline.steps.formats.shape import ConflictError, rename
 
 TOPIC = "p.sink.orders-a"
 SUBJECT = f"{TOPIC}-value"
+CONTEXT = SerializationContext(TOPIC, MessageField.VALUE)
 LEGAL = "p.sink.orders_u002d_a"
 SOURCE = "io.debezium.connector.headwater.Source"
 KINDS = ["avro", "protobuf", "json-schema"]
@@ -69,14 +70,15 @@ def worker(served: Served, clients: ExitStack, kind: str, **settings: Any) -> En
     return compile_format(Envelope(kind="debezium"), form, TOPIC, registry_of(served, clients))
 
 
-def earlier(monkeypatch: pytest.MonkeyPatch, served: Served, clients: ExitStack, kind: str) -> None:
-    """Write with the version before, which named the records by the topic and by what they are."""
+def earlier(monkeypatch: pytest.MonkeyPatch, served: Served, clients: ExitStack, kind: str) -> Event:
+    """Return what the version before has written, which named the records by the topic and by what they are."""
     step = worker(served, clients, kind)
     with monkeypatch.context() as before:
         before.setattr(step.step, "_debezium", None)
         step.step._shape = step.step._new_shape()  # type: ignore[attr-defined]
-        done(step, record(NEW, OLD))
+        (one,) = done(step, record(NEW, OLD))
     assert not CODECS[kind].parse(served.subjects[SUBJECT][-1]["schema"]).is_debezium
+    return one
 
 
 def done(step: Encoder, *values: bytes) -> list[Event]:
@@ -200,7 +202,7 @@ def test_a_subject_is_migrated_where_it_is_asked_for(
 def test_a_migrated_subject_has_aliases_in_avro_so_that_new_readers_read_old_records(
     served: Served, clients: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    earlier(monkeypatch, served, clients, "avro")
+    former = earlier(monkeypatch, served, clients, "avro")
     step = worker(served, clients, "avro", former_names="migrate")
     done(step, record(NEW, OLD))
     done(step, record({**NEW, "more": {"N": "1"}}, OLD))
@@ -208,9 +210,13 @@ def test_a_migrated_subject_has_aliases_in_avro_so_that_new_readers_read_old_rec
     for text in schemas(served)[1:]:
         schema = json.loads(text)
         fields = {field["name"]: field["type"] for field in schema["fields"]}
-        assert schema["aliases"] == [".orders_u002d_a"]
+        assert schema["aliases"] == [".orders_u002d_a", "orders_u002d_a"]
         aliases = [fields[name][1]["aliases"] for name in ("before", "source", "transaction")]
-        assert aliases == [[".Item"], [".Source"], [".Transaction"]]
+        assert aliases == [[".Item", "Item"], [".Source", "Source"], [".Transaction", "Transaction"]]
+        client = SchemaRegistryClient({"url": served.url})
+        clients.callback(client.close)
+        found: Any = AvroDeserializer(client, text)(former.output or b"", CONTEXT)
+        assert found["after"]["total"] == Decimal("12.5")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -47,8 +47,8 @@ def _record(shape: Shape, known: set[str]) -> Any:
     if name in known:
         return name
     known.add(name)
-    # One without a namespace: it begins with a dot.
-    aliases = {"aliases": [f".{escaped(shape.alias)}"]} if shape.alias else {}
+    # A name in no namespace begins with a dot; fastavro knows it without.
+    aliases = {"aliases": [f".{escaped(shape.alias)}", escaped(shape.alias)]} if shape.alias else {}
     fields = [_field(n, one, known, required=shape.required) for n, one in shape.fields.items()]
     return {"type": "record", "name": name, **aliases, "fields": fields}
 
