@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 MAGIC = b"\x00"
 ENVELOPE = ".Envelope"
 """By this end of a record's name Debezium's readers know an envelope."""
+KEEPS, MIGRATES = "former_names = keep", "former_names = migrate"
 TYPES = {"avro": "AVRO", "protobuf": "PROTOBUF", "json-schema": "JSON"}
 CODECS = {"avro": avro, "protobuf": protobuf, "json-schema": json_schema}
 
@@ -197,6 +198,8 @@ class _Step:
                 merge(shape, self._parsed(other))
             self._base = news.own
             return False
+        if renames:
+            log.info("%s: its records have the names now that Debezium gives them (%s)", self._subject, MIGRATES)
         self._head = MAGIC + number.to_bytes(4, "big")
         shape.registered()
         if self._codec is not json_schema:
@@ -220,32 +223,28 @@ class _Step:
 
     def _name_again(self, shape: Shape, known: Shape, *, is_new: bool) -> None:
         """Give the records the names that the registry has, or Debezium's where the subject is to be migrated."""
-        rename(shape, self._name, {})
-        if self._debezium is None:
-            return
-        if known.is_debezium:
-            rename(shape, *self._debezium, aliases=bool(known.alias))
-        elif self._migrates:
-            log.info("%s: its records get the names that Debezium gives them (former_names = migrate)", self._subject)
-            rename(shape, *self._debezium, aliases=True)
+        if self._debezium is not None and known.is_debezium:
+            rename(shape, *self._debezium, alias=known.alias)
+        elif self._debezium is not None and self._migrates:
+            rename(shape, *self._debezium, alias=self._name)
             if self._codec is json_schema:
                 json_schema.open_documents(shape)
-        elif is_new:
-            log.info(
-                "%s: its records keep their names, which readers of Debezium refuse (former_names = keep)",
-                self._subject,
-            )
+        else:
+            rename(shape, self._name, {})
+            if self._debezium is not None and is_new:
+                log.info("%s: its records keep their names, which Debezium's readers refuse (%s)", self._subject, KEEPS)
 
     def _keep_names(self, shape: Shape, error: IncompatibleError) -> None:
-        """Go on with the names that the subject has: the registry refuses others."""
+        """Go on with the names that the subject has, and what it knows: the registry refuses others."""
         log.warning(
-            "%s: its records keep their former names, the registry refuses Debezium's: %s; "
-            "docs/how-to/use-a-schema-registry.md says what can be done",
+            "%s: its records keep their names, the registry refuses Debezium's: %s; see docs/how-to/read-with-kafka-connect.md",
             self._subject,
             error,
         )
         self._migrates = False
         rename(shape, self._name, {})
+        if self._base is not None:
+            shape.fields = self._parsed(self._base).fields
 
     def _new_shape(self) -> Shape:
         if self._debezium is None:
@@ -257,7 +256,7 @@ class _Step:
         """Return the shape of a schema of the subject."""
         shape = self._codec.parse(text)
         if self._debezium is not None and shape.is_debezium:
-            rename(shape, *self._debezium)
+            rename(shape, *self._debezium, alias=shape.alias)
         else:
             rename(shape, self._name, {})
         return shape

@@ -149,16 +149,13 @@ def debezium_names(topic: str) -> dict[str, str]:
     }
 
 
-def rename(shape: Shape, name: str, names: Mapping[str, str], *, aliases: bool = False) -> None:
-    """Give a record and those in it other names; `aliases`: each keeps the one that it had."""
-    if aliases:
-        shape.alias = shape.name
-    shape.name, shape.names = name, names
+def rename(shape: Shape, name: str, names: Mapping[str, str], *, alias: str = "") -> None:
+    """Give a record and those in it other names; `alias`: what it was called before, then the others also keep theirs."""
+    shape.name, shape.names, shape.alias = name, names, alias
     for member, one in shape.fields.items():
         if one.shape is not None:
             record = RECORDS.get(member, member)
-            one.shape.name = names.get(record, record)
-            one.shape.alias = record if aliases else one.shape.alias
+            one.shape.name, one.shape.alias = names.get(record, record), record if alias else ""
 
 
 TRANSACTION: dict[str, Kind] = {"id": "string", "total_order": "long", "data_collection_order": "long"}
