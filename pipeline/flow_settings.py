@@ -344,16 +344,76 @@ class Envelope(Section):
         return self
 
 
+FormatKind = Literal["json", "avro", "protobuf", "json-schema"]
+
+
 class Format(Section):
     """How messages are encoded."""
 
-    kind: Literal["json", "avro", "protobuf", "json-schema"] = Field(
-        "json", description="json, or a format with its schemas in the schema registry."
-    )
+    kind: FormatKind = Field("json", description="json, or a format with its schemas in the schema registry.")
     on_conflict: Literal["reject", "widen"] = Field(
         "reject",
         description="When a value does not fit its attribute's schema: a dead letter, or from then on a wider type.",
     )
+    schemas: bool = Field(
+        False,
+        description='json: each message is {"schema": ..., "payload": ...}, as Kafka Connect reads and writes it with '
+        "schemas.enable=true.",
+    )
+    former_names: Literal["keep", "migrate"] = Field(
+        "keep",
+        description="debezium, with a schema registry: whether a subject whose records an earlier version has named keeps "
+        "these names, or gets those that Debezium gives (migrate).",
+    )
+
+    @model_validator(mode="after")
+    def _settings_are_of_the_kind(self) -> Format:
+        if self.schemas and self.kind != "json":
+            raise ValueError(f"schemas: only json has them in its messages, {self.kind} has them in the registry")
+        if self.kind == "json" and "former_names" in self.model_fields_set:
+            raise ValueError("former_names: json has no subjects in a schema registry")
+        return self
+
+    @property
+    def is_registered(self) -> bool:
+        """Whether its schemas are in the schema registry."""
+        return self.kind != "json"
+
+    @property
+    def has_schema(self) -> bool:
+        """Whether readers are told a schema, by the registry or in each message."""
+        return self.is_registered or self.schemas
+
+
+class KeyFormat(Section):
+    """How the keys of messages are encoded."""
+
+    kind: FormatKind = Field(
+        "json",
+        description="json: the item key, in DynamoDB's typed JSON. Else a struct of the key attributes, with its schema in the "
+        "schema registry.",
+    )
+    schemas: bool = Field(
+        False,
+        description='json: a struct of the key attributes, as {"schema": ..., "payload": ...}, which Kafka Connect reads with '
+        "schemas.enable=true.",
+    )
+
+    @model_validator(mode="after")
+    def _settings_are_of_the_kind(self) -> KeyFormat:
+        if self.schemas and self.kind != "json":
+            raise ValueError(f"schemas: only json has them in its messages, {self.kind} has them in the registry")
+        return self
+
+    @property
+    def is_registered(self) -> bool:
+        """Whether its schemas are in the schema registry."""
+        return self.kind != "json"
+
+    @property
+    def is_struct(self) -> bool:
+        """Whether a key is a struct, not the item key."""
+        return self.is_registered or self.schemas
 
 
 class Route(Section):
@@ -420,6 +480,7 @@ class Flow(Section):
     )
     envelope: Annotated[Envelope, BeforeValidator(_short)] = Envelope()
     format: Annotated[Format, BeforeValidator(_short)] = Format()
+    key_format: Annotated[KeyFormat, BeforeValidator(_short)] = KeyFormat()
     order: Literal["loose", "strict"] = Field(
         "loose",
         description="strict: after a rejected change, the later ones of its item wait until it was retried or skipped.",
@@ -499,10 +560,15 @@ class Flow(Section):
 
     @model_validator(mode="after")
     def _formats_have_documents(self) -> Flow:
-        if self.format.kind != "json" and self.envelope.kind not in {"plain", "debezium"}:
-            raise ValueError(
-                f"format {self.format.kind}: needs the envelope plain or debezium, not {self.envelope.kind}"
-            )
+        if self.envelope.kind in {"plain", "debezium"}:
+            return self
+        for name, has_schema, form in (
+            ("format", self.format.has_schema, self.format),
+            ("key_format", self.key_format.is_struct, self.key_format),
+        ):
+            if has_schema:
+                kind = "json with schemas" if form.schemas else form.kind
+                raise ValueError(f"{name} {kind}: needs the envelope plain or debezium, not {self.envelope.kind}")
         return self
 
     @property

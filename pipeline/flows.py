@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache, partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -21,11 +21,12 @@ from pipeline.lookups import canned, lookup
 from pipeline.secrets import mask_key
 from pipeline.settings import Settings, place_of
 from pipeline.steps.enrich import JoinStep, Lookup, compute, join, reference, text_of_key
-from pipeline.steps.envelope import compile_envelope
+from pipeline.steps.envelope import Encoder, compile_envelope
 from pipeline.steps.event import Event, Step
 from pipeline.steps.expression import ENRICHED, ExpressionError, compile_expression, compile_value, truth
 from pipeline.steps.filter import PatternError, Predicate, compile_pattern, fields
 from pipeline.steps.flow import Flow, Output, Where
+from pipeline.steps.formats.connect import compile_key_schemas, compile_schemas
 from pipeline.steps.mask import compile_masks
 from pipeline.steps.project import projection
 from pipeline.steps.python import Function, call, load
@@ -65,6 +66,7 @@ PAGES = {
     "query": "docs/how-to/enrich-by-sql.md",
     "name": "docs/how-to/enrich-in-python.md",
     "format": "docs/how-to/use-a-schema-registry.md",
+    "key_format": "docs/how-to/use-a-schema-registry.md",
 }
 """What to read about a setting, by its name."""
 
@@ -361,17 +363,41 @@ class _Compiler:
 
     def output(self) -> Callable[[str], Output]:
         flow, means = self._flow, self._means
-        if flow.format.kind == "json":
+        if not flow.format.has_schema and not flow.key_format.is_struct:
             encoder = compile_envelope(flow.envelope)
             return lambda sink: encoder
-        registry = means.registry
-        if registry is None:
-            raise self._fail("format", ValueError(f"{flow.format.kind} needs schema_registry.url"))
+        value, key = self._values(), self._keys()
+        return cache(lambda sink: replace(value(means.topic(sink)), keys=key(means.topic(sink))))
+
+    def _values(self) -> Callable[[str], Encoder]:
+        """Return what gives the last step of a topic, but for its keys."""
+        flow = self._flow
+        if flow.format.schemas:
+            return lambda topic: compile_schemas(flow.envelope, flow.format, topic)
+        if not flow.format.is_registered:
+            return lambda topic: compile_envelope(flow.envelope)
+        compile_format, _, registry = self._registered("format", flow.format.kind)
+        return lambda topic: compile_format(flow.envelope, flow.format, topic, registry)
+
+    def _keys(self) -> Callable[[str], Step | None]:
+        """Return what gives the step that encodes the keys of a topic."""
+        flow = self._flow
+        if not flow.key_format.is_struct:
+            return lambda topic: None
+        if flow.key_format.schemas:
+            return lambda topic: compile_key_schemas(flow.envelope, topic)
+        _, compile_keys, registry = self._registered("key_format", flow.key_format.kind)
+        return lambda topic: compile_keys(flow.envelope, flow.key_format, topic, registry)
+
+    def _registered(self, place: str, kind: str) -> tuple[Callable[..., Encoder], Callable[..., Step], Registry]:
+        """Return what compiles formats with their schemas in a registry, and the registry."""
+        if self._means.registry is None:
+            raise self._fail(place, ValueError(f"{kind} needs schema_registry.url"))
         try:
-            from pipeline.steps.formats.registered import compile_format  # noqa: PLC0415 - of the extra `registry`
+            from pipeline.steps.formats.registered import compile_format, compile_keys  # noqa: PLC0415 - of the extra
         except ModuleNotFoundError as error:
-            raise self._fail("format", ValueError("needs more packages: pip install 'headwater[registry]'")) from error
-        return cache(lambda sink: compile_format(flow.envelope, flow.format, means.topic(sink), registry))
+            raise self._fail(place, ValueError("needs more packages: pip install 'headwater[registry]'")) from error
+        return compile_format, compile_keys, self._means.registry
 
 
 def _expression_rule(text: str) -> Callable[[Event], bool]:

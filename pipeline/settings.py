@@ -624,8 +624,9 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _formats_have_a_registry(self) -> Settings:
         for number, flow in enumerate(self.flows):
-            if flow.format.kind != "json" and self.schema_registry.url is None:
-                raise ValueError(f"flows.{number}.format: {flow.format.kind} needs schema_registry.url")
+            for name, form in (("format", flow.format), ("key_format", flow.key_format)):
+                if form.is_registered and self.schema_registry.url is None:
+                    raise ValueError(f"flows.{number}.{name}: {form.kind} needs schema_registry.url")
         return self
 
     @model_validator(mode="after")

@@ -21,7 +21,7 @@ from pydantic import AwareDatetime, BaseModel
 from pydantic.fields import FieldInfo
 
 from pipeline.cli import app
-from pipeline.flow_settings import Compute, Envelope, Flow, Format, Join, Lookup, Mask, Python, Route, Sql
+from pipeline.flow_settings import Compute, Envelope, Flow, Format, Join, KeyFormat, Lookup, Mask, Python, Route, Sql
 from pipeline.metrics import Metrics
 from pipeline.settings import (
     ENV_PREFIX,
@@ -79,6 +79,7 @@ SECTIONS: Sequence[tuple[str, str, type[BaseModel]]] = [
     ("flows: to", "flows.to", Route),
     ("flows: envelope", "flows.envelope", Envelope),
     ("flows: format", "flows.format", Format),
+    ("flows: key_format", "flows.key_format", KeyFormat),
     ("[schema_registry]", "schema_registry", Registry),
     ("[lake]", "lake", Lake),
     ("[[lakes]]", "lakes", NamedLake),

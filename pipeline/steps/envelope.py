@@ -31,6 +31,8 @@ class Encoder:
     step: Step
     tombstone_follows: bool = False
     """Whether a tombstone follows what is written for a deletion."""
+    keys: Step | None = None
+    """Sets `event.key_output`; None: the key is the item key."""
 
     def __call__(self, events: Sequence[Event]) -> None:
         """Encode events."""

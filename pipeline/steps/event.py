@@ -53,6 +53,8 @@ class Event(msgspec.Struct, eq=False):
     """Whether a step has left it out."""
     output: bytes | None = None
     """What is written to the sink topic; None is a tombstone. Set by the last step."""
+    key_output: bytes | None = None
+    """The key that is written with it, where the keys of the sink topic have a format. Set by the last step."""
     headers: Headers = msgspec.field(default_factory=list)
     """Headers that an envelope wants beside the usual ones."""
     references: list[tuple[str, bytes, bytes]] = msgspec.field(default_factory=list)

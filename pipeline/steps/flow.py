@@ -26,6 +26,10 @@ class Output(Protocol):
     def tombstone_follows(self) -> bool:
         """Whether a tombstone follows what is written for a deletion."""
 
+    @property
+    def keys(self) -> Step | None:
+        """What sets `event.key_output`; None: the key is the item key."""
+
     def __call__(self, events: Sequence[Event]) -> None:
         """Encode events."""
 
@@ -235,7 +239,7 @@ class Flow:
                 result.stage = f"on_leave, {result.stage}"
                 continue
             for sink in left:
-                self._write(sink, TOMBSTONES, [(result, key)], None)
+                self._write(sink, _Tombstones(self.output(sink).keys), [(result, key)], None)
 
     def _enrich_states(self, states: Sequence[Event]) -> None:
         """Enrich old states of items, as changes are."""
@@ -277,14 +281,16 @@ class Flow:
             alive = [(result, event) for result, event in picked if event.error is None and not event.gone]
             self._write("", self.through, alive, watch)
         for sink, some in keys.items():
-            self._write(sink, TOMBSTONES, some, None)
+            self._write(sink, _Tombstones(self.output(sink).keys), some, None)
         for sink, some in outputs.items():
             self._write(sink, self.output(sink), some, watch)
 
     def _write(self, sink: str, output: Output, some: Sequence[tuple[Result, Event]], watch: Watch | None) -> None:
         events = [event for _, event in some]
         output(events)
-        follows = output.tombstone_follows
+        follows, keys = output.tombstone_follows, output.keys
+        if keys is not None:
+            keys([event for event in events if event.error is None])
         for result, event in some:
             if event.error is not None:
                 result.stage = result.stage if event.left else "output"
@@ -293,24 +299,25 @@ class Flow:
             own = headers(change)
             if event.headers or event.marks:
                 own = [*own, *event.headers, *event.marks]
-            result.messages.append(Message(sink, event.key, event.output, own, event.left))
+            key = event.key if keys is None else event.key_output
+            result.messages.append(Message(sink, key, event.output, own, event.left))
             if follows and event.output is not None and change.after is None:
-                result.messages.append(Message(sink, event.key, None, own, event.left))
+                result.messages.append(Message(sink, key, None, own, event.left))
         if watch is not None:
             watch(f"to {sink}" if sink else "through", [event for event in events if not event.left])
 
 
 class _Tombstones:
-    """Writes keys alone."""
+    """Writes keys alone, as the sink has them."""
 
     tombstone_follows = False
+
+    def __init__(self, keys: Step | None) -> None:
+        self.keys = keys
 
     def __call__(self, events: Sequence[Event]) -> None:
         for event in events:
             event.output = None
-
-
-TOMBSTONES = _Tombstones()
 
 
 def _put_in_order(messages: list[Message], sinks: Sequence[str]) -> None:

@@ -127,9 +127,9 @@ def plain_value(value: bytes | msgspec.Raw, numbers: Numbers = "exact") -> Plain
     return _value(tagged, WAYS[numbers])
 
 
-def untagged(value: Tagged) -> Plain:
-    """Return a decoded attribute value as a plain value, numbers exact."""
-    return _value(value, exact)
+def untagged(value: Tagged, numbers: Numbers = "exact") -> Plain:
+    """Return a decoded attribute value as a plain value."""
+    return _value(value, exact if numbers == "exact" else as_text)
 
 
 def exact(text: str) -> Plain:

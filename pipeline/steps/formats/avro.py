@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from pipeline.steps.formats.names import escaped
+from pipeline.steps.formats.names import escaped, escaped_full, original_full
 from pipeline.steps.formats.shape import ConflictError, Document, Field, Kind, Shape, kind_of
 from pipeline.steps.plain import NONE, Tagged, encode, untagged
 
@@ -43,15 +43,20 @@ def schema(shape: Shape) -> str:
 
 
 def _record(shape: Shape, known: set[str]) -> Any:
-    name = escaped(shape.name)
+    name = escaped_full(shape.name)
     if name in known:
         return name
     known.add(name)
-    return {"type": "record", "name": name, "fields": [_field(n, one, known) for n, one in shape.fields.items()]}
+    # A name in no namespace begins with a dot; fastavro knows it without.
+    aliases = {"aliases": [f".{escaped(shape.alias)}", escaped(shape.alias)]} if shape.alias else {}
+    fields = [_field(n, one, known, required=shape.required) for n, one in shape.fields.items()]
+    return {"type": "record", "name": name, **aliases, "fields": fields}
 
 
-def _field(name: str, one: Field, known: set[str]) -> dict[str, Any]:
+def _field(name: str, one: Field, known: set[str], *, required: bool) -> dict[str, Any]:
     kind: Any = TYPES[one.kind] if one.shape is None else _record(one.shape, known)
+    if required:
+        return {"name": escaped(name), "type": kind, "attribute": name, "kind": one.kind}
     wide = ["string"] if one.wide and kind != "string" else []
     found = {"name": escaped(name), "type": ["null", kind, *wide], "default": None}
     return {**found, "attribute": name, "kind": one.kind} | ({"wide": True} if one.wide else {})
@@ -60,20 +65,35 @@ def _field(name: str, one: Field, known: set[str]) -> dict[str, Any]:
 def parse(text: str) -> Shape:
     """Return the shape of a schema that was made here; raise ValueError when it was not."""
     try:
-        return _parsed(json.loads(text), {})
-    except (KeyError, TypeError, IndexError) as error:
+        return _parsed(json.loads(text), {}, "")
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(f"the schema was not made by Headwater: {error!r}") from error
 
 
-def _parsed(record: dict[str, Any], known: dict[str, Shape]) -> Shape:
-    shape = known[record["name"]] = Shape(record["name"], changed=False)
+def _parsed(record: dict[str, Any], known: dict[str, Shape], outside: str) -> Shape:
+    """Return the shape of a record; a registry may have put what stands before the last dot of its name into its namespace."""
+    name = record["name"]
+    space = name.rpartition(".")[0] if "." in name else record.get("namespace", outside)
+    full = _full(name, space)
+    shape = known[full] = Shape(original_full(full), changed=False, alias=_alias(record))
     for number, one in enumerate(record["fields"], 1):
         kind, inner = one["kind"], None
         if kind == "record":
             of = one["type"][1]
-            inner = known[of] if isinstance(of, str) else _parsed(of, known)
+            inner = known[_full(of, space)] if isinstance(of, str) else _parsed(of, known, space)
         shape.fields[one["attribute"]] = Field(kind, number, inner, wide=one.get("wide", False))
+    shape.required = bool(shape.fields) and not any(isinstance(one["type"], list) for one in record["fields"])
     return shape
+
+
+def _full(name: str, space: str) -> str:
+    return name if "." in name or not space else f"{space}.{name}"
+
+
+def _alias(record: dict[str, Any]) -> str:
+    """Return what a record was called before; a registry may have left out the dot, or put a namespace before it."""
+    (alias, *_) = record.get("aliases") or [""]
+    return original_full(alias.rpartition(".")[2])
 
 
 def encoder(shape: Shape) -> Callable[[Document], bytes]:
@@ -103,6 +123,19 @@ def _writer(shape: Shape) -> Write:
                 member(out, value)
 
     return write
+
+
+def key_encoder(shape: Shape) -> Callable[[Document], bytes]:
+    """Return what encodes keys: their members are always there, and no unions."""
+    members = [(name, _member(shape.name, name, one)) for name, one in shape.fields.items()]
+
+    def encode_key(document: Document) -> bytes:
+        out: list[bytes] = []
+        for name, member in members:
+            member(out, document[name])
+        return b"".join(one[1:] for one in out)  # without the branch
+
+    return encode_key
 
 
 def fitting_encoder(shape: Shape) -> Callable[[Document], bytes | None]:

@@ -24,3 +24,14 @@ def escaped(name: str) -> str:
 def original(name: str) -> str:
     """Return the name that was escaped."""
     return ESCAPE.sub(lambda match: chr(int(match[1], 16)), name)
+
+
+@lru_cache(maxsize=1024)
+def escaped_full(name: str) -> str:
+    """Return a name with dots, in which each part between them is escaped."""
+    return ".".join(escaped(part) or "_" for part in name.split("."))
+
+
+def original_full(name: str) -> str:
+    """Return the name with dots that was escaped."""
+    return ".".join(original(part) for part in name.split("."))

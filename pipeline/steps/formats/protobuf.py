@@ -16,7 +16,7 @@ from typing import Any, cast
 import msgspec
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-from pipeline.steps.formats.names import escaped
+from pipeline.steps.formats.names import escaped, escaped_full
 from pipeline.steps.formats.shape import Document, Field, Kind, Shape, kind_of
 from pipeline.steps.plain import NONE, Tagged, encode, untagged
 
@@ -32,7 +32,7 @@ TYPES: dict[Kind, str] = {
     "decimals": "repeated string",
     "byteses": "repeated bytes",
 }
-FIELD = re.compile(r"(?:optional|repeated) (\S+) (\S+) = (\d+)(?: \[[^\]]*\])?;").fullmatch
+FIELD = re.compile(r"(?:(?:optional|repeated) )?(\S+) (\S+) = (\d+)(?: \[[^\]]*\])?;").fullmatch
 MESSAGE = re.compile(r"message (\S+) \{").fullmatch
 ABOUT = re.compile(r"// (\w+)( wide)? (\".*\")").fullmatch
 NAMED = re.compile(r"// (\".*\")").fullmatch
@@ -47,20 +47,36 @@ def schema(shape: Shape) -> str:
     It is written as Wire prints it, by which Confluent's registry keeps schemas: what is said of a member stands before it, for
     comments at the end of a line are moved there; records within a record stand behind its members.
     """
-    return 'syntax = "proto3";\n\n' + "\n".join(_message(shape, {shape.name}, "")) + "\n"
+    head = 'syntax = "proto3";\n'
+    if not shape.is_debezium:
+        return head + "\n" + "\n".join(_message(shape, {shape.name}, "")) + "\n"
+    lines = _message(shape, None, "")
+    known = {shape.name}
+    for inner in _inner(shape, known):
+        lines += ["", *_message(inner, None, "")]
+    package = escaped_full(shape.name.rpartition(".")[0])
+    return f"{head}package {package};\n\n" + "\n".join(lines) + "\n"
 
 
-def _message(shape: Shape, known: set[str], indent: str) -> list[str]:
-    lines = [f"{indent}// {_said(shape.name)}", f"{indent}message {escaped(shape.name)} {{"]
+def _message(shape: Shape, known: set[str] | None, indent: str) -> list[str]:
+    """Return the lines of a message; `known`: the records that have one, those that have none stand in it."""
+    lines = [f"{indent}// {_said(shape.name)}", f"{indent}message {_short(shape)} {{"]
     for name, one, field, wider in _named(shape):
-        of = f"optional {escaped(one.shape.name)}" if one.shape is not None else TYPES[one.kind]
+        of = f"optional {_short(one.shape)}" if one.shape is not None else TYPES[one.kind]
+        if shape.required:
+            of = of.removeprefix("optional ")
         lines.append(f"{indent}  // {one.kind}{' wide' if one.wide else ''} {_said(name)}")
         lines.append(f"{indent}  {of} {field} = {_number(one.number)};")
         if wider is not None:
             lines.append(f"{indent}  optional string {wider} = {_number(one.number + WIDER)};")
-    for inner in _inner(shape, known):
+    for inner in _inner(shape, known) if known is not None else ():
         lines += ["", *_message(inner, known, f"{indent}  ")]
     return [*lines, f"{indent}}}"]
+
+
+def _short(shape: Shape) -> str:
+    """Return the name of a record within its package."""
+    return escaped(shape.name.rpartition(".")[2])
 
 
 def _said(name: str) -> str:
@@ -129,6 +145,8 @@ def parse(text: str) -> Shape:
             elif (match := FIELD(line)) is not None and (said := ABOUT(about)) is not None:
                 fields = open_shapes[-1].fields
                 one = Field(cast("Kind", said[1]), int(match[3]), wide=said[2] is not None)
+                if not line.startswith(("optional ", "repeated ")):
+                    open_shapes[-1].required = True
                 if one.kind == "record":
                     records.append((one, match[1]))
                 elif one.kind not in TYPES:
@@ -152,20 +170,25 @@ def _original(said: re.Match[str] | None) -> str:
 
 def message_class(shape: Shape) -> type[Any]:
     """Return the class of the messages of a shape."""
-    file = descriptor_pb2.FileDescriptorProto(name="document.proto", syntax="proto3")
-    _describe(file.message_type.add(), shape, f".{escaped(shape.name)}", {})
+    package = escaped_full(shape.name.rpartition(".")[0]) if shape.is_debezium else ""
+    file = descriptor_pb2.FileDescriptorProto(name="document.proto", syntax="proto3", package=package)
+    path = f"{package}.{_short(shape)}" if package else _short(shape)
+    _describe(file.message_type.add(), shape, f".{path}", {}, file if package else None)
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    made: type[Any] = message_factory.GetMessageClass(pool.FindMessageTypeByName(escaped(shape.name)))
+    made: type[Any] = message_factory.GetMessageClass(pool.FindMessageTypeByName(path))
     return made
 
 
-def _describe(message: Any, shape: Shape, path: str, known: dict[str, str]) -> None:
-    message.name = escaped(shape.name)
+def _describe(message: Any, shape: Shape, path: str, known: dict[str, str], file: Any) -> None:
+    """Describe a message; those of the records in it stand beside it in the file, or in it where there is none."""
+    message.name = _short(shape)
     known[shape.name] = path
     for one in shape.fields.values():
         if one.shape is not None and one.shape.name not in known:
-            _describe(message.nested_type.add(), one.shape, f"{path}.{escaped(one.shape.name)}", known)
+            around = path if file is None else path.rpartition(".")[0]
+            inner = message.nested_type.add() if file is None else file.message_type.add()
+            _describe(inner, one.shape, f"{around}.{_short(one.shape)}", known, file)
     optional = []
     for _, one, field, wider in _named(shape):
         label, of = ("optional", "") if one.shape is not None else TYPES[one.kind].split()

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol, cast
 
 from pipeline.errors import TransientError
-from pipeline.flow_settings import Envelope, Format
+from pipeline.flow_settings import Envelope, Format, KeyFormat
 from pipeline.steps.envelope import Encoder, compile_envelope
-from pipeline.steps.event import Event
+from pipeline.steps.event import Event, Step, each
 from pipeline.steps.formats import avro, json_schema, protobuf
 from pipeline.steps.formats.shape import (
     RECORDS,
     ConflictError,
     Document,
+    Kind,
     Shape,
     debezium_members,
+    debezium_names,
     grow,
+    key_members,
+    kind_of,
     plain_members,
+    rename,
 )
 
+log = logging.getLogger(__name__)
+
 MAGIC = b"\x00"
+ENVELOPE = ".Envelope"
+"""By this end of a record's name Debezium's readers know an envelope."""
+KEEPS, MIGRATES = "former_names = keep", "former_names = migrate"
 TYPES = {"avro": "AVRO", "protobuf": "PROTOBUF", "json-schema": "JSON"}
 CODECS = {"avro": avro, "protobuf": protobuf, "json-schema": json_schema}
 
@@ -85,15 +96,20 @@ class _Step:
             else partial(debezium_members, documents=envelope.images == "document")
         )
         self._json = compile_envelope(envelope) if settings.kind == "json-schema" else None
+        self._numbers = envelope.numbers
         self._schema: Callable[[Shape], str] = (
             partial(json_schema.schema, numbers=envelope.numbers) if self._json is not None else self._codec.schema
         )
         name = topic.rpartition(".")[2]
         self._name = f"{name}_" if name in RECORDS.values() else name
+        """The record's own name, by the topic."""
+        self._debezium = (f"{topic}{ENVELOPE}", debezium_names(topic)) if envelope.kind == "debezium" else None
+        """Debezium's names of it and of the records in it."""
+        self._migrates = settings.former_names == "migrate"
         self._base: str | None = None
         """The newest schema of the registry that the shape has taken over."""
         self._refused: dict[str, IncompatibleError] = {}
-        self._shape = Shape(self._name)
+        self._shape = self._new_shape()
         self._encode: Callable[[Document], bytes] | None = None
         self._encode_fitting: Callable[[Document], bytes | None] | None = None
         self._head = b""
@@ -164,10 +180,14 @@ class _Step:
         text = self._schema(shape)
         if (refused := self._refused.get(text)) is not None:
             raise refused
+        renames = shape.is_debezium and self._base is not None and not self._codec.parse(self._base).is_debezium
         try:
             number = self._registry.register(self._subject, text, TYPES[self._format])
         except IncompatibleError as error:
             if self._take_over(shape):  # it goes with those before it, but not with one that has just come
+                return False
+            if renames:
+                self._keep_names(shape, error)
                 return False
             if len(self._refused) >= MOST_REFUSED:
                 self._refused.clear()
@@ -175,12 +195,17 @@ class _Step:
             raise
         except OvertakenError as news:
             for other in reversed(news.others):
-                merge(shape, self._codec.parse(other))
+                merge(shape, self._parsed(other))
             self._base = news.own
             return False
+        if renames:
+            log.info("%s: its records have the names now that Debezium gives them (%s)", self._subject, MIGRATES)
         self._head = MAGIC + number.to_bytes(4, "big")
         shape.registered()
-        self._encode = None if self._codec is json_schema else self._codec.encoder(shape)
+        if self._codec is not json_schema:
+            self._encode = self._codec.encoder(shape)
+        else:
+            self._encode = json_schema.encoder(shape, self._numbers) if shape.is_debezium else None
         self._encode_fitting = avro.fitting_encoder(shape) if self._codec is avro else None
         return True
 
@@ -189,18 +214,61 @@ class _Step:
         text = self._registry.latest(self._subject)
         if text is None or text == self._base:
             return False
-        merge(shape, self._codec.parse(text))
+        known = self._parsed(text)
+        is_new = self._base is None
+        merge(shape, known)
         self._base = text
+        self._name_again(shape, known, is_new=is_new)
         return True
+
+    def _name_again(self, shape: Shape, known: Shape, *, is_new: bool) -> None:
+        """Give the records the names that the registry has, or Debezium's where the subject is to be migrated."""
+        if self._debezium is not None and known.is_debezium:
+            rename(shape, *self._debezium, alias=known.alias)
+        elif self._debezium is not None and self._migrates:
+            rename(shape, *self._debezium, alias=self._name)
+            if self._codec is json_schema:
+                json_schema.open_documents(shape)
+        else:
+            rename(shape, self._name, {})
+            if self._debezium is not None and is_new:
+                log.info("%s: its records keep their names, which Debezium's readers refuse (%s)", self._subject, KEEPS)
+
+    def _keep_names(self, shape: Shape, error: IncompatibleError) -> None:
+        """Go on with the names that the subject has, and what it knows: the registry refuses others."""
+        log.warning(
+            "%s: its records keep their names, the registry refuses Debezium's: %s; see docs/how-to/read-with-kafka-connect.md",
+            self._subject,
+            error,
+        )
+        self._migrates = False
+        rename(shape, self._name, {})
+        if self._base is not None:
+            shape.fields = self._parsed(self._base).fields
+
+    def _new_shape(self) -> Shape:
+        if self._debezium is None:
+            return Shape(self._name)
+        name, names = self._debezium
+        return Shape(name, names=names)
+
+    def _parsed(self, text: str) -> Shape:
+        """Return the shape of a schema of the subject."""
+        shape: Shape = self._codec.parse(text)
+        if self._debezium is not None and shape.is_debezium:
+            rename(shape, *self._debezium, alias=shape.alias)
+        else:
+            rename(shape, self._name, {})
+        return shape
 
     def _forget(self) -> None:
         """Go back to what the registry has."""
         self._head = b""
-        self._shape = Shape(self._name) if self._base is None else self._codec.parse(self._base)
+        self._shape = self._new_shape() if self._base is None else self._parsed(self._base)
 
     def _write(self, documents: Sequence[tuple[Event, Document]]) -> None:
         documents = [(event, document) for event, document in documents if event.error is None]
-        if self._json is not None:
+        if self._json is not None and self._encode is None:
             self._json([event for event, _ in documents])
         for event, document in documents:
             if self._encode is None:
@@ -228,6 +296,76 @@ class _Step:
             event.error = error
         except ValueError as error:
             event.error = error
+
+
+def compile_keys(envelope: Envelope, settings: KeyFormat, topic: str, registry: Registry) -> Step:
+    """Return the step that encodes the keys of a topic, with the subject `<topic>-key`.
+
+    Their schema never changes, for it is part of them: with another one the same item would have another key, in another
+    partition perhaps. So the first key decides, and one with other attributes is rejected.
+    """
+    return each(_Keys(envelope, settings, topic, registry))
+
+
+class _Keys:
+    """Encodes the keys of one topic."""
+
+    def __init__(self, envelope: Envelope, settings: KeyFormat, topic: str, registry: Registry) -> None:
+        self._topic, self._subject, self._registry = topic, f"{topic}-key", registry
+        self._format, self._codec, self._numbers = settings.kind, CODECS[settings.kind], envelope.numbers
+        self._schema: Callable[[Shape], str] = (
+            partial(json_schema.schema, numbers=envelope.numbers) if self._codec is json_schema else self._codec.schema
+        )
+        self._form: Sequence[tuple[str, Kind | None]] | None = None
+        """The attributes of a key, and of which kind each is; None: nobody knows yet."""
+        self._head = b""
+        self._encode: Callable[[Document], bytes] = lambda document: b""
+
+    def __call__(self, event: Event) -> None:
+        """Encode the key of one event."""
+        members = key_members(event)
+        form = [(name, kind_of(value)) for name, value in members.items()]
+        if form != self._form:
+            self._agree(form)
+        event.key_output = self._head + self._encode(members)
+
+    def _agree(self, form: Sequence[tuple[str, Kind | None]]) -> None:
+        """Have the registry know the form of the first key; raise ConflictError for one of another form."""
+        if self._form is None:
+            self._register(form)
+        if form != self._form:
+            raise ConflictError(
+                f"{self._subject}: a key of this topic is {_told(self._form or ())}, and not {_told(form)}; a table with other "
+                "keys needs a topic of its own"
+            )
+
+    def _register(self, form: Sequence[tuple[str, Kind | None]]) -> None:
+        for _ in range(ROUNDS):
+            text = self._registry.latest(self._subject)
+            if text is None:
+                shape = Shape(f"{self._topic}.Key", required=True)
+                for name, kind in form:
+                    if kind is not None:
+                        shape.field(name, kind)
+                text = self._schema(shape)
+            else:
+                shape = self._codec.parse(text)
+            try:
+                number = self._registry.register(self._subject, text, TYPES[self._format])
+            except OvertakenError:
+                continue
+            self._head = MAGIC + number.to_bytes(4, "big")
+            self._form = [(name, one.kind) for name, one in shape.fields.items()]
+            if self._codec is json_schema:
+                self._encode = json_schema.encoder(shape, self._numbers)
+            else:
+                self._encode = avro.key_encoder(shape) if self._codec is avro else protobuf.encoder(shape)
+            return
+        raise TransientError(f"the schema of {self._subject} changes again and again", hint="headwater check")
+
+
+def _told(form: Sequence[tuple[str, Kind | None]]) -> str:
+    return ", ".join(f"{name} ({kind})" for name, kind in form)
 
 
 def merge(shape: Shape, known: Shape) -> None:

@@ -39,9 +39,21 @@ class Shape:
     """The members of a record."""
 
     name: str
+    """What the record is called in the schema; with dots, as Debezium names it."""
     fields: dict[str, Field] = field(default_factory=dict)
     changed: bool = True
     """Whether it has grown since it was registered."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """What the records in it are called, by their names in `RECORDS`; those that are not there keep these."""
+    alias: str = ""
+    """What the record was called before its subject was migrated."""
+    required: bool = False
+    """Whether all members are always there, as those of a key."""
+
+    @property
+    def is_debezium(self) -> bool:
+        """Whether it is named as Debezium names records: what readers of Kafka Connect make of it counts, too."""
+        return "." in self.name
 
     def field(self, name: str, kind: Kind, shape: Shape | None = None, *, widen: bool = False) -> Field:
         """Return the member of a name for a value of a kind; add it, or widen it, where it must be.
@@ -122,7 +134,30 @@ RECORDS = {
     "transaction": "Transaction",
     "enriched": "Enriched",
 }
-"""The names of the records in Debezium's envelope: both images are of one."""
+"""The records in Debezium's envelope, both images are of one: this is what they were called before Debezium's names."""
+SOURCE = "io.debezium.connector.headwater.Source"
+"""As every connector names its `source`: by the connector."""
+
+
+def debezium_names(topic: str) -> dict[str, str]:
+    """Return what Debezium calls the records in an envelope, by their names in `RECORDS`."""
+    return {
+        "Item": f"{topic}.Value",
+        "Source": SOURCE,
+        "Transaction": "event.block",
+        "Enriched": f"{topic}.Enriched",
+    }
+
+
+def rename(shape: Shape, name: str, names: Mapping[str, str], *, alias: str = "") -> None:
+    """Give a record and those in it other names; `alias`: what it was called before, then the others also keep theirs."""
+    shape.name, shape.names, shape.alias = name, names, alias
+    for member, one in shape.fields.items():
+        if one.shape is not None:
+            record = RECORDS.get(member, member)
+            one.shape.name, one.shape.alias = names.get(record, record), record if alias else ""
+
+
 TRANSACTION: dict[str, Kind] = {"id": "string", "total_order": "long", "data_collection_order": "long"}
 """The members of Debezium's `transaction`: of a change of DynamoDB it is always null, so no document tells them."""
 
@@ -133,7 +168,7 @@ def shape_of(shape: Shape, name: str) -> Shape:
     for other, one in shape.fields.items():
         if one.shape is not None and RECORDS.get(other, other) == record:
             return one.shape
-    new = Shape(record)
+    new = Shape(shape.names.get(record, record), alias=record if shape.alias else "")
     for member, kind in TRANSACTION.items() if name == "transaction" else ():
         new.field(member, kind)
     return new
@@ -146,6 +181,11 @@ def plain_members(event: Event) -> Document:
     for name, value in event.added.items():
         found[name] = decode_value(value)
     return found
+
+
+def key_members(event: Event) -> Document:
+    """Return the key attributes of a change, masked where they are, in the order of their names."""
+    return {name: decode_value(value) for name, value in sorted(event.keys.items())}
 
 
 def debezium_members(event: Event, *, documents: bool) -> Document:
