@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from models.attributes import type_tags
 from models.change import OPS
-from pipeline.flow_settings import Compute, Flow, Join, Lookup, Python, Sql
+from pipeline.flow_settings import PLACE, Compute, Flow, Join, Lookup, Python, Sql
 from pipeline.steps.attribute_path import is_added, parse, readings
 from pipeline.steps.cel_tokens import Token, attributes, tokens
 from pipeline.steps.expression import ENRICHED
@@ -227,23 +227,34 @@ def _steps(flow: Flow) -> Iterator[Doubt]:
     for number, step in enumerate(flow.enrich):
         if isinstance(step, Compute):
             yield from _expression(flow, f"enrich.{number}.as", step.expression, number)
+        if isinstance(step, Join) and step.on is not None:
+            yield from _not_added(flow, [(f"enrich.{number}.on", step.on)], number)
+        if isinstance(step, Lookup):
+            yield from _not_added(
+                flow, [(f"enrich.{number}.key.{name}", path) for name, path in step.key.items()], number
+            )
+            yield from _not_added(
+                flow, [(f"enrich.{number}.url", path) for path in PLACE.findall(step.url or "")], number
+            )
         if isinstance(step, Join | Compute | Lookup):
             if (first := taken.get(step.into)) is not None:
                 yield Doubt(f"enrich.{number}.into", f"{step.into} replaces what enrich.{first} has added")
             taken[step.into] = number
 
 
-def _shapes(flow: Flow) -> Iterator[Doubt]:
-    known = added_by(flow)
-    named = [
-        *((f"select.{n}", path) for n, path in enumerate(flow.select)),
-        *((f"drop.{n}", path) for n, path in enumerate(flow.drop)),
-        *((f"rename.{old}", old) for old in flow.rename),
-    ]
+def _not_added(flow: Flow, named: Sequence[tuple[str, str]], step: int | None = None) -> Iterator[Doubt]:
+    """Name the paths into what is added that lead to nothing that a step (before this one) adds."""
+    known = added_by(flow, step)
     for place, path in named:
         parts = parse(path)
         if known is not None and is_added(parts) and not any(name in known for name, _ in readings(parts[1:])):
             yield Doubt(place, f"{path}: no step adds it, only {', '.join(known) or 'nothing'}")
+
+
+def _shapes(flow: Flow) -> Iterator[Doubt]:
+    yield from _not_added(flow, [(f"select.{n}", path) for n, path in enumerate(flow.select)])
+    yield from _not_added(flow, [(f"drop.{n}", path) for n, path in enumerate(flow.drop)])
+    yield from _not_added(flow, [(f"rename.{old}", old) for old in flow.rename])
     selected = {parse(path)[:2] if is_added(parse(path)) else parse(path)[:1] for path in flow.select}
     dropped = {parse(path) for path in flow.drop}
     news = {new: old for old, new in flow.rename.items()}

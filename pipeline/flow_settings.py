@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
@@ -512,16 +512,15 @@ class Flow(Section):
         return self
 
     @model_validator(mode="after")
-    def _paths_reach_what_is_added(self) -> Flow:
-        for place, path, before in _added_paths(self):
-            steps = self.enrich[:before]
-            if any(isinstance(step, Sql | Python) for step in steps):
-                continue  # what those add nobody knows
-            added = {step.into for step in steps if not isinstance(step, Sql | Python)}
-            if not any(name in added for name, _ in readings(parse(path)[1:])):
+    def _masks_reach_what_is_added(self) -> Flow:
+        if any(isinstance(step, Sql | Python) for step in self.enrich):
+            return self  # what those add nobody knows
+        added = {step.into for step in self.enrich if not isinstance(step, Sql | Python)}
+        for n, mask in enumerate(self.mask):
+            path = parse(mask.path)
+            if is_added(path) and not any(name in added for name, _ in readings(path[1:])):
                 known = ", ".join(f"enriched.{name}" for name in sorted(added)) or "nothing"
-                steps_are = "the steps" if before is None else "the steps before"
-                raise ValueError(f"{place}: {path} is not among what {steps_are} add ({known})")
+                raise ValueError(f"mask.{n}.path: {mask.path} is not among what the steps add ({known})")
         return self
 
     @model_validator(mode="after")
@@ -606,20 +605,6 @@ class Flow(Section):
     @property
     def _can_leave(self) -> bool:
         return self._has_conditions and any(map(holds_items, self.sinks))
-
-
-def _added_paths(flow: Flow) -> Iterator[tuple[str, str, int | None]]:
-    """Yield the paths into what is added, with their places; and before which step it must have been (None: any)."""
-    named: list[tuple[str, str, int | None]] = [(f"mask.{n}.path", mask.path, None) for n, mask in enumerate(flow.mask)]
-    for n, step in enumerate(flow.enrich):
-        if isinstance(step, Join) and step.on is not None:
-            named.append((f"enrich.{n}.on", step.on, n))
-        if isinstance(step, Lookup):
-            named += [(f"enrich.{n}.key.{name}", path, n) for name, path in step.key.items()]
-            named += [(f"enrich.{n}.url", path, n) for path in PLACE.findall(step.url or "")]
-    for place, path, before in named:
-        if is_added(parse(path)):
-            yield place, path, before
 
 
 def fill(template: str, *, table: str, op: str, source: str) -> str:

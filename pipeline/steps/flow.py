@@ -128,10 +128,11 @@ class Flow:
         self._encode(picked, sinks, told, watch)
         if told:
             self._tell_keys(picked, cases, told)
-        for number, (result, event) in enumerate(picked):
-            left = cases[number].left if number in cases else ()
-            if left or len(sinks[number]) > 1:
+        if told or max(map(len, sinks), default=0) > 1:
+            for number, (result, _) in enumerate(picked):
+                left = cases[number].left if number in cases else ()
                 _put_in_order(result.messages, (*left, "", *sinks[number]))
+        for result, event in picked:
             result.references = event.references
             if event.error is not None:
                 result.error = event.error
@@ -300,9 +301,10 @@ class Flow:
             if event.headers or event.marks:
                 own = [*own, *event.headers, *event.marks]
             key = event.key if keys is None else event.key_output
-            result.messages.append(Message(sink, key, event.output, own, event.left))
+            left = event.left
+            result.messages.append(Message(sink, key, event.output, own, left))
             if follows and event.output is not None and change.after is None:
-                result.messages.append(Message(sink, key, None, own, event.left))
+                result.messages.append(Message(sink, key, None, own, left))
         if watch is not None:
             watch(f"to {sink}" if sink else "through", [event for event in events if not event.left])
 

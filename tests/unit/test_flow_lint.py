@@ -49,8 +49,8 @@ def masked(*paths: str, **more: Any) -> dict[str, Any]:
         ({"rename": {"a": ""}}, "at least 1 character"),
         ({"enrich": [{**JOIN, "on": "ids[*]"}]}, r"\[\*\] names many values"),
         (
-            {"enrich": [{**JOIN, "on": "enriched.nobody.id"}]},
-            "enrich.0.on: enriched.nobody.id is not among what the steps",
+            masked("enriched.nobody.id", enrich=[JOIN]),
+            "mask.0.path: enriched.nobody.id is not among what the steps add",
         ),
         ({"enrich": [{"kind": "lookup", "url": "http://a.test/{id", "into": "x"}]}, "belongs to no {attribute}"),
         ({"enrich": [{"kind": "lookup", "url": "http://a.test/id}", "into": "x"}]}, "belongs to no {attribute}"),
@@ -108,6 +108,12 @@ def test_what_can_match_nothing_by_its_form_is_refused(settings: dict[str, Any],
         ),
         ({"enrich": [JOIN], "rename": {"enriched.c": "x"}}, "rename.enriched.c", "enriched.c: no step adds it"),
         ({"select": ["id", "enriched.customer"]}, "select.1", "no step adds it, only nothing"),
+        ({"enrich": [{**JOIN, "on": "enriched.nobody.id"}]}, "enrich.0.on", "enriched.nobody.id: no step adds it"),
+        (
+            {"enrich": [{"kind": "lookup", "url": "http://a.test/{enriched.x}", "into": "x"}]},
+            "enrich.0.url",
+            "enriched.x: no step adds it, only nothing",
+        ),
     ],
     ids=str,
 )
