@@ -44,6 +44,8 @@ RENEWALS, RENEWALS_WITHIN = 3, 60.0
 """Producers that are made anew within so many seconds at most: more often, somebody else has our transactional ID."""
 TIMEOUT = 30.0
 """Seconds that one call to the broker may take."""
+ABORT_TIMEOUT = 5.0
+"""Seconds for what is in flight, and then for the abort; after them the producer is replaced."""
 STUCK = 5.0
 """Seconds over the transaction's time-out after which sending the offsets is taken for a call that never returns (see
 docs/decisions/0010)."""
@@ -636,18 +638,29 @@ class Transaction:
             participant.aborted(work)
 
     def _abort(self) -> None:
+        """Abort the transaction; a producer that cannot is replaced, and that aborts it too.
+
+        No commit was sent: one whose outcome is unknown has ended the process. After a restart of the broker librdkafka can
+        wait for a coordinator for as long as it is let.
+        """
+        _serve(self.producer)  # whether a connection was lost
         if (lost := self._lost_connection()) is not None:
             self._renew(lost)
             return
         try:
-            self._flushed(TIMEOUT)
+            if self._flushed(ABORT_TIMEOUT):  # an abort with records in flight would skip sequence numbers
+                self._renew(KafkaError(KafkaError._TIMED_OUT))  # noqa: SLF001 - its name
+                return
             with raising_kafka_errors():
-                self._retry(self.producer.abort_transaction, TIMEOUT)
+                self.producer.abort_transaction(ABORT_TIMEOUT)
         except KafkaException as error:
-            if not is_lost(error.args[0]):
+            failure = error.args[0]
+            if failure.retriable():
+                self._renew(failure)
+            elif is_lost(failure):
+                self._renew_fenced(failure)
+            else:
                 raise
-            # No commit was sent: one whose outcome is unknown has ended the process.
-            self._renew_fenced(error.args[0])
 
     def _retry(self, call: Callable[..., Any], *args: Any, attempts: int = ATTEMPTS) -> None:
         for attempt in range(attempts):

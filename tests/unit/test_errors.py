@@ -115,3 +115,25 @@ def test_an_error_of_the_binding_is_what_librdkafka_meant() -> None:
         raise SystemError("returned a result with an exception set") from cause
     with pytest.raises(SystemError), raising_kafka_errors():
         raise SystemError("something else")
+
+
+@pytest.mark.parametrize("fault", ["records in flight", "no answer to the abort"])
+def test_a_producer_that_cannot_abort_in_time_is_replaced(fault: str, tmp_path: Path) -> None:
+    transaction = Transaction({"bootstrap.servers": "127.0.0.1:1"}, tmp_path, "g")
+    timed_out = KafkaException(KafkaError(KafkaError._TIMED_OUT, "", False, True))
+
+    def abort_transaction(_seconds: float) -> None:
+        raise timed_out
+
+    replaced: list[str] = []
+    transaction._producer = cast(
+        "Any",
+        SimpleNamespace(
+            poll=lambda _seconds: 0,
+            flush=lambda _seconds: int(fault == "records in flight"),
+            abort_transaction=abort_transaction,
+        ),
+    )
+    transaction._replace = lambda: replaced.append(fault)  # type: ignore[method-assign]  # it asks a broker
+    transaction._abort()
+    assert replaced == [fault]
