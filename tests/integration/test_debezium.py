@@ -275,7 +275,8 @@ def without_nulls(row: Mapping[str, Any]) -> Row:
 
 def fields_of(text: str) -> Row:
     """Return the fields of a struct as Java prints it."""
-    return dict(part.partition("=")[::2] for part in text.strip().removesuffix("}").split(",") if "=" in part)
+    parts = (part.partition("=") for part in text.strip().removesuffix("}").split(","))
+    return {name: value for name, sign, value in parts if sign}
 
 
 def numbers(row: Row) -> Row:

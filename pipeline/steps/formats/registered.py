@@ -254,7 +254,7 @@ class _Step:
 
     def _parsed(self, text: str) -> Shape:
         """Return the shape of a schema of the subject."""
-        shape = self._codec.parse(text)
+        shape: Shape = self._codec.parse(text)
         if self._debezium is not None and shape.is_debezium:
             rename(shape, *self._debezium, alias=shape.alias)
         else:
