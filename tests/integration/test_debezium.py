@@ -286,14 +286,13 @@ def numbers(row: Row) -> Row:
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_debezium_unwraps_our_topics_into_a_file(kind: str, sunk: Sunk) -> None:
-    wanted = []
+    wanted: list[Row] = []
     for after, before in changes():
         row = plain(after or before or {})
         op = "d" if after is None else "c" if before is None else "u"
         said = {name: row[name] for name in ("order_id", "line", "total", "email") if name in row}
-        wanted.append(
-            {**said, "__deleted": "true" if after is None else "false", "__op": op, "__source_table": "orders"}
-        )
+        deleted = "true" if after is None else "false"
+        wanted.append({**said, "__deleted": deleted, "__op": op, "__source_table": "orders"})
     found = [{name: value for name, value in numbers(row).items() if name in WATCHED} for row in sunk.files[kind]]
     assert sorted(map(repr, map(sorted_items, found))) == sorted(map(repr, map(sorted_items, wanted)))
 
