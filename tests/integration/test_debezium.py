@@ -290,7 +290,7 @@ def test_debezium_unwraps_our_topics_into_a_file(kind: str, sunk: Sunk) -> None:
     for after, before in changes():
         row = plain(after or before or {})
         op = "d" if after is None else "c" if before is None else "u"
-        said = {name: row[name] for name in ("order_id", "line", "total", "email") if name in row}
+        said: Row = {name: row[name] for name in ("order_id", "line", "total", "email") if name in row}
         deleted = "true" if after is None else "false"
         wanted.append({**said, "__deleted": deleted, "__op": op, "__source_table": "orders"})
     found = [{name: value for name, value in numbers(row).items() if name in WATCHED} for row in sunk.files[kind]]
