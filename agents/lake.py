@@ -76,4 +76,5 @@ def iceberg(worker: Worker, settings: Lake, url: str, sinks: Mapping[str, str], 
         mode=settings.mode,
         clock=time.monotonic,
         memory=settings.memory,
+        sinks=sinks,
     )

@@ -69,7 +69,10 @@ def check(settings: Settings) -> Iterator[Finding]:
     yield Finding("settings", True, "every key is known, every value fits")
     yield from _try("agents", lambda: _agents(settings))
     for flow in settings.flows:
-        yield from _try(f"flow {flow.name}", lambda flow=flow: _flow(settings, flow))  # type: ignore[misc]
+        warnings: list[str] = []
+        what = f"flow {flow.name}"
+        yield from _try(what, lambda flow=flow, warnings=warnings: _flow(settings, flow, warnings))  # type: ignore[misc]
+        yield from (Finding(what, True, one, "docs/how-to/write-a-flow.md", is_warning=True) for one in warnings)
     yield from _try("state directory", lambda: _state(settings))
     yield from _kafka(settings)
     if settings.sources or (settings.lake.url or "").startswith("s3://"):
@@ -102,15 +105,15 @@ def _agents(settings: Settings) -> str:
     return f"{', '.join(wanted)} have work"
 
 
-def _flow(settings: Settings, flow: Flow) -> str:
+def _flow(settings: Settings, flow: Flow, warnings: list[str]) -> str:
     try:
-        warnings = examine(settings, flow)
+        warnings += examine(settings, flow)
     except FlowError as error:
         raise HeadwaterError(error.detail, hint=error.hint) from error
     for table in flow.references:
         if table.startswith(TOPIC):
             _foreign(settings, table.removeprefix(TOPIC))
-    return "; ".join([f"{', '.join(flow.tables) or 'all tables'} -> {', '.join(flow.sinks)}", *warnings])
+    return f"{', '.join(flow.tables) or 'all tables'} -> {', '.join(flow.sinks)}"
 
 
 def _foreign(settings: Settings, topic: str) -> None:

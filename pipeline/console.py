@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from pipeline import exact_json
 from pipeline.errors import UsageError
 
 out, err = Console(), Console(stderr=True)
@@ -19,7 +19,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 
 def print_json(data: Any) -> None:
     """Print data as one line of JSON."""
-    sys.stdout.write(json.dumps(data) + "\n")
+    sys.stdout.write(exact_json.dumps(data, ascii_only=True) + "\n")
 
 
 def print_lines(rows: Iterable[Any]) -> None:

@@ -32,6 +32,7 @@ from models.dead_letter import (
     Origin,
     origin_in,
 )
+from pipeline import exact_json
 from pipeline.errors import FatalError, UsageError
 from pipeline.running import SKIP
 from pipeline.secrets import mask_key
@@ -92,7 +93,7 @@ class Letter:
     def whole(self) -> dict[str, Any]:
         """Return it as plain data, with the value: as JSON where it is, else as text."""
         try:
-            value: Any = json.loads(self.value or b"")
+            value: Any = exact_json.loads(self.value or b"")
         except ValueError:
             value = None if self.value is None else self.value.decode(errors="backslashreplace")
         headers = {name: one.decode(errors="backslashreplace") for name, one in self.headers}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,11 +11,12 @@ from msgspec import structs
 from msgspec.json import decode as decode_json
 
 from models.change import Change, decode, item_key
+from pipeline import exact_json
 from pipeline import flow_settings as settings
 from pipeline.flows import Means, compile_flow
 from pipeline.steps.enrich import MissingReferenceError
 from pipeline.steps.event import Event, Value
-from pipeline.steps.expression import ENRICHED, ExpressionError, compile_value, truth
+from pipeline.steps.expression import ENRICHED, clauses, compile_value, truth
 from pipeline.steps.filter import compile_pattern, fields
 from pipeline.steps.flow import Flow, Given, Message, Result
 from pipeline.steps.project import projection
@@ -89,8 +89,12 @@ def _flow(flow: settings.Flow, given: Given, means: Means) -> FlowTrace:
         return trace
     (result,) = results
     trace.steps += watcher.enriched
-    if not watcher.gone and not (result.error is not None and result.stage.startswith(("where", "enrich."))):
-        trace.steps += _routes(flow, given, watcher.added)
+    early = (
+        not result.taken or watcher.gone or (result.error is not None and result.stage.startswith(("where", "enrich.")))
+    )
+    if not early:
+        trace.steps += _routes(flow, given, watcher.added, _deletion_sinks(flow, result))
+    trace.steps += [StepTrace(f"leaves {sink}", "its old image matches what leads there") for sink in _left(result)]
     trace.steps += watcher.shaped
     if result.error is not None:
         trace.outcome, trace.reason = "rejected", f"{result.stage}: {result.error}"
@@ -98,7 +102,11 @@ def _flow(flow: settings.Flow, given: Given, means: Means) -> FlowTrace:
     trace.messages = [_message(message) for message in result.messages]
     if not [message for message in trace.messages if message.sink]:
         trace.outcome = "left out"
-        trace.reason = watcher.gone or "to: no `where` holds, and there is no `otherwise`"
+        trace.reason = (
+            f"where {DOES_NOT}"
+            if not result.taken
+            else watcher.gone or "to: no `where` holds, and there is no `otherwise`"
+        )
     return trace
 
 
@@ -163,28 +171,54 @@ class _Watcher:
         return StepTrace(step, outcome, details)
 
 
-def _routes(flow: settings.Flow, given: Given, added: Mapping[str, Value]) -> list[StepTrace]:
-    """Return what the rules of `to` say, as far as they are asked."""
+def _left(result: Result) -> list[str]:
+    """Return the sinks that the item has left."""
+    return list(dict.fromkeys(message.sink for message in result.messages if message.left))
+
+
+def _deletion_sinks(flow: settings.Flow, result: Result) -> set[str] | None:
+    """Return the sinks of a deletion that goes by its old image; None for all other changes."""
+    change = result.given.change
+    if flow.leaves is None or change.op != "d" or change.before is None or result.error is not None:
+        return None
+    return {message.sink for message in result.messages}
+
+
+def _routes(
+    flow: settings.Flow, given: Given, added: Mapping[str, Value], deletion: set[str] | None
+) -> list[StepTrace]:
+    """Return what the rules of `to` say, as far as they are asked; of a `deletion` that goes by its old image, its sinks."""
     if len(flow.to) == 1 and flow.to[0].where is None:
         return []  # there is nothing to decide
     traces: list[StepTrace] = []
     taken = ""
     for number, to in enumerate(flow.to):
         name = f"to.{number}"
+        gets = deletion is None or _sink(to.sink, given.change) in deletion
         if taken and flow.match == "first":
             outcome, details = f"not asked, {taken} takes it", list[str]()
         elif to.where is None:
-            outcome, details = "takes everything", []
+            outcome, details = ("takes everything", []) if gets else (DOES_NOT, ["its old image matches another route"])
         else:
             outcome, details = predicate(to.where, given.value, given.change, added)
+            if outcome == DOES_NOT and deletion is not None and gets:
+                details.append("gets the deletion, as its old image matches")
         traces.append(StepTrace(f"{name} {to.sink}", outcome, details))
         if outcome.startswith(REJECTS):
             return traces
         if outcome != DOES_NOT:
             taken = taken or name
-    if flow.otherwise is not None and not taken:
+    if (
+        flow.otherwise is not None
+        and not taken
+        and (deletion is None or _sink(flow.otherwise, given.change) in deletion)
+    ):
         traces.append(StepTrace(f"otherwise {flow.otherwise}", "takes it, no `where` holds"))
     return traces
+
+
+def _sink(name: str, change: Change) -> str:
+    return settings.fill(name, table=change.table, op=change.op, source=change.source)
 
 
 def predicate(where: settings.Where, value: bytes, change: Change, added: Mapping[str, Value]) -> tuple[str, list[str]]:
@@ -208,23 +242,11 @@ def _condition(text: str, evaluate: Callable[[str], bool]) -> tuple[str, list[st
     if outcome == HOLDS:
         return outcome, [f"{text}: true"]
     details, kind = ([f"{text}: false"], DOES_NOT) if outcome == DOES_NOT else ([], REJECTS)
-    blamed = next((part for part in _conjuncts(text) if told(part).startswith(kind)), None)
+    parts = clauses(text)
+    blamed = next((part for part in parts if len(parts) > 1 and told(part).startswith(kind)), None)
     if blamed is not None:  # an error names its expression itself
         details.append(f"{blamed}: false" if kind == DOES_NOT else told(blamed).removeprefix(REJECTS))
     return outcome, details
-
-
-def _conjuncts(text: str) -> list[str]:
-    """Return what an expression joins by `&&`; none where that cannot be told at a glance."""
-    parts = [part.strip() for part in text.split("&&")]
-    if len(parts) == 1 or "||" in text or "?" in text:
-        return []
-    try:
-        for part in parts:
-            compile_value(part)
-    except ExpressionError:  # of brackets, a macro, or text with && in it
-        return []
-    return parts
 
 
 def _outcome(pattern: Mapping[str, Any], found: Any) -> str:
@@ -249,7 +271,7 @@ def _leaves(pattern: Mapping[str, Any], found: Any, before: tuple[str, ...] = ()
             yield from _leaves(rest, found, (*before, name), branch)
         else:
             outcome, has = _outcome(whole({name: rest}), found), _at(found, (*before, name))
-            shown = "no such field" if has is MISSING else json.dumps(has, ensure_ascii=False)
+            shown = "no such field" if has is MISSING else exact_json.dumps(has)
             yield f"{branch}{'.'.join((*before, name))}: {outcome}, the event has {shown}"
 
 
@@ -267,7 +289,7 @@ def _at(found: Any, path: Sequence[str]) -> Any:
 
 def _message(message: Message) -> MessageTrace:
     try:
-        value: Any = None if message.value is None else json.loads(message.value)
+        value: Any = None if message.value is None else exact_json.loads(message.value)
     except ValueError:
         value = message.value.hex() if message.value is not None else None
     headers = {name: one.decode(errors="backslashreplace") for name, one in message.headers}

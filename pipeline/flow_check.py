@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
 from pipeline.errors import UsageError
+from pipeline.flow_lint import lint
 from pipeline.flow_settings import TOPIC, EnrichSettings, Flow, Join, Lookup, Sql
-from pipeline.flows import FlowError, compile_flow, onlooking
+from pipeline.flows import FlowError, compile_flow, onlooking, parts_of
 from pipeline.lookups import headers, secrets_of
 from pipeline.secrets import mask_key
-from pipeline.settings import DynamoDBStream, Settings
+from pipeline.settings import DynamoDBStream, Settings, place_of
 from pipeline.sources.dynamodb import is_pattern
 from pipeline.sources.kinds import captures
 
@@ -35,10 +37,34 @@ def examine(settings: Settings, flow: Flow) -> list[str]:
             mask_key(flow.mask_key)
         except UsageError as error:
             raise FlowError(flow, "mask_key", error) from error
+    doubts = [one.line for one in doubts_of(flow)]
     if not settings.sources:  # they are those of other workers
-        return []
+        return doubts
     _references_are_captured(settings, flow)
-    return _tables_are_captured(settings, flow)
+    return [*_tables_are_captured(settings, flow), *doubts]
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """What can hardly have an effect, and where it stands."""
+
+    flow: str
+    place: str
+    """In the flow."""
+    problem: str
+    at: str
+    """file:line; '' when the flow does not stand in the settings file."""
+
+    @property
+    def line(self) -> str:
+        """All of it in a line."""
+        before = f"{self.at}: " if self.at else ""
+        return f"{before}flow {self.flow}, {self.place}: {self.problem}"
+
+
+def doubts_of(flow: Flow) -> list[Warned]:
+    """Return what of a flow can hardly have an effect."""
+    return [Warned(flow.name, one.place, one.problem, place_of(flow, parts_of(one.place))) for one in lint(flow)]
 
 
 def _references_are_captured(settings: Settings, flow: Flow) -> None:

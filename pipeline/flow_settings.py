@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from pipeline.published import secrets_in_headers, secrets_in_url
+from pipeline.steps.attribute_path import is_added, parse, readings
 
 PUBLISHED = "published"
 """In the context of a validation: the flows are on the topic already, where nothing is to be prevented any more."""
@@ -56,15 +57,47 @@ def template(*names: str, more: str = "") -> AfterValidator:
 Name = Annotated[str, Field(max_length=120), formed(r"[A-Za-z0-9._-]+", "letters, digits, . _ -")]
 SinkName = Annotated[str, Field(max_length=200), template("table", "op", "source")]
 """The name of a sink, or a template of it."""
-Path = Annotated[
-    str,
-    Field(max_length=1000),
-    formed(
-        r"[^.\[\]]+(?:\.[^.\[\]]+|\[(?:\*|\d+)\])*",
-        "a path such as email, address.street or phones[*].number",
-    ),
-]
-"""Where an attribute is: `email`, `address.street`, `phones[*].number`, `enriched.customer.email`."""
+
+
+def _parsed(path: str) -> str:
+    parse(path)
+    return path
+
+
+def _of_one(path: str) -> str:
+    if None in parse(path):
+        raise ValueError(f"{path!r}: [*] names many values, where one is needed")
+    return path
+
+
+def _of_name(path: str) -> str:
+    if not isinstance(parse(path)[-1], str):
+        raise ValueError(f"{path!r}: an element of a list has no name to change")  # noqa: TRY004 - of a value
+    return path
+
+
+Path = Annotated[str, Field(max_length=1000), AfterValidator(_parsed)]
+"""Where attributes are: `email`, `address.street`, `phones[*].number`, `enriched.customer.email`."""
+OnePath = Annotated[str, Field(max_length=1000), AfterValidator(_of_one)]
+"""Where one attribute is."""
+NamePath = Annotated[str, Field(max_length=1000), AfterValidator(_of_name)]
+"""Where an attribute is that has a name."""
+NewName = Annotated[str, Field(min_length=1, max_length=255)]
+PLACE = re.compile(r"\{([^{}]+)\}")
+"""Matches what stands in a url for an attribute of the change."""
+
+
+def _places(url: str) -> str:
+    if odd := re.search(r"[{}]", PLACE.sub("", url)):
+        raise ValueError(f"there is a {odd[0]} that belongs to no {{attribute}}; in the url itself it is %7B or %7D")
+    for place in PLACE.findall(url):
+        _of_one(place)
+    return url
+
+
+Url = Annotated[str, formed(r"https?://[^/].*", "http://... or https://..."), AfterValidator(_places)]
+"""Where a service is asked, with the paths of attributes in braces."""
+
 Where: TypeAlias = dict[str, Any] | str
 """A pattern, or an expression in CEL."""
 TOPIC = "topic:"
@@ -95,9 +128,8 @@ class Join(Section):
         description="global: every worker keeps the whole reference table. partitioned: each keeps the items of its "
         "partitions, and a change is joined with the item of its own key, as it was at its place in raw.",
     )
-    on: str | None = Field(
+    on: OnePath | None = Field(
         None,
-        min_length=1,
         description="With global: the attribute of the change that holds the reference table's partition key.",
     )
     into: str = Field(min_length=1, description="Under which name the item is added to the change.")
@@ -190,7 +222,7 @@ class Lookup(Section):
     """Adds what an HTTP service or a DynamoDB table answers."""
 
     kind: Literal["lookup"] = Field(description="The kind of the step.")
-    url: Annotated[str, formed(r"https?://[^/].*", "http://... or https://...")] | None = Field(
+    url: Url | None = Field(
         None,
         description="http(s)://...: {name} stands for an attribute of the change, `token=env:NAME` in its query for a secret. "
         "Answers JSON; 404: there is none.",
@@ -199,7 +231,7 @@ class Lookup(Section):
         None, min_length=3, description="A DynamoDB table, read by BatchGetItem, instead of a url."
     )
     region: str | None = Field(None, description="The table's AWS Region; without it, boto3's default.")
-    key: dict[str, str] = Field(
+    key: dict[str, OnePath] = Field(
         default_factory=dict, description="With a table: for each of its key attributes the attribute of the change."
     )
     into: str = Field(min_length=1, description="Under which name the answer is added to the change.")
@@ -416,11 +448,13 @@ class Flow(Section):
         description="A pattern as in Lambda event filtering, or an expression in CEL: what does not match is left out.",
     )
     enrich: tuple[EnrichSettings, ...] = Field((), description="What is added, step by step: see [[flows.enrich]].")
-    select: tuple[str, ...] = Field(
+    select: tuple[Path, ...] = Field(
         (), description="The attributes that stay; empty: all. Key attributes always stay in the key."
     )
-    drop: tuple[str, ...] = Field((), description="Attributes that are left out.")
-    rename: dict[str, str] = Field(default_factory=dict, description="New names of attributes, by their old ones.")
+    drop: tuple[Path, ...] = Field((), description="Attributes that are left out.")
+    rename: dict[NamePath, NewName] = Field(
+        default_factory=dict, description="New names of attributes, by their old ones."
+    )
     mask: tuple[Mask, ...] = Field((), description="Attributes that nobody downstream may read: see [[flows.mask]].")
     mask_key: KeyUri | None = Field(
         None,
@@ -438,6 +472,11 @@ class Flow(Section):
     )
     otherwise: SinkName | None = Field(
         None, description="The sink of what no `where` matches; without it, it is left out."
+    )
+    on_leave: Literal["delete", "tombstone", "ignore"] | None = Field(
+        None,
+        description="What a sink gets when an item no longer matches what leads there. delete: what the envelope writes for a "
+        "deletion. tombstone: the key and null. ignore: nothing. The default is delete with several sinks, ignore with one.",
     )
     envelope: Annotated[Envelope, BeforeValidator(_short)] = Envelope()
     format: Annotated[Format, BeforeValidator(_short)] = Format()
@@ -473,15 +512,16 @@ class Flow(Section):
         return self
 
     @model_validator(mode="after")
-    def _masks_reach_what_is_added(self) -> Flow:
-        if any(isinstance(step, Sql | Python) for step in self.enrich):
-            return self  # what those add nobody knows
-        added = {step.into for step in self.enrich if not isinstance(step, Sql | Python)}
-        for n, mask in enumerate(self.mask):
-            whole, _, path = mask.path.partition(".")
-            if whole == "enriched" and path and not any(_begins(path, name) for name in added):
+    def _paths_reach_what_is_added(self) -> Flow:
+        for place, path, before in _added_paths(self):
+            steps = self.enrich[:before]
+            if any(isinstance(step, Sql | Python) for step in steps):
+                continue  # what those add nobody knows
+            added = {step.into for step in steps if not isinstance(step, Sql | Python)}
+            if not any(name in added for name, _ in readings(parse(path)[1:])):
                 known = ", ".join(f"enriched.{name}" for name in sorted(added)) or "nothing"
-                raise ValueError(f"mask.{n}.path: {mask.path} is not among what the steps add ({known})")
+                steps_are = "the steps" if before is None else "the steps before"
+                raise ValueError(f"{place}: {path} is not among what {steps_are} add ({known})")
         return self
 
     @model_validator(mode="after")
@@ -503,6 +543,19 @@ class Flow(Section):
             )
         if whole and self.otherwise is not None:
             raise ValueError(f"otherwise: never gets anything, to.{whole[0]} takes everything")
+        return self
+
+    @model_validator(mode="after")
+    def _something_can_leave(self) -> Flow:
+        if self.on_leave is not None and not self._can_leave:
+            raise ValueError(
+                f"on_leave: nothing ever leaves {' or '.join(self.sinks)}: "
+                + (
+                    "their names have {op}, so they hold changes of a kind, not items"
+                    if self._has_conditions
+                    else "neither the flow nor one of its routes has a `where`"
+                )
+            )
         return self
 
     @model_validator(mode="after")
@@ -540,9 +593,33 @@ class Flow(Section):
         """The sinks that it names, templates among them."""
         return list(dict.fromkeys([*(route.sink for route in self.to), *([self.otherwise] if self.otherwise else [])]))
 
+    @property
+    def leaves(self) -> Literal["delete", "tombstone"] | None:
+        """What a sink gets when an item leaves it; None: nothing."""
+        chosen = self.on_leave or ("delete" if len(self.sinks) > 1 else "ignore")
+        return None if chosen == "ignore" or not self._can_leave else chosen
 
-def _begins(path: str, name: str) -> bool:
-    return path == name or (path.startswith(name) and path[len(name)] in ".[")
+    @property
+    def _has_conditions(self) -> bool:
+        return self.where is not None or any(route.where is not None for route in self.to)
+
+    @property
+    def _can_leave(self) -> bool:
+        return self._has_conditions and any(map(holds_items, self.sinks))
+
+
+def _added_paths(flow: Flow) -> Iterator[tuple[str, str, int | None]]:
+    """Yield the paths into what is added, with their places; and before which step it must have been (None: any)."""
+    named: list[tuple[str, str, int | None]] = [(f"mask.{n}.path", mask.path, None) for n, mask in enumerate(flow.mask)]
+    for n, step in enumerate(flow.enrich):
+        if isinstance(step, Join) and step.on is not None:
+            named.append((f"enrich.{n}.on", step.on, n))
+        if isinstance(step, Lookup):
+            named += [(f"enrich.{n}.key.{name}", path, n) for name, path in step.key.items()]
+            named += [(f"enrich.{n}.url", path, n) for path in PLACE.findall(step.url or "")]
+    for place, path, before in named:
+        if is_added(parse(path)):
+            yield place, path, before
 
 
 def fill(template: str, *, table: str, op: str, source: str) -> str:
@@ -550,6 +627,11 @@ def fill(template: str, *, table: str, op: str, source: str) -> str:
     if "{" not in template:
         return template
     return template.replace("{table}", table).replace("{op}", op).replace("{source}", source)
+
+
+def holds_items(sink: str) -> bool:
+    """Say whether an item is in a sink, or its changes of one kind alone."""
+    return "{op}" not in sink
 
 
 def is_template(sink: str) -> bool:

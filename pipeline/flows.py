@@ -16,6 +16,7 @@ from models.change import Change
 from pipeline import flow_settings as settings
 from pipeline.errors import RejectedError, UsageError
 from pipeline.given_items import by_key, finder, own_key_finder
+from pipeline.leaving import compile_leaving, patterns_look_at
 from pipeline.lookups import canned, lookup
 from pipeline.secrets import mask_key
 from pipeline.settings import Settings, place_of
@@ -23,7 +24,7 @@ from pipeline.steps.enrich import JoinStep, Lookup, compute, join, reference, te
 from pipeline.steps.envelope import Encoder, compile_envelope
 from pipeline.steps.event import Event, Step
 from pipeline.steps.expression import ENRICHED, ExpressionError, compile_expression, compile_value, truth
-from pipeline.steps.filter import PatternError, Predicate, compile_pattern, fields, merge
+from pipeline.steps.filter import PatternError, Predicate, compile_pattern, fields
 from pipeline.steps.flow import Flow, Output, Where
 from pipeline.steps.formats.connect import compile_key_schemas, compile_schemas
 from pipeline.steps.mask import compile_masks
@@ -42,13 +43,20 @@ class FlowError(UsageError):
     """A flow that cannot run: which, where in it and in the settings file, and why."""
 
     def __init__(self, flow: settings.Flow, place: str, error: Exception) -> None:
-        at = place_of(flow, [int(part) if part.isdigit() else part for part in place.split(".")])
+        at = place_of(flow, parts_of(place))
         reason = error.message if isinstance(error, UsageError) else str(error)
         hint = (error.hint if isinstance(error, UsageError) else "") or PAGES.get(place.rpartition(".")[2], PAGE)
         before, said = f"{at}: " if at else "", f"{place}: {reason.removeprefix(f'{place}: ')}"
         super().__init__(f"{before}flow {flow.name}, {said}", hint=hint)
         self.detail = f"{before}{said}"
         """The same, where the flow is named already."""
+
+
+def parts_of(place: str) -> list[str | int]:
+    """Return the names and numbers of a place in a flow: `enrich.0.on`."""
+    return [
+        int(part) if part.isdigit() else part for part in place.split(".", 1 if place.startswith("rename.") else -1)
+    ]
 
 
 PAGE = "docs/how-to/write-a-flow.md"
@@ -177,30 +185,33 @@ def onlooking(
 def compile_flow(flow: settings.Flow, means: Means) -> Flow:
     """Compile a flow; raise UsageError that names the flow and the place in its pattern or expression."""
     compiler = _Compiler(flow, means)
-    looked_at: dict[str, Any] = {}
-    for pattern in (flow.where, *(to.where for to in flow.to)):
-        if isinstance(pattern, Mapping):
-            merge(looked_at, {name: rest for name, rest in fields(pattern).items() if name != ENRICHED})
+    looked_at = patterns_look_at(flow)
+    where = compiler.where()
+    first = _first(flow.where) if isinstance(flow.where, Mapping) else None
+    rules = [
+        Rule(_name(to.sink, means.topic), compiler.rule(to.where, f"to.{n}.where"), settings.holds_items(to.sink))
+        for n, to in enumerate(flow.to)
+    ]
+    otherwise = (
+        None
+        if flow.otherwise is None
+        else Rule(_name(flow.otherwise, means.topic), None, settings.holds_items(flow.otherwise))
+    )
+    route = router(rules, every=flow.match == "all", otherwise=None if otherwise is None else otherwise.sink)
     return Flow(
         name=flow.name,
         tables=frozenset(flow.tables),
-        where=compiler.where(),
-        first=_first(flow.where) if isinstance(flow.where, Mapping) else None,
+        where=where,
+        first=first,
         look=projection(looked_at) if looked_at else None,
         enrich=[
             (f"enrich.{n} {step.kind}", compiler.enrich(step, f"enrich.{n}")) for n, step in enumerate(flow.enrich)
         ],
-        router=router(
-            [
-                Rule(_name(to.sink, means.topic), compiler.rule(to.where, f"to.{n}.where"))
-                for n, to in enumerate(flow.to)
-            ],
-            every=flow.match == "all",
-            otherwise=None if flow.otherwise is None else _name(flow.otherwise, means.topic),
-        ),
+        router=route,
         shape=compiler.shape(),
         output=compiler.output(),
         through=None if flow.through is None else compile_envelope(settings.Envelope()),
+        leaving=compile_leaving(flow, where, first, rules, otherwise, route),
     )
 
 

@@ -15,6 +15,7 @@ import msgspec
 
 from models.attributes import normal, typed_item
 from models.change import canonical
+from pipeline import exact_json
 from pipeline.console import content
 from pipeline.errors import UsageError
 from pipeline.flow_settings import TOPIC
@@ -23,7 +24,7 @@ from pipeline.steps.enrich import Lookup
 HINT = "docs/how-to/test-flows.md"
 KEY_TAGS = {"S", "N", "B"}
 """Types of key attributes."""
-encode = msgspec.json.encode
+encode = msgspec.json.Encoder(decimal_format="number").encode
 
 
 def read(file: Path) -> list[Any]:
@@ -32,8 +33,8 @@ def read(file: Path) -> list[Any]:
     for number, line in enumerate(content(file).splitlines(), 1):
         if line.strip():
             try:
-                rows.append((f"{file}:{number}", msgspec.json.decode(line)))
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                rows.append((f"{file}:{number}", exact_json.loads(line)))
+            except ValueError as error:
                 raise _wrong(f"{file}:{number}", file.stem, error) from error
     return checked(file.stem, rows)
 

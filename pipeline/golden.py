@@ -5,24 +5,24 @@
      "lookups": {"stock": {...}},
      "expect": [{"flow": "orders", "sink": "orders-settled", "key": {...}, "value": {...}, "headers": {"op": "c"}}]}
 
-Of an outcome only what is named is compared, of `headers` only those that are; values are compared as JSON, whole. A rejected
-change is expected as `{"flow": "orders", "rejected": "part of the reason"}`. What is made of a change that has waited for a
-reference first (`hold`) has also `"waits"`, the seconds; when it is left out then, nothing else.
+Of an outcome only what is named is compared, of `headers` only those that are; values are compared as JSON, whole, numbers
+with all their digits. A rejected change is expected as `{"flow": "orders", "rejected": "part of the reason"}`. What is made of
+a change that has waited for a reference first (`hold`) has also `"waits"`, the seconds; when it is left out then, nothing else.
+These two must be named where they are: an outcome without `rejected` is none of a change that was rejected.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, UnsetType, structs
 
 from models.change import MalformedChangeError
-from pipeline import given_items
+from pipeline import exact_json, given_items
 from pipeline.console import content
 from pipeline.errors import UsageError
 from pipeline.explaining import FlowTrace, explain
@@ -44,6 +44,11 @@ class Expected(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """Part of the reason."""
     waits: float | UnsetType = UNSET
     """Seconds."""
+
+
+ALWAYS = ("rejected", "waits")
+"""What of an outcome is compared although it is not named: without it, it were another outcome."""
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class Case(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -82,11 +87,9 @@ def check(file: Path, settings: Settings, *, update: bool = False) -> Verdict:
     case = load(file)
     actual = [one for trace in outcome(file, case, settings) for one in _actual(trace)]
     if update:
-        file.write_text(
-            json.dumps({**msgspec.to_builtins(case), "expect": actual}, indent=2, ensure_ascii=False) + "\n"
-        )
+        file.write_text(exact_json.with_member(file.read_text(), "expect", actual))
         return Verdict(file, [])
-    expected = msgspec.to_builtins(case.expect)
+    expected = exact_json.loads(content(file)).get("expect", [])
     differences = []
     if len(expected) != len(actual):
         differences.append(f"expected {len(expected)} outcomes, there are {len(actual)}: {_short(actual)}")
@@ -99,7 +102,9 @@ def load(file: Path) -> Case:
     """Read a golden file; raise UsageError with the line of what is none."""
     text = content(file)
     try:
-        return msgspec.json.decode(text, type=Case)
+        case = msgspec.json.decode(text, type=Case)
+        exact = exact_json.loads(text)
+        return structs.replace(case, references=exact.get("references", {}), lookups=exact.get("lookups", {}))
     except msgspec.DecodeError as error:
         place = f"{file}:{line_of_error(text, error)}"
         raise UsageError(f"{place}: this is no golden file: {error}", hint=given_items.HINT) from error
@@ -118,7 +123,7 @@ def outcome(file: Path, case: Case, settings: Settings) -> list[FlowTrace]:
         _check_answer(f"{file}:{line_of(text, ('lookups', name))}", name, answer, settings)
     means = onlooking(settings.flows, settings.modules, references, case.lookups)
     try:
-        return explain(settings.flows, msgspec.json.encode(case.event), means)
+        return explain(settings.flows, bytes(_members(text)["event"]), means)
     except MalformedChangeError as error:
         raise UsageError(f"{file}:{line_of(text, ('event',))}: event: {error}", hint=given_items.HINT) from error
 
@@ -145,7 +150,7 @@ def _actual(trace: FlowTrace) -> list[dict[str, Any]]:
         {
             "flow": trace.flow,
             "sink": one.sink,
-            "key": json.loads(one.key),
+            "key": exact_json.loads(one.key),
             "value": one.value,
             "headers": one.headers,
             **waits,
@@ -155,7 +160,9 @@ def _actual(trace: FlowTrace) -> list[dict[str, Any]]:
 
 
 def _differences(want: Mapping[str, Any], have: Mapping[str, Any]) -> list[str]:
-    found = []
+    found = [
+        f"{name}: it is not expected, got {_short(have[name])}" for name in ALWAYS if name in have and name not in want
+    ]
     for name, expected in want.items():
         actual = have.get(name)
         if name == "rejected":
@@ -163,12 +170,12 @@ def _differences(want: Mapping[str, Any], have: Mapping[str, Any]) -> list[str]:
         elif name == "headers":
             same = actual is not None and expected.items() <= actual.items()
         else:
-            same = actual == expected
+            same = exact_json.same(actual, expected)
         if not same:
             found.append(f"{name}: expected {_short(expected)}, got {_short(actual)}")
     return found
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    text = exact_json.dumps(value)
     return text if len(text) < 2_000 else f"{text[:2_000]}..."

@@ -52,7 +52,8 @@ def steps(flow: Flow) -> list[str]:
         encoding = f"{encoding} with schemas"
     if flow.key_format.is_struct:
         encoding = f"{encoding}, keys {flow.key_format.kind}"
-    return [*lines, *([encoding] if encoding else [])]
+    leaves = [] if flow.leaves is None else [f"on_leave {flow.leaves}"]
+    return [*lines, *([encoding] if encoding else []), *leaves]
 
 
 def _target(step: EnrichSettings) -> str:

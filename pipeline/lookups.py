@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ from botocore.exceptions import ClientError
 
 from models.attributes import digits, from_client, normal_item, to_client, typed
 from pipeline.errors import UsageError
-from pipeline.flow_settings import Lookup
+from pipeline.flow_settings import PLACE, Lookup
 from pipeline.published import REFERENCE, VARIABLE, parameters
 from pipeline.sources.aws import ERRORS, explain
 from pipeline.steps.enrich import attribute
@@ -36,7 +35,6 @@ from pipeline.steps.lookup import (
     raw,
 )
 
-PLACE = re.compile(r"\{([^{}]+)\}")
 BATCH = 100
 """Keys that BatchGetItem takes."""
 ATTEMPTS = 5

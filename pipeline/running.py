@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections import Counter as Tally
@@ -19,6 +20,7 @@ from models.dead_letter import FLOW, OFFSET, DeadLetter, Headers
 from pipeline import flow_settings as settings
 from pipeline.app import Worker
 from pipeline.errors import HeadwaterError, RejectedError
+from pipeline.flow_lint import lint
 from pipeline.flow_versions import FlowVersions
 from pipeline.flows import Means, compile_flow, re_emits, schema_registry
 from pipeline.secrets import mask_key
@@ -32,6 +34,7 @@ from pipeline.steps.secrecy import MaskKey, WrongKeyError, fingerprint_of, is_se
 from pipeline.transport import Batch
 from pipeline.transport.consumer import Consumer
 
+log = logging.getLogger(__name__)
 STAGE = "transform"
 RATIO_OF = 1_000
 """Changes over which the share of rejected ones is taken."""
@@ -161,6 +164,9 @@ class FlowRunner:
         )
         keys = {flow.name: mask_key(flow.mask_key) for flow in flows if flow.mask_key is not None and flow.mask}
         self._keys |= keys
+        for flow in flows:
+            for doubt in lint(flow):
+                log.warning("flow %s, %s: %s (headwater flows lint)", flow.name, doubt.place, doubt.problem)
         return [
             RunningFlow(
                 flow,
@@ -275,6 +281,8 @@ class FlowRunner:
     def _settle(self, flow: RunningFlow, partition: int, given: Sequence[Given], *, fresh: bool) -> None:
         """Run changes of one partition through a flow, and write what it made of them, in their order; park what must wait."""
         sent, seen, parked, rejected = [], 0, 0, 0
+        if _follows_references(flow):
+            given = self._with_doubts(flow, partition, given)
         results = self._run(flow, partition, given)
         lot = self.state.lot(partition) if flow.parks else None
         for result in results:
@@ -415,10 +423,22 @@ class FlowRunner:
             if result is None and one.offset in taken:
                 continue  # rejected, or it waits: readers have the one before
             joints: list[Joint] = []
-            if result is not None and result.messages and one.change.after is not None:
+            # What its reference keeps out of all sinks now may be in one when that changes, where sinks are read as tables.
+            known = result is not None and (result.messages or _follows_references(flow))
+            if result is not None and known and one.change.after is not None:
                 joints = [Joint(*found) for found in result.references]
             place = _joined_place(flow, one.change.table, one.key)
             joins.put(place, joints, _waiting(one))
+
+    def _with_doubts(self, flow: RunningFlow, partition: int, given: Sequence[Given]) -> list[Given]:
+        """Mark changes of items that would be joined otherwise now than they were: they are not sent again yet."""
+        joins, found = self.state.joins(partition), []
+        for one in given:
+            entry = joins.of(_joined_place(flow, one.change.table, one.key))
+            joints = () if entry is None else entry.joints
+            unsure = any(digest(self._item(partition, table, key)) != known for table, key, known in joints)
+            found.append(structs.replace(one, unsure=True) if unsure else one)
+        return found
 
     def _own_item_changed(self, partition: int, reference: Reference) -> None:
         """Send again what was joined with an item of a partitioned table: in each flow the items of the same key."""
@@ -441,7 +461,7 @@ class FlowRunner:
         for flow in self.versions.current:
             given = [
                 # From the beginning of time: what is missing now is waited for no more.
-                _given(one.last, at=-math.inf)
+                structs.replace(_given(one.last, at=-math.inf), unsure=True)
                 for one in entries
                 # What waits behind a rejected change is joined when it goes on.
                 if one.flow == flow.settings.name
@@ -536,6 +556,12 @@ class FlowRunner:
 def _joined_place(flow: RunningFlow, table: str, key: bytes | None) -> Place:
     """Return where an item's last change is noted: by table, since items of several may have the same key."""
     return Place(flow.settings.name, table.encode() + b"/" + (key or b""))
+
+
+def _follows_references(flow: RunningFlow) -> bool:
+    """Say whether a reference whose changes send items again may bring them out of a sink that is read as a table."""
+    leaving = flow.steps.leaving
+    return flow.re_emits and leaving is not None and leaving.follows_references
 
 
 def _waiting(given: Given) -> Waiting:

@@ -661,8 +661,8 @@ class _Ours(DotEnvSettingsSource):
         return {name: value for name, value in super().__call__().items() if name in self.settings_cls.model_fields}
 
 
-NOT_SETTINGS = {"HEADWATER_CONFIG", "HEADWATER_REQUIRE_KAFKA"}
-"""Variables that begin like settings: where the settings file is, and the switch of the test suite."""
+NOT_SETTINGS = {"HEADWATER_CONFIG", "HEADWATER_BIN", "HEADWATER_REQUIRE_KAFKA", "HEADWATER_TEST_EXAMPLES"}
+"""Variables that begin like settings: where the settings file is, where scripts find the command, switches of the tests."""
 
 
 def config_file(environment: Mapping[str, str]) -> Path:

@@ -106,11 +106,11 @@ class Topics:
 
     @property
     def lake_sinks(self) -> dict[str, str]:
-        """The sinks whose messages the lake can read, and their topics: changes as AWS gives them, in JSON."""
+        """The sinks whose messages the lake can read, and their topics: changes as AWS gives them, in JSON, no tombstones."""
         other = {
             sink
             for flow in self._flows
-            if (flow.envelope.kind, flow.format.kind) != ("dynamodb", "json")
+            if (flow.envelope.kind, flow.format.kind) != ("dynamodb", "json") or flow.leaves == "tombstone"
             for template in flow.sinks
             for sink in self._filled(flow, template)
         }

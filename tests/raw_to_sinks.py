@@ -56,14 +56,17 @@ class Flowing:
         *,
         flush: bool = True,
         headers: Mapping[str, bytes] | None = None,
+        old: Mapping[str, Any] | None = None,
     ) -> None:
         """Write a change to raw, as deduplicate does; without an item, a deletion; without `flush`, with the next flushed one.
 
-        `key` is that of the attribute id, or the key attributes.
+        `key` is that of the attribute id, or the key attributes; `old` is the item before.
         """
         self._number += 1
         keys = _typed({"id": key} if isinstance(key, str) else key)
-        image = {"OldImage": keys} if item is None else {"NewImage": {**keys, **_typed(item)}}
+        image = {} if item is None else {"NewImage": {**keys, **_typed(item)}}
+        if item is None or old is not None:
+            image["OldImage"] = {**keys, **_typed(old or {})}
         value = {
             "eventID": f"e{self._number}",
             "eventName": "REMOVE" if item is None else "MODIFY",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import subprocess
@@ -11,10 +10,11 @@ import tempfile
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 from rich.table import Table
 
-from pipeline import dead_letters
+from pipeline import dead_letters, exact_json
 from pipeline import settings as settings_module
 from pipeline.console import Json, content, out, print_json, print_lines, say
 from pipeline.dead_letters import Letter, Wanted
@@ -61,7 +61,7 @@ def show(ids: Annotated[list[str], typer.Argument(help="Letters, by their IDs.")
         print_lines(one.whole() for one in found)
     else:
         for one in found:
-            out.print_json(json.dumps(one.whole()))
+            out.print(exact_json.dumps(one.whole(), indent=2), markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -138,8 +138,8 @@ def _edited(one: Letter) -> bytes:
     """Let the user edit the value, indented where it is JSON."""
     editor = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi")
     try:
-        text = json.dumps(json.loads(one.value or b""), indent=2, ensure_ascii=False).encode()
-    except ValueError:
+        text = msgspec.json.format(one.value or b"", indent=2)
+    except msgspec.DecodeError:
         text = one.value or b""
     with tempfile.NamedTemporaryFile(prefix=f"letter-{one.id}-", suffix=".json") as file:
         file.write(text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +12,7 @@ from rich.markup import escape
 from rich.tree import Tree
 
 from models.change import MalformedChangeError
-from pipeline import given_items
+from pipeline import exact_json, given_items
 from pipeline import settings as settings_module
 from pipeline.console import Json, content, out, print_json
 from pipeline.errors import UsageError
@@ -69,7 +68,7 @@ def _tree(trace: FlowTrace) -> Tree:
     for message in trace.messages:
         branch = tree.add(f"[bold]-> {escape(message.sink or 'through')}[/]  key {escape(message.key)}")
         branch.add(escape(", ".join(f"{name}={value}" for name, value in message.headers.items())))
-        branch.add(escape(json.dumps(message.value, ensure_ascii=False)))
+        branch.add(escape(exact_json.dumps(message.value)))
     return tree
 
 

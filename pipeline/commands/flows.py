@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -12,8 +13,9 @@ import typer
 
 from pipeline import applying, golden, graphing
 from pipeline import settings as settings_module
-from pipeline.console import Json, one_of, print_json, say
+from pipeline.console import Json, one_of, out, print_json, say
 from pipeline.errors import HeadwaterError, UsageError
+from pipeline.flow_check import doubts_of, examine
 
 app = typer.Typer(help="Look at flows, try them, and have the workers run them.", no_args_is_help=True)
 
@@ -53,6 +55,22 @@ def apply(
         names = {"taken": found.taken, "refused": found.refused, "waiting": found.waiting}
         print_json({"version": version.number, "new": new, **names})
     if found.refused or found.waiting:
+        raise typer.Exit(1)
+
+
+@app.command()
+def lint(as_json: Json = False) -> None:
+    """Show what of the flows can hardly have an effect: patterns and names that no change has. Exit 1 when there is any."""
+    settings = settings_module.load()
+    for flow in settings.flows:
+        examine(settings, flow)
+    found = [one for flow in settings.flows for one in doubts_of(flow)]
+    if as_json:
+        print_json([asdict(one) for one in found])
+    else:
+        for one in found:
+            out.print(one.line, markup=False, highlight=False, soft_wrap=True)
+    if found:
         raise typer.Exit(1)
 
 

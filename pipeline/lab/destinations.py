@@ -19,7 +19,7 @@ from pyiceberg.catalog import load_catalog
 from pipeline.errors import FatalError, HeadwaterError
 from pipeline.lab.proof import Item, Truth, json_item
 from pipeline.lab.recorder import Recorder, lag
-from pipeline.lab.workers import Worker, Workers
+from pipeline.lab.workers import Worker, Workers, stop_all
 from pipeline.lab.workload import KEYS, ORDERS
 from pipeline.settings import Settings, group_of
 from pipeline.sinks.iceberg import columns_of
@@ -132,8 +132,7 @@ class Destinations:
 
     def stop(self) -> None:
         """Stop them."""
-        for workers in self._workers:
-            workers.stop()
+        stop_all(self._workers)
 
     def arrived(self, conf: dict[str, Any], ends: Mapping[str, dict[int, int]]) -> bool:
         """Say whether each has taken all there is."""

@@ -28,6 +28,8 @@ LIMIT = 120.0
 LOOK = 0.01
 """Seconds between two looks at what is waited for."""
 FILL_DISK = "fill disk"
+RECREATED = "changed while this worker ran"
+"""What a worker says that ends because a topic is another one than it has read or written."""
 RETENTION, RETENTION_FROZEN = "retention", "retention while frozen"
 RECREATE_SINK, REFUSE, SLEEP, SLOW = "recreate sink", "refuse", "sleep", "slow step"
 TOPICS = (RETENTION, RETENTION_FROZEN, RECREATE_SINK, REFUSE, SLEEP, SLOW)
@@ -156,7 +158,8 @@ class Faults:
             return not worker.alive()
 
         self.until(ended, f"the end of {worker.name}, whose disk is full")
-        _require_reason(worker, said)
+        if RECREATED not in _said(worker, said):  # it may have noticed a fault before this one first
+            _require_reason(worker, said)
         said = _size(worker.log)
         worker.start()
         self.until(ended, f"the end of {worker.name}, started on a full disk")
@@ -216,10 +219,15 @@ def _size(log: Path) -> int:
     return log.stat().st_size if log.exists() else 0
 
 
-def _require_reason(worker: Worker, since: int) -> None:
-    """Raise FatalError unless the worker's log says, from an offset on, that the disk is full, and what to type."""
+def _said(worker: Worker, since: int) -> str:
+    """Return what a worker's log says from an offset on."""
     with worker.log.open("rb") as log:
         log.seek(since)
-        said = log.read().decode(errors="replace")
-    if not any("No space left on device" in line and "(try: df -h" in line for line in said.splitlines()):
+        return log.read().decode(errors="replace")
+
+
+def _require_reason(worker: Worker, since: int) -> None:
+    """Raise FatalError unless the worker's log says, from an offset on, that the disk is full, and what to type."""
+    lines = _said(worker, since).splitlines()
+    if not any("No space left on device" in line and "(try: df -h" in line for line in lines):
         raise FatalError(f"{worker.name} ended on a full disk without saying so", hint=f"less {worker.log}")

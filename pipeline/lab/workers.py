@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -152,6 +152,12 @@ class Workers:
 
     def stop(self) -> None:
         """Ask all to stop, wait, then kill."""
-        for worker in self.all:
-            worker.signal(signal.SIGCONT)
-        processes.stop([worker.process for worker in self.all if worker.process is not None], grace=STOP_SECONDS)
+        stop_all([self])
+
+
+def stop_all(some: Iterable[Workers]) -> None:
+    """Ask the workers of several groups to stop, all at once; wait, then kill."""
+    workers = [worker for group in some for worker in group.all]
+    for worker in workers:
+        worker.signal(signal.SIGCONT)
+    processes.stop([worker.process for worker in workers if worker.process is not None], grace=STOP_SECONDS)

@@ -18,7 +18,7 @@ import logging
 import re
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, cast
@@ -50,6 +50,7 @@ from pipeline.sinks.base import NOTHING, Flushed, Rejected, Sink, Writer
 from pipeline.sinks.lake import Rotation
 from pipeline.sinks.layouts.columns import ColumnsLayout, Kind, TableSchema
 from pipeline.sinks.layouts.envelope import EnvelopeLayout
+from pipeline.sinks.moves import Moves
 from pipeline.sinks.paths import mark_of
 from pipeline.sinks.rows import Reader, Rows
 from pipeline.transport.committed import Committed
@@ -117,7 +118,10 @@ class IcebergSink(Sink):
         mode: Literal["append", "upsert"],
         clock: Callable[[], float],
         memory: int = Sink.memory,
+        sinks: Collection[str] = (),
     ) -> None:
+        """`sinks`: those that it takes."""
+        self.moves = Moves(sinks)
         self.rotation, self.clock, self.memory = rotation, clock, memory
         self.columns = layout == "columns" or mode == "upsert"
         self.upserts = mode == "upsert"
@@ -395,8 +399,9 @@ class IcebergWriter(Writer):
         rejected: list[Rejected] = []
         if records and not self._rows:
             self._since = self._sink.clock()
-        for rows, refused in self._reader.read(records):
+        for read, refused in self._reader.read(records):
             rejected += refused
+            rows = self._sink.moves.without(read)
             for name in {kind.table for kind in rows.kinds}:
                 places = [place for place, kind in enumerate(rows.kinds) if kind.table == name]
                 if TABLE.fullmatch(name) is None:

@@ -27,6 +27,7 @@ from pipeline.errors import FatalError
 from pipeline.sinks import manifests, series
 from pipeline.sinks.base import NOTHING, Flushed, Rejected, Sink, Writer, standing
 from pipeline.sinks.layouts import Layout
+from pipeline.sinks.moves import Moves
 from pipeline.sinks.objects import Objects
 from pipeline.sinks.parquet import OpenFile, Range, first_row_in, range_in
 from pipeline.sinks.paths import Directories, mark_of, name_of
@@ -74,6 +75,8 @@ class LakeSink(Sink):
         self.memory = memory
         self._path, self._ready = path, ready
         self._sink_of = {topic: sink for sink, topic in sinks.items()}
+        # Where each sink has a directory of its own, an item that has left one is not there any more.
+        self.moves = Moves(() if "{sink}" in path else sinks)
 
     def open(self, tp: TP, start: int, log: Log = UNKNOWN, committed: Committed = NOTHING) -> Writer:
         """Take a partition over. What a former owner has begun is found by its name when the first file is written."""
@@ -122,7 +125,7 @@ class LakeWriter(Writer):
             self._since = self._lake.clock()
         for rows, refused in self._reader.read(records):
             rejected += refused
-            for directory, part in self._directories.parts(rows):
+            for directory, part in self._directories.parts(self._lake.moves.without(rows)):
                 file = self._open.get(directory)
                 if file is None:
                     table = part.kinds[0].table

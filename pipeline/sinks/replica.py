@@ -21,6 +21,7 @@ from faust.types import TP
 from pipeline.errors import HeadwaterError, RejectedError, TransientError
 from pipeline.settings import Replica as ReplicaSettings
 from pipeline.sinks.base import NOTHING, Flushed, Rejected, Sink, Writer
+from pipeline.sinks.moves import Moves
 from pipeline.sinks.replica_changes import Place, Write, newest_first, write
 from pipeline.sinks.replica_table import ReplicaTable
 from pipeline.transport.committed import Committed
@@ -49,6 +50,7 @@ class ReplicaWriter(Writer):
     def __init__(self, start: int, table: ReplicaTable, settings: ReplicaSettings, calls: ThreadPoolExecutor) -> None:
         self.position = self._end = self._there = start
         self._table, self._settings, self._calls = table, settings, calls
+        self._moves = Moves(settings.sinks)
         self._writes: list[Write] = []
         self._size = 0
         self._given = 0
@@ -63,7 +65,9 @@ class ReplicaWriter(Writer):
         rejected, writes = [], []
         for record in records:
             try:
-                writes.append(write(record, self._settings))
+                one = write(record, self._settings)
+                if one.image is not None or not self._moves.stays(record):
+                    writes.append(one)
             except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others go on
                 rejected.append(Rejected(record, error))
         self._writes += writes

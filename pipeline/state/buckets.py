@@ -16,7 +16,6 @@ from typing import Any, cast
 
 import rocksdict
 
-from pipeline.errors import FatalError
 from pipeline.state.store import META, Store, options
 
 KEPT = 3
@@ -116,7 +115,8 @@ class Buckets(Store):
         batch = rocksdict.WriteBatch(raw_mode=True)
         for bucket, members in {newest: (), **ids}.items():
             if bucket not in self._families:
-                self._families[bucket] = self._db.create_column_family(str(bucket), bucket_options())
+                with self._writing():
+                    self._families[bucket] = self._db.create_column_family(str(bucket), bucket_options())
             family = self._db.get_column_family_handle(str(bucket))
             for one in members:
                 batch.put(one, b"", family)
@@ -142,15 +142,12 @@ class Buckets(Store):
         self.adds, self.loaded = 0, False
         for bucket in [old for old in self._families if old <= max(self._families) - KEPT]:
             del self._families[bucket]
-            self._db.drop_column_family(str(bucket))
+            with self._writing():
+                self._db.drop_column_family(str(bucket))
 
     def _flush_family(self, bucket: int) -> None:
-        try:
+        with self._writing():
             self._families[bucket].flush(True)
-        except Exception as error:
-            raise FatalError(
-                f"the state in {self.path} cannot be written: {error}", hint=f"df -h {self.path.parent}"
-            ) from error
 
     def meta(self, name: str) -> int | None:
         """Return a position: that of the last `add`, after a kill that of the last flush."""

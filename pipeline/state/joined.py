@@ -113,9 +113,13 @@ class Joins:
         found = self._part.get(key)
         return None if found is None else _decode_entry(found)
 
+    def of(self, place: Place) -> Entry | None:
+        """Return an item's entry."""
+        return self.get(_entry_of(place))
+
     def joined(self, place: Place, one: Reference) -> Entry | None:
         """Return an item's entry if its last change was joined with this reference."""
-        entry = self.get(_entry_of(place))
+        entry = self.of(place)
         joints = () if entry is None else entry.joints
         return entry if any((joint.table, joint.key) == one for joint in joints) else None
 

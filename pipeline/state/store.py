@@ -7,6 +7,7 @@ it holds, so that what survives a kill is always a prefix of the changelog.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -91,8 +92,9 @@ class Store:
 
     def clear(self) -> None:
         """Forget everything, positions included: what it was made of is another log's."""
-        for key in list(cast("Iterator[bytes]", self._db.keys())):
-            self._db.delete(key, self._no_log)
+        with self._writing():
+            for key in list(cast("Iterator[bytes]", self._db.keys())):
+                self._db.delete(key, self._no_log)
 
     def write(self, puts: Iterable[tuple[bytes, bytes]], deletes: Iterable[bytes] = (), **meta: int | str) -> None:
         """Write all of it or nothing."""
@@ -106,13 +108,20 @@ class Store:
     def _write(self, batch: rocksdict.WriteBatch, meta: Mapping[str, int | str]) -> None:
         for name, value in meta.items():
             batch.put(META + name.encode(), str(value).encode())
-        try:
+        with self._writing():
             self._db.write(batch, self._no_log)
+
+    def close(self) -> None:
+        """Write what is in memory, give the lock back."""
+        with self._writing():
+            self._db.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Say what RocksDB refuses: nearly always the disk is full."""
+        try:
+            yield
         except Exception as error:
             raise FatalError(
                 f"the state in {self.path} cannot be written: {error}", hint=f"df -h {self.path.parent}"
             ) from error
-
-    def close(self) -> None:
-        """Write what is in memory, give the lock back."""
-        self._db.close()

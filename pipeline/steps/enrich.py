@@ -13,7 +13,8 @@ import msgspec
 
 from models.attributes import typed
 from models.change import NONE, Change, canonical
-from pipeline.steps.event import NULL, Event, Step, Value, each
+from pipeline.steps.attribute_path import Path, find, is_added, parse, readings
+from pipeline.steps.event import NULL, Event, Item, Step, Value, each
 from pipeline.steps.expression import compile_value
 
 Lookup = Callable[[bytes], bytes | None]
@@ -163,17 +164,21 @@ def key_schema(change: Change) -> str:
 
 
 def attribute(event: Event, name: str) -> Value | None:
-    """Return an attribute of the item as the change left it, or of what was added: enriched.customer.region."""
-    if name.startswith("enriched."):
-        return _within(event, name)
+    """Return the value at a path into the item as the change left it, or into what was added: enriched.customer.region."""
+    path = parse(name)
+    if is_added(path):
+        return _at(event.added, path[1:])
+    if len(path) > 1:
+        return _at(event.image or {}, path)
+    first = str(path[0])
     if (image := event.uncut) is not None:
         try:
-            value: Value = _only(name)(image).value
+            value: Value = _only(first)(image).value
         except msgspec.DecodeError:  # there is none after the change, or it is no item: seen below
             pass
         else:
             return None if value is NONE else value
-    return (event.image or {}).get(name)
+    return (event.image or {}).get(first)
 
 
 @lru_cache(maxsize=1024)
@@ -183,14 +188,8 @@ def _only(name: str) -> Callable[[msgspec.Raw], Any]:
     return msgspec.json.Decoder(one).decode
 
 
-def _within(event: Event, path: str) -> Value | None:
-    """Return an attribute of what was added: enriched.customer.region."""
-    _, first, *rest = path.split(".")
-    if (found := event.added.get(first)) is None:
-        return None
-    value = _decode_any(found)
-    for name in rest:
-        value = value.get("M", {}).get(name)
-        if value is None:
-            return None
-    return msgspec.Raw(msgspec.json.encode(value))
+def _at(item: Item, path: Path) -> Value | None:
+    """Return the attribute value at a path into an item."""
+    some = {name: _decode_any(item[name]) for name, _ in readings(path) if name in item}
+    value = find(some, path)
+    return None if value is None else msgspec.Raw(msgspec.json.encode(value))

@@ -224,7 +224,8 @@ def _attributes(event: Event, change: Change) -> dict[str, str]:
     when = datetime.fromtimestamp(change.ts_us / 1_000_000, UTC).isoformat(timespec="microseconds")
     return {
         "specversion": "1.0",
-        "id": change.event_id,
+        # Two events with one source have two IDs: the change itself goes to another sink.
+        "id": f"{change.event_id}.left" if event.moved else change.event_id,
         "source": change.arn.partition("/stream/")[0] or f"urn:headwater:{change.source}:{change.table}",
         "type": f"headwater.change.{CE_TYPES[change.op]}",
         "subject": (event.key or b"").decode(errors="replace"),

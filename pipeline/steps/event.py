@@ -61,6 +61,10 @@ class Event(msgspec.Struct, eq=False):
     """The references whose changes have it sent again: table, key, and the digest of the item that was added."""
     marks: Headers = msgspec.field(default_factory=list)
     """Headers that other steps want."""
+    left: bool = False
+    """Whether it tells a sink no more than that the item is no longer there."""
+    moved: bool = False
+    """Whether that item was not deleted."""
     plain_after: bytes | None = None
     """The item after the change as plain JSON with exact numbers, where a step has written it so."""
     _before: Item | None = None

@@ -6,7 +6,7 @@ event patterns". An array matches when one of its elements does; all fields of a
 a field is absent from an array when no element that could be meant has it.
 
 What goes beyond: with `dynamodb`, a leaf named N takes numbers although DynamoDB writes them as text, and `numeric` compares
-all digits of any number. AWS compares none beyond 5e9 or six decimals: a flow would lose those changes without a word.
+any number, with all its digits. AWS compares none beyond 5e9: a flow would lose those changes without a word.
 """
 
 from __future__ import annotations
@@ -43,8 +43,6 @@ COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
 }
 LARGEST = 5_000_000_000
 """Of the numbers that AWS compares."""
-DECIMALS = 6
-"""That they may have."""
 
 
 class PatternError(ValueError):
@@ -213,8 +211,7 @@ def _number(value: Any) -> int | Decimal | None:
 def _limited(value: Any) -> int | Decimal | None:
     """Read a number of JSON as AWS does: beyond its limits there is none."""
     number = _number(value)
-    within = number is not None and -LARGEST <= number <= LARGEST and round(number, DECIMALS) == number
-    return number if within else None
+    return number if number is not None and -LARGEST <= number <= LARGEST else None
 
 
 def _textual(value: Any) -> int | Decimal | None:
@@ -333,7 +330,7 @@ def _numeric(argument: Any, place: str, read: Read) -> Scalar:
     for comparison, written in zip(argument[::2], argument[1::2], strict=True):
         bound = read(_identity(written, place)[1]) if _is_number(written) else None
         if comparison not in COMPARISONS or bound is None:
-            limits = f" up to {LARGEST:,} with at most {DECIMALS} decimals" if read is _limited else ""
+            limits = f" up to {LARGEST:,}" if read is _limited else ""
             raise PatternError(
                 f"{place}: expected one of {', '.join(COMPARISONS)} and a number{limits}, "
                 f"got {_shown(comparison)} and {_shown(written)}"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import msgspec
 
 from models.change import Change
 from pipeline.steps.event import Event, Headers, Step
+from pipeline.steps.leave import Case, Leaving
 from pipeline.steps.route import Router, headers
 
 Where = Callable[[bytes, Change, Any], bool]
@@ -45,6 +46,8 @@ class Given(msgspec.Struct, frozen=True, gc=False):
     """When it came here, by the clock that waits are counted with."""
     headers: Sequence[tuple[str, bytes]] = ()
     """Those that it has on raw: a dead letter keeps them."""
+    unsure: bool = False
+    """Whether a reference has changed since the item was sent last: where that went its old image does not say."""
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -55,6 +58,8 @@ class Message(msgspec.Struct, frozen=True):
     key: bytes | None
     value: bytes | None
     headers: Headers
+    left: bool = False
+    """Whether it tells the sink no more than that the item is no longer there."""
 
 
 class Result(msgspec.Struct, eq=False):
@@ -68,6 +73,16 @@ class Result(msgspec.Struct, eq=False):
     """The step that rejected it."""
     references: Sequence[tuple[str, bytes, bytes]] = ()
     """The references whose changes have it sent again: table, key, and the digest of the item that was added."""
+    taken: bool = True
+    """Whether the `where` of the flow holds of it; of others there may be a sink to tell that the item is no longer there."""
+
+
+class Told(NamedTuple):
+    """What sinks are told of an item that has left them."""
+
+    sinks: Sequence[str]
+    message: Event
+    """Shaped, and not encoded yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,29 +103,46 @@ class Flow:
     output: Callable[[str], Output]
     """Gives the last step of a sink."""
     through: Output | None = None
+    leaving: Leaving | None = None
+    """Finds the sinks that items have left; None: they are told nothing."""
 
     def run(self, changes: Iterable[Given], watch: Watch | None = None) -> list[Result]:
         """Return what becomes of each change that the flow takes, in order; those that it leaves out have no messages."""
-        picked = self._pick(changes)
+        picked = self._pick(changes) if self.leaving is None else self._pick_leaving(changes, self.leaving)
         if watch is not None:
-            watch("where", [event for _, event in picked])
+            watch("where", [event for result, event in picked if result.taken])
         self._steps(self.enrich, picked, watch)
+        cases: Mapping[int, Case] = {} if self.leaving is None else self._cases(picked, self.leaving)
         sinks: list[tuple[str, ...]] = [()] * len(picked)
         for number, (result, event) in enumerate(picked):
             if event.error is None and not event.gone:
+                if cases and number in cases and cases[number].is_deletion:
+                    continue  # it goes by its old image
                 try:
                     sinks[number] = self.router(event)
                 except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others go on
                     event.error = error
                     result.stage = "to"
+        told = self._leave(picked, sinks, cases) if cases else {}
         self._steps(self.shape, picked, watch)
-        self._encode(picked, sinks, watch)
-        for result, event in picked:
+        self._encode(picked, sinks, told, watch)
+        if told:
+            self._tell_keys(picked, cases, told)
+        for number, (result, event) in enumerate(picked):
+            left = cases[number].left if number in cases else ()
+            if left or len(sinks[number]) > 1:
+                _put_in_order(result.messages, (*left, "", *sinks[number]))
             result.references = event.references
             if event.error is not None:
                 result.error = event.error
                 result.messages.clear()
-        return [result for result, _ in picked]
+        if self.leaving is None:
+            return [result for result, _ in picked]
+        return [
+            result
+            for number, (result, event) in enumerate(picked)
+            if result.taken or result.messages or event.error is not None or (number in cases and cases[number].is_open)
+        ]
 
     def _pick(self, changes: Iterable[Given]) -> list[tuple[Result, Event]]:
         tables, where, first, look = self.tables, self.where, self.first, self.look
@@ -134,6 +166,87 @@ class Flow:
             picked.append((Result(given, stage="where"), event))
         return picked
 
+    def _pick_leaving(self, changes: Iterable[Given], leaving: Leaving) -> list[tuple[Result, Event]]:
+        """Return what `_pick` does, and beside it, as gone, changes that the flow leaves out but whose old state it took."""
+        tables, where, first, look = self.tables, self.where, self.first, self.look
+        picked = []
+        for given in changes:
+            value, change = given.value, given.change
+            if tables and change.table not in tables:
+                continue
+            error, looked, taken = None, None, True
+            try:
+                if first is not None and not first(change):
+                    taken = False
+                    if not leaving.may_have_been_taken(change):
+                        continue
+                if look is not None:
+                    looked = look(value)
+                if taken and where is not None and not where(value, change, looked):
+                    taken = False
+                    if not leaving.concerns(change):
+                        continue
+            except Exception as failure:  # noqa: BLE001 - whatever is wrong with one change, the others go on
+                error = failure
+            event = Event(given.key, value, change, given.at, looked)
+            event.error, event.gone = error, not taken
+            picked.append((Result(given, stage="where", taken=taken), event))
+        return picked
+
+    def _cases(self, picked: Sequence[tuple[Result, Event]], leaving: Leaving) -> dict[int, Case]:
+        """Return the changes whose items may have left sinks, by their places."""
+        found = {}
+        for number, (result, event) in enumerate(picked):
+            if event.error is None:
+                case = leaving.case(event, taken=result.taken, unsure=result.given.unsure)
+                if case is not None:
+                    found[number] = case
+        return found
+
+    def _leave(
+        self, picked: Sequence[tuple[Result, Event]], sinks: list[tuple[str, ...]], cases: Mapping[int, Case]
+    ) -> dict[int, Told]:
+        """Say where deletions go, and return what is told to the sinks that items have left, by the places of the changes."""
+        leaving = cast("Leaving", self.leaving)
+        asked = {number: case for number, case in cases.items() if case.event.error is None}
+        for number, case in asked.items():
+            case.sinks = sinks[number]
+        leaving.settle(list(asked.values()), self._enrich_states)
+        told = {}
+        for number, case in asked.items():
+            sinks[number] = case.sinks
+            if case.event.error is not None:
+                picked[number][0].stage = "to"
+            elif case.left:
+                told[number] = Told(case.left, leaving.message(case, bare=leaving.bare))
+        self._steps(self.shape, [(picked[number][0], one.message) for number, one in told.items()], None)
+        return told
+
+    def _tell_keys(
+        self, picked: Sequence[tuple[Result, Event]], cases: Mapping[int, Case], told: Mapping[int, Told]
+    ) -> None:
+        """Tell sinks that cannot have the old image as it is the key alone; where that fails as well, reject the change."""
+        leaving = cast("Leaving", self.leaving)
+        for number, (left, message) in told.items():
+            result, event = picked[number]
+            if message.error is None or event.error is not None:
+                continue
+            result.messages = [one for one in result.messages if not one.left]
+            key = leaving.message(cases[number], bare=True)
+            self._steps(self.shape, [(result, key)], None)
+            if key.error is not None:
+                event.error = key.error
+                result.stage = f"on_leave, {result.stage}"
+                continue
+            for sink in left:
+                self._write(sink, _Tombstones(self.output(sink).keys), [(result, key)], None)
+
+    def _enrich_states(self, states: Sequence[Event]) -> None:
+        """Enrich old states of items, as changes are."""
+        for _, step in self.enrich:
+            if alive := [state for state in states if state.alive]:
+                step(alive)
+
     def _steps(
         self, steps: Sequence[tuple[str, Step]], picked: Sequence[tuple[Result, Event]], watch: Watch | None
     ) -> None:
@@ -148,16 +261,27 @@ class Flow:
                 watch(name, events)
 
     def _encode(
-        self, picked: Sequence[tuple[Result, Event]], sinks: Sequence[tuple[str, ...]], watch: Watch | None
+        self,
+        picked: Sequence[tuple[Result, Event]],
+        sinks: Sequence[tuple[str, ...]],
+        told: Mapping[int, Told],
+        watch: Watch | None,
     ) -> None:
         outputs: dict[str, list[tuple[Result, Event]]] = {}
-        for (result, event), wanted in zip(picked, sinks, strict=True):
+        keys: dict[str, list[tuple[Result, Event]]] = {}
+        bare = keys if self.leaving is not None and self.leaving.bare else outputs
+        for number, ((result, event), wanted) in enumerate(zip(picked, sinks, strict=True)):
+            if number in told and told[number].message.error is None:
+                for sink in told[number].sinks:
+                    bare.setdefault(sink, []).append((result, told[number].message))
             if event.error is None and not event.gone:
                 for sink in wanted:
                     outputs.setdefault(sink, []).append((result, event))
         if self.through is not None:
             alive = [(result, event) for result, event in picked if event.error is None and not event.gone]
             self._write("", self.through, alive, watch)
+        for sink, some in keys.items():
+            self._write(sink, _Tombstones(self.output(sink).keys), some, None)
         for sink, some in outputs.items():
             self._write(sink, self.output(sink), some, watch)
 
@@ -169,18 +293,40 @@ class Flow:
             keys([event for event in events if event.error is None])
         for result, event in some:
             if event.error is not None:
-                result.stage = "output"
+                result.stage = result.stage if event.left else "output"
                 continue
             change = event.change
             own = headers(change)
             if event.headers or event.marks:
                 own = [*own, *event.headers, *event.marks]
             key = event.key if keys is None else event.key_output
-            result.messages.append(Message(sink, key, event.output, own))
+            result.messages.append(Message(sink, key, event.output, own, event.left))
             if follows and event.output is not None and change.after is None:
-                result.messages.append(Message(sink, key, None, own))
+                result.messages.append(Message(sink, key, None, own, event.left))
         if watch is not None:
-            watch(f"to {sink}" if sink else "through", events)
+            watch(f"to {sink}" if sink else "through", [event for event in events if not event.left])
+
+
+class _Tombstones:
+    """Writes keys alone, as the sink has them."""
+
+    tombstone_follows = False
+
+    def __init__(self, keys: Step | None) -> None:
+        self.keys = keys
+
+    def __call__(self, events: Sequence[Event]) -> None:
+        for event in events:
+            event.output = None
+
+
+def _put_in_order(messages: list[Message], sinks: Sequence[str]) -> None:
+    """Put messages in the order of their sinks: in which order those were written depends on the other changes of the batch.
+
+    First come those that the item has left: who reads several sinks into one place has the item then, not its absence.
+    """
+    places = {sink: place for place, sink in enumerate(sinks)}
+    messages.sort(key=lambda one: places[one.sink])
 
 
 def pieces(changes: Iterable[Given], partitioned: frozenset[str], most: int) -> Iterator[list[Given]]:

@@ -11,14 +11,23 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import msgspec
 
+Numbers = Literal["exact", "string", "shared"]
+"""How numbers are written: as JSON numbers; as texts; shared: as JSON numbers where they are whole or a double has all their
+digits, else as texts, for readers that make doubles of JSON's fractions."""
 Shape: TypeAlias = tuple[tuple[str, str, "Shape"], ...]
 """Name, type tag, and of a map its members."""
 NUMBER = r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"
 """What JSON takes as a number."""
+NUMBERS: Mapping[str, bytes] = {
+    "exact": b'"(%b)"' % NUMBER.encode(),
+    "string": b'("%b")' % NUMBER.encode(),
+    "shared": rb'"(?=[^"]{1,16}")(%b)"' % NUMBER.encode(),  # of so many characters a double has all digits
+}
+"""What stands for a number in the pattern of a form."""
 TEXT = rb'"[^"\\]*(?:\\.[^"\\]*)*"'
 SAMPLE, WINDOW = 16, 64
 """Of the items that no known form fits each 16th is looked at; 64 of those decide which forms are known from then on."""
@@ -42,9 +51,9 @@ class Form:
 class Forms:
     """The known forms of items that begin with the same attribute. For one thread at a time, as flows run."""
 
-    def __init__(self, *, exact: bool) -> None:
-        """`exact`: numbers become JSON numbers, else texts."""
-        self._exact = exact
+    def __init__(self, numbers: Numbers) -> None:
+        """Of `shared`, only items are known whose numbers all become JSON numbers for certain."""
+        self._number = NUMBERS[numbers]
         self._forms: list[Form] = []
         self._missed = 0
         self._seen: Counter[Shape] = Counter()
@@ -71,9 +80,7 @@ class Forms:
             form for form in self._forms if form.hits * SHARE >= self._missed + sum(one.hits for one in self._forms)
         ]
         new = [
-            _form(shape, exact=self._exact)
-            for shape, n in self._seen.most_common(SHARE)
-            if shape and n * SHARE >= WINDOW
+            _form(shape, self._number) for shape, n in self._seen.most_common(SHARE) if shape and n * SHARE >= WINDOW
         ]
         for form in kept:
             form.hits = 0
@@ -97,23 +104,22 @@ TAGS = {"S", "N", "B", "BOOL", "NULL", "M"}
 
 
 @lru_cache(maxsize=1_024)
-def _form(shape: Shape, *, exact: bool) -> Form:
-    return Form(*_members(shape, exact=exact))
+def _form(shape: Shape, number: bytes) -> Form:
+    return Form(*_members(shape, number))
 
 
-def _members(shape: Shape, *, exact: bool) -> tuple[bytes, bytes]:
+def _members(shape: Shape, number: bytes) -> tuple[bytes, bytes]:
     """Return the pattern of a map's members, and the template of what they become."""
-    number = b'"(%b)"' if exact else b'("%b")'
     values: Mapping[str, tuple[bytes, bytes]] = {
         "S": (b"(%b)" % TEXT, b"%b"),
         "B": (b"(%b)" % TEXT, b"%b"),
-        "N": (number % NUMBER.encode(), b"%b"),
+        "N": (number, b"%b"),
         "BOOL": (b"(true|false)", b"%b"),
         "NULL": (b"true", b"null"),
     }
     patterns, templates = [], []
     for name, tag, members in shape:
-        pattern, template = _members(members, exact=exact) if tag == "M" else values[tag]
+        pattern, template = _members(members, number) if tag == "M" else values[tag]
         written = _encode(name)
         patterns.append(rb'%b:\{"%b":%b\}' % (re.escape(written), tag.encode(), pattern))
         templates.append(b"%b:%b" % (written.replace(b"%", b"%%"), template))

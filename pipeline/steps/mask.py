@@ -9,27 +9,23 @@ items) masks that value whole; a path with dots also masks attributes that have 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import msgspec
 
 from models.attributes import digits
 from pipeline.flow_settings import Mask
+from pipeline.steps.attribute_path import Path, is_added, parse, readings
 from pipeline.steps.event import Event, Item, Step, Value, each
 from pipeline.steps.secrecy import MaskKey
 
-Part: TypeAlias = str | int | None
-"""A step of a path: a name, the number of an element, or None for all of them."""
 Change: TypeAlias = Callable[[Any], Any]
 """Takes an attribute value, decoded; returns what stands there instead, GONE for nothing."""
 GONE: Any = object()
-ADDED = "enriched"
 KEEPS_APART = {"hash", "tokenise"}
 SETS = {"SS": "S", "NS": "N", "BS": "B"}
 """The types of sets, and those of their members."""
-PARTS = re.compile(r"\[(\*|\d+)\]|([^.\[\]]+)")
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 _encode = msgspec.json.Encoder(order="deterministic").encode
 
@@ -40,13 +36,18 @@ class KeyMaskError(ValueError):
 
 def compile_masks(masks: Sequence[Mask], key: MaskKey) -> Step:
     """Return the step that masks attributes; a path that a change does not have masks nothing."""
-    compiled = [(name, rest, mask, _change(mask, key)) for mask in masks for name, rest in _readings(parse(mask.path))]
+    compiled = []
+    for mask in masks:
+        path, change = parse(mask.path), _change(mask, key)
+        added = is_added(path)
+        compiled += [(added, name, rest, mask, change) for name, rest in readings(path[1:] if added else path)]
+        if added:  # or an attribute of the item that is called so
+            compiled += [(False, name, rest, mask, change) for name, rest in readings(path)]
 
     def step(event: Event) -> None:
-        for name, rest, mask, change in compiled:
-            if name == ADDED and rest:
-                for added, within in _readings(rest):
-                    event.added = _masked(event.added, added, within, change)
+        for leads_to_added, name, rest, mask, change in compiled:
+            if leads_to_added:
+                event.added = _masked(event.added, name, rest, change)
                 continue
             if name in event.keys:
                 if mask.how not in KEEPS_APART or rest:
@@ -58,35 +59,6 @@ def compile_masks(masks: Sequence[Mask], key: MaskKey) -> Step:
                 event.after = _masked(after, name, rest, change)
 
     return each(step)
-
-
-def parse(path: str) -> tuple[Part, ...]:
-    """Return the steps of a path.
-
-    >>> parse("phones[*].number")
-    ('phones', None, 'number')
-    """
-    return tuple(_part(index, name) for index, name in PARTS.findall(path))
-
-
-def _part(index: str, name: str) -> Part:
-    if name:
-        return name
-    return None if index == "*" else int(index)
-
-
-def _readings(path: Sequence[Part]) -> Iterator[tuple[str, Sequence[Part]]]:
-    """Yield what may be the first name of a path, and the rest: dots can stand in names.
-
-    >>> list(_readings(("a", "b", None)))
-    [('a', ('b', None)), ('a.b', (None,))]
-    """
-    names: list[str] = []
-    for number, part in enumerate(path, 1):
-        if not isinstance(part, str):
-            return
-        names.append(part)
-        yield ".".join(names), path[number:]
 
 
 def _change(mask: Mask, key: MaskKey) -> Change:
@@ -141,7 +113,7 @@ def _tagged(value: Any) -> list[Any]:
     return [tag, _plain(tag, inner)]
 
 
-def _masked(item: Item, name: str, rest: Sequence[Part], change: Change) -> Item:
+def _masked(item: Item, name: str, rest: Path, change: Change) -> Item:
     value = item.get(name)
     if value is None:
         return item
@@ -155,7 +127,7 @@ def _raw(value: Any) -> Value:
     return msgspec.Raw(msgspec.json.encode(value))
 
 
-def _within(value: Any, path: Sequence[Part], change: Change) -> Any:
+def _within(value: Any, path: Path, change: Change) -> Any:
     """Return an attribute value in which what the path leads to is changed; one in which it leads nowhere is changed whole."""
     if not path:
         return change(value)
@@ -173,11 +145,11 @@ def _within(value: Any, path: Sequence[Part], change: Change) -> Any:
     return {"L": [one for one in masked if one is not GONE]}
 
 
-def _within_map(value: Any, path: Sequence[Part], change: Change) -> Any:
+def _within_map(value: Any, path: Path, change: Change) -> Any:
     members = value.get("M")
     if members is None:
         return change(value)
-    for name, rest in _readings(path):
+    for name, rest in readings(path):
         if name in members:
             new = _within(members[name], rest, change)
             others = {other: one for other, one in members.items() if other != name}
@@ -185,7 +157,7 @@ def _within_map(value: Any, path: Sequence[Part], change: Change) -> Any:
     return {"M": members}
 
 
-def _within_set(value: Any, path: Sequence[Part], change: Change) -> Any:
+def _within_set(value: Any, path: Path, change: Change) -> Any:
     """Return a set whose members are all masked, whichever the path names: members of a set have no number.
 
     What stands there instead is a set of strings; GONE when nothing is left. Anything but a set is changed whole.

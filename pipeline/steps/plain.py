@@ -11,15 +11,14 @@ import re
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from functools import lru_cache
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 
-from pipeline.steps.forms import NUMBER, Forms
+from pipeline.steps.forms import NUMBER, Forms, Numbers
 
 Plain: TypeAlias = Any
 """What `msgspec.json.encode` writes as plain JSON: raw values, texts, lists and dicts of them, None."""
-Numbers = Literal["exact", "string"]
 NONE = msgspec.Raw()
 NULL = msgspec.Raw(b"null")
 is_number = re.compile(NUMBER).fullmatch
@@ -74,7 +73,7 @@ def plain_item(image: bytes | msgspec.Raw, numbers: Numbers = "exact") -> dict[s
         tagged = decode_item(image)
     except msgspec.DecodeError as error:
         raise ValueError(f"no item: {error}") from error
-    number = exact if numbers == "exact" else as_text
+    number = WAYS[numbers]
     found: dict[str, Plain] = {}
     for name, value in tagged.items():
         # The two that nearly all values are; the rest in one place.
@@ -91,14 +90,18 @@ def plain_json(image: bytes | None, numbers: Numbers = "exact") -> bytes:
     """Return an item as plain JSON, none as null; raise ValueError when it is none of DynamoDB's."""
     if image is None:
         return b"null"
-    forms = _forms(image[: image.find(b":")], numbers)
-    return forms.write(image) or encode(plain_item(image, numbers))
+    return known_form(image, numbers) or encode(plain_item(image, numbers))
+
+
+def known_form(image: bytes, numbers: Numbers) -> bytes | None:
+    """Return an item of a known form as plain JSON, no number in it as text unless all are; None for others."""
+    return _forms(image[: image.find(b":")], numbers).write(image)
 
 
 @lru_cache(maxsize=1_024)
 def _forms(_begin: bytes, numbers: Numbers) -> Forms:
     """Return the forms of items that begin with an attribute."""
-    return Forms(exact=numbers == "exact")
+    return Forms(numbers)
 
 
 def with_members(item: bytes, more: Mapping[str, Plain]) -> bytes | None:
@@ -121,7 +124,7 @@ def plain_value(value: bytes | msgspec.Raw, numbers: Numbers = "exact") -> Plain
         tagged = decode_value(value)
     except msgspec.DecodeError as error:
         raise ValueError(f"no attribute value: {error}") from error
-    return _value(tagged, exact if numbers == "exact" else as_text)
+    return _value(tagged, WAYS[numbers])
 
 
 def untagged(value: Tagged, numbers: Numbers = "exact") -> Plain:
@@ -145,6 +148,15 @@ def exact(text: str) -> Plain:
 def as_text(text: str) -> Plain:
     """Return a number as text: for readers whose numbers are doubles."""
     return text
+
+
+def shared(text: str) -> Plain:
+    """Return a number as JSON's where it is whole or a double has all its digits, else as text."""
+    return exact(text) if _is_whole(text) or Decimal(repr(float(text))) == Decimal(text) else text
+
+
+_is_whole = re.compile(r"-?(?:0|[1-9][0-9]*)").fullmatch
+WAYS: Mapping[Numbers, Callable[[str], Plain]] = {"exact": exact, "string": as_text, "shared": shared}
 
 
 def _value(value: Tagged, number: Callable[[str], Plain]) -> Plain:
@@ -179,7 +191,8 @@ def plain_added(added: Mapping[str, msgspec.Raw], numbers: Numbers = "exact") ->
         if (number := _is_tagged_number(content)) is None:
             found[name] = _rendered(content, numbers)
         else:  # of SQL, for instance: each is another, and would only put others out of the cache
-            found[name] = msgspec.Raw(number[1] if numbers == "exact" else b'"' + number[1] + b'"')
+            written = WAYS[numbers](number[1].decode())
+            found[name] = written if isinstance(written, msgspec.Raw) else msgspec.Raw(b'"' + number[1] + b'"')
     return found
 
 

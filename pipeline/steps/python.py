@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Context, localcontext
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -105,6 +106,8 @@ class Function:
 
 
 MARK = "__headwater_enrich__"
+NUMBERS = Context(prec=76)
+"""What functions compute in: the product of two numbers of DynamoDB, of 38 digits each, is exact. Python's own has 28."""
 _decode = msgspec.json.decode
 
 
@@ -164,7 +167,9 @@ def _one_by_one(function: Function) -> Step:
     def step(events: Sequence[Event]) -> None:
         for event in events:
             try:
-                _take(function, event, function.call(Change(event)))
+                with localcontext(NUMBERS):
+                    answer = function.call(Change(event))
+                _take(function, event, answer)
             except TransientError:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others go on
@@ -178,7 +183,8 @@ def _whole(function: Function) -> Step:
 
     def step(events: Sequence[Event]) -> None:
         try:
-            answers = _answers(function, [Change(event) for event in events])
+            with localcontext(NUMBERS):
+                answers = _answers(function, [Change(event) for event in events])
         except TransientError:
             raise
         except Exception:  # noqa: BLE001 - which of them is at fault shows when they are given one by one

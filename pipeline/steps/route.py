@@ -20,6 +20,8 @@ class Rule(NamedTuple):
 
     sink: Callable[[Change], str]
     where: Callable[[Event], bool] | None
+    holds: bool = True
+    """Whether an item is in its sink: of one that is named by the kind of the change (`{op}`) nobody can say that."""
 
 
 def router(rules: Sequence[Rule], *, every: bool, otherwise: Callable[[Change], str] | None) -> Router:
@@ -30,7 +32,7 @@ def router(rules: Sequence[Rule], *, every: bool, otherwise: Callable[[Change], 
 
     def route(event: Event) -> tuple[str, ...]:
         found: list[str] = []
-        for sink, where in rules:
+        for sink, where, _ in rules:
             if where is None or where(event):
                 found.append(sink(event.change))
                 if not every:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime, time
 from decimal import Decimal
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import duckdb
 import msgspec
@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from models.attributes import typed
 from pipeline.steps.event import NULL, Event, Step
-from pipeline.steps.plain import encode, plain_added, plain_json, plain_value
+from pipeline.steps.plain import encode, known_form, plain_added, plain_json, plain_value
 
 SCHEMA = pa.schema(
     [
@@ -37,6 +37,8 @@ SCHEMA = pa.schema(
 )
 INEXACT = {"uhugeint", "bignum", "bit", "interval", "time with time zone", "timestamp_ns"}
 """Types of DuckDB of which something is lost on the way here: refused before, not written wrong."""
+NUMBERS: Final = "shared"
+"""DuckDB makes doubles of JSON's fractions: what no double has is text; `->>` gives it, and CAST takes it, with all digits."""
 REFERENCE = pa.schema([("key", pa.string()), ("item", pa.string())])
 
 
@@ -154,15 +156,15 @@ class _Database:
 def _reference(relation: _Relation) -> pa.Table:
     rows = relation.rows.rows()
     keys = [relation.key(key) for key, _ in rows]
-    items = [plain_json(item).decode() for _, item in rows]
+    items = [plain_json(item, NUMBERS).decode() for _, item in rows]
     return pa.table([pa.array(keys, pa.string()), pa.array(items, pa.string())], schema=REFERENCE)
 
 
 def _key(key: bytes) -> str:
     try:
-        return encode(plain_value(key)).decode()
+        return encode(plain_value(key, NUMBERS)).decode()
     except ValueError:  # not one attribute: all of a table with a sort key
-        return plain_json(key).decode()
+        return plain_json(key, NUMBERS).decode()
 
 
 def _text(key: bytes) -> str:
@@ -190,12 +192,15 @@ def _arrow(events: Sequence[Event], wanted: frozenset[str]) -> pa.Table:
 def _after(event: Event) -> str | None:
     if (image := event.after_json) is None:
         return None
-    event.plain_after = plain_json(image)  # the envelope may need it as well
-    return event.plain_after.decode()
+    written = known_form(image, NUMBERS)
+    if written is None:
+        return plain_json(image, NUMBERS).decode()
+    event.plain_after = written  # no number in it is text: the envelope may need it as well
+    return written.decode()
 
 
 def _json(image: bytes | None) -> str | None:
-    return None if image is None else plain_json(image).decode()
+    return None if image is None else plain_json(image, NUMBERS).decode()
 
 
 COLUMNS: Mapping[str, Callable[[Event], Any]] = {
@@ -206,7 +211,7 @@ COLUMNS: Mapping[str, Callable[[Event], Any]] = {
     "key": lambda event: _json(bytes(event.change.body.keys)),
     "before": lambda event: _json(event.before_json),
     "after": _after,
-    "enriched": lambda event: encode(plain_added(event.added)).decode() if event.added else None,
+    "enriched": lambda event: encode(plain_added(event.added, NUMBERS)).decode() if event.added else None,
 }
 
 

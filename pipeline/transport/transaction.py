@@ -375,7 +375,7 @@ class Transaction:
         """Do the next records one by one, with a report for each: it was the content of one that failed the transaction."""
         if self.careful:
             with suppress(KafkaException), raising_kafka_errors():
-                self.producer.flush(REPORTED)  # the reports say which one it was
+                self._flushed(REPORTED)  # the reports say which one it was
         else:
             log.warning("the broker refuses a record: %s; it is looked for, the others go on", cause.str())
         self.careful = max(self.careful, records, 1)
@@ -434,14 +434,29 @@ class Transaction:
         """Wait until everything is delivered; return why it is not."""
         left, deadline = 1, time.monotonic() + TIMEOUT
         while left and time.monotonic() < deadline:
-            with raising_kafka_errors():
-                left = self.producer.flush(LOOK)
+            left = self._flushed(LOOK)
             # What is left of a transaction that has failed is never sent.
             if left and (cause := self._cause()) is not None and is_lost(cause):
                 return self.spoiled or f"a record was not delivered: {cause.str()}"
         if left:
             return f"{left} records could not be delivered in {TIMEOUT:.0f} s"
         return self.spoiled
+
+    def _flushed(self, seconds: float) -> int:
+        """Serve reports until all is delivered or so many seconds are over; return how many records are left.
+
+        A report that is called while the binding has a fatal error set meets that as an error of any class, at any line of its
+        own (an AttributeError, seen): what is raised is what has become of the transaction.
+        """
+        try:
+            with raising_kafka_errors():
+                return self.producer.flush(seconds)
+        except KafkaException:
+            raise
+        except Exception as error:
+            if (cause := self._cause()) is None:
+                raise
+            raise KafkaException(cause) from error
 
     def _undelivered(self, error: KafkaError | None, message: Message) -> None:
         if error is not None:
@@ -625,8 +640,8 @@ class Transaction:
             self._renew(lost)
             return
         try:
+            self._flushed(TIMEOUT)
             with raising_kafka_errors():
-                self.producer.flush(TIMEOUT)
                 self._retry(self.producer.abort_transaction, TIMEOUT)
         except KafkaException as error:
             if not is_lost(error.args[0]):
@@ -690,8 +705,11 @@ def _run(function: Callable[..., T], args: tuple[Any, ...]) -> T:
 
 
 def _serve(producer: RdProducer, seconds: float = 0) -> None:
-    """Serve delivery reports and errors. With an error callback a fatal one is raised here; the next call has it again."""
-    with suppress(KafkaException), raising_kafka_errors():
+    """Serve delivery reports and errors. With an error callback a fatal one is raised here; the next call has it again.
+
+    A report that is called then meets it as an error of any class.
+    """
+    with suppress(Exception):
         producer.poll(seconds)
 
 

@@ -196,12 +196,14 @@ def test_json_schema_with_debeziums_names_is_exact_and_what_it_says(value: bytes
             assert read == said(typed)
 
 
-@given(st.lists(items, min_size=1, max_size=3), st.lists(items, max_size=3), st.sampled_from(["exact", "string"]))
+@given(
+    st.lists(items, min_size=1, max_size=3), st.lists(items, max_size=3), st.sampled_from(["exact", "string", "shared"])
+)
 @settings(max_examples=300, deadline=None)
 def test_an_item_of_a_known_form_is_written_as_any_other(
     known: list[dict[str, Any]], others: list[dict[str, Any]], numbers: Any
 ) -> None:
-    forms = Forms(exact=numbers == "exact")
+    forms = Forms(numbers)
     seen = [json.dumps(item, separators=(",", ":"), ensure_ascii=False).encode() for item in known]
     for _ in range(SAMPLE):  # each of them is a fair share of what is looked at
         for _ in range(WINDOW):
@@ -214,7 +216,7 @@ def test_an_item_of_a_known_form_is_written_as_any_other(
 
 
 def test_a_form_is_known_when_many_items_have_it_and_forgotten_when_none_has() -> None:
-    forms = Forms(exact=True)
+    forms = Forms("exact")
     old = (
         b'{"id":{"S":"a \\"b\\""},"at":{"M":{"n":{"N":"1.50"},"ok":{"BOOL":true}}},"no":{"NULL":true},"b":{"B":"AP8="}}'
     )
@@ -231,7 +233,7 @@ def test_a_form_is_known_when_many_items_have_it_and_forgotten_when_none_has() -
 
 
 def test_lists_and_sets_have_no_form() -> None:
-    forms = Forms(exact=True)
+    forms = Forms("exact")
     for image in (b'{"id":{"S":"1"},"tags":{"SS":["b","a"]}}', b'{"id":{"S":"1"},"parts":{"L":[]}}', b"[]", b"{"):
         for _ in range(SAMPLE * WINDOW + 1):
             assert forms.write(image) is None

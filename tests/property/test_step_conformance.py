@@ -219,6 +219,26 @@ FLOWS: dict[str, dict[str, Any]] = {
         "through": "way",
         "envelope": {"kind": "debezium", "tombstone": True},
     },
+    "leaves": {
+        "where": "op != 'd' && has(after.total)",
+        "to": [
+            {"sink": "a", "where": {"dynamodb": {"NewImage": {"status": {"S": [{"exists": True}]}}}}},
+            {"sink": "b"},
+        ],
+        "envelope": "debezium",
+        "mask_key": "env:KEY",
+        "mask": [{"path": "id", "how": "tokenise"}, {"path": "status", "how": "hash"}],
+    },
+    "leaves, enriched": {
+        "enrich": [
+            {"kind": "python", "name": "price"},
+            {"kind": "lookup", "url": "https://service.test/{id}", "into": "a"},
+        ],
+        "to": [{"sink": "n", "where": "enriched.kind == 'dict'"}, {"sink": "none", "where": "enriched.a == null"}],
+        "match": "all",
+        "otherwise": "rest",
+        "on_leave": "tombstone",
+    },
     "masks": {
         "mask_key": "env:KEY",
         "mask": [{"path": "id", "how": "tokenise"}, {"path": "email", "how": "hash"}, {"path": "n", "how": "truncate"}],

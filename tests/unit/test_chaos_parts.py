@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Producer
 
+from pipeline.errors import FatalError
 from pipeline.lab import disk
 from pipeline.lab.chaos_ledger import Outcome, compare
 from pipeline.lab.chaos_load import change_of, key_of, sleep_of
@@ -21,6 +22,8 @@ from pipeline.lab.chaos_report import MEANING, Options, Report, section
 from pipeline.lab.faults import plan
 from pipeline.lab.killer import Killer, ask
 from pipeline.sources.places import Gap
+from pipeline.state.buckets import Buckets
+from pipeline.state.store import Store
 from pipeline.transport import Slice
 
 BEGAN = datetime(2026, 3, 1, tzinfo=UTC)
@@ -171,6 +174,21 @@ def test_a_full_disk_takes_no_byte_more_until_it_is_freed(tmp_path: Path) -> Non
         file.write_bytes(b"x" * 8_192)
         small.lose()
         assert list(small.directory.iterdir()) == []
+
+
+def test_a_state_whose_disk_is_full_says_so_also_when_it_is_closed(tmp_path: Path) -> None:
+    with mounted(tmp_path) as small:
+        for kind, how in ((Store, "close"), (Buckets, "flush")):
+            store = kind(small.directory / f"{how}.db")
+            if isinstance(store, Buckets):
+                store.add({1: {b"%064d" % number for number in range(2_000)}}, at=1)
+            else:
+                store.write((b"%d" % number, os.urandom(4_096)) for number in range(2_000))
+            small.fill()
+            with pytest.raises(FatalError, match=r"cannot be written: .*No space left on device") as caught:
+                getattr(store, how)()
+            assert caught.value.hint == f"df -h {small.directory}"
+            small.free()
 
 
 def test_a_process_gets_its_signal_at_the_point_that_was_wished_for_and_once(tmp_path: Path) -> None:

@@ -346,6 +346,16 @@ def test_golden_files_say_what_is_otherwise_and_can_be_written_anew(tmp_path: Pa
         golden.cases(tmp_path / "nothing")
 
 
+def test_an_outcome_that_names_neither_is_none_of_a_change_that_is_rejected_or_waits(tmp_path: Path) -> None:
+    good = [{"flow": "orders", "sink": "gold"}, {"flow": "all"}]
+    (said,) = golden.check(case(tmp_path, expect=good), Settings.model_validate({"flows": FLOWS})).differences
+    assert said.startswith("1: rejected: it is not expected, got ")
+    joins = [{"kind": "join", "table": "customers", "on": "customer_id", "into": "c", "hold": 30}]
+    waiting = Settings.model_validate({"flows": [{"name": "f", "to": "s", "enrich": joins}]})
+    (said,) = golden.check(case(tmp_path, references={}, expect=[{"flow": "f"}]), waiting).differences
+    assert said == "0: waits: it is not expected, got 30.0"
+
+
 def test_a_golden_file_may_expect_a_wait(tmp_path: Path) -> None:
     join = {"kind": "join", "table": "customers", "on": "customer_id", "into": "c", "hold": 30, "missing": "drop"}
     settings = Settings.model_validate({"flows": [{"name": "f", "enrich": [join], "to": "s"}]})
@@ -441,7 +451,7 @@ def test_rules_and_what_is_published_on_the_way_are_drawn() -> None:
     every = {"name": "every", "match": "all", "to": [to[0], {"sink": "b"}, {"sink": "a", "where": "ttl_expired"}]}
     drawn = Settings.model_validate({"flows": [first, every]}).flows
     chart = mermaid(drawn)
-    assert 'f0["first<br/>join topic:crm.regions"]' in chart
+    assert 'f0["first<br/>join topic:crm.regions<br/>on_leave delete"]' in chart
     nodes = {name: node for node, name in re.findall(r'(s\d)\(\["(.+?)"\]\)', chart)}
     assert list(nodes) == ["enriched.way", "a", "b", "rest"]
     ways = dict(re.findall(r"(f\d -->.*) (s\d)", chart))

@@ -141,8 +141,7 @@ def test_numbers_of_dynamodb_are_numbers_where_a_flow_looks_at_them(pattern: dic
         ({"a": [{"prefix": 1}]}, "a: prefix: expected a string, got 1"),
         ({"a": [{"numeric": [">"]}]}, r"a: numeric: expected \[.>., 0\]"),
         ({"a": [{"numeric": ["!", 1]}]}, "a: numeric: expected one of ="),
-        ({"a": [{"numeric": [">", 6e9]}]}, "up to 5,000,000,000 with at most 6 decimals"),
-        ({"a": [{"numeric": [">", 0.1234567]}]}, "with at most 6 decimals"),
+        ({"a": [{"numeric": [">", 6e9]}]}, "up to 5,000,000,000, got"),
         ({"a": [{"numeric": [">", True]}]}, "and a number"),
         ({"a": [{"numeric": ["<", 5, ">", 0]}]}, "a: numeric: expected a range, the lower bound first"),
         ({"a": [{"numeric": [">", 5, "<", 0]}]}, "a: numeric: expected a range"),
@@ -194,13 +193,14 @@ def test_exact_numbers_are_compared_as_they_are_written(written: str) -> None:
         ("5000000001", False),
         ("5.1e9", False),
         ("0.123456", True),
-        ("0.1234567", False),
+        ("-122.41600944012424", True),
+        ("0.1234567", True),
         ("1e99", False),
         ("1e999999999999999999", False),
     ],
 )
 def test_aws_compares_no_numbers_beyond_its_limits_but_flows_do(written: str, to_aws: bool) -> None:
-    above = {"N": [{"numeric": [">", 0]}]}
+    above = {"N": [{"numeric": [">", -500]}]}
     assert matches(above, f'{{"N": {written}}}') is to_aws
     for value in (written, f'"{written}"'):
         assert matches(above, f'{{"N": {value}}}', dynamodb=True)

@@ -37,12 +37,16 @@ class Record:
 
     def __init__(self, value: bytes, offset: int = 0) -> None:
         self._value, self._offset = value, offset
+        self.said: list[tuple[str, bytes]] = []
 
     def value(self) -> bytes:
         return self._value
 
     def offset(self) -> int:
         return self._offset
+
+    def headers(self) -> list[tuple[str, bytes]]:
+        return self.said
 
     def __len__(self) -> int:
         return len(self._value)
@@ -147,6 +151,18 @@ def calls() -> Any:
 
 def writer(client: FakeDynamoDB, calls: ThreadPoolExecutor, settings: Replica = REPLICA) -> ReplicaWriter:
     return ReplicaWriter(0, ReplicaTable(cast("Any", client), settings), settings, calls)
+
+
+def test_an_item_that_moves_between_sinks_of_a_replica_stays_in_it(calls: ThreadPoolExecutor) -> None:
+    both = Replica(sinks=("s", "t"), table="copy-of-{table}")
+    for to, end in ((b"t", 1), (b"elsewhere", 0)):
+        client = FakeDynamoDB(KEYS)
+        one = writer(client, calls, both)
+        left = Record(value("REMOVE", "2"), 1)
+        left.said = [("op", b"d"), ("moved_to", to)]
+        assert not one.add([message(value("INSERT", "1"), 0), cast("Message", left)], 2)
+        assert one.flush().end == 2
+        assert len(client.tables["copy-of-orders"]) == end
 
 
 def test_one_change_that_is_refused_leaves_the_item_at_the_one_before(calls: ThreadPoolExecutor) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from events_made import done, event, outcome, record
 from pydantic import ValidationError
@@ -14,7 +15,10 @@ from models.dead_letter import DeadLetter
 from pipeline.errors import UsageError
 from pipeline.flow_settings import Flow, Mask
 from pipeline.secrets import mask_key, new_key
-from pipeline.steps.mask import canonical, compile_masks, parse
+from pipeline.steps.attribute_path import parse
+from pipeline.steps.enrich import attribute
+from pipeline.steps.event import Step
+from pipeline.steps.mask import canonical, compile_masks
 from pipeline.steps.secrecy import MaskKey, WrongKeyError, is_sealed, open_letter, seal_letter
 from pipeline.steps.shape import drop, rename, select
 
@@ -211,7 +215,7 @@ def test_a_sealed_letter_shows_nothing_and_the_key_opens_it() -> None:
     with pytest.raises(WrongKeyError, match="it was sealed with the key"):
         open_letter(MaskKey(bytes(32)), sealed.value)
     with pytest.raises(WrongKeyError, match="changed"):
-        open_letter(KEY, sealed.value[:-1] + b"x")
+        open_letter(KEY, sealed.value[:-1] + bytes([sealed.value[-1] ^ 1]))
 
 
 def test_a_key_of_a_file(tmp_path: Path) -> None:
@@ -229,3 +233,88 @@ def test_a_key_of_a_file(tmp_path: Path) -> None:
         mask_key(f"file:{tmp_path / 'odd'}")
     with pytest.raises(UsageError, match="No such file"):
         mask_key(f"file:{tmp_path / 'nothing'}")
+
+
+NESTED: dict[str, Any] = {
+    "id": {"S": "1"},
+    "address": {"M": {"street": {"S": "s"}, "city": {"S": "c"}, "at": {"M": {"x": {"N": "1"}, "y": {"N": "2"}}}}},
+    "phones": {
+        "L": [{"M": {"kind": {"S": "home"}, "number": {"N": "1"}}}, {"M": {"kind": {"S": "work"}}}, {"S": "none"}]
+    },
+    "address.city": {"S": "with a dot"},
+    "*": {"S": "a star"},
+}
+
+
+def shaped(step: Step, item: dict[str, Any] = NESTED) -> dict[str, Any]:
+    """Return what a step makes of an item, alike before and after."""
+    found = outcome(done(step, record(item, item))[0])
+    assert found["before"] == found["after"]
+    return dict(found["after"])
+
+
+def test_what_is_dropped_may_lie_deep() -> None:
+    found = shaped(drop(["address.street", "address.at.x", "phones[*].kind", "nobody.at.all", "id.x"]))
+    assert found["address"]["M"] == {"city": {"S": "c"}, "at": {"M": {"y": {"N": "2"}}}}
+    assert found["phones"]["L"] == [{"M": {"number": {"N": "1"}}}, {"M": {}}, {"S": "none"}]
+    assert set(found) == set(NESTED)
+    assert shaped(drop(["phones[1]", "phones[0].number"]))["phones"]["L"] == [
+        {"M": {"kind": {"S": "home"}}},
+        {"S": "none"},
+    ]
+
+
+def test_a_dot_may_stand_in_a_name_and_quotes_tell() -> None:
+    both = shaped(drop(["address.city"]))
+    assert "address.city" not in both
+    assert "city" not in both["address"]["M"]
+    one = shaped(drop(['"address.city"', '"*"']))
+    assert set(NESTED) - set(one) == {"address.city", "*"}
+    assert one["address"] == NESTED["address"]
+    other = shaped(drop(['address."city"']))
+    assert "address.city" in other
+    assert "city" not in other["address"]["M"]
+
+
+def test_what_is_selected_may_lie_deep() -> None:
+    found = shaped(select(["id", "address.at.y", "phones[*].kind", "phones[2]", "id.x", "nobody"]))
+    assert found == {
+        "id": {"S": "1"},
+        "address": {"M": {"at": {"M": {"y": {"N": "2"}}}}},
+        "phones": {"L": [{"M": {"kind": {"S": "home"}}}, {"M": {"kind": {"S": "work"}}}, {"S": "none"}]},
+    }
+    assert shaped(select(["address.nobody", "id.x"])) == {}
+
+
+def test_what_is_renamed_may_lie_deep() -> None:
+    found = shaped(rename({"address.street": "road", "phones[*].kind": "number", "address.at": "city", "id": "key"}))
+    assert found["address"]["M"] == {"road": {"S": "s"}, "city": NESTED["address"]["M"]["at"]}
+    assert found["phones"]["L"][:2] == [{"M": {"number": {"S": "home"}}}, {"M": {"number": {"S": "work"}}}]
+    assert found["key"] == {"S": "1"}
+
+
+def test_what_was_added_is_shaped_by_the_same_paths() -> None:
+    one = event(record(NESTED))
+    one.added = {"c": msgspec.Raw(b'{"M":{"x":{"S":"1"},"y":{"S":"2"}}}'), "d": msgspec.Raw(b'{"S":"3"}')}
+    for step in (
+        drop(["enriched.c.x"]),
+        rename({"enriched.c.y": "z", "enriched.d": "e"}),
+        select(["enriched.c.z", "enriched.e"]),
+    ):
+        step([one])
+    assert {name: json.loads(bytes(value)) for name, value in one.added.items()} == {
+        "c": {"M": {"z": {"S": "2"}}},
+        "e": {"S": "3"},
+    }
+
+
+def test_one_attribute_is_found_by_its_path() -> None:
+    one = event(record({**NESTED, "ids": {"L": [{"S": "a"}, {"S": "b"}]}}))
+    for path, value in [
+        ("address.at.x", b'{"N":"1"}'),
+        ("address.city", b'{"S":"with a dot"}'),
+        ("ids[1]", b'{"S":"b"}'),
+    ]:
+        assert bytes(attribute(one, path) or b"") == value
+    assert attribute(one, "ids[2]") is None
+    assert attribute(one, "address.nobody.x") is None

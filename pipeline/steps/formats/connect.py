@@ -27,7 +27,8 @@ from pipeline.steps.formats.shape import (
     kind_of,
     plain_members,
 )
-from pipeline.steps.plain import NONE, Numbers, Plain, Tagged, decode_item, encode, untagged
+from pipeline.steps.forms import Numbers
+from pipeline.steps.plain import NONE, Plain, Tagged, decode_item, encode, untagged
 
 Form: TypeAlias = tuple[tuple[str, Kind], ...]
 """The members of a record, and of which kind each is."""

@@ -15,7 +15,8 @@ import msgspec
 
 from pipeline.steps.formats.avro import PRECISION, SCALE
 from pipeline.steps.formats.shape import Document, Field, Kind, Shape, kind_of
-from pipeline.steps.plain import Numbers, Plain, Tagged, as_text, encode, exact, is_number, untagged
+from pipeline.steps.forms import Numbers
+from pipeline.steps.plain import Plain, Tagged, as_text, encode, exact, is_number, untagged
 
 TYPES: dict[Kind, dict[str, Any]] = {
     "string": {"type": "string"},
