@@ -48,6 +48,10 @@ def steps(flow: Flow) -> list[str]:
     lines += [f"{name} {', '.join(attributes)}" for name, attributes in shape.items() if attributes]
     lines += [f"{mask.how} {mask.path}" for mask in flow.mask]
     encoding = " ".join(kind for kind in (flow.envelope.kind, flow.format.kind) if kind not in {"dynamodb", "json"})
+    if flow.format.schemas:
+        encoding = f"{encoding} with schemas"
+    if flow.key_format.is_struct:
+        encoding = f"{encoding}, keys {flow.key_format.kind}"
     leaves = [] if flow.leaves is None else [f"on_leave {flow.leaves}"]
     return [*lines, *([encoding] if encoding else []), *leaves]
 

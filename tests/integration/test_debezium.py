@@ -217,7 +217,7 @@ def sunk(java: Java, kafka_stack: Endpoints, tmp_path_factory: pytest.TempPathFa
                 return lag(fleet.conf, f"connect-{name}", {topic: ends[topic]}) == 0
 
             for name in connectors:
-                until(partial(is_done, name), f"all records by {name}")
+                until(partial(is_done, name), f"all records by {name}", seconds=200)
         found = Sunk()
         tables = [name for name in connectors if not name.endswith("-file")]
         for name, line in zip(tables, java.run("Rows", address, *tables), strict=True):

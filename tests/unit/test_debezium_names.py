@@ -26,6 +26,7 @@ from schema_registry import serve
 
 from pipeline.flow_settings import Envelope, Flow, Format
 from pipeline.flows import Means
+from pipeline.graphing import steps
 from pipeline.registry import SchemaRegistry
 from pipeline.settings import Registry, Settings
 from pipeline.steps.envelope import Encoder
@@ -365,3 +366,8 @@ def test_settings_that_do_not_go_together_are_refused() -> None:
         Flow.model_validate({"name": "f", "to": "s", "format": {"schemas": True}})
     with pytest.raises(ValidationError, match=r"flows\.0\.key_format: avro needs schema_registry\.url"):
         Settings.model_validate({"flows": [{"name": "f", "to": "s", "envelope": "debezium", "key_format": "avro"}]})
+
+
+def test_the_graph_of_flows_tells_the_formats() -> None:
+    whole = {"name": "f", "to": "s", "envelope": "debezium", "format": {"schemas": True}, "key_format": "avro"}
+    assert steps(Flow.model_validate(whole)) == ["debezium with schemas, keys avro"]
