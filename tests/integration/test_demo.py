@@ -82,11 +82,27 @@ def test_the_fallback_broker_needs_nothing_but_python(headwater: Headwater) -> N
     assert report["broker"].startswith("noida-db")
 
 
+HEEDING = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+"""Runs a command that heeds Ctrl-C. What a shell without job control starts in the background ignores it, with its children."""
+
+
 @pytest.mark.kafka
 def test_ctrl_c_leaves_no_process_behind(tmp_path: Path) -> None:
     directory = tmp_path / "demo"
     demo = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.cli", "demo", "--broker", "kafka", "--dir", str(directory)],
+        [
+            sys.executable,
+            "-c",
+            HEEDING,
+            sys.executable,
+            "-m",
+            "pipeline.cli",
+            "demo",
+            "--broker",
+            "kafka",
+            "--dir",
+            str(directory),
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
