@@ -144,6 +144,11 @@ class FlowVersions(Participant, Generic[T]):
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
+    def are_there(self) -> bool:
+        """Whether it is known what runs."""
+        return self._current is not None
+
+    @property
     def current(self) -> T:
         """What runs; only within a slice."""
         if self._current is None:

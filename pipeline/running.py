@@ -118,6 +118,7 @@ class FlowRunner:
             release=self._release,
             watched=self._watched,
             emit=self._emit,
+            is_ready=lambda: self.versions.are_there,
         )
         transport.join(self.state)
         for flow in worker.settings.flows:

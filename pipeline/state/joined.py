@@ -188,9 +188,12 @@ class Joined(Parked):
         release: Callable[[int, Place], None],
         watched: Callable[[], Mapping[str, str]],
         emit: Callable[[int, Reference, Sequence[Entry]], None],
+        is_ready: Callable[[], bool] = lambda: True,
     ) -> None:
         """`watched` gives the topics of the reference tables whose changes are followed, by table."""
-        super().__init__(transport, topic, changelog_topic, directory, is_there=is_there, release=release)
+        super().__init__(
+            transport, topic, changelog_topic, directory, is_there=is_there, release=release, is_ready=is_ready
+        )
         self._watched, self._emit = watched, emit
         self._lock = threading.Lock()
         self._logs: dict[str, Log] = {}
@@ -215,11 +218,11 @@ class Joined(Parked):
 
     def due(self) -> bool:
         """Say whether a reference has changed."""
-        return any(self._news.values()) or super().due()
+        return (any(self._news.values()) and self._is_ready()) or super().due()
 
     def finish(self, work: Slice) -> None:
         """Send again what was joined with references that have changed, and write the changelog."""
-        for number in self.all:
+        for number in self.all if self._is_ready() else ():
             if self._news.get(number):
                 self._follow(number)
         super().finish(work)

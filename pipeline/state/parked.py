@@ -172,13 +172,18 @@ class Parked(Partitions):
         *,
         is_there: Callable[[int, str, bytes], bool],
         release: Callable[[int, Place], None],
+        is_ready: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`is_there` says whether a reference table has an item, for a partition; `release` sends what waits, in the slice."""
+        """`is_there` says whether a reference table has an item, for a partition; `release` sends what waits, in the slice.
+
+        Before `is_ready` nothing is sent: a slice of another agent may end while the flows of this worker are not there yet.
+        """
         super().__init__(
             transport, changelog, directory, changelog, sends=True, on_recovered=self._recovered, works_on=topic
         )
         self._is_there, self._release, self._clock = is_there, release, clock
+        self._is_ready = is_ready
         self._awaiting: dict[tuple[int, Place], tuple[Head, float]] = {}
         """What waits for references, and until when. May hold what waits no more: a look finds out."""
         self._times: dict[int, Times] = {}
@@ -215,7 +220,8 @@ class Parked(Partitions):
 
     def due(self) -> bool:
         """Say whether it is time to look whether a wait is over."""
-        return (bool(self._awaiting) and self._clock() >= self._next_look and bool(self._over())) or super().due()
+        may_look = bool(self._awaiting) and self._clock() >= self._next_look and self._is_ready()
+        return (may_look and bool(self._over())) or super().due()
 
     def _over(self) -> list[tuple[int, Place]]:
         now = self._clock()
@@ -232,7 +238,7 @@ class Parked(Partitions):
 
     def finish(self, work: Slice) -> None:
         """Send what need not wait any more, and write the changelog."""
-        if self._awaiting:
+        if self._awaiting and self._is_ready():
             for number, place in self._over():
                 head = self.lot(number).head(place)
                 if head is None or head.reference is None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from pipeline.flow_settings import PARTITIONED
 from pipeline.state.items import Items
 from pipeline.state.joined import Joins, Joint, Reached, Reference
-from pipeline.state.parked import Head, Lot, Place, Times, Waiting
+from pipeline.state.parked import Head, Lot, Parked, Place, Times, Waiting
 from pipeline.state.table_partitions import TablePartition
+from pipeline.transport import Slice
 
 A, B = Place("f", b'{"id":{"S":"a"}}'), Place("f", b'{"id":{"S":"b"}}')
 ADA, BOB = Joint("customers", b"ada", b"1"), Joint("customers", b"bob", b"1")
@@ -149,3 +152,30 @@ def test_what_was_joined_by_own_key_is_found_without_an_index(part: TablePartiti
     assert joins.joined(A, Reference(f"{PARTITIONED}other", one.key)) is None
     assert joins.joined(B, Reference(one.table, one.key)) is None
     assert found(joins, ADA) == [A.item]
+
+
+def test_nothing_goes_on_before_the_flows_are_there(part: TablePartition, tmp_path: Path) -> None:
+    released: list[Place] = []
+    ready = False
+    parked = Parked(
+        cast("Any", SimpleNamespace(participants=[])),
+        "raw",
+        "flow-state",
+        tmp_path,
+        is_there=lambda partition, table, key: True,
+        release=lambda partition, place: released.append(place),
+        is_ready=lambda: ready,
+    )
+    place, head = Place("f", b"k"), Head("f", b"k", 3, ("customers", b"c"), 60.0)
+    parked.all = {0: part}
+    parked.lot(0).block(place, head)
+    commit(part)
+    parked._awaiting[0, place] = head, 0.0
+    slice_of_another_agent = Slice(cast("Any", None))
+    assert not parked.due()
+    parked.finish(slice_of_another_agent)
+    assert released == []
+    ready = True
+    assert parked.due()
+    parked.finish(slice_of_another_agent)
+    assert released == [place]
