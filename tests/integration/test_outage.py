@@ -194,7 +194,7 @@ def test_a_worker_goes_on_after_a_clean_restart_of_the_broker(place: Place) -> N
         assert event_ids(raw) == sorted(f"e{n}" for n in range(1_000))
     assert place.worker.alive()
     assert place.worker.starts == 1
-    assert "the producer is made anew" in place.log()
+    assert "the producer is recreated" in place.log()
 
 
 def test_a_worker_that_stood_still_for_longer_than_its_transaction_goes_on(place: Place) -> None:
