@@ -6,6 +6,7 @@ Faust's recovery stays idle: `table_partitions` recovers, and says when what is 
 
 from __future__ import annotations
 
+import asyncio
 import glob
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +24,9 @@ from pipeline.state.table_partitions import Partitions, TablePartition, Writes
 from pipeline.transport import Transport
 from pipeline.transport.fatal import stop_process
 from pipeline.transport.producer import partition_of
+
+LOOKS, PAUSE = 40, 0.25
+"""How often a changelog that was declared is looked for, and the seconds between two looks."""
 
 
 class TableStore(SerializedStore[Any, Any]):
@@ -54,7 +58,14 @@ class TableStore(SerializedStore[Any, Any]):
         """Have the changelog made; stop with a clear error when it is missing and may not be made."""
         topic = self.table.changelog_topic
         await topic.maybe_declare()
-        self._count = await cast("Transport", self.app.transport).questions().partitions(self.partitions.fence)
+        questions = cast("Transport", self.app.transport).questions()
+        for _ in range(LOOKS if self.app.conf.topic_allow_declare else 1):
+            self._count = await questions.partitions(self.partitions.fence)
+            if self._count:
+                break
+            await asyncio.sleep(
+                PAUSE
+            )  # another worker makes it in this moment: the broker knows it, and does not list it yet
         if self._count == 0:
             stop_process(
                 f"the changelog {self.partitions.fence} of table {self.table_name} does not exist, and topic_allow_declare is "
