@@ -82,12 +82,19 @@ def _filters(flow: Flow) -> Iterator[Doubt]:
 # -- patterns ---------------------------------------------------------------------------------------------------------
 
 
-def _record(flow: Flow, pattern: Mapping[str, Any]) -> Iterator[str]:
+def _fields(pattern: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the fields of a pattern, those of the patterns in its `$or` among them."""
     for name, rest in pattern.items():
         if name == "$or":
             for one in rest:
-                yield from _record(flow, one)
-        elif name not in RECORD:
+                yield from _fields(one)
+        else:
+            yield name, rest
+
+
+def _record(flow: Flow, pattern: Mapping[str, Any]) -> Iterator[str]:
+    for name, rest in _fields(pattern):
+        if name not in RECORD:
             yield _unknown(name, RECORD, "a record")
         elif name == "eventName":
             yield from _none_of(name, rest, OPS)
@@ -100,11 +107,8 @@ def _record(flow: Flow, pattern: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _body(pattern: Mapping[str, Any]) -> Iterator[str]:
-    for name, rest in pattern.items():
-        if name == "$or":
-            for one in rest:
-                yield from _body(one)
-        elif name not in BODY:
+    for name, rest in _fields(pattern):
+        if name not in BODY:
             yield _unknown(name, BODY, "dynamodb")
         elif name in IMAGES and isinstance(rest, Mapping):
             yield from _members(rest, f"dynamodb.{name}")
@@ -112,12 +116,8 @@ def _body(pattern: Mapping[str, Any]) -> Iterator[str]:
 
 def _members(pattern: Mapping[str, Any], place: str) -> Iterator[str]:
     """Look at the attributes of an item, or of a map in it."""
-    for name, rest in pattern.items():
-        if name == "$or":
-            for one in rest:
-                yield from _members(one, place)
-        else:
-            yield from _value(rest, f"{place}.{name}")
+    for name, rest in _fields(pattern):
+        yield from _value(rest, f"{place}.{name}")
 
 
 def _value(pattern: Any, place: str) -> Iterator[str]:
@@ -126,11 +126,8 @@ def _value(pattern: Any, place: str) -> Iterator[str]:
         if pattern != [{"exists": False}]:
             yield f'{place}: DynamoDB writes the type before a value: {{ S = ["paid"] }}'
         return
-    for tag, rest in pattern.items():
-        if tag == "$or":
-            for one in rest:
-                yield from _value(one, place)
-        elif tag not in type_tags:
+    for tag, rest in _fields(pattern):
+        if tag not in type_tags:
             yield f"{place}: {tag} is no type of DynamoDB, expected one of {', '.join(type_tags)}"
         elif tag == "M" and isinstance(rest, Mapping):
             yield from _members(rest, f"{place}.M")
@@ -167,9 +164,13 @@ def _none_of(name: str, rest: Any, known: Iterable[str]) -> Iterator[str]:
 
 def _added(flow: Flow, pattern: Mapping[str, Any]) -> Iterator[str]:
     known = added_by(flow)
-    for name in pattern:
-        if known is not None and name != "$or" and name not in known:
-            yield f"{ENRICHED}.{name}: no step adds it, only {', '.join(known) or 'nothing'}"
+    for name, _ in _fields(pattern):
+        if known is not None and name not in known:
+            yield _unadded(f"{ENRICHED}.{name}", known)
+
+
+def _unadded(path: str, known: Sequence[str]) -> str:
+    return f"{path}: no step adds it, only {', '.join(known) or 'nothing'}"
 
 
 def added_by(flow: Flow, before: int | None = None) -> list[str] | None:
@@ -202,7 +203,7 @@ def _expression(flow: Flow, place: str, text: str, step: int | None = None) -> I
     read = attributes(found, ENRICHED)
     for name in sorted(read or ()):
         if known_added is not None and name not in known_added:
-            yield Doubt(place, f"{ENRICHED}.{name}: no step adds it, only {', '.join(known_added) or 'nothing'}")
+            yield Doubt(place, _unadded(f"{ENRICHED}.{name}", known_added))
 
 
 def _compared(found: Sequence[Token], name: str) -> Iterator[str]:
@@ -248,7 +249,7 @@ def _not_added(flow: Flow, named: Sequence[tuple[str, str]], step: int | None = 
     for place, path in named:
         parts = parse(path)
         if known is not None and is_added(parts) and not any(name in known for name, _ in readings(parts[1:])):
-            yield Doubt(place, f"{path}: no step adds it, only {', '.join(known) or 'nothing'}")
+            yield Doubt(place, _unadded(path, known))
 
 
 def _shapes(flow: Flow) -> Iterator[Doubt]:

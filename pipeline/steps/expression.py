@@ -77,8 +77,9 @@ def compile_expression(text: str) -> Condition:
     """
     evaluate = compile_value(text, NAMES)
     parts = conjuncts(tokens(text))
-    facts = [fact for part in parts if (fact := _fact_test(part)) is not None]
-    dear = [part for part in parts if _fact_test(part) is None]
+    tests = [_fact_test(part) for part in parts]
+    facts = [test for test in tests if test is not None]
+    dear = [part for part, test in zip(parts, tests, strict=True) if test is None]
     rules = [rule for part in dear if (rule := _equality(part)) is not None]
     rest = compile_value(" && ".join(map(written, dear)), NAMES, text) if facts and dear else evaluate
 
@@ -205,9 +206,10 @@ _FAILURES = (KeyError, IndexError, ValueError, TypeError, OverflowError, Runtime
 
 def _compile(text: str) -> tuple[cel.Program, list[Token]]:
     try:
-        cel.compile(text)  # as it is written: what is wrong with it has its place
+        program = cel.compile(text)  # as it is written: what is wrong with it has its place
         found = tokens(text)
-        return cel.compile(_with_own_size(text, found)), found
+        own = _with_own_size(text, found)
+        return program if own == text else cel.compile(own), found
     except ValueError as error:
         raise ExpressionError(_first_line(error)) from error
 

@@ -18,8 +18,9 @@ from math import inf
 from typing import Any, cast
 
 import msgspec
+from msgspec.structs import replace
 
-from models.change import NONE, Body, Change
+from models.change import NONE, Change
 from pipeline.errors import RejectedError, TransientError
 from pipeline.steps.event import Event, join, split
 from pipeline.steps.route import Router, Rule
@@ -110,7 +111,7 @@ class Leaving:
         """Say whether the flow may have taken the old state of a change that it leaves out."""
         if not self.concerns(change):
             return False
-        return self.first is None or self.first(msgspec.structs.replace(change, event_name="MODIFY"))
+        return self.first is None or self.first(replace(change, event_name="MODIFY"))
 
     def case(self, event: Event, *, taken: bool, unsure: bool) -> Case | None:
         """Return the case of a change whose item may have left sinks; None for most."""
@@ -160,9 +161,7 @@ class Leaving:
     def message(self, case: Case, *, bare: bool) -> Event:
         """Return what the sinks that an item has left are told: that it was deleted, with its old image if not `bare`."""
         event, change = case.event, case.event.change
-        body = change.body
-        old = NONE if bare else body.old_image
-        gone = _with(change, "REMOVE", Body(body.keys, NONE, old, body.sequence, body.created, body.precision))
+        gone = _with(change, "REMOVE", new=NONE, old=NONE if bare else change.body.old_image)
         value = _removal(event.value) if self.as_aws and not (bare or case.is_deletion) else event.value
         told = Event(event.key, value, gone, event.at)
         told.left = True
@@ -185,10 +184,7 @@ class Leaving:
 
     def _state(self, event: Event, name: str, image: msgspec.Raw) -> Event:
         """Return a change that leaves the item as an image has it."""
-        body = event.change.body
-        change = _with(
-            event.change, "MODIFY", Body(body.keys, image, image, body.sequence, body.created, body.precision)
-        )
+        change = _with(event.change, "MODIFY", new=image, old=image)
         # From the beginning of time: it waits for no reference.
         return Event(event.key, event.value, change, -inf, self._looked(event.looked, name))
 
@@ -317,16 +313,9 @@ class Leaving:
                 case.left = ()
 
 
-def _with(change: Change, event_name: str, body: Body) -> Change:
-    return Change(
-        change.event_id,
-        event_name,
-        body,
-        change.event_source,
-        change.arn,
-        change.table_name,
-        change.record_format,
-    )
+def _with(change: Change, event_name: str, *, new: msgspec.Raw, old: msgspec.Raw) -> Change:
+    """Return a change of another kind, with other images."""
+    return replace(change, event_name=event_name, body=replace(change.body, new_image=new, old_image=old))
 
 
 def _removal(value: bytes) -> bytes:
