@@ -140,7 +140,6 @@ class Consumer(faust_consumer.Consumer):
             conf,
             self.backlog,
             incremental=self.transport.group_protocol == "consumer",
-            from_beginning=lambda topic: topic in self.app.tables.changelog_topics,
             never_read=self._is_fence,
             on_records=self._arrive,
             on_end=self._on_end,
@@ -215,7 +214,7 @@ class Consumer(faust_consumer.Consumer):
         starts: dict[TP, int] = {}
         for tp, there in (await self.questions.there(tps)).items():
             claim = self._claims[tp] = object()
-            if there.committed.is_stable:
+            if there.committed.is_stable or self._is_changelog_tp(tp):
                 starts[tp] = self._start(tp, there)
             else:
                 self._in_background(self._start_when_decided(tp, claim))
@@ -231,6 +230,8 @@ class Consumer(faust_consumer.Consumer):
 
     def _start(self, tp: TP, there: There) -> int:
         """Decide on the offset; raise FatalError where it cannot be known. A loss holds the partition until it is told."""
+        if self._is_changelog_tp(tp):
+            return there.low
         transport, first = self.transport, self.app.conf.consumer_auto_offset_reset
         pinned = transport.log_of(tp.topic)
         if not pinned.may_be(there.log):
@@ -251,7 +252,13 @@ class Consumer(faust_consumer.Consumer):
         return start.offset
 
     async def _restart(self, tp: TP, offset: int, claim: object) -> None:
-        await self.reader.restart({tp: offset}, lambda: self._claims.get(tp) is claim)
+        """Read a partition from an offset on, as long as the claim holds; it may be known before the assignment is there."""
+
+        def holds() -> bool:
+            return self._claims.get(tp) is claim
+
+        while holds() and not await self.reader.restart(tp, offset, holds):
+            await asyncio.sleep(0.05)
 
     def _on_gone(self, tp: TP, offset: int) -> None:
         if (claim := self._claims.get(tp)) is not None:

@@ -16,8 +16,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
-from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka import Consumer as RdConsumer
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 from faust.types import TP
 
 from pipeline.errors import HeadwaterError
@@ -59,7 +59,9 @@ def member_id(metadata: bytes) -> str:
 class Reader:
     """Owns the consumer. The callbacks run on the event loop; `starts` and `rebalance` are waited for by the thread.
 
-    Nothing is read before it is said from where: `starts` gives the offsets of new partitions, `restart` those of others.
+    Nothing is read before it is said from where: `starts` gives the offsets of new partitions, `restart` those of others. A
+    partition whose offset is not known yet is no part of librdkafka's assignment, and no offset there is a logical one like
+    OFFSET_END: the broker's answer to what a logical one is may come after the partition was assigned anew, and moves it.
     """
 
     def __init__(
@@ -68,7 +70,6 @@ class Reader:
         backlog: Backlog,
         *,
         incremental: bool,
-        from_beginning: Callable[[str], bool],
         never_read: Callable[[str], bool],
         on_records: Callable[[list[tuple[TP, list[Message], int]]], None],
         on_end: Callable[[TP, int], None],
@@ -81,16 +82,16 @@ class Reader:
         self.lost = 0
         """How often partitions were lost without a word: a slice that saw it move must abort."""
         self._conf, self._backlog, self._incremental = dict(conf), backlog, incremental
-        self._from_beginning, self._never_read = from_beginning, never_read
+        self._never_read = never_read
         self._on_records, self._on_end, self._rebalance = on_records, on_end, rebalance
         self._on_gone, self._starts = on_gone, starts
         """`on_gone` is told of a partition and an offset that its log does not have: it stands still until its restart."""
         self._commands: deque[tuple[Callable[[RdConsumer], Any], asyncio.Future[Any]]] = deque()
         self._paused: frozenset[TP] = frozenset()
-        self._idle: set[TP] = set()
-        """Partitions that are not read: fences, and those of which it is not known yet from where."""
+        self._owned: set[TP] = set()
+        """The partitions that the group has given, but for fences."""
         self._from: dict[TP, int] = {}
-        """Where each partition is read from: before its first record librdkafka has no position of it."""
+        """Those that are read, and where from: before its first record librdkafka has no position of one."""
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="kafka-reader", daemon=True)
 
@@ -110,28 +111,28 @@ class Reader:
             lambda rd: rd.subscribe(topics, on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
         )
 
-    def restart(self, offsets: Mapping[TP, int], is_valid: Callable[[], bool]) -> Awaitable[None]:
-        """Read partitions from other offsets on, if that is still valid; those that are not assigned are left out."""
-        return self.call(lambda rd: self._restart(rd, offsets) if is_valid() else None)
+    def restart(self, tp: TP, offset: int, is_valid: Callable[[], bool]) -> Awaitable[bool]:
+        """Read a partition from an offset on, if that is still valid; False: its assignment is not there, or not yet."""
+        return self.call(lambda rd: is_valid() and self._restart(rd, {tp: offset}))
 
-    def _restart(self, rd: RdConsumer, offsets: Mapping[TP, int]) -> None:
-        at = [TopicPartition(*tp, offset) for tp, offset in offsets.items() if tp in self._from]
-        if not at:
-            return
-        self._from.update((TP(p.topic, p.partition), p.offset) for p in at)
-        self._idle -= {TP(p.topic, p.partition) for p in at}
+    def _restart(self, rd: RdConsumer, new: dict[TP, int]) -> bool:
+        if not new.keys() <= self._owned:
+            return False
         if self._incremental:
-            rd.incremental_unassign([TopicPartition(p.topic, p.partition) for p in at])
-            rd.incremental_assign(at)
+            if again := new.keys() & self._from.keys():
+                rd.incremental_unassign([TopicPartition(*tp) for tp in again])
+            rd.incremental_assign(_at(new))
         else:  # only as a whole: what the others have prefetched is fetched again
-            others = [tp for tp in self._from if tp not in offsets]
+            others = [tp for tp in self._from if tp not in new]
             places = rd.position([TopicPartition(*tp) for tp in others])
             # Of what was not read since the last time there is no position: it stays where that was.
             self._from.update((tp, p.offset) for tp, p in zip(others, places, strict=True) if p.offset >= 0)
-            at += [TopicPartition(*tp, self._from[tp]) for tp in others]
-            rd.assign(at)
-        rd.resume(at)  # a pause outlives an assignment; what must stand is paused again
+            rd.assign(_at(self._from | new))
+        self._from.update(new)
+        # A pause outlives an assignment; what must stand is paused again.
+        rd.resume(_at(new if self._incremental else self._from))
         self._paused = frozenset()
+        return True
 
     def call(self, function: Callable[[RdConsumer], T]) -> asyncio.Future[T]:
         """Run `function(consumer)` in the thread; call on the event loop."""
@@ -164,7 +165,7 @@ class Reader:
                 message = consumer.poll(0 if full else 0.05)
                 if message is not None:
                     # consume(n, t) waits for n records or t: poll waits for the first, consume for more of them.
-                    self._hand_over([message] if full else [message, *consumer.consume(FETCH, GATHER)])
+                    self._hand_over(consumer, [message] if full else [message, *consumer.consume(FETCH, GATHER)])
             consumer.close()
         except Exception as error:  # noqa: BLE001 - the thread is the worker's life line: whatever it is, say it and stop
             stop_process(f"the consumer thread failed: {error!r}")
@@ -188,7 +189,7 @@ class Reader:
             self._membership_read_at = now
             metadata = consumer.consumer_group_metadata()
             self.membership = metadata if is_member(metadata) else None
-        wanted = self._backlog.standing | self._idle
+        wanted = self._backlog.standing
         if wanted != self._paused:
             for change, partitions in (
                 (consumer.pause, wanted - self._paused),
@@ -201,7 +202,7 @@ class Reader:
                     log.debug("pause or resume of a partition that is gone: %s", error)
             self._paused = wanted
 
-    def _hand_over(self, messages: list[Message]) -> None:
+    def _hand_over(self, consumer: RdConsumer, messages: list[Message]) -> None:
         groups: list[tuple[TP, list[Message]]] = []
         current: list[Message] = []
         topic: str | None = None
@@ -209,22 +210,22 @@ class Reader:
         for message in messages:
             error = message.error()
             if error is not None:
-                self._report(message, error)
+                self._report(consumer, message, error)
                 continue
             if message.partition() != partition or message.topic() != topic:
                 topic, partition = message.topic(), message.partition()
                 groups.append((_partition(message), current := []))
             current.append(message)
-        # Measured here, while they are in this core's cache. Those of fences were fetched before the pause.
-        runs = [(tp, records, size_of(records)) for tp, records in groups if not self._never_read(tp.topic)]
-        if runs:
-            self._loop.call_soon_threadsafe(self._on_records, runs)
+        if groups:  # measured here, while they are in this core's cache
+            self._loop.call_soon_threadsafe(
+                self._on_records, [(tp, records, size_of(records)) for tp, records in groups]
+            )
 
-    def _report(self, message: Message, error: KafkaError) -> None:
+    def _report(self, consumer: RdConsumer, message: Message, error: KafkaError) -> None:
         if error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - the documented name of the code
             self._loop.call_soon_threadsafe(self._on_end, _partition(message), cast("int", message.offset()))
         elif error.code() == KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001 - what the offset policy `error` is told by
-            self._loop.call_soon_threadsafe(self._on_gone, _partition(message), cast("int", message.offset()))
+            self._is_gone(consumer, _partition(message), cast("int", message.offset()))
         elif error.fatal() or error.code() == KafkaError._FATAL:  # noqa: SLF001 - what wraps a fatal error is not flagged so
             name = self._conf.get("group.instance.id")
             stop_process(
@@ -237,26 +238,28 @@ class Reader:
         else:
             log.warning("Kafka consumer: %s", error)
 
+    def _is_gone(self, consumer: RdConsumer, tp: TP, offset: int) -> None:
+        """Leave a partition out until its restart: assigned at the same offset again, it would be told again."""
+        if self._from.pop(tp, None) is None:
+            return
+        if self._incremental:
+            consumer.incremental_unassign([TopicPartition(*tp)])
+        self._loop.call_soon_threadsafe(self._on_gone, tp, offset)
+
     # Rebalance callbacks: they run in this thread, inside poll(), which waits for the event loop to end its slice.
 
     def _assigned(self, consumer: RdConsumer, partitions: list[TopicPartition]) -> None:
         tps = {TP(p.topic, p.partition) for p in partitions}
         read = {tp for tp in tps if not self._never_read(tp.topic)}
-        whole = {tp for tp in read if self._from_beginning(tp.topic)}
-        found: Mapping[TP, int] = self._wait_for(
-            consumer, self._starts(read - whole), "finding the offsets to read from"
-        )
-        offsets = {**dict.fromkeys(tps, OFFSET_END), **dict.fromkeys(whole, OFFSET_BEGINNING), **found}
-        if not self._incremental:
-            self._from.clear()
-            self._idle.clear()
-        self._from.update(offsets)
-        self._idle |= tps - whole - found.keys()
-        at = [TopicPartition(*tp, offset) for tp, offset in offsets.items()]
+        found: Mapping[TP, int] = self._wait_for(consumer, self._starts(read), "finding the offsets to read from")
         if self._incremental:
-            consumer.incremental_assign(at)
+            consumer.incremental_assign(_at(found))
         else:
-            consumer.assign(at)
+            self._owned.clear()
+            self._from.clear()
+            consumer.assign(_at(found))
+        self._owned |= read
+        self._from.update(found)
         self._membership_read_at = 0.0
         self._wait_for(consumer, self._rebalance(tps, set(), False), "a rebalance")
 
@@ -265,13 +268,12 @@ class Reader:
             self.lost += 1
             self.membership = None
         tps = {TP(p.topic, p.partition) for p in partitions}
-        self._idle -= tps
+        read = [TopicPartition(*tp) for tp in tps if self._from.pop(tp, None) is not None]
+        self._owned -= tps
         self._paused -= tps
-        for tp in tps:
-            self._from.pop(tp, None)
         self._wait_for(consumer, self._rebalance(set(), tps, lost), "a rebalance")
         if self._incremental:
-            consumer.incremental_unassign(partitions)
+            consumer.incremental_unassign(read)
         else:
             consumer.unassign()
 
@@ -298,6 +300,10 @@ class Reader:
             stop_process(error.message, hint=error.hint)
         except Exception as error:  # noqa: BLE001 - a half-done rebalance cannot be mended from here
             stop_process(f"{name} failed: {error!r}")
+
+
+def _at(offsets: Mapping[TP, int]) -> list[TopicPartition]:
+    return [TopicPartition(*tp, offset) for tp, offset in offsets.items()]
 
 
 def _partition(message: Message) -> TP:
