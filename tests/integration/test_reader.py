@@ -105,7 +105,7 @@ def test_partitions_that_begin_late_one_after_the_other_miss_nothing(
     conf = {**CONF, **PROTOCOLS[protocol], "bootstrap.servers": stack.bootstrap_servers}
 
     async def read(seed: int) -> Reading:
-        pause = random.Random(seed).random
+        pause = random.Random(seed).random  # noqa: S311 - no secret
         conf["group.id"] = uuid.uuid4().hex
         reading = Reading(conf, topic, late, incremental=protocol == "consumer")
         reading.reader.start()
