@@ -99,7 +99,7 @@ PASSING = (
 """What says nothing of the rows. Beside it: what the database of an SQL catalog raises."""
 DOC = "headwater:"
 """What the description of a column begins with that holds an attribute; then comes its kind."""
-ITEM_COLUMNS = ["_key", "_event_id", "_changed_at", "_sequence", "_overflow", "_partition", "_offset"]
+ITEM_COLUMNS = ["_key", "_event_id", "_changed_at", "_sequence", "_overflow", "_topic_partition", "_offset"]
 """The columns of an item in upsert mode, before its own."""
 
 
@@ -233,8 +233,7 @@ class IcebergSink(Sink):
 
     def _changes(self, table: Table, partition: int, offsets: Sequence[int]) -> set[tuple[int, str]]:
         """Return the changes that a table has of a partition, between the first and the last of these offsets."""
-        prefix = "_" if self.columns else ""
-        names = [f"{prefix}{name}" for name in ("partition", "offset", "event_id")]
+        names = ["_topic_partition", "_offset", "_event_id"] if self.columns else ["partition", "offset", "event_id"]
         if not set(names) <= set(table.schema().column_names):
             return set()
         in_it = EqualTo(term=names[0], value=partition)
@@ -273,7 +272,7 @@ class IcebergSink(Sink):
                 with warnings.catch_warnings():  # that items are new is no cause for a word
                     warnings.filterwarnings("ignore", "Delete operation did not match any records")
                     transaction.delete(
-                        And(EqualTo(term="_partition", value=tp.partition), In(term="_key", literals=keys))
+                        And(EqualTo(term="_topic_partition", value=tp.partition), In(term="_key", literals=keys))
                     )
             if data.num_rows:
                 transaction.append(data)
@@ -291,7 +290,7 @@ class IcebergSink(Sink):
 
         names = table.schema().column_names if table is not None else ()
         taken = [*names, *(name.rpartition(".")[0] for name in names)]
-        layout = ColumnsLayout(schema.__getitem__, grow, climbing=False, spelling=spelling, taken=taken)
+        layout = ColumnsLayout(schema.__getitem__, grow, spelling=spelling, taken=taken)
         data = layout.table(name, partition, rows)
         if self.upserts:
             data = data.select([*ITEM_COLUMNS, *schema[name].columns])
@@ -305,7 +304,7 @@ class IcebergSink(Sink):
         table = self.catalog.create_table((self._namespace, name), schema=schema)
         if self.upserts:
             with table.update_spec() as spec:
-                spec.add_identity("_partition")
+                spec.add_identity("_topic_partition")
         return table
 
 

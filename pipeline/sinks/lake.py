@@ -30,7 +30,7 @@ from pipeline.sinks.layouts import Layout
 from pipeline.sinks.moves import Moves
 from pipeline.sinks.objects import Objects
 from pipeline.sinks.parquet import OpenFile, Range, first_row_in, range_in
-from pipeline.sinks.paths import Directories, mark_of, name_of
+from pipeline.sinks.paths import Directories, keys_of, mark_of, name_of
 from pipeline.sinks.rows import Reader
 from pipeline.transport.committed import Committed
 from pipeline.transport.logs import UNKNOWN, Log
@@ -70,18 +70,32 @@ class LakeSink(Sink):
         gaps: Gaps = lambda _table: (),
         ready: Callable[[], None] = lambda: None,
     ) -> None:
-        """`sinks`: their topics by name. `gaps`: those known of a table. `ready` returns when the schemas are read."""
+        """`sinks`: their topics by name. `path`: the template of the directories; '' for the one that the lake has.
+
+        `gaps`: those known of a table. `ready` returns when the schemas are read.
+        """
         self.objects, self.layout, self.rotation, self.clock, self.gaps = objects, layout, rotation, clock, gaps
         self.memory = memory
         self._path, self._ready = path, ready
         self._sink_of = {topic: sink for sink, topic in sinks.items()}
-        # Where each sink has a directory of its own, an item that has left one is not there any more.
-        self.moves = Moves(() if "{sink}" in path else sinks)
+        self._laid_out = False
+        self.moves = Moves(sinks)
 
     def open(self, tp: TP, start: int, log: Log = UNKNOWN, committed: Committed = NOTHING) -> Writer:
         """Take a partition over. What a former owner has begun is found by its name when the first file is written."""
         self._ready()
+        self._lay_out()
         return LakeWriter(self, tp, start, Directories(self._path, self._sink_of[tp.topic]), log, committed)
+
+    def _lay_out(self) -> None:
+        """Find out how the lake's directories are called, once."""
+        if self._laid_out:
+            return
+        self._path = path = series.path_of(self.objects, self._path)
+        if "{sink}" in path:  # each sink has a directory of its own: an item that has left one is not there any more
+            self.moves = Moves(())
+        self.layout.reserve(keys_of(path))
+        self._laid_out = True
 
 
 @dataclass
@@ -250,16 +264,15 @@ class LakeWriter(Writer):
     def _seal(self) -> _Sealed | None:
         """Close the range: of what was taken, or of what somebody has begun before us."""
         end = self._until or self._taken
+        for file in self._open.values():
+            self._rejected += file.settle()
+        self._open = {directory: file for directory, file in self._open.items() if file.rows}
         inside, outside = self._open, dict[str, OpenFile]()
         if end < self._taken:
             parts = {directory: file.split(end) for directory, file in self._open.items()}
             inside = {directory: part for directory, (part, _) in parts.items() if part is not None}
             outside = {directory: part for directory, (_, part) in parts.items() if part is not None}
         self._open, self._since = outside, self._lake.clock()
-        for directory, file in list(inside.items()):
-            self._rejected += file.settle()
-            if not file.rows:
-                del inside[directory]
         if not inside:
             return None
         files = sorted(inside.items(), key=lambda item: item[1].first_offset)

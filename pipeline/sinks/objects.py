@@ -120,6 +120,13 @@ class Objects:
         except ERRORS as error:
             raise self._explain(path, error) from error
 
+    def directories(self) -> list[str]:
+        """Return the names of the directories at the top."""
+        try:
+            return list(obstore.list_with_delimiter(self._store)["common_prefixes"])
+        except ERRORS as error:
+            raise self._explain("", error) from error
+
     def paths(self, prefix: str = "") -> list[str]:
         """Return the paths of all objects below a prefix, sorted; none of those of a directory's lock."""
         try:
