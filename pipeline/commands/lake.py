@@ -10,10 +10,14 @@ from rich.table import Table
 
 from pipeline import settings as settings_module
 from pipeline.console import Json, out, print_json, print_lines, say
+from pipeline.errors import UsageError
 
 app = typer.Typer(help="The Parquet files of the lake.", no_args_is_help=True)
 Prefix = Annotated[
-    str, typer.Option("--below", help="Only what lies below these directories: table=orders/date=2026-01-01.")
+    str,
+    typer.Option(
+        "--below", help="Only what lies below these directories: source_table=orders/changed_date=2026-01-01."
+    ),
 ]
 
 
@@ -105,3 +109,35 @@ def compact(
     for one in done:
         table.add_row(one.directory, str(one.before), str(one.after), f"{one.rows:,}")
     out.print(table if table.row_count else "Nothing to do.")
+
+
+@app.command()
+def ddl(
+    engine: Annotated[str, typer.Option("--engine", help="athena, duckdb, spark or trino.")],
+    name: Name = "",
+    url: Annotated[str, typer.Option("--url", help="A lake of files that is not in the settings.")] = "",
+) -> None:
+    """Print the statements that make the lake tables of an engine. Nothing is changed.
+
+    The columns are those of the newest files: print them again when new ones have come.
+    """
+    from pipeline.sinks import lake_ddl, lake_settings, series
+    from pipeline.sinks.objects import Objects
+
+    if engine not in lake_ddl.ENGINES:
+        raise UsageError(f"--engine {engine}: expected one of {', '.join(lake_ddl.ENGINES)}")
+    settings = settings_module.load()
+    lake = None if url else lake_settings.lake_of(settings, name)
+    if lake is not None and lake.url is None:
+        raise UsageError("there is no lake in the settings", hint="--lake NAME, or --url s3://bucket/prefix")
+    if lake is not None and lake.table == "iceberg":
+        found = lake_ddl.registered({"warehouse": lake.url or "", **lake.catalog}, lake.namespace)
+        printed = list(lake_ddl.registrations(engine, found))
+    else:
+        objects = Objects(url or (lake.url if lake is not None else None) or "", make=False)
+        path = series.known_path(objects, lake.path if lake is not None else "")
+        printed = list(lake_ddl.statements(engine, lake_ddl.tables_of(objects, path)))
+    if not printed:
+        say("the lake has no table yet")
+    for statement in printed:
+        out.print(f"{statement}\n", markup=False, highlight=False, soft_wrap=True)

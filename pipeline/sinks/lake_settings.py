@@ -35,6 +35,17 @@ class Chosen(NamedTuple):
     """Their topics, by name."""
 
 
+def lake_of(settings: Settings, name: str = "") -> Lake:
+    """Return the settings of the lake of this name, of [lake] without one; raise UsageError where there is none."""
+    if not name:
+        return settings.lake
+    for lake in settings.lakes:
+        if lake.name == name:
+            return lake
+    known = ", ".join(lake.name for lake in settings.lakes)
+    raise UsageError(f"there is no lake {name!r}", hint=f"one of {known or 'none'}; headwater check")
+
+
 def choose(settings: Settings, name: str = "") -> Chosen:
     """Return the lake of this name, [lake] or the only one of [[lakes]] without one; raise UsageError where there is none."""
     named = {lake.name: lake for lake in settings.lakes}

@@ -120,12 +120,20 @@ class Objects:
         except ERRORS as error:
             raise self._explain(path, error) from error
 
-    def directories(self) -> list[str]:
-        """Return the names of the directories at the top."""
+    def directories(self, above: str = "") -> list[str]:
+        """Return the paths of the directories right below another one, or at the top."""
         try:
-            return list(obstore.list_with_delimiter(self._store)["common_prefixes"])
+            return sorted(obstore.list_with_delimiter(self._store, above or None)["common_prefixes"])
         except ERRORS as error:
-            raise self._explain("", error) from error
+            raise self._explain(above, error) from error
+
+    def tail(self, path: str, size: int) -> bytes:
+        """Return the last bytes of an object, all of a smaller one."""
+        try:
+            end = obstore.head(self._store, path)["size"]
+            return bytes(obstore.get_range(self._store, path, start=max(0, end - size), end=end))
+        except ERRORS as error:
+            raise self._explain(path, error) from error
 
     def paths(self, prefix: str = "") -> list[str]:
         """Return the paths of all objects below a prefix, sorted; none of those of a directory's lock."""

@@ -68,9 +68,18 @@ def path_of(objects: Objects, configured: str) -> str:
     if configured:
         return configured
     if not objects.exists(PATH):
-        begun = any(one == DIRECTORY or one.startswith("table=") for one in objects.directories())
-        objects.create(PATH, (paths.FORMER if begun else paths.DEFAULT).encode())
+        objects.create(PATH, known_path(objects, "").encode())
     return objects.read(PATH).decode()
+
+
+def known_path(objects: Objects, configured: str) -> str:
+    """Return the same, and write nothing down."""
+    if configured:
+        return configured
+    if objects.exists(PATH):
+        return objects.read(PATH).decode()
+    begun = any(one == DIRECTORY or one.startswith("table=") for one in objects.directories())
+    return paths.FORMER if begun else paths.DEFAULT
 
 
 def read(objects: Objects) -> Iterator[Series | Rowless]:
