@@ -84,9 +84,9 @@ _FIELDS = [
     COMMON.field(name) for name in ("event_id", "op", "source", "changed_at", "sequence", "key", "before", "enriched")
 ]
 _FIELDS += [pa.field("overflow", pa.string()), COMMON.field("partition"), COMMON.field("offset")]
-META = pa.schema([one.with_name(f"_{one.name}") for one in _FIELDS])
+META = pa.schema([one.with_name("_topic_partition" if one.name == "partition" else f"_{one.name}") for one in _FIELDS])
 """The columns before the item's own. Of a deletion the item's columns are those of its key."""
-DICTIONARY = ["_op", "_source", "_partition"]
+DICTIONARY = ["_op", "_source", "_topic_partition"]
 NAME = re.compile(r'[^"\\\x00-\x1f]+')
 """Names that can be columns, as nearly all are."""
 SHORT: dict[Kind, int] = {"int": 20, "decimal": 28, "wide": 37}
