@@ -17,6 +17,8 @@ from pipeline.sinks.iceberg import IcebergSink
 from pipeline.sinks.lake import Rotation
 
 KEYS = ["a", "b"]
+PARTITIONS = {"p.sink.first": 0, "p.sink.second": 1}
+"""By topic, the partition in which all items are: topics need not have as many."""
 SECONDS = 30.0
 Flushes = list[list[int]]
 
@@ -126,7 +128,7 @@ def bring(directory: str, topic: str, flushes: list[list[Message]], stop: Callab
             sink, start = sink_in(directory, stop), 0
             for records in flushes:
                 end = start + len(records)
-                writer = sink.open(TP(topic, 0), start)
+                writer = sink.open(TP(topic, PARTITIONS[topic]), start)
                 assert not writer.add(records, end)
                 assert not writer.flush().rejected
                 start = end
@@ -142,7 +144,7 @@ def messages(topic: str, history: list[dict[str, Any]], flushes: Flushes) -> lis
         for number in flush:
             key = json.dumps(history[number]["dynamodb"]["Keys"]).encode()
             value = json.dumps(history[number]).encode()
-            found[-1].append(Message(topic, 0, offset=offset, key=key, value=value))
+            found[-1].append(Message(topic, PARTITIONS[topic], offset=offset, key=key, value=value))
             offset += 1
     return found
 
@@ -180,7 +182,7 @@ def check(
     sink_in(directory, lambda: None)  # the catalog is there
     works = [
         lambda of=of, topic=topic: bring(directory, topic, messages(topic, history, flushes[of]), lambda: stop(of))
-        for of, topic in enumerate(("p.sink.first", "p.sink.second"))
+        for of, topic in enumerate(PARTITIONS)
     ]
     steps.run(works)
     assert not steps.errors, steps.errors
@@ -190,17 +192,21 @@ def check(
     assert found == newest(history, {number for one in flushes for flush in one for number in flush})
 
 
-def test_a_deletion_that_finds_nothing_is_not_overtaken_by_an_older_state(tmp_path_factory: Any) -> None:
-    """The older state is read before the tombstone is there, and committed after it: in every order of the steps."""
-    insert = {"Keys": {"id": {"S": "a"}}, "NewImage": {"id": {"S": "a"}, "n": {"N": "1"}}, "SequenceNumber": "9"}
-    remove = {"Keys": {"id": {"S": "a"}}, "SequenceNumber": "18"}
-    other = {"Keys": {"id": {"S": "b"}}, "NewImage": {"id": {"S": "b"}, "n": {"N": "3"}}, "SequenceNumber": "27"}
-    history = [
-        {"eventID": f"e{n}", "eventName": op, "tableName": "t", "dynamodb": {**body, "ApproximateCreationDateTime": 1}}
-        for n, (op, body) in enumerate([("INSERT", insert), ("REMOVE", remove), ("INSERT", other)], 1)
-    ]
-    for steps_first in range(0, 24, 2):
-        # Both have made their first commits; then one does some steps, the other all of its own.
-        turns = [0] * 14 + [1] * 14 + [0] * steps_first + [1] * 40
-        for flushes in ([[[2], [0]], [[2], [1]]], [[[2], [1]], [[2], [0]]]):
-            check(str(tmp_path_factory.mktemp("two")), history, flushes, turns, set())
+@pytest.mark.parametrize("deletes", [0, 1])
+def test_an_older_state_that_overlaps_with_a_deletion_does_not_come_back(
+    tmp_path_factory: pytest.TempPathFactory, deletes: int
+) -> None:
+    """One goes some steps, the other all of its own: so the older state is read before or after each step of the deletion."""
+    images = [{"id": {"S": "a"}, "n": {"N": "1"}}, None, {"id": {"S": "b"}, "n": {"N": "3"}}]
+    history = []
+    for number, image in enumerate(images, 1):
+        body: dict[str, Any] = {"Keys": {"id": {"S": "b" if number == 3 else "a"}}, "ApproximateCreationDateTime": 1}
+        body |= {"SequenceNumber": str(number * 9)} | ({"NewImage": image} if image else {})
+        event = "MODIFY" if image else "REMOVE"
+        history.append({"eventID": f"e{number}", "eventName": event, "tableName": "t", "dynamodb": body})
+    flushes: list[Flushes] = [[[2], [deletes]], [[2], [1 - deletes]]]
+    for ahead in range(24):
+        directory = str(tmp_path_factory.mktemp("two"))
+        for topic, mine in zip(PARTITIONS, flushes, strict=True):  # the table is there, and has heard of both
+            bring(directory, topic, messages(topic, history, mine[:1]), lambda: None)
+        check(directory, history, flushes, [0] * ahead + [1] * 60, set())
