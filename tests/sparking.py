@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,3 +53,4 @@ def spark(directory: Path) -> Iterator[Any]:
         yield session
     finally:
         session.stop()
+        gc.collect()  # pyspark leaves sockets open: here, where that is expected, and not in some later test

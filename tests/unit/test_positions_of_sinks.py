@@ -32,15 +32,15 @@ BEFORE = Path(__file__).parent.parent / "fixtures" / "before"
 Topic = dict[int, Message]
 
 
-def topic(name: str, count: int) -> Topic:
-    """Changes of one log, each with an event ID of its own."""
+def topic(name: str, count: int, at: int = 1_764_000_000) -> Topic:
+    """Changes of one log, each with an event ID of its own; all happened in this second."""
     found = {}
     for n in range(count):
         body = {
             "Keys": {"id": {"S": f"k{n % 4}"}},
             "NewImage": {"id": {"S": f"k{n % 4}"}, "n": {"N": str(n)}},
             "SequenceNumber": str(n + 1),
-            "ApproximateCreationDateTime": 1_764_000_000,
+            "ApproximateCreationDateTime": at,
         }
         value = {"eventID": f"{name}{n}", "eventName": "MODIFY", "tableName": "t", "dynamodb": body}
         key = b'{"id":{"S":"k%d"}}' % (n % 4)
@@ -234,7 +234,7 @@ def test_a_table_of_the_version_before_is_gone_on_with(
 ) -> None:
     shutil.copytree(BEFORE / mode, tmp_path / mode)
     monkeypatch.chdir(tmp_path / mode)  # its paths are relative
-    changes = before() | {n: m for n, m in topic("more", 16).items() if n >= 12}
+    changes = before() | {n: m for n, m in topic("more", 16, at=1_764_007_200).items() if n >= 12}
     owner = Owner(iceberg("", mode), changes, committed.offset or 0, committed=committed)
     assert carry(owner) == 16
     found = rows_of(owner)
