@@ -3,7 +3,7 @@
 Exactly once, without a lock. The files of one flush hold the rows of a range of offsets. The first of them, which holds the
 first row, says in its footer where the range ends; it is written only if there is none of its name, and before the others.
 Whoever finds it there (an earlier try, a former owner, a zombie) takes over its range: the same rows make the same files,
-and what is missing of them is written. The committed offset moves when all are there and listed in their manifests.
+and what is missing of them is written. The committed offset moves when all are there and listed, each by its entry.
 
 Names carry the log: files of a topic that was recreated, or of another cluster, are others at the same offsets. Files of a
 version before have names without it. Where a flush that such a version has begun may be found, one is known by the event ID
@@ -76,6 +76,7 @@ class LakeSink(Sink):
         """
         self.objects, self.layout, self.rotation, self.clock, self.gaps = objects, layout, rotation, clock, gaps
         self.memory = memory
+        self.told: manifests.Told = set()
         self._path, self._ready = path, ready
         self._sink_of = {topic: sink for sink, topic in sinks.items()}
         self._laid_out = False
@@ -292,7 +293,7 @@ class LakeWriter(Writer):
         return self.flush()
 
     def _list(self, sealed: _Sealed) -> None:
-        """Enter the files into the manifests of their directories."""
+        """List the files: an entry for each."""
         topic, partition = self._tp
         for (directory, file), content in zip(sealed.files, cast("list[bytes]", sealed.contents), strict=True):
             path = self._path_of(directory, file, sealed.mark)
@@ -307,7 +308,7 @@ class LakeWriter(Writer):
                 *file.sequences,
                 [manifests.Origin(topic, partition, file.first_offset, self._begin, sealed.end, str(self._log))],
             )
-            manifests.add(self._lake.objects, directory, [entry], self._lake.gaps(file.table_name))
+            manifests.add(self._lake.objects, entry, self._lake.gaps(file.table_name), self._lake.told)
 
 
 @dataclass

@@ -20,7 +20,7 @@ from pipeline.lab.recorder import lag
 from pipeline.lab.stack import Endpoints
 from pipeline.sinks.iceberg import IcebergSink
 from pipeline.sinks.lake import Rotation
-from pipeline.sinks.lake_verify import read_manifests
+from pipeline.sinks.manifests import read_manifests
 from pipeline.sinks.objects import Objects
 from pipeline.sinks.paths import origin_of
 from pipeline.topics import admin, ensure

@@ -323,7 +323,7 @@ def test_damage_is_found(tmp_path: Path, damage: str) -> None:
     elif damage == "add":
         objects.create("table=T/hour=00/stray.parquet", b"PAR1")
     else:
-        manifests.exchange(objects, path.rpartition("/")[0], added=[], removed=[path])
+        objects.delete(manifests.entry_of(path))
     problems = verify(objects).problems
     expected = {"delete": "missing", "alter": "altered", "add": "not listed", "forget": "not listed"}[damage]
     assert expected in {problem.what for problem in problems}
@@ -361,12 +361,17 @@ def test_what_a_run_did_not_come_to_delete_is_deleted_by_the_next(tmp_path: Path
     assert verify(objects).problems == ()
 
 
-def test_a_manifest_tells_of_gaps_once(tmp_path: Path) -> None:
+def test_a_directory_tells_of_gaps_once(tmp_path: Path) -> None:
     objects, _ = written(tmp_path)
-    gap = manifests.Gap("T", "shard-1", "5", None, "trimmed", 1.5)
-    for _ in range(2):
-        manifests.add(objects, "table=T/hour=00", [], [gap])
-    assert manifests.decode(objects.read("table=T/hour=00/_manifest.json")).gaps == [gap]
+    gap, told = manifests.Gap("T", "shard-1", "5", None, "trimmed", 1.5), set[str]()
+    file = manifests.read_manifests(objects, "table=T/hour=00")[0].files[0]
+    before = objects.requests.put
+    for _ in range(3):
+        manifests.add(objects, file, [gap], told)
+    assert objects.requests.put - before == 4, "the entry thrice, the gap once"
+    manifests.add(objects, file, [gap], set())  # another worker
+    (found,) = manifests.read_manifests(objects, "table=T/hour=00")
+    assert found.gaps == [gap]
     assert verify(objects).gaps == 1
 
 
