@@ -24,7 +24,6 @@ EARLIEST = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
 TIMEOUT = 20.0
 UNNAMED = "lake"
 """The name of [lake]."""
-NO_LAKE = UsageError("there is no lake in the settings", hint="headwater lake verify --url s3://bucket/prefix")
 _decode = msgspec.json.Decoder(Gap).decode
 
 
@@ -56,12 +55,11 @@ def choose(settings: Settings, name: str = "") -> Chosen:
         if not found.is_files:
             raise UsageError("this lake is Iceberg tables: there are no files to check", hint='table = "parquet"')
         return found
-    files = [lake for lake in choose_all(settings) if lake.is_files]
-    if len(files) == 1:
-        return files[0]
-    if files:
+    lakes = choose_all(settings)
+    files = [lake for lake in lakes if lake.is_files] or lakes
+    if len(files) > 1:
         raise UsageError(f"which lake: {', '.join(lake.name for lake in files)}?", hint="--lake NAME")
-    raise NO_LAKE
+    return choose(settings, files[0].name)
 
 
 def choose_all(settings: Settings, name: str = "", url: str = "") -> list[Chosen]:
@@ -80,7 +78,7 @@ def choose_all(settings: Settings, name: str = "", url: str = "") -> list[Chosen
         if lake.url is not None and name in {"", known} and url.rstrip("/") in {"", lake.url.rstrip("/")}
     ]
     if not found:
-        raise NO_LAKE
+        raise UsageError("there is no lake in the settings", hint="headwater lake verify --url s3://bucket/prefix")
     return found
 
 
