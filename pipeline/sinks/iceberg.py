@@ -29,7 +29,7 @@ from pyiceberg.exceptions import NamespaceAlreadyExistsError, NoSuchTableError
 from pyiceberg.expressions import And, EqualTo, GreaterThanOrEqual, LessThanOrEqual
 from pyiceberg.table import Table, Transaction
 
-from pipeline.errors import HeadwaterError, RejectedError, TransientError
+from pipeline.errors import FatalError, HeadwaterError, RejectedError, TransientError
 from pipeline.sinks.base import NOTHING, Flushed, Rejected, Sink, Writer
 from pipeline.sinks.iceberg_columns import DOC, VERSION, columns_of, spelling
 from pipeline.sinks.iceberg_commit import (
@@ -44,7 +44,7 @@ from pipeline.sinks.iceberg_commit import (
     write,
 )
 from pipeline.sinks.iceberg_errors import OVERTAKEN, explained, first_line, is_passing
-from pipeline.sinks.iceberg_items import ATTEMPTS, Tombstones, is_one_of, look_for, newest_of
+from pipeline.sinks.iceberg_items import ATTEMPTS, TOMBSTONES, Tombstones, is_one_of, look_for, newest_of
 from pipeline.sinks.iceberg_parts import OFFSET, REFUSED, Held, Part, Stored, is_of_one_log
 from pipeline.sinks.lake import Rotation
 from pipeline.sinks.layouts.columns import META, ColumnsLayout, TableSchema
@@ -167,6 +167,11 @@ class IcebergSink(Sink):
             table = self._load(name)
             if table is None and not rows:  # nothing to leave out in a table that is not there yet
                 return Stored()
+            if table is not None and TOMBSTONES in table.properties:
+                raise FatalError(
+                    f"the Iceberg table {self._namespace}.{name} holds the deleted items of another lake",
+                    hint=f"give one of the lakes another namespace: {self._namespace} belongs to the other",
+                )
             held = part.held(table)
             fresh, again = self._fresh(name, table, part, held, rows)
             if not fresh and (rows or end <= held.there):
@@ -303,9 +308,9 @@ class IcebergSink(Sink):
         taken = [*names, *(name.rpartition(".")[0] for name in names), VERSION]
         layout = ColumnsLayout(schema.__getitem__, grow_to, climbing=False, spelling=spelling, taken=taken)
         data = layout.table(name, partition, rows)
-        ours = [one for one in (ITEM_COLUMNS if self.upserts else META.names) if one in data.schema.names]
+        ours = [one for one in (ITEM_COLUMNS if self.upserts else META.names) if one in META.names]
         kinds = schema[name].columns
-        places = [data.schema.names.index(one) for one in ours if one not in columns_of(table).columns]
+        places = [META.names.index(one) for one in ours if one not in columns_of(table).columns]
         own = range(len(META), data.num_columns)
         data = data.select([*places, *own])
         if self.upserts and VERSION not in kinds:
