@@ -18,16 +18,18 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from confluent_kafka import Message
 from faust.types import TP
 from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.exceptions import NamespaceAlreadyExistsError, NoSuchTableError
 from pyiceberg.expressions import And, EqualTo, GreaterThanOrEqual, LessThanOrEqual
-from pyiceberg.table import Table, Transaction
+from pyiceberg.manifest import DataFile
+from pyiceberg.table import FileScanTask, Table, Transaction
 
 from pipeline.errors import FatalError, HeadwaterError, RejectedError, TransientError
 from pipeline.sinks.base import NOTHING, Flushed, Rejected, Sink, Writer
@@ -35,6 +37,7 @@ from pipeline.sinks.iceberg_columns import DOC, VERSION, columns_of, spelling
 from pipeline.sinks.iceberg_commit import (
     PARTITION,
     begin,
+    delete,
     grow,
     once,
     partition_of,
@@ -267,20 +270,22 @@ class IcebergSink(Sink):
             name, table, tp.partition, rows.take([one.place for one in kept]), [one.version for one in kept]
         )
         replaced = pa.array([key for key in fresh if key in there.versions], pa.string())
-        with self._begin(name, table, data) as transaction:
-            if len(replaced):
-                whole = cast("Table", table)
-                removed, pieces = [], [data]
-                for task in there.files:
-                    found = read_file(transaction, whole, task)
-                    others = found.filter(pa.compute.invert(is_one_of(found, replaced)))
-                    if others.num_rows < found.num_rows:
-                        removed.append(task.file)
-                        pieces.append(others)
-                replace(transaction, whole, removed, write(transaction, whole, pieces))
-            elif data.num_rows or deleted:
-                transaction.append(data)
-            set_properties(transaction, properties)
+        if table is None or not len(replaced):
+            with self._begin(name, table, data) as transaction:
+                if data.num_rows or deleted:
+                    transaction.append(data)
+                set_properties(transaction, properties)
+            return
+        added = list[DataFile]()
+        try:
+            with self._begin(name, table, data) as transaction:
+                removed = list[DataFile]()
+                added += write(transaction, table, _rest(transaction, table, there.files, replaced, data, removed))
+                replace(transaction, table, removed, added)
+                set_properties(transaction, properties)
+        except OVERTAKEN:  # they belong to nothing
+            delete(table, [file.file_path for file in added])
+            raise
 
     def _begin(self, name: str, table: Table | None, data: pa.Table | None) -> Transaction:
         """Return a transaction on a table with the columns of the data, or one that makes it."""
@@ -411,3 +416,21 @@ def _as_in(table: Table | None, field: pa.Field, kind: str | None) -> pa.Field:
     # What is there already has rows without it.
     is_new = table is not None and field.name not in table.schema().column_names
     return field.with_nullable(True) if is_new else field
+
+
+def _rest(
+    transaction: Transaction,
+    table: Table,
+    files: Iterable[FileScanTask],
+    replaced: pa.Array,
+    data: pa.Table,
+    removed: list[DataFile],
+) -> Iterator[pa.Table]:
+    """Yield new rows, and of each file that has some of the replaced items its other rows; note these files as removed."""
+    yield data
+    for task in files:
+        found = read_file(transaction, table, task)
+        others = found.filter(pc.invert(is_one_of(found, replaced)))
+        if others.num_rows < found.num_rows:
+            removed.append(task.file)
+            yield others

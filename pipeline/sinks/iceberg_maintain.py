@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
@@ -26,7 +25,7 @@ from pyiceberg.table.snapshots import Snapshot
 
 from pipeline.errors import TransientError
 from pipeline.sinks.iceberg_columns import VERSION
-from pipeline.sinks.iceberg_commit import PARTITION, once, read_file, replace, write
+from pipeline.sinks.iceberg_commit import PARTITION, delete, once, read_file, replace, write
 from pipeline.sinks.iceberg_errors import OVERTAKEN, explained
 from pipeline.sinks.iceberg_io import COUNTED, counted, files_below, path_of
 from pipeline.sinks.iceberg_items import ATTEMPTS, TOMBSTONE, TOMBSTONES, deleted_of
@@ -38,8 +37,6 @@ FEWEST = 5
 """Small files of a partition that are worth a rewrite."""
 TOMBSTONES_A_FILE = 200_000
 """Tombstones of about the same age, so that a reader of the young ones leaves the others alone."""
-DELETERS = 16
-"""Files that are deleted at once."""
 OURS = "headwater."
 Step = Callable[[str], None]
 
@@ -311,19 +308,6 @@ def files_of(table: Table, snapshots: Iterable[Snapshot]) -> set[str]:
         manifests |= {one.manifest_path: one for one in snapshot.manifests(table.io)}
     entries = (manifest.fetch_manifest_entry(table.io, discard_deleted=True) for manifest in manifests.values())
     return lists | manifests.keys() | {entry.data_file.file_path for some in entries for entry in some}
-
-
-def delete(table: Table, locations: Sequence[str]) -> None:
-    """Delete files; one that cannot be deleted is for the next run."""
-
-    def one(location: str) -> None:
-        try:
-            table.io.delete(location)
-        except OSError as error:
-            log.warning("%s could not be deleted: %s", location, error)
-
-    with ThreadPoolExecutor(DELETERS, "delete") as threads:
-        list(threads.map(one, locations))
 
 
 def _mark(task: FileScanTask) -> object:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from confluent_kafka import Message
 from faust.types import TP
 
 from pipeline.sinks.iceberg import IcebergSink, columns_of
+from pipeline.sinks.iceberg_maintain import Ages, maintain
 from pipeline.sinks.lake import Rotation
 from pipeline.sinks.layouts.columns import item_of
 
@@ -25,6 +26,8 @@ pytestmark = [
 ]
 TOPIC = TP("p.sink.s", 0)
 ITEMS, CHANGES = 60, 600
+ALL = Ages(snapshots=timedelta(0), keep=1, orphans=timedelta(0))
+"""All that is not needed goes: no worker is about to commit files."""
 NAMES = [
     "a",
     "A",
@@ -79,10 +82,13 @@ def change(number: int) -> dict[str, Any]:
     return {"eventID": f"e{number}", "eventName": event, "tableName": "t", "dynamodb": body}
 
 
+def catalog_of(directory: Path, name: str = "catalog") -> dict[str, str]:
+    return {"type": "sql", "uri": f"sqlite:///{directory}/{name}.db", "warehouse": f"file://{directory}"}
+
+
 def sink_of(directory: Path, mode: Literal["append", "upsert"], catalog: str = "catalog") -> IcebergSink:
-    settings = {"type": "sql", "uri": f"sqlite:///{directory}/{catalog}.db", "warehouse": f"file://{directory}"}
     rotation = Rotation(10_000, 1 << 27, 60, 0)
-    return IcebergSink(settings, "n", rotation, layout="columns", mode=mode, clock=lambda: 0.0)
+    return IcebergSink(catalog_of(directory, catalog), "n", rotation, layout="columns", mode=mode, clock=lambda: 0.0)
 
 
 def bring(sink: IcebergSink, first: int, end: int, flush: int = 100) -> None:
@@ -149,7 +155,11 @@ def test_spark_reads_every_value_and_a_worker_goes_on_after_spark_has_rewritten_
     modes: tuple[Literal["append", "upsert"], ...] = ("append", "upsert")
     for mode in modes:
         (tmp_path / mode).mkdir()
-        bring(sink_of(tmp_path / mode, mode), 0, CHANGES)
+        sink = sink_of(tmp_path / mode, mode)
+        bring(sink, 0, CHANGES // 2)
+        kept = maintain(catalog_of(tmp_path / mode), "n", ages=ALL, now=datetime.now(UTC) + timedelta(days=9), fewest=2)
+        assert sum(one.compacted + one.orphans for one in kept.tables) > 0
+        bring(sink, CHANGES // 2, CHANGES)
     with sparking.spark(tmp_path) as spark:
         for mode in modes:
             table = sink_of(tmp_path / mode, mode).catalog.load_table(("n", "t"))
