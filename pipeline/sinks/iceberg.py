@@ -257,21 +257,19 @@ class IcebergSink(Sink):
             for key, one in newest.items()
             if one.version >= max(there.versions.get(key, ""), gone.get(key, ""))
         }
-        deleted = {
-            key: one
-            for key, one in fresh.items()
-            if rows.kinds[one.place].op == "d" and gone.get(key, "") < one.version
-        }
-        if deleted:
-            versions = {key: one.version for key, one in deleted.items()}
-            tombstones.add(tp.partition, versions, [rows.times[one.place] for one in deleted.values()])
-        kept = [one for one in fresh.values() if rows.kinds[one.place].op != "d"]
+        deleted = {key: one for key, one in fresh.items() if rows.kinds[one.place].op == "d"}
+        if unknown := {key: one for key, one in deleted.items() if gone.get(key, "") < one.version}:
+            versions = {key: one.version for key, one in unknown.items()}
+            tombstones.add(tp.partition, versions, [rows.times[one.place] for one in unknown.values()])
+        kept = [one for key, one in fresh.items() if key not in deleted]
         data = self._data(
             name, table, tp.partition, rows.take([one.place for one in kept]), [one.version for one in kept]
         )
         replaced = pa.array([key for key in fresh if key in there.versions], pa.string())
         if table is None or not len(replaced):
             with self._begin(name, table, data) as transaction:
+                # A deletion makes a snapshot even where it finds no row, and where its tombstone was there (of a worker that
+                # was killed before this): it overtakes who has read neither.
                 if data.num_rows or deleted:
                     transaction.append(data)
                 set_properties(transaction, properties)
