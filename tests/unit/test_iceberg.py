@@ -11,9 +11,11 @@ from typing import Any, Literal
 import pytest
 from carried import PARTITION, Clock, Killed, Killer, Owner
 from confluent_kafka import Message
+from rest_catalog import RestCatalog
 
 from pipeline.errors import FatalError, TransientError
 from pipeline.sinks.iceberg import IcebergSink, columns_of
+from pipeline.sinks.iceberg_commit import DEFAULTS
 from pipeline.sinks.lake import Rotation
 from pipeline.sinks.layouts.columns import item_of
 
@@ -242,3 +244,26 @@ def test_the_namespace_of_another_lakes_deleted_items_is_refused(tmp_path: Path)
     writer.add([HISTORY[0]], 1)
     with pytest.raises(FatalError, match="holds the deleted items of another lake"):
         writer.flush()
+
+
+@pytest.mark.parametrize("mode", ["append", "upsert"])
+def test_a_rest_catalog_gets_one_commit_a_flush(tmp_path: Path, mode: Literal["append", "upsert"]) -> None:
+    rest = RestCatalog(tmp_path)
+    with rest.running() as address:
+        settings = {"type": "rest", "uri": address}
+
+        def make(clock: Clock) -> IcebergSink:
+            return IcebergSink(settings, "n", Rotation(4, 1 << 20, 60, 0), layout="columns", mode=mode, clock=clock)
+
+        owner = Owner(make, HISTORY, 0)
+        assert carry(owner) == 8
+        found = rows(owner)
+    table = rest.catalog.load_table(("n", "T"))
+    assert len(table.snapshots()) == rest.commits.count("n.T") == 2
+    assert [one.name for one in table.spec().fields] == (["_topic_partition"] if mode == "upsert" else [])
+    assert DEFAULTS.items() <= table.properties.items()
+    if mode == "append":
+        assert sorted(row["_offset"] for row in found) == list(HISTORY)
+    else:
+        assert {row["k"]: row["_offset"] for row in found} == {"a": 6, "c": 5, "d": 7}
+        assert rest.commits.count("n_deleted.T") == 1
