@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
@@ -133,8 +134,8 @@ def maintain(
     lakes = [_at(url)] if at_rest else _of_settings(settings, name, url)
     for lake in lakes:
         with _going_on(lake, several=len(lakes) > 1) as went_on, _progress(lake.name or lake.url) as progress:
-            report = (
-                _files(
+            if lake.is_files:
+                report = _files(
                     settings,
                     lake,
                     below,
@@ -144,13 +145,9 @@ def maintain(
                     at_rest=at_rest,
                     progress=progress,
                 )
-                if lake.is_files
-                else _tables(lake, dry_run=dry_run, progress=progress)
-            )
-            if as_json:
-                print_json(report.json())
+                print_json(report.json()) if as_json else _show(report)
             else:
-                _show(report)
+                _tables(lake, dry_run=dry_run, as_json=as_json)
         failed |= bool(went_on)
     if failed:
         raise typer.Exit(1)
@@ -184,12 +181,29 @@ def _files(
     )
 
 
-def _tables(lake: Chosen, *, dry_run: bool, progress: Told) -> Maintained:
-    """Maintain Iceberg tables: `maintain_tables(lake, dry_run=..., progress=...)` of pipeline/sinks/iceberg_maintain.py."""
-    raise UsageError(
-        f"the lake {lake.name} is Iceberg tables, which `lake maintain` cannot maintain yet",
-        hint="the engine that reads them can: rewrite_data_files and expire_snapshots of Spark, OPTIMIZE and VACUUM of Athena",
+def _tables(lake: Chosen, *, dry_run: bool, as_json: bool) -> None:
+    """Maintain Iceberg tables, and show what was done."""
+    from pipeline.sinks import iceberg_maintain
+
+    wanted = cast("Lake", lake.settings)
+    catalog = {"warehouse": lake.url, **wanted.catalog}
+    report = iceberg_maintain.maintain(catalog, wanted.namespace, dry_run=dry_run, progress=say)
+    if as_json:
+        tables = [asdict(one) for one in report.tables]
+        print_json({"lake": lake.name, "dry_run": dry_run, "tables": tables, "requests": report.requests})
+        return
+    table = Table(
+        "table", "files before", "after", "bytes before", "after", "compacted", "snapshots", "orphans", "tombstones"
     )
+    for one in report.tables:
+        sizes = one.files_before, one.files_after, one.bytes_before, one.bytes_after
+        counts = one.compacted, one.snapshots, one.orphans, one.tombstones
+        table.add_row(one.table, *(f"{number:,}" for number in (*sizes, *counts)))
+    out.print(table if table.row_count else f"{lake.name}: there is no table yet.")
+    for left in (left for one in report.tables for left in one.left):
+        say(f"{lake.name}: {left}")
+    if report.requests is not None:
+        say(f"{lake.name}: {', '.join(f'{count:,} {kind}' for kind, count in report.requests.items())}")
 
 
 # -- what both do -----------------------------------------------------------------------------------------------------

@@ -18,23 +18,26 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from confluent_kafka import Message
 from faust.types import TP
 from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.exceptions import NamespaceAlreadyExistsError, NoSuchTableError
 from pyiceberg.expressions import And, EqualTo, GreaterThanOrEqual, LessThanOrEqual
-from pyiceberg.table import Table, Transaction
+from pyiceberg.manifest import DataFile
+from pyiceberg.table import FileScanTask, Table, Transaction
 
-from pipeline.errors import HeadwaterError, RejectedError, TransientError
+from pipeline.errors import FatalError, HeadwaterError, RejectedError, TransientError
 from pipeline.sinks.base import NOTHING, Flushed, Rejected, Sink, Writer
 from pipeline.sinks.iceberg_columns import DOC, VERSION, columns_of, spelling
 from pipeline.sinks.iceberg_commit import (
     PARTITION,
     begin,
+    delete,
     grow,
     once,
     partition_of,
@@ -44,7 +47,7 @@ from pipeline.sinks.iceberg_commit import (
     write,
 )
 from pipeline.sinks.iceberg_errors import OVERTAKEN, explained, first_line, is_passing
-from pipeline.sinks.iceberg_items import ATTEMPTS, Tombstones, is_one_of, look_for, newest_of
+from pipeline.sinks.iceberg_items import ATTEMPTS, TOMBSTONES, Tombstones, is_one_of, look_for, newest_of
 from pipeline.sinks.iceberg_parts import OFFSET, REFUSED, Held, Part, Stored, is_of_one_log
 from pipeline.sinks.lake import Rotation
 from pipeline.sinks.layouts.columns import META, ColumnsLayout, TableSchema
@@ -167,6 +170,11 @@ class IcebergSink(Sink):
             table = self._load(name)
             if table is None and not rows:  # nothing to leave out in a table that is not there yet
                 return Stored()
+            if table is not None and TOMBSTONES in table.properties:
+                raise FatalError(
+                    f"the Iceberg table {self._namespace}.{name} holds the deleted items of another lake",
+                    hint=f"give one of the lakes another namespace: {self._namespace} belongs to the other",
+                )
             held = part.held(table)
             fresh, again = self._fresh(name, table, part, held, rows)
             if not fresh and (rows or end <= held.there):
@@ -249,33 +257,33 @@ class IcebergSink(Sink):
             for key, one in newest.items()
             if one.version >= max(there.versions.get(key, ""), gone.get(key, ""))
         }
-        deleted = {
-            key: one
-            for key, one in fresh.items()
-            if rows.kinds[one.place].op == "d" and gone.get(key, "") < one.version
-        }
-        if deleted:
-            versions = {key: one.version for key, one in deleted.items()}
-            tombstones.add(tp.partition, versions, [rows.times[one.place] for one in deleted.values()])
-        kept = [one for one in fresh.values() if rows.kinds[one.place].op != "d"]
+        deleted = {key: one for key, one in fresh.items() if rows.kinds[one.place].op == "d"}
+        if unknown := {key: one for key, one in deleted.items() if gone.get(key, "") < one.version}:
+            versions = {key: one.version for key, one in unknown.items()}
+            tombstones.add(tp.partition, versions, [rows.times[one.place] for one in unknown.values()])
+        kept = [one for key, one in fresh.items() if key not in deleted]
         data = self._data(
             name, table, tp.partition, rows.take([one.place for one in kept]), [one.version for one in kept]
         )
         replaced = pa.array([key for key in fresh if key in there.versions], pa.string())
-        with self._begin(name, table, data) as transaction:
-            if len(replaced):
-                whole = cast("Table", table)
-                removed, pieces = [], [data]
-                for task in there.files:
-                    found = read_file(transaction, whole, task)
-                    others = found.filter(pa.compute.invert(is_one_of(found, replaced)))
-                    if others.num_rows < found.num_rows:
-                        removed.append(task.file)
-                        pieces.append(others)
-                replace(transaction, whole, removed, write(transaction, whole, pieces))
-            elif data.num_rows or deleted:
-                transaction.append(data)
-            set_properties(transaction, properties)
+        if table is None or not len(replaced):
+            with self._begin(name, table, data) as transaction:
+                # A deletion makes a snapshot even where it finds no row, and where its tombstone was there (of a worker that
+                # was killed before this): it overtakes who has read neither.
+                if data.num_rows or deleted:
+                    transaction.append(data)
+                set_properties(transaction, properties)
+            return
+        added = list[DataFile]()
+        try:
+            with self._begin(name, table, data) as transaction:
+                removed = list[DataFile]()
+                added += write(transaction, table, _rest(transaction, table, there.files, replaced, data, removed))
+                replace(transaction, table, removed, added)
+                set_properties(transaction, properties)
+        except OVERTAKEN:  # they belong to nothing
+            delete(table, [file.file_path for file in added])
+            raise
 
     def _begin(self, name: str, table: Table | None, data: pa.Table | None) -> Transaction:
         """Return a transaction on a table with the columns of the data, or one that makes it."""
@@ -303,9 +311,9 @@ class IcebergSink(Sink):
         taken = [*names, *(name.rpartition(".")[0] for name in names), VERSION]
         layout = ColumnsLayout(schema.__getitem__, grow_to, spelling=spelling, taken=taken)
         data = layout.table(name, partition, rows)
-        ours = [one for one in (ITEM_COLUMNS if self.upserts else META.names) if one in data.schema.names]
+        ours = [one for one in (ITEM_COLUMNS if self.upserts else META.names) if one in META.names]
         kinds = schema[name].columns
-        places = [data.schema.names.index(one) for one in ours if one not in columns_of(table).columns]
+        places = [META.names.index(one) for one in ours if one not in columns_of(table).columns]
         own = range(len(META), data.num_columns)
         data = data.select([*places, *own])
         if self.upserts and VERSION not in kinds:
@@ -406,3 +414,21 @@ def _as_in(table: Table | None, field: pa.Field, kind: str | None) -> pa.Field:
     # What is there already has rows without it.
     is_new = table is not None and field.name not in table.schema().column_names
     return field.with_nullable(True) if is_new else field
+
+
+def _rest(
+    transaction: Transaction,
+    table: Table,
+    files: Iterable[FileScanTask],
+    replaced: pa.Array,
+    data: pa.Table,
+    removed: list[DataFile],
+) -> Iterator[pa.Table]:
+    """Yield new rows, and of each file that has some of the replaced items its other rows; note these files as removed."""
+    yield data
+    for task in files:
+        found = read_file(transaction, table, task)
+        others = found.filter(pc.invert(is_one_of(found, replaced)))
+        if others.num_rows < found.num_rows:
+            removed.append(task.file)
+            yield others

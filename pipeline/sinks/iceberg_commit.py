@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
 
 import pyarrow as pa
@@ -29,6 +31,11 @@ DEFAULTS = {
 """Properties that every table of ours has, unless it has others: without them metadata grow faster than data."""
 MEMORY = 256 << 20
 """Bytes of Arrow after which rows of replaced files are written out."""
+
+
+DELETERS = 16
+"""Files that are deleted at once."""
+log = logging.getLogger(__name__)
 
 
 class Overwrite(_OverwriteFiles):
@@ -128,6 +135,19 @@ def replace(transaction: Transaction, table: Table, removed: Iterable[DataFile],
             snapshot.delete_data_file(file)
         for file in added:
             snapshot.append_data_file(file)
+
+
+def delete(table: Table, locations: Sequence[str]) -> None:
+    """Delete files; one that cannot be deleted is for the next run."""
+
+    def one(location: str) -> None:
+        try:
+            table.io.delete(location)
+        except OSError as error:
+            log.warning("%s could not be deleted: %s", location, error)
+
+    with ThreadPoolExecutor(DELETERS, "delete") as threads:
+        list(threads.map(one, locations))
 
 
 def _number(properties: Mapping[str, str], name: str) -> int:

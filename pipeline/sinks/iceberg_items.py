@@ -135,11 +135,16 @@ def _versions(rows: pa.Table) -> Iterable[tuple[str, str]]:
         yield key, this if this is not None else version_before(time, sequence or "", offset)
 
 
+def deleted_of(namespace: str) -> str:
+    """Return the namespace of the tombstones of a namespace's tables: there they have the same names."""
+    return f"{namespace}_deleted"
+
+
 class Tombstones:
     """The versions of the deleted items of a table."""
 
     def __init__(self, catalog: Catalog, namespace: str, name: str) -> None:
-        self._catalog, self._namespace, self._of = catalog, f"{namespace}_deleted", namespace
+        self._catalog, self._namespace, self._of = catalog, deleted_of(namespace), namespace
         self._name = (self._namespace, name)
 
     def versions(self, since: Mapping[str, str], partition: int | None) -> dict[str, str]:

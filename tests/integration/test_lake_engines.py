@@ -162,6 +162,10 @@ def lakes(kafka_stack: Endpoints, tmp_path_factory: pytest.TempPathFactory) -> I
         promoted = headwater("replay", "promote", replay, "--json", **flowing.environment())
         assert promoted.returncode == 0, promoted.stderr
         fill(flowing, directory, sink, 2)
+    kept = headwater("lake", "maintain", "--older-than", "0", "--json", **flowing.environment())
+    assert kept.returncode == 0, kept.stderr
+    checked = headwater("lake", "verify", **flowing.environment())
+    assert checked.returncode == 0, checked.stdout
     yield Lakes(directory, flowing, truth, replay)
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline.sinks.iceberg import IcebergSink
 from pipeline.sinks.lake import Rotation
+from pipeline.transport.logs import Log
 
 KEYS = ["a", "b"]
 PARTITIONS = {"p.sink.first": 0, "p.sink.second": 1}
@@ -128,7 +129,7 @@ def bring(directory: str, topic: str, flushes: list[list[Message]], stop: Callab
             sink, start = sink_in(directory, stop), 0
             for records in flushes:
                 end = start + len(records)
-                writer = sink.open(TP(topic, PARTITIONS[topic]), start)
+                writer = sink.open(TP(topic, PARTITIONS[topic]), start, Log("cluster", topic))
                 assert not writer.add(records, end)
                 assert not writer.flush().rejected
                 start = end
@@ -192,11 +193,15 @@ def check(
     assert found == newest(history, {number for one in flushes for flush in one for number in flush})
 
 
+@pytest.mark.parametrize("killed", [None, *range(4, 14)])
 @pytest.mark.parametrize("deletes", [0, 1])
 def test_an_older_state_that_overlaps_with_a_deletion_does_not_come_back(
-    tmp_path_factory: pytest.TempPathFactory, deletes: int
+    tmp_path_factory: pytest.TempPathFactory, deletes: int, killed: int | None
 ) -> None:
-    """One goes some steps, the other all of its own: so the older state is read before or after each step of the deletion."""
+    """One goes some steps, the other all of its own: so the older state is read before or after each step of the deletion.
+
+    `killed`: after how many of its steps the other one is replaced by another worker.
+    """
     images = [{"id": {"S": "a"}, "n": {"N": "1"}}, None, {"id": {"S": "b"}, "n": {"N": "3"}}]
     history = []
     for number, image in enumerate(images, 1):
@@ -205,8 +210,9 @@ def test_an_older_state_that_overlaps_with_a_deletion_does_not_come_back(
         event = "MODIFY" if image else "REMOVE"
         history.append({"eventID": f"e{number}", "eventName": event, "tableName": "t", "dynamodb": body})
     flushes: list[Flushes] = [[[2], [deletes]], [[2], [1 - deletes]]]
-    for ahead in range(24):
+    for ahead in range(16) if killed is None else (6, 7):
         directory = str(tmp_path_factory.mktemp("two"))
         for topic, mine in zip(PARTITIONS, flushes, strict=True):  # the table is there, and has heard of both
             bring(directory, topic, messages(topic, history, mine[:1]), lambda: None)
-        check(directory, history, flushes, [0] * ahead + [1] * 60, set())
+        kills = set() if killed is None else {ahead - 1 + killed}
+        check(directory, history, flushes, [0] * ahead + [1] * 90, kills)

@@ -244,7 +244,11 @@ def test_a_table_of_the_version_before_is_gone_on_with(
     else:
         assert sorted((row["id"], int(row["n"])) for row in found) == [(f"k{n % 4}", n) for n in range(12, 16)]
     sink = cast("IcebergSink", owner.sink)
-    properties = sink.catalog.load_table(("n", "t")).properties
+    table = sink.catalog.load_table(("n", "t"))
+    assert "_partition" in table.schema().column_names
+    assert "_topic_partition" not in table.schema().column_names
+    assert [one.name for one in table.spec().fields] == (["_partition"] if mode == "upsert" else [])
+    properties = table.properties
     assert properties[f"{OFFSET}p.sink.s/{LOG.topic_id}/0"] == "16"
     assert properties[f"{OFFSET}p.sink.s/0"] == "16"  # a worker of that version that wakes up adds nothing
 
