@@ -17,6 +17,7 @@ from conftest import Headwater, headwater_in
 from engines import FILES, Rows
 from fleet import Fleet, ready
 from pyiceberg.catalog import load_catalog
+from pyiceberg.schema import make_compatible_name
 from raw_to_sinks import Flowing
 from sparking import missing, spark
 from waiting import until
@@ -318,13 +319,11 @@ def test_an_engine_reads_a_table(lakes: Lakes, mode: str, engine: str, request: 
         rows = [row_of(row) for row in session.read.format("iceberg").load(table.metadata_location).collect()]
     else:  # the files of the table as it is now
         files = [file.removeprefix("file://") for file in table.inspect.data_files().column("file_path").to_pylist()]
-        rows = [renamed(row) for row in FILES[engine](files)]
+        rows = [renamed(row, columns_of(table).columns) for row in FILES[engine](files)]
     (hold if mode == "append" else hold_items)(rows, lakes, columns_of(table).columns)
 
 
-def renamed(row: Mapping[str, Any]) -> dict[str, Any]:
+def renamed(row: Mapping[str, Any], kinds: Mapping[str, Kind]) -> dict[str, Any]:
     """Return a row of a file of an Iceberg table: there names are spelled as Avro's are."""
-    from pyiceberg.schema import make_compatible_name  # noqa: PLC0415
-
-    known = {make_compatible_name(name): name for name in NAMES}
+    known = {make_compatible_name(name): name for name in kinds}
     return {known.get(name, name): value for name, value in row.items()}
