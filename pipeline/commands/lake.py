@@ -182,7 +182,7 @@ def _files(
 
 
 def _tables(lake: Chosen, *, dry_run: bool, progress: Told) -> Maintained:
-    """Maintain Iceberg tables: `maintain_tables(lake, dry_run=..., progress=...)` of pipeline/sinks/iceberg_maintain.py."""
+    """Maintain Iceberg tables; `lake.settings` has their catalog and namespace."""
     raise UsageError(
         f"the lake {lake.name} is Iceberg tables, which `lake maintain` cannot maintain yet",
         hint="the engine that reads them can: rewrite_data_files and expire_snapshots of Spark, OPTIMIZE and VACUUM of Athena",
