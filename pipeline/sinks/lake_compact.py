@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -147,7 +147,7 @@ class _Directory:
         ]
         small = [file for file in settled if file.bytes < self._size]
         groups = [group for group in _groups(small, self._size) if self._is_whole(group)]
-        merged = [file for group in groups for file in group]
+        merged = {file.path for group in groups for file in group}
         made: list[File] = []
         for group in () if self._dry_run else groups:
             if (large := self._merge(group)) is None:
@@ -157,15 +157,15 @@ class _Directory:
         if not self._dry_run and (made or moved):
             require()
             hidden = {file.path for file in content.manifest.files} - {file.path for file in content.files}
-            gone = hidden | {file.path for file in merged}
-            if not manifests.exchange(self._objects, self._directory, added=[*made, *moved], removed=gone):
+            if not manifests.exchange(self._objects, self._directory, added=[*made, *moved], removed=hidden | merged):
                 return self._overtaken()
         orphans = list(self._orphans(content))
-        entries = [path for path, file in content.entries.items() if file in merged or file in moved]
+        listed = merged | {file.path for file in moved}
+        entries = [path for path, file in content.entries.items() if file.path in listed]
         entries += sorted(content.spent)
         if not self._dry_run and (merged or orphans or entries):
             require()
-            self._objects.delete_all([*(file.path for file in merged), *orphans])
+            self._objects.delete_all([*sorted(merged), *orphans])
             self._objects.delete_all(entries)  # last: they say that there is something to do here
         return Compacted(
             self._directory,
@@ -173,7 +173,9 @@ class _Directory:
             len(small) - len(merged) + len(groups),
             sum(file.rows for file in small),
             sum(file.bytes for file in small),
-            sum(file.bytes for file in small if file not in merged) + sum(file.bytes for file in made) if made else 0,
+            sum(file.bytes for file in small if file.path not in merged) + sum(file.bytes for file in made)
+            if made
+            else 0,
             len(orphans),
             len(entries),
             tuple(self._left),
@@ -190,10 +192,11 @@ class _Directory:
 
     @staticmethod
     def _movable(
-        content: Content, settled: Sequence[File], merged: Sequence[File], *, has_manifest: bool
+        content: Content, settled: Sequence[File], merged: Collection[str], *, has_manifest: bool
     ) -> list[File]:
         """Return files whose entries are to be moved to the manifest: each saves its readers a request."""
-        found = [file for file in settled if file in content.entries.values() and file not in merged]
+        entered = {file.path for file in content.entries.values()}
+        found = [file for file in settled if file.path in entered and file.path not in merged]
         return found if has_manifest or len(found) > 1 else []
 
     def _merge(self, group: Sequence[File]) -> File | None:
@@ -282,11 +285,12 @@ def _rows_in(content: bytes) -> set[tuple[int, str]]:
 
 def _groups(files: Sequence[File], size: int) -> Iterator[list[File]]:
     """Yield files that make one of about the size, in the order of their records."""
-    group: list[File] = []
+    group, total = list[File](), 0
     for file in sorted(files, key=lambda one: [(o.topic, o.partition, o.log, o.first) for o in one.origins]):
-        if group and sum(one.bytes for one in group) + file.bytes > size:
+        if group and total + file.bytes > size:
             yield group
-            group = []
+            group, total = [], 0
         group.append(file)
+        total += file.bytes
     if group:
         yield group
