@@ -155,9 +155,8 @@ class Keeper:
             self._compact(table)
         expired = self._expire()
         self._remove_orphans(expired)
-        if self.dry_run:
-            return
-        files = [listed.size for _, listed in files_below(self._load())]
+        if not self.dry_run:
+            files = [listed.size for _, listed in files_below(self._load())]
         self.upkeep.files_after, self.upkeep.bytes_after = len(files), sum(files)
 
     def _load(self) -> Table:

@@ -221,6 +221,18 @@ def test_a_deleted_item_does_not_come_back_by_an_older_change(tmp_path: Path) ->
     assert {row["k"]: row["_offset"] for row in rows(owner)} == {"a": 6, "b": 10, "c": 5, "d": 7}
 
 
+def test_a_change_of_the_same_age_replaces_what_a_flow_made_of_it_before(tmp_path: Path) -> None:
+    changes = {
+        **HISTORY,
+        8: older(8, "b", n={"N": "1"}),
+        9: older(9, "e", n={"N": "1"}),
+        10: older(10, "e", n={"N": "2"}),
+    }
+    owner = Owner(lake(tmp_path, "upsert"), changes, 0)
+    carry(owner)
+    assert next(row for row in rows(owner) if row["k"] == "e")["n"] == Decimal(2)
+
+
 def test_a_change_without_an_age_is_a_dead_letter_of_an_upsert_alone(tmp_path: Path) -> None:
     odd = json.loads(record(1, "b", "INSERT").value() or b"")
     odd["dynamodb"]["SequenceNumber"] = "no number"

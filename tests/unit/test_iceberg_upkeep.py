@@ -130,6 +130,7 @@ def test_a_dry_run_says_what_there_is_to_do_and_does_nothing(appended: Path) -> 
     assert (upkeep.compacted, upkeep.snapshots) == (12, 11)
     assert upkeep.orphans > 0
     assert steps[0] == "n.t: 12 small files of a partition"
+    assert (upkeep.files_after, upkeep.bytes_after) == (upkeep.files_before, upkeep.bytes_before)
     assert sorted(path for path in appended.rglob("*") if path.is_file()) == files
 
 
