@@ -201,6 +201,8 @@ class LakeWriter(Writer):
                     self._require_ours(path, there, sealed)
                     if (found := range_in(there)).end != sealed.end:
                         return self._take_over(sealed, found)
+                else:
+                    self._require_same_range(path, there, sealed)
                 sealed.contents[number] = there
             sealed.decided = True
         self._list(sealed)
@@ -260,6 +262,19 @@ class LakeWriter(Writer):
                 f"the lake {self._lake.objects.url}: {path} begins with the change {there.event_id}, and {self._tp.topic}"
                 f"[{self._tp.partition}] has {ours.event_id} at offset {ours.offset}: the topic was recreated",
                 hint="set lake.url to another place; the files that are there stay readable",
+            )
+
+    def _require_same_range(self, path: str, content: bytes, sealed: _Sealed) -> None:
+        """Raise FatalError when a file that should be of our range is of another: its rows are not those that it should have.
+
+        So it is where Kafka has forgotten the group's offset, and the files that it was written with were merged into others.
+        """
+        if (end := range_in(content).end) != sealed.end:
+            raise FatalError(
+                f"the lake {self._lake.objects.url}: {path} holds rows up to offset {end}, not to {sealed.end}: the lake has "
+                f"{self._tp.topic}[{self._tp.partition}] from {self._begin} on already, and Kafka has forgotten it",
+                hint="set the group's offset to where the lake ends: headwater lake verify; kafka-consumer-groups.sh "
+                "--reset-offsets --to-offset N",
             )
 
     def _seal(self) -> _Sealed | None:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from carried import PARTITION, Clock, Owner
 from confluent_kafka import Message
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from obstore.exceptions import UnauthenticatedError
 
@@ -122,6 +122,7 @@ odd = st.one_of(
 
 
 @settings(max_examples=300, deadline=None)
+@example([{"a": {}}, {"a": {"S": "", "N": ""}}], as_aws_writes_it)
 @given(st.lists(st.dictionaries(names, st.one_of(values, odd), max_size=4), min_size=1, max_size=6), styles)
 def test_what_dynamodb_never_writes_is_kept_too(some: list[dict[str, Any]], style: dict[str, Any]) -> None:
     known = Known()

@@ -359,7 +359,8 @@ def quoted(tag: str, found: Sequence[msgspec.Raw]) -> tuple[pa.Array, list[int]]
     begin, joined = f'{{"{tag}":"', b"".join(found)
     whole = texts(found, missing="empty", joined=joined)
     typical = pc.and_(pc.starts_with(whole, begin), pc.ends_with(whole, '"}'))
-    if b"\\" in joined or joined.count(b'"') != 4 * (len(whole) - whole.null_count):  # then which?
+    alike = pc.all(typical).as_py() is not False  # else quotes that one has too many may be those that another lacks
+    if not alike or b"\\" in joined or joined.count(b'"') != 4 * (len(whole) - whole.null_count):  # then which?
         typical = pc.and_(typical, pc.equal(pc.count_substring(whole, '"'), 4))
         typical = pc.and_not(typical, pc.match_substring(whole, "\\"))
     inner = pc.binary_slice(whole.view(pa.binary()), len(begin), -2).view(pa.string())
