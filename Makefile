@@ -7,7 +7,7 @@ DEMO_ARGS ?=
 TEST_ARGS ?=
 SEED ?= $(shell date +%s)
 
-.PHONY: help setup demo test bench soak-sources chaos check docs format lock clean lambda
+.PHONY: help setup engines demo test bench soak-sources chaos check docs format lock clean lambda
 
 help: ## show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,10 +24,16 @@ $(VENV)/.done: pyproject.toml uv.lock
 	  $(BIN)/python -m pip install --quiet uv==$(UV_VERSION) && $(BIN)/uv sync --frozen --quiet --inexact --compile-bytecode && touch $@; \
 	fi
 
+engines: setup $(VENV)/.engines
+
+$(VENV)/.engines: pyproject.toml uv.lock
+	@if command -v uv >/dev/null 2>&1; then uv sync --frozen --quiet --inexact --group engines; \
+	else $(BIN)/uv sync --frozen --quiet --inexact --group engines; fi && touch $@
+
 demo: setup ## carry changes from DynamoDB to Parquet on this machine, and prove that none is lost (DEMO_ARGS="--changes 20000")
 	@$(BIN)/headwater demo $(DEMO_ARGS)
 
-test: setup ## run all tests (TEST_ARGS="-k name" for some)
+test: engines ## run all tests (TEST_ARGS="-k name" for some)
 	@$(BIN)/pytest -n 2 --dist loadfile tests/unit tests/property tests/conformance $(TEST_ARGS) || test $$? -eq 5
 	@$(BIN)/pytest -n 2 --dist loadfile -m "not alone" tests/integration $(TEST_ARGS) || test $$? -eq 5
 	@$(BIN)/pytest -m alone tests/integration $(TEST_ARGS) || test $$? -eq 5
@@ -47,7 +53,7 @@ soak-sources: setup ## ten minutes each of simulated DynamoDB and Kinesis stream
 	@$(BIN)/headwater soak sources --seconds 600 --page docs/reliability.md --json
 	@$(BIN)/headwater soak sources --kinesis --seconds 600 --page docs/reliability.md --json
 
-check: setup ## format, lint, types, import rules, dependencies
+check: engines ## format, lint, types, import rules, dependencies
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy

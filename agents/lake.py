@@ -43,8 +43,6 @@ def parquet(worker: Worker, settings: Lake, url: str, sinks: Mapping[str, str], 
     gaps = KnownGaps(worker.transport, worker.topics.gaps)
     columns = settings.layout == "columns"
     layout: Layout = ColumnsLayout(schemas.of, schemas.grow) if columns else EnvelopeLayout()
-    if columns:
-        worker.transport.join(schemas)
 
     def ready() -> None:
         gaps.read()

@@ -339,9 +339,10 @@ class Lake(Section):
         "columns.",
     )
     path: str = Field(
-        "table={table}/date={date}/hour={hour}",
+        "",
         description="The directories of files, by the time of the change: {table}, {sink}, {op}, {date}, {hour}, {year}, "
-        "{month}, {day}.",
+        "{month}, {day}. Without it a lake keeps what it has begun with, a new one "
+        "source_table={table}/changed_date={date}/changed_hour={hour}.",
     )
     table: Literal["parquet", "iceberg"] = Field(
         "parquet",
@@ -388,10 +389,10 @@ class Lake(Section):
         unknown = [name for name in re.findall(r"\{([^{}]*)\}", path) if name not in LAKE_FIELDS]
         if unknown:
             raise ValueError(f"{{{unknown[0]}}}: expected {', '.join('{' + name + '}' for name in LAKE_FIELDS)}")
-        if "{table}" not in path:
+        if path and "{table}" not in path:
             raise ValueError("needs {table}: a file holds the changes of one table")
         if path.startswith("/") or path.endswith("/") or re.search(r"[{}]", re.sub(r"\{\w+\}", "", path)):
-            raise ValueError("expected directories such as table={table}/date={date}")
+            raise ValueError("expected directories such as source_table={table}/changed_date={date}")
         return path
 
 

@@ -87,11 +87,16 @@ class Headwater(Protocol):
 @pytest.fixture
 def headwater(tmp_path: Path) -> Headwater:
     """The command, in a directory of its own, with no settings but those given."""
+    return headwater_in(tmp_path)
+
+
+def headwater_in(directory: Path) -> Headwater:
+    """Return the command, run in a directory."""
 
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "pipeline.cli", *arguments],
-            cwd=tmp_path,
+            cwd=directory,
             env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1", **environment},
             capture_output=True,
             text=True,

@@ -18,7 +18,7 @@ from models.dead_letter import FLOW, OFFSET, PARTITION, STAGE
 from pipeline.lab.chaos_load import change_of, key_of
 from pipeline.lab.chaos_report import Report
 from pipeline.lab.recorder import Recorder
-from pipeline.sinks.lake_verify import read_manifests
+from pipeline.sinks.manifests import read_manifests
 from pipeline.sinks.objects import Objects
 from pipeline.sinks.paths import origin_of
 from pipeline.sources.places import Gap
@@ -162,7 +162,7 @@ def letters_in(records: Iterable[Message], flow: str, raw: Ledger) -> Iterator[i
 
 
 def rows_in(url: str) -> int:
-    """Return the number of rows that the manifests of a lake name."""
+    """Return the number of rows that a lake lists."""
     return sum(manifest.rows for manifest in read_manifests(Objects(url)))
 
 

@@ -12,9 +12,10 @@ from confluent_kafka import Message, TopicPartition
 from models.change import event_id
 from pipeline.replay.plan import Replay, of_suffix, placed
 from pipeline.replay.range import require_logs
-from pipeline.replay.run import REPLAY, is_end, on_cluster, reader
+from pipeline.replay.run import is_end, on_cluster, reader
 from pipeline.running import RE_EMITTED
 from pipeline.settings import Settings
+from pipeline.steps.route import REPLAY
 from pipeline.topics import Topics, admin
 
 EXAMPLES = 5

@@ -86,7 +86,8 @@ def files_of(settings: Settings, replay: Replay, *, partial: bool = True) -> dic
     Raises FatalError when there is no lake, and, unless `partial`, when it lacks some of them.
     """
     from pipeline.sinks import lake_settings  # noqa: PLC0415 - an extra
-    from pipeline.sinks.lake_verify import holes, read_manifests  # noqa: PLC0415
+    from pipeline.sinks.lake_verify import holes  # noqa: PLC0415
+    from pipeline.sinks.manifests import read_manifests  # noqa: PLC0415
     from pipeline.sinks.objects import Objects  # noqa: PLC0415
 
     if settings.lake.url is None or settings.lake.layout != "envelope" or settings.lake.table != "parquet":

@@ -35,6 +35,7 @@ from pipeline.status import read
 from pipeline.steps.enrich import Lookup
 from pipeline.steps.flow import Flow, Given, Result
 from pipeline.steps.python import load
+from pipeline.steps.route import REPLAY
 from pipeline.steps.secrecy import seal_letter
 from pipeline.topics import Topics, admin, ensure, unreachable
 from pipeline.transport import clients
@@ -48,8 +49,6 @@ PIECE = 500
 STAGE = "replay"
 GONE = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}  # noqa: SLF001 - the documented name of the code
 """What a consumer says that is to read records that are not there."""
-REPLAY = "replay"
-"""Header of what a replay has written to a live topic: its ID."""
 LOOK_EVERY = 5.0
 """Seconds between two looks at the lag of the live workers."""
 

@@ -16,7 +16,7 @@ PAUSE = 0.02
 
 
 class Followed:
-    """Follows a topic; `apply` gets its records, in a thread of its own. `read` may be called from any thread."""
+    """Follows a topic; `apply` gets its records, in a thread of its own. The others may be called from any thread."""
 
     def __init__(self, transport: Transport, topic: str, apply: Callable[[Sequence[Message]], None]) -> None:
         self._transport, self._topic, self._apply = transport, topic, apply
@@ -26,8 +26,11 @@ class Followed:
 
     def read(self) -> None:
         """Return when the topic was read to its end once; blocks. Raises TransientError when the broker does not answer."""
-        if self._was_read:
-            return
+        if not self._was_read:
+            self.catch_up()
+
+    def catch_up(self) -> None:
+        """Return when all is read that is committed by now; the same errors."""
         with self._lock:
             if self._follower is None:
                 self._follower = Follower(self._transport.client_conf(), self._topic, self._apply)

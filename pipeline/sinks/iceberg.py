@@ -7,100 +7,75 @@ looks first where the table is, and leaves out what it has: a restart, a former 
 The property of a version before does not name the log. What it covers is left out only if the table has the very change at
 that offset. It is kept beside ours, so that a worker of that version that wakes up late adds nothing.
 
+Items are kept by the age of their changes: iceberg_items.py says how.
+
 A row that the table refuses for its content is found by halves, and becomes a dead letter. Its offset is kept as a property
 until the group has passed it: no crash between catalog and Kafka loses it.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import threading
-import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, cast
+from typing import Literal, cast
 
 import pyarrow as pa
-from botocore.exceptions import BotoCoreError, ClientError
+import pyarrow.compute as pc
 from confluent_kafka import Message
 from faust.types import TP
 from pyiceberg.catalog import Catalog, load_catalog
-from pyiceberg.exceptions import (
-    BadRequestError,
-    CommitFailedException,
-    DynamoDbError,
-    ForbiddenError,
-    NamespaceAlreadyExistsError,
-    NoSuchTableError,
-    RESTError,
-    SignError,
-    TableAlreadyExistsError,
-    UnauthorizedError,
-    WaitingForLockException,
-)
-from pyiceberg.expressions import And, EqualTo, GreaterThanOrEqual, In, LessThanOrEqual
-from pyiceberg.schema import make_compatible_name
-from pyiceberg.table import Table, TableProperties
+from pyiceberg.exceptions import NamespaceAlreadyExistsError, NoSuchTableError
+from pyiceberg.expressions import And, EqualTo, GreaterThanOrEqual, LessThanOrEqual
+from pyiceberg.manifest import DataFile
+from pyiceberg.table import FileScanTask, Table, Transaction
 
 from pipeline.errors import FatalError, HeadwaterError, RejectedError, TransientError
 from pipeline.sinks.base import NOTHING, Flushed, Rejected, Sink, Writer
+from pipeline.sinks.iceberg_columns import DOC, VERSION, columns_of, spelling
+from pipeline.sinks.iceberg_commit import (
+    PARTITION,
+    begin,
+    delete,
+    grow,
+    once,
+    partition_of,
+    read_file,
+    replace,
+    set_properties,
+    write,
+)
+from pipeline.sinks.iceberg_errors import OVERTAKEN, explained, first_line, is_passing
+from pipeline.sinks.iceberg_items import ATTEMPTS, TOMBSTONES, Tombstones, is_one_of, look_for, newest_of
+from pipeline.sinks.iceberg_parts import OFFSET, REFUSED, Held, Part, Stored, is_of_one_log
 from pipeline.sinks.lake import Rotation
-from pipeline.sinks.layouts.columns import ColumnsLayout, Kind, TableSchema
+from pipeline.sinks.layouts.columns import META, ColumnsLayout, TableSchema
 from pipeline.sinks.layouts.envelope import EnvelopeLayout
 from pipeline.sinks.moves import Moves
-from pipeline.sinks.paths import mark_of
 from pipeline.sinks.rows import Reader, Rows
+from pipeline.sinks.versions import version
 from pipeline.transport.committed import Committed
 from pipeline.transport.logs import UNKNOWN, Log
+
+__all__ = ["OFFSET", "REFUSED", "IcebergSink", "IcebergWriter", "columns_of", "look", "spelling"]
 
 log = logging.getLogger(__name__)
 MOST_REFUSED = 100
 """Rows in a row after which the fault is taken to be the table's, not theirs: nothing more becomes a dead letter."""
-ATTEMPTS = 10
-"""Commits that are tried in a row when others commit to the same table."""
-OFFSET = "headwater.offset/"
-"""Property of a table: the offset up to which it holds a partition of a sink topic: `<topic>/<mark of the log>/<partition>`.
-
-A version before had `<topic>/<partition>`; so have brokers that give no IDs."""
-REFUSED = "headwater.refused/"
-"""Property of a table: offsets before that one that it refuses, as long as the group may come to them again."""
 TABLE = re.compile(r"(?!\.+$)[A-Za-z0-9_.-]{1,255}")
 """Names of DynamoDB's tables, which a catalog takes as they are."""
-NAME_BYTES = 255
-RESERVED = {
-    "_file",
-    "_pos",
-    "_deleted",
-    "_spec_id",
-    "_partition",
-    "_row_id",
-    "_last_updated_sequence_number",
-    "_change_type",
-    "_change_ordinal",
-    "_commit_snapshot_id",
-}
-"""What Iceberg's readers add to every table."""
-PASSING = (
-    OSError,  # requests' and pyarrow's among them
-    json.JSONDecodeError,  # what is no answer of a catalog
-    BotoCoreError,
-    ClientError,
-    DynamoDbError,
-    RESTError,
-    SignError,
-    WaitingForLockException,
-    CommitFailedException,
-    TableAlreadyExistsError,
-    MemoryError,
-)
-"""What says nothing of the rows. Beside it: what the database of an SQL catalog raises."""
-DOC = "headwater:"
-"""What the description of a column begins with that holds an attribute; then comes its kind."""
-ITEM_COLUMNS = ["_key", "_event_id", "_changed_at", "_sequence", "_overflow", "_partition", "_offset"]
-"""The columns of an item in upsert mode, before its own."""
+ITEM_COLUMNS = [
+    "_key",
+    "_event_id",
+    "_changed_at",
+    "_sequence",
+    "_overflow",
+    "_topic",
+    PARTITION,
+    "_offset",
+]
+"""The columns of an item in upsert mode, before its version and its own, as far as the layout makes them."""
 
 
 class IcebergSink(Sink):
@@ -195,13 +170,18 @@ class IcebergSink(Sink):
             table = self._load(name)
             if table is None and not rows:  # nothing to leave out in a table that is not there yet
                 return Stored()
+            if table is not None and TOMBSTONES in table.properties:
+                raise FatalError(
+                    f"the Iceberg table {self._namespace}.{name} holds the deleted items of another lake",
+                    hint=f"give one of the lakes another namespace: {self._namespace} belongs to the other",
+                )
             held = part.held(table)
             fresh, again = self._fresh(name, table, part, held, rows)
             if not fresh and (rows or end <= held.there):
                 return Stored(0, again)
             try:
                 self._commit(name, table, part.tp, fresh, part.properties(name, held, end))
-            except (CommitFailedException, TableAlreadyExistsError) as error:
+            except OVERTAKEN as error:
                 log.info("%s.%s is committed to again: %s", self._namespace, name, error)
                 continue
             return Stored(len(fresh), again)
@@ -233,8 +213,9 @@ class IcebergSink(Sink):
 
     def _changes(self, table: Table, partition: int, offsets: Sequence[int]) -> set[tuple[int, str]]:
         """Return the changes that a table has of a partition, between the first and the last of these offsets."""
-        prefix = "_" if self.columns else ""
-        names = [f"{prefix}{name}" for name in ("partition", "offset", "event_id")]
+        names = ["partition", "offset", "event_id"]
+        if self.columns:
+            names = [partition_of(table), "_offset", "_event_id"]
         if not set(names) <= set(table.schema().column_names):
             return set()
         in_it = EqualTo(term=names[0], value=partition)
@@ -252,61 +233,94 @@ class IcebergSink(Sink):
 
     def _commit(self, name: str, table: Table | None, tp: TP, rows: Rows, properties: Mapping[str, str | None]) -> None:
         """Commit rows and properties in one step; None takes a property away."""
-        if not rows and table is not None:
-            with once(table).transaction() as transaction:
-                _set(transaction, properties)
+        if self.upserts and rows:
+            self._upsert(name, table, tp, rows, properties)
             return
-        keys: list[str] = []
-        if self.upserts:
-            newest = {key: place for place, key in enumerate(rows.keys)}
-            keys = [key.decode() for key in newest]
-            rows = rows.take([place for place in newest.values() if rows.kinds[place].op != "d"])
-        data = self._data(name, table, tp.partition, rows)
-        if table is None:
-            table = self._create(name, data.schema)
-        with once(table).transaction() as transaction:
-            if set(data.schema.names) - set(table.schema().column_names):
-                with transaction.update_schema() as update:
-                    update.union_by_name(data.schema)
-            if keys:
-                # A key has one partition of the topic: the files of the others need not be read.
-                with warnings.catch_warnings():  # that items are new is no cause for a word
-                    warnings.filterwarnings("ignore", "Delete operation did not match any records")
-                    transaction.delete(
-                        And(EqualTo(term="_partition", value=tp.partition), In(term="_key", literals=keys))
-                    )
-            if data.num_rows:
+        data = self._data(name, table, tp.partition, rows) if rows or table is None else None
+        with self._begin(name, table, data) as transaction:
+            if data is not None and data.num_rows:
                 transaction.append(data)
-            _set(transaction, properties)
+            set_properties(transaction, properties)
 
-    def _data(self, name: str, table: Table | None, partition: int, rows: Rows) -> pa.Table:
+    def _upsert(self, name: str, table: Table | None, tp: TP, rows: Rows, properties: Mapping[str, str | None]) -> None:
+        """Commit what is newer than what the table has; see iceberg_items.py for the order of the steps."""
+        newest = newest_of(rows)
+        known = {**(table.properties if table is not None else {}), **properties}
+        partition = tp.partition if is_of_one_log(known) else None
+        there = look_for(table, newest, partition)
+        tombstones = Tombstones(self.catalog, self._namespace, name)
+        gone = tombstones.versions(
+            {key: one.version for key, one in newest.items() if key not in there.versions}, partition
+        )
+        fresh = {
+            key: one
+            for key, one in newest.items()
+            if one.version >= max(there.versions.get(key, ""), gone.get(key, ""))
+        }
+        deleted = {key: one for key, one in fresh.items() if rows.kinds[one.place].op == "d"}
+        if unknown := {key: one for key, one in deleted.items() if gone.get(key, "") < one.version}:
+            versions = {key: one.version for key, one in unknown.items()}
+            tombstones.add(tp.partition, versions, [rows.times[one.place] for one in unknown.values()])
+        kept = [one for key, one in fresh.items() if key not in deleted]
+        data = self._data(
+            name, table, tp.partition, rows.take([one.place for one in kept]), [one.version for one in kept]
+        )
+        replaced = pa.array([key for key in fresh if key in there.versions], pa.string())
+        if table is None or not len(replaced):
+            with self._begin(name, table, data) as transaction:
+                # A deletion makes a snapshot even where it finds no row, and where its tombstone was there (of a worker that
+                # was killed before this): it overtakes who has read neither.
+                if data.num_rows or deleted:
+                    transaction.append(data)
+                set_properties(transaction, properties)
+            return
+        added = list[DataFile]()
+        try:
+            with self._begin(name, table, data) as transaction:
+                removed = list[DataFile]()
+                added += write(transaction, table, _rest(transaction, table, there.files, replaced, data, removed))
+                replace(transaction, table, removed, added)
+                set_properties(transaction, properties)
+        except OVERTAKEN:  # they belong to nothing
+            delete(table, [file.file_path for file in added])
+            raise
+
+    def _begin(self, name: str, table: Table | None, data: pa.Table | None) -> Transaction:
+        """Return a transaction on a table with the columns of the data, or one that makes it."""
+        if table is None:
+            by = PARTITION if self.upserts else None
+            return begin(self.catalog, (self._namespace, name), cast("pa.Table", data).schema, by, {})
+        transaction = once(table).transaction()
+        if data is not None:
+            grow(transaction, data.schema)
+        return transaction
+
+    def _data(
+        self, name: str, table: Table | None, partition: int, rows: Rows, versions: Sequence[str] = ()
+    ) -> pa.Table:
         """Return rows as the table has them: its columns keep their types, new ones are added."""
         if not self.columns:
             return EnvelopeLayout().table(name, partition, rows)
         schema = {name: columns_of(table)}
 
-        def grow(table_name: str, grown: TableSchema) -> TableSchema:
+        def grow_to(table_name: str, grown: TableSchema) -> TableSchema:
             schema[table_name] = schema[table_name].merge(grown)
             return schema[table_name]
 
         names = table.schema().column_names if table is not None else ()
-        taken = [*names, *(name.rpartition(".")[0] for name in names)]
-        layout = ColumnsLayout(schema.__getitem__, grow, climbing=False, spelling=spelling, taken=taken)
+        taken = [*names, *(name.rpartition(".")[0] for name in names), VERSION]
+        layout = ColumnsLayout(schema.__getitem__, grow_to, spelling=spelling, taken=taken)
         data = layout.table(name, partition, rows)
-        if self.upserts:
-            data = data.select([*ITEM_COLUMNS, *schema[name].columns])
+        ours = [one for one in (ITEM_COLUMNS if self.upserts else META.names) if one in META.names]
         kinds = schema[name].columns
-        fields = [
-            one.with_metadata({"doc": f"{DOC}{kinds[one.name]}"}) if one.name in kinds else one for one in data.schema
-        ]
-        return data.cast(pa.schema(fields))
-
-    def _create(self, name: str, schema: pa.Schema) -> Table:
-        table = self.catalog.create_table((self._namespace, name), schema=schema)
-        if self.upserts:
-            with table.update_spec() as spec:
-                spec.add_identity("_partition")
-        return table
+        places = [META.names.index(one) for one in ours if one not in columns_of(table).columns]
+        own = range(len(META), data.num_columns)
+        data = data.select([*places, *own])
+        if self.upserts and VERSION not in kinds:
+            field = pa.field(VERSION, pa.string(), nullable=False)
+            data = data.add_column(len(data.schema.names) - len(own), field, [pa.array(versions, pa.string())])
+        fields = [_as_in(table, one, kinds.get(one.name)) for one in data.schema]
+        return data.rename_columns([one.name for one in fields]).cast(pa.schema(fields))
 
 
 def look(catalog: Mapping[str, str], namespace: str) -> str:
@@ -315,71 +329,6 @@ def look(catalog: Mapping[str, str], namespace: str) -> str:
         found = load_catalog("headwater", **catalog)
         there = found.list_tables(namespace) if (namespace,) in found.list_namespaces() else []
     return f"the catalog answers; {len(there)} tables in {namespace}"
-
-
-class Held(NamedTuple):
-    """What a table says of a partition."""
-
-    there: int
-    """The offset up to which it may hold it."""
-    is_sure: bool
-    """Whether that is of our log for certain."""
-    refused: frozenset[int]
-    former: bool
-    """Whether it has the property of a version before."""
-
-
-class Stored(NamedTuple):
-    """What a commit has done."""
-
-    rows: int = 0
-    rejected: tuple[Rejected, ...] = ()
-
-    def __add__(self, other: object) -> Stored:
-        if not isinstance(other, Stored):
-            return NotImplemented
-        return Stored(self.rows + other.rows, (*self.rejected, *other.rejected))
-
-
-@dataclass(slots=True)
-class Part:
-    """A partition of a log, on its way into tables."""
-
-    tp: TP
-    begin: int
-    """The group's offset: what lies before it does not come again."""
-    source: Log
-    refused: dict[str, set[int]] = field(default_factory=dict)
-    """Offsets that a table has refused, by its name."""
-
-    @property
-    def _former(self) -> str:
-        return f"{self.tp.topic}/{self.tp.partition}"
-
-    @property
-    def _own(self) -> str:
-        mark = mark_of(self.source)
-        return f"{self.tp.topic}/{mark}/{self.tp.partition}" if mark else self._former
-
-    def held(self, table: Table | None) -> Held:
-        """Return what a table says of the partition."""
-        found: Mapping[str, str] = table.properties if table is not None else {}
-        own, former = found.get(f"{OFFSET}{self._own}"), found.get(f"{OFFSET}{self._former}")
-        refused = {int(word) for word in found.get(f"{REFUSED}{self._own}", "").split(",") if word.isdecimal()}
-        is_former = former is not None and self._own != self._former
-        is_sure = own is not None and bool(self.source.topic_id)
-        return Held(int(own or former or 0), is_sure, frozenset(refused), is_former)
-
-    def properties(self, name: str, held: Held, end: int) -> dict[str, str | None]:
-        """Return the properties of a commit up to an offset."""
-        refused = self.refused.get(name, set()) | held.refused
-        words = ",".join(str(offset) for offset in sorted(refused) if offset >= self.begin)
-        found: dict[str, str | None] = {f"{OFFSET}{self._own}": str(end)}
-        if words or held.refused:
-            found[f"{REFUSED}{self._own}"] = words or None
-        if held.former:
-            found[f"{OFFSET}{self._former}"] = str(end)
-        return found
 
 
 class IcebergWriter(Writer):
@@ -408,6 +357,9 @@ class IcebergWriter(Writer):
                     why = RejectedError(f"a catalog takes no table of the name {name[:300]!r}")
                     rejected += [Rejected(rows.records[place], why) for place in places]
                     continue
+                if self._sink.upserts:
+                    places, without = _with_versions(rows, places)
+                    rejected += without
                 self._rows.setdefault(name, Rows()).extend(rows.take(places))
             self._size += rows.size
         self._taken = end
@@ -440,55 +392,43 @@ class IcebergWriter(Writer):
         return Flushed(self._taken, {"rows": done.rows} if done.rows else {}, done.rejected)
 
 
-def columns_of(table: Table | None) -> TableSchema:
-    """Return the columns of a table that hold attributes, as their descriptions say."""
-    fields: Iterable[Any] = table.schema().fields if table is not None else ()
-    return TableSchema(
-        {field.name: cast("Kind", field.doc.removeprefix(DOC)) for field in fields if (field.doc or "").startswith(DOC)}
-    )
+def _with_versions(rows: Rows, places: Sequence[int]) -> tuple[list[int], list[Rejected]]:
+    """Return the places of changes that have an age, and the others as rejected."""
+    kept, rejected = list[int](), list[Rejected]()
+    for place in places:
+        try:
+            version(rows.changes[place], rows.offsets[place])
+        except ValueError as error:
+            rejected.append(Rejected(rows.records[place], RejectedError(str(error))))
+        else:
+            kept.append(place)
+    return kept, rejected
 
 
-def spelling(name: str) -> str:
-    """Return what must differ between the names of columns: as files spell it, in lower case; '' where there can be none."""
-    if not name or "." in name or not name.isprintable() or len(name.encode()) > NAME_BYTES:
-        return ""
-    plain = str(make_compatible_name(name)).lower()
-    return "" if plain in RESERVED else plain
+def _as_in(table: Table | None, field: pa.Field, kind: str | None) -> pa.Field:
+    """Return a column as a table has it, or takes it; `kind`: of the attribute that it holds."""
+    if kind is not None:
+        return field.with_metadata({"doc": f"{DOC}{kind}"})
+    if field.name == PARTITION:
+        return field.with_name(partition_of(table))
+    # What is there already has rows without it.
+    is_new = table is not None and field.name not in table.schema().column_names
+    return field.with_nullable(True) if is_new else field
 
 
-def once(table: Table) -> Table:
-    """Return a table whose commits fail when another came before them: pyiceberg would add the rows to that one's."""
-    properties = {**table.metadata.properties, TableProperties.COMMIT_NUM_RETRIES: "0"}
-    table.metadata = table.metadata.model_copy(update={"properties": properties})
-    return table
-
-
-def _set(transaction: Any, properties: Mapping[str, str | None]) -> None:
-    transaction.set_properties({name: value for name, value in properties.items() if value is not None})
-    if gone := [name for name, value in properties.items() if value is None]:
-        transaction.remove_properties(*gone)
-
-
-def is_passing(error: Exception) -> bool:
-    """Say whether an error says nothing of the rows: another try may help."""
-    if isinstance(error, BadRequestError):
-        return False
-    return isinstance(error, PASSING) or type(error).__module__.startswith("sqlalchemy.")
-
-
-@contextmanager
-def explained(what: str) -> Iterator[None]:
-    """Turn what a catalog or its store raises into our errors: refusals are fatal, anything else may pass."""
-    try:
-        yield
-    except HeadwaterError:
-        raise
-    except (UnauthorizedError, ForbiddenError) as error:
-        raise FatalError(f"{what}: {first_line(error)}", hint="headwater check ([lake.catalog])") from error
-    except Exception as error:
-        raise TransientError(f"{what}: {type(error).__name__}: {first_line(error)}", hint="headwater check") from error
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of what an error says."""
-    return (str(error).strip().splitlines() or [repr(error)])[0]
+def _rest(
+    transaction: Transaction,
+    table: Table,
+    files: Iterable[FileScanTask],
+    replaced: pa.Array,
+    data: pa.Table,
+    removed: list[DataFile],
+) -> Iterator[pa.Table]:
+    """Yield new rows, and of each file that has some of the replaced items its other rows; note these files as removed."""
+    yield data
+    for task in files:
+        found = read_file(transaction, table, task)
+        others = found.filter(pc.invert(is_one_of(found, replaced)))
+        if others.num_rows < found.num_rows:
+            removed.append(task.file)
+            yield others

@@ -3,7 +3,7 @@
 Exactly once, without a lock. The files of one flush hold the rows of a range of offsets. The first of them, which holds the
 first row, says in its footer where the range ends; it is written only if there is none of its name, and before the others.
 Whoever finds it there (an earlier try, a former owner, a zombie) takes over its range: the same rows make the same files,
-and what is missing of them is written. The committed offset moves when all are there and listed in their manifests.
+and what is missing of them is written. The committed offset moves when all are there and listed, each by its entry.
 
 Names carry the log: files of a topic that was recreated, or of another cluster, are others at the same offsets. Files of a
 version before have names without it. Where a flush that such a version has begun may be found, one is known by the event ID
@@ -30,7 +30,7 @@ from pipeline.sinks.layouts import Layout
 from pipeline.sinks.moves import Moves
 from pipeline.sinks.objects import Objects
 from pipeline.sinks.parquet import OpenFile, Range, first_row_in, range_in
-from pipeline.sinks.paths import Directories, mark_of, name_of
+from pipeline.sinks.paths import Directories, keys_of, mark_of, name_of
 from pipeline.sinks.rows import Reader
 from pipeline.transport.committed import Committed
 from pipeline.transport.logs import UNKNOWN, Log
@@ -70,18 +70,33 @@ class LakeSink(Sink):
         gaps: Gaps = lambda _table: (),
         ready: Callable[[], None] = lambda: None,
     ) -> None:
-        """`sinks`: their topics by name. `gaps`: those known of a table. `ready` returns when the schemas are read."""
+        """`sinks`: their topics by name. `path`: the template of the directories; '' for the one that the lake has.
+
+        `gaps`: those known of a table. `ready` returns when the schemas are read.
+        """
         self.objects, self.layout, self.rotation, self.clock, self.gaps = objects, layout, rotation, clock, gaps
         self.memory = memory
+        self.told: manifests.Told = set()
         self._path, self._ready = path, ready
         self._sink_of = {topic: sink for sink, topic in sinks.items()}
-        # Where each sink has a directory of its own, an item that has left one is not there any more.
-        self.moves = Moves(() if "{sink}" in path else sinks)
+        self._laid_out = False
+        self.moves = Moves(sinks)
 
     def open(self, tp: TP, start: int, log: Log = UNKNOWN, committed: Committed = NOTHING) -> Writer:
         """Take a partition over. What a former owner has begun is found by its name when the first file is written."""
         self._ready()
+        self._lay_out()
         return LakeWriter(self, tp, start, Directories(self._path, self._sink_of[tp.topic]), log, committed)
+
+    def _lay_out(self) -> None:
+        """Find out how the lake's directories are called, once."""
+        if self._laid_out:
+            return
+        self._path = path = series.path_of(self.objects, self._path)
+        if "{sink}" in path:  # each sink has a directory of its own: an item that has left one is not there any more
+            self.moves = Moves(())
+        self.layout.reserve(keys_of(path))
+        self._laid_out = True
 
 
 @dataclass
@@ -186,6 +201,8 @@ class LakeWriter(Writer):
                     self._require_ours(path, there, sealed)
                     if (found := range_in(there)).end != sealed.end:
                         return self._take_over(sealed, found)
+                else:
+                    self._require_same_range(path, there, sealed)
                 sealed.contents[number] = there
             sealed.decided = True
         self._list(sealed)
@@ -247,19 +264,31 @@ class LakeWriter(Writer):
                 hint="set lake.url to another place; the files that are there stay readable",
             )
 
+    def _require_same_range(self, path: str, content: bytes, sealed: _Sealed) -> None:
+        """Raise FatalError when a file that should be of our range is of another: its rows are not those that it should have.
+
+        So it is where Kafka has forgotten the group's offset, and the files that it was written with were merged into others.
+        """
+        if (end := range_in(content).end) != sealed.end:
+            raise FatalError(
+                f"the lake {self._lake.objects.url}: {path} holds rows up to offset {end}, not to {sealed.end}: the lake has "
+                f"{self._tp.topic}[{self._tp.partition}] from {self._begin} on already, and Kafka has forgotten it",
+                hint="set the group's offset to where the lake ends: headwater lake verify; kafka-consumer-groups.sh "
+                "--reset-offsets --to-offset N",
+            )
+
     def _seal(self) -> _Sealed | None:
         """Close the range: of what was taken, or of what somebody has begun before us."""
         end = self._until or self._taken
+        for file in self._open.values():
+            self._rejected += file.settle()
+        self._open = {directory: file for directory, file in self._open.items() if file.rows}
         inside, outside = self._open, dict[str, OpenFile]()
         if end < self._taken:
             parts = {directory: file.split(end) for directory, file in self._open.items()}
             inside = {directory: part for directory, (part, _) in parts.items() if part is not None}
             outside = {directory: part for directory, (_, part) in parts.items() if part is not None}
         self._open, self._since = outside, self._lake.clock()
-        for directory, file in list(inside.items()):
-            self._rejected += file.settle()
-            if not file.rows:
-                del inside[directory]
         if not inside:
             return None
         files = sorted(inside.items(), key=lambda item: item[1].first_offset)
@@ -279,7 +308,7 @@ class LakeWriter(Writer):
         return self.flush()
 
     def _list(self, sealed: _Sealed) -> None:
-        """Enter the files into the manifests of their directories."""
+        """List the files: an entry for each."""
         topic, partition = self._tp
         for (directory, file), content in zip(sealed.files, cast("list[bytes]", sealed.contents), strict=True):
             path = self._path_of(directory, file, sealed.mark)
@@ -294,7 +323,7 @@ class LakeWriter(Writer):
                 *file.sequences,
                 [manifests.Origin(topic, partition, file.first_offset, self._begin, sealed.end, str(self._log))],
             )
-            manifests.add(self._lake.objects, directory, [entry], self._lake.gaps(file.table_name))
+            manifests.add(self._lake.objects, entry, self._lake.gaps(file.table_name), self._lake.told)
 
 
 @dataclass

@@ -22,40 +22,64 @@ from pipeline.transport.logs import logs_of
 
 EARLIEST = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
 TIMEOUT = 20.0
+UNNAMED = "lake"
+"""The name of [lake]."""
 _decode = msgspec.json.Decoder(Gap).decode
 
 
 class Chosen(NamedTuple):
-    """A lake of files of the settings."""
+    """A lake of the settings."""
 
     url: str
     group: str
     """The consumer group of its workers."""
     sinks: Mapping[str, str]
     """Their topics, by name."""
+    name: str = ""
+    """As in [[lakes]]; that of [lake] is `lake`."""
+    settings: Lake | None = None
+
+    @property
+    def is_files(self) -> bool:
+        """Whether it is Parquet files, and no tables."""
+        return self.settings is None or self.settings.table == "parquet"
 
 
 def choose(settings: Settings, name: str = "") -> Chosen:
-    """Return the lake of this name, [lake] or the only one of [[lakes]] without one; raise UsageError where there is none."""
-    named = {lake.name: lake for lake in settings.lakes}
-    if name:
-        if name not in named:
-            raise UsageError(f"there is no lake {name!r}", hint=f"one of {', '.join(named) or 'none'}; headwater check")
-        return _chosen(settings, named[name], group_of(settings.prefix, "lake", name))
-    if settings.lake.url is not None:
-        return _chosen(settings, settings.lake, settings.prefix)
-    files = [lake for lake in settings.lakes if lake.table == "parquet" and lake.url is not None]
-    if len(files) == 1:
-        return _chosen(settings, files[0], group_of(settings.prefix, "lake", files[0].name))
-    if files:
+    """Return the lake of files of this name; [lake] or the only one of [[lakes]] without one.
+
+    Raises UsageError where there is none.
+    """
+    if name or settings.lake.url is not None:
+        found = choose_all(settings, name or UNNAMED)[0]
+        if not found.is_files:
+            raise UsageError("this lake is Iceberg tables: there are no files to check", hint='table = "parquet"')
+        return found
+    lakes = choose_all(settings)
+    files = [lake for lake in lakes if lake.is_files] or lakes
+    if len(files) > 1:
         raise UsageError(f"which lake: {', '.join(lake.name for lake in files)}?", hint="--lake NAME")
-    raise UsageError("there is no lake in the settings", hint="headwater lake verify --url s3://bucket/prefix")
+    return choose(settings, files[0].name)
 
 
-def _chosen(settings: Settings, lake: Lake, group: str) -> Chosen:
-    if lake.url is None or lake.table != "parquet":
-        raise UsageError("this lake is Iceberg tables: there are no files to check", hint='table = "parquet"')
-    return Chosen(lake.url, group, Topics(settings).sinks_of(lake))
+def choose_all(settings: Settings, name: str = "", url: str = "") -> list[Chosen]:
+    """Return [lake] and all of [[lakes]], files and tables; or those of this name, or at this URL.
+
+    Raises UsageError where there is none.
+    """
+    lakes: list[tuple[str, Lake, str]] = [(UNNAMED, settings.lake, settings.prefix)] if settings.lake.url else []
+    lakes += [(lake.name, lake, group_of(settings.prefix, "lake", lake.name)) for lake in settings.lakes]
+    names = [known for known, *_ in lakes]
+    if name and name not in names:
+        raise UsageError(f"there is no lake {name!r}", hint=f"one of {', '.join(names) or 'none'}; headwater check")
+    found = [
+        Chosen(lake.url, group, Topics(settings).sinks_of(lake), known, lake)
+        for known, lake, group in lakes
+        if lake.url is not None and name in {"", known} and url.rstrip("/") in {"", lake.url.rstrip("/")}
+    ]
+    if not found:
+        raise UsageError("there is no lake in the settings", hint="headwater lake verify --url s3://bucket/prefix")
+    return found
 
 
 def carried(settings: Settings, lake: Chosen) -> list[Carried]:

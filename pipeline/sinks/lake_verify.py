@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.sinks import manifests, series
-from pipeline.sinks.manifests import File, Manifest, Origin
+from pipeline.sinks import series
+from pipeline.sinks.manifests import File, Origin, by_directory, contents, entry_of, read_manifests
 from pipeline.sinks.objects import Objects
 from pipeline.sinks.parquet import RANGE, range_of
 from pipeline.sinks.paths import mark_of, origin_of
@@ -39,11 +38,12 @@ class Checked:
     """What was looked at, and what was found."""
 
     manifests: int
+    """Directories."""
     files: int
     rows: int
     bytes: int
     gaps: int
-    """Changes known to be lost before they came to the lake, as the manifests have them."""
+    """Changes known to be lost before they came to the lake, as the lake tells of them."""
     problems: tuple[Problem, ...]
     lost: tuple[Problem, ...] = ()
     """Offsets that are in no file and that a gap explains: Kafka deleted the records before they were read."""
@@ -76,11 +76,6 @@ class Lost(NamedTuple):
     log: str
 
 
-def read_manifests(objects: Objects, prefix: str = "") -> list[Manifest]:
-    """Return the manifests below a prefix."""
-    return [manifests.decode(objects.read(path)) for path in objects.paths(prefix) if manifests.is_manifest(path)]
-
-
 def verify(
     objects: Objects,
     prefix: str = "",
@@ -94,24 +89,24 @@ def verify(
 
     `carried`: what Kafka says, read before; `lost`: what it has deleted unread. Both count only without a prefix.
     """
-    found, problems = _manifests_of(objects, prefix)
+    problems: list[Problem] = []
+    found = read_manifests(objects, prefix, broken=lambda path, why: problems.append(Problem("unreadable", path, why)))
     files = [file for manifest in found for file in manifest.files]
     there = {path for path in objects.paths(prefix) if path.endswith(".parquet")}
+    known_now = _Now(objects)
     problems += [
-        Problem("not listed", path, "no manifest lists it: its flush is under way, or a worker was away for long")
+        Problem("not listed", path, "nothing lists it: its flush is under way, or a worker was away for long")
         for path in sorted(there - {file.path for file in files})
+        if not known_now.lists(path)
     ]
     listed = Listed(origin for file in files for origin in file.origins)
     for number, file in enumerate(files):
-        if file.path not in there:
+        content = objects.find(file.path) if whole and file.path in there else None
+        if content is not None:
+            problems += _check(content, file, listed)
+        elif (whole or file.path not in there) and known_now.lists(file.path):
             problems.append(Problem("missing", file.path, f"{file.rows} rows are not there"))
-        elif whole:
-            problems += _check(objects.read(file.path), file, listed)
         progress(number + 1, len(files))
-    for manifest in found:
-        if manifest.rows != sum(file.rows for file in manifest.files):
-            detail = f"says {manifest.rows} rows, its files have {sum(file.rows for file in manifest.files)}"
-            problems.append(Problem("manifest", manifests.path_of(manifest.directory), detail))
     gaps = {gap for manifest in found for gap in manifest.gaps}
     known = [*lost, *(Lost(gap.topic, gap.partition, gap.first, gap.last, gap.log) for gap in gaps if gap.topic)]
     explained: list[Problem] = []
@@ -122,24 +117,36 @@ def verify(
         problems += _doubled(listed.origins, begun)
     if not (found or there or problems):
         problems.append(
-            Problem("empty", f"{objects.url}/{prefix}", "there is no manifest and no file: is the URL right?")
+            Problem("empty", f"{objects.url}/{prefix}", "nothing is listed and there is no file: is the URL right?")
         )
     rows, size = sum(file.rows for file in files), sum(file.bytes for file in files)
     return Checked(len(found), len(files), rows, size, len(gaps), tuple(problems), tuple(explained))
 
 
-def _manifests_of(objects: Objects, prefix: str) -> tuple[list[Manifest], list[Problem]]:
-    found, problems = list[Manifest](), list[Problem]()
-    for path in filter(manifests.is_manifest, objects.paths(prefix)):
-        try:
-            found.append(manifests.decode(objects.read(path)))
-        except msgspec.MsgspecError as error:
-            problems.append(Problem("unreadable", path, str(error)))
-    return found, problems
+class _Now:
+    """What is listed at a later moment: maintenance may be at work, and put files in the place of others."""
+
+    def __init__(self, objects: Objects) -> None:
+        self._objects = objects
+        self._listed: dict[str, set[str]] = {}
+
+    def lists(self, path: str) -> bool:
+        """Say whether a file is listed now."""
+        directory = path.rpartition("/")[0]
+        if directory not in self._listed:
+            paths = [
+                one
+                for place in (directory, entry_of(directory).removesuffix(".json"))
+                for one in self._objects.paths(place)
+            ]
+            names = {one: names for one, names in by_directory(paths).items() if one == directory}
+            found = contents(self._objects, names, broken=lambda _path, _why: None)
+            self._listed[directory] = {file.path for content in found for file in content.files}
+        return path in self._listed[directory]
 
 
 class Listed:
-    """The origins that manifests name."""
+    """The origins that are listed."""
 
     def __init__(self, origins: Iterable[Origin]) -> None:
         self.origins = sorted(set(origins), key=lambda one: (one.topic, one.partition, one.log, one.begin, one.first))
@@ -150,7 +157,7 @@ class Listed:
         }
 
     def has(self, path: str) -> bool:
-        """Say whether the rows of a file are in one that a manifest lists."""
+        """Say whether the rows of a file are in one that is listed."""
         origin = origin_of(path)
         return origin is None or tuple(origin) in self._places
 
@@ -165,7 +172,7 @@ def _check(content: bytes, file: File, listed: Listed) -> list[Problem]:
         return [Problem("unreadable", file.path, str(error))]
     problems = list[Problem]()
     if footer.num_rows != file.rows:
-        problems.append(Problem("rows", file.path, f"{footer.num_rows} rows, the manifest says {file.rows}"))
+        problems.append(Problem("rows", file.path, f"{footer.num_rows} rows, {file.rows} are listed"))
     if RANGE in (footer.metadata or {}):
         problems += [
             Problem("missing", path, f"it was to be written with {file.path}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import NamedTuple, cast
 
 import msgspec
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.errors import TransientError
 from pipeline.sinks.base import Rejected
 from pipeline.sinks.layouts import Layout
 from pipeline.sinks.rows import Rows
@@ -95,20 +97,30 @@ class OpenFile:
         self.oldest, self.newest = min(self.oldest, oldest), max(self.newest, newest)
         self._rows.extend(rows)
         self._rows_bytes += rows.size
-        if len(self._rows) >= ENOUGH:
-            self._gather()
-        if self._waiting_rows >= GROUP_ROWS or self._waiting_bytes + self._rows_bytes >= GROUP_BYTES:
-            self._write_group()
+        with suppress(TransientError):  # new columns cannot be decided on now: the rows wait
+            if len(self._rows) >= ENOUGH:
+                self._gather()
+            if self._waiting_rows >= GROUP_ROWS or self._waiting_bytes + self._rows_bytes >= GROUP_BYTES:
+                self._write_group()
 
     def settle(self) -> list[Rejected]:
-        """Make tables of all rows; return the records that were refused since the last time."""
+        """Make tables of all rows; return the records that were refused since the last time.
+
+        Raises TransientError, having changed nothing, when new columns cannot be decided on now.
+        """
         self._gather()
         refused, self.refused = self.refused, []
         return refused
 
     def _gather(self) -> None:
         """Make a table of the rows: the changes that they were decoded to are given back."""
-        for table in self._tables_of(self._rows) if self._rows else ():
+        before = len(self.refused)
+        try:
+            tables = self._tables_of(self._rows) if self._rows else []
+        except TransientError:
+            del self.refused[before:]  # they come again
+            raise
+        for table in tables:
             if self._first is None:
                 self._first = first_row(table)
             self._tables.append(table)
@@ -120,6 +132,8 @@ class OpenFile:
         """Return tables of rows; whatever is wrong with one of them, the others go on."""
         try:
             return [self._layout.table(self.table_name, self._partition, rows)]
+        except TransientError:
+            raise
         except Exception as error:  # noqa: BLE001 - the layouts take any change, as far as is known
             if len(rows) == 1:
                 self.refused.append(Rejected(rows.records[0], error))

@@ -1,19 +1,4 @@
-"""What a replica makes of changes: writes with versions, put together item by item. Pure.
-
-A version is text, so that DynamoDB can compare it in a condition: `<time>.<rank>.<number>`, each part of a fixed width.
-Of two changes of an item the newer one has the greater version, in whatever order, and how often, they come:
-
-- time: `ts_us`, which every kind of change has.
-- rank: 0 for a row of a snapshot, 1 for a change; so at equal time a row is older than any change.
-- number: the sequence number, which grows with each change of an item in DynamoDB Streams. Where there is none (what DynamoDB
-  delivers into Kinesis, rows) it is the offset in the sink topic, where all changes of an item share a partition: of
-  two changes of the same microsecond the one that stands later wins. That number is the same whenever the record is
-  read again.
-
-A row of a snapshot counts as `ROW_AGE` older than it says: its time is that of the clock of the machine that scanned, while
-that of a change is AWS's. A change that came after the row must win whatever that clock says; a row must win only over
-what was there long before, when a gap is repaired.
-"""
+"""What a replica makes of changes: writes with versions (versions.py), put together item by item. Pure."""
 
 from __future__ import annotations
 
@@ -25,16 +10,11 @@ import msgspec
 from confluent_kafka import Message
 
 from models.attributes import to_client
-from models.change import Change, decode, item_key
+from models.change import decode, item_key
 from pipeline.errors import RejectedError
 from pipeline.settings import Replica
+from pipeline.sinks.versions import version
 
-ROW_AGE = 60_000_000
-"""Microseconds."""
-TIME_DIGITS = 16
-"""Microseconds until the year 2286."""
-NUMBER_DIGITS = 40
-"""DynamoDB's sequence numbers have 21 to 40 digits: too many for its numbers, which have 38."""
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
@@ -94,18 +74,6 @@ def write(record: Message, replica: Replica) -> Write:
 def target(template: str, table: str) -> str:
     """Return the table of the replica for a captured one."""
     return template.replace("{table}", table)
-
-
-def version(change: Change, offset: int) -> str:
-    """Return the version that an item has by a change at an offset of the sink topic; see above."""
-    time, number = change.ts_us, change.body.sequence or str(offset)
-    if change.op == "r":
-        time, number = max(0, time - ROW_AGE), str(offset)
-    if not 0 <= time < 10**TIME_DIGITS:
-        raise ValueError(f"ApproximateCreationDateTime is out of range: {change.body.created}")
-    if not (number.isascii() and number.isdecimal()) or len(number) > NUMBER_DIGITS:
-        raise ValueError(f"SequenceNumber is no number of at most {NUMBER_DIGITS} digits: {number!r}")
-    return f"{time:0{TIME_DIGITS}d}.{change.op != 'r':d}.{number:0>{NUMBER_DIGITS}}"
 
 
 def newest_first(writes: Iterable[Write]) -> list[list[Write]]:

@@ -55,6 +55,11 @@ class Rows:
         return len(self.offsets)
 
     @property
+    def topic(self) -> str:
+        """The sink topic that they stand in; '' where there are none."""
+        return self.records[0].topic() or "" if self.records else ""
+
+    @property
     def size(self) -> int:
         """Bytes that they take in memory, roughly."""
         return sum(self.sizes) + OVERHEAD * len(self)

@@ -1,33 +1,39 @@
 """The schemas of the layout `columns`: one a table, on the compacted topic <p>.lake-schemas, followed by every lake worker.
 
-A schema only grows, and two that have grown apart are merged to the same whoever does it: so workers need not agree before
-they write. A worker that knows more than the topic says publishes it with its next slice.
+A column is decided once, before anybody writes it: by whoever is the topic's only writer at that moment. The writer's
+transactional ID fences off the one before it, so what is read after `init_transactions` is all that was ever decided, and
+the commit fails if another writer came meanwhile. So every worker has the same column for an attribute at any moment,
+and of names that differ in case alone the same one has the column everywhere.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Sequence
 
 import msgspec
-from confluent_kafka import Message
+from confluent_kafka import KafkaException, Message, Producer
 
+from pipeline.errors import TransientError
 from pipeline.sinks.followed import Followed
 from pipeline.sinks.layouts.columns import Kind, TableSchema
-from pipeline.transport import Participant, Slice, Transport
+from pipeline.transport import Transport, clients
 
+log = logging.getLogger(__name__)
+TIMEOUT = 10.0
+"""Seconds that Kafka may take for one thing, and seconds after which a decision is tried again later."""
 _decode = msgspec.json.Decoder(dict[str, Kind]).decode
 
 
-class Schemas(Participant):
-    """The schemas that this worker writes with. `of` and `grow` may be called from any thread, once `read` has returned."""
+class Schemas:
+    """The schemas that all workers write with. To be used from any thread, once `read` has returned."""
 
     def __init__(self, transport: Transport, topic: str) -> None:
         self._transport, self._topic = transport, topic
         self._lock = threading.Lock()
         self._schemas: dict[str, TableSchema] = {}
-        self._published: dict[str, TableSchema] = {}
-        self._publishing: dict[str, TableSchema] = {}
         self._followed = Followed(transport, topic, self._apply)
 
     def of(self, table: str) -> TableSchema:
@@ -35,10 +41,32 @@ class Schemas(Participant):
         return self._schemas.get(table) or TableSchema()
 
     def grow(self, table: str, schema: TableSchema) -> TableSchema:
-        """Merge a schema into a table's; return what came of it."""
+        """Have new columns decided on; return the table's schema then. Raises TransientError when Kafka does not answer."""
+        deadline = time.monotonic() + TIMEOUT
         with self._lock:
-            merged = self._schemas[table] = self.of(table).merge(schema)
-        return merged
+            while (known := self.of(table)).merge(schema) is not known:
+                try:
+                    self._decide(table, schema)
+                except KafkaException as error:  # perhaps another worker was faster
+                    log.info("the schema of %s is decided again: %s", table, error.args[0].str())
+                    if time.monotonic() > deadline:
+                        why = f"the topic {self._topic}: {error.args[0].str()}"
+                        raise TransientError(why, hint="headwater check") from error
+        return self.of(table)
+
+    def _decide(self, table: str, schema: TableSchema) -> None:
+        """Put what is new into the topic, as its only writer, and wait until it is known here."""
+        conf = {"transactional.id": f"{self._topic}.writer", "transaction.timeout.ms": int(TIMEOUT * 1000)}
+        producer = Producer({**self._transport.client_conf(), **conf}, logger=clients.log)
+        producer.init_transactions(TIMEOUT)
+        self._followed.catch_up()
+        known = self.of(table)
+        merged = known.merge(schema)
+        if merged is not known:
+            producer.begin_transaction()
+            producer.produce(self._topic, msgspec.json.encode(merged.columns), table.encode(), 0)
+            producer.commit_transaction(TIMEOUT)
+            self._followed.catch_up()
 
     def read(self) -> None:
         """Return when the topic was read to its end once; blocks. Raises TransientError when the broker does not answer."""
@@ -47,26 +75,5 @@ class Schemas(Participant):
     def _apply(self, records: Sequence[Message]) -> None:
         for record in records:
             if record.key() and record.value():
-                table, schema = bytes(record.key() or b"").decode(), TableSchema(_decode(record.value() or b""))
-                self._published[table] = schema
-                self.grow(table, schema)
-
-    def due(self) -> bool:
-        """Say whether the topic is to hear of something."""
-        return any(schema.columns != self._told(table) for table, schema in list(self._schemas.items()))
-
-    def _told(self, table: str) -> Mapping[str, Kind]:
-        return self._published[table].columns if table in self._published else {}
-
-    def finish(self, work: Slice) -> None:
-        """Publish what has grown."""
-        self._publishing = {
-            table: schema for table, schema in list(self._schemas.items()) if schema.columns != self._told(table)
-        }
-        for table, schema in self._publishing.items():
-            value = msgspec.json.encode(schema.columns)
-            self._transport.transaction.produce(self._topic, table.encode(), value, 0)
-
-    def committed(self, work: Slice) -> None:
-        """Take note of what is known now."""
-        self._published |= self._publishing
+                columns = _decode(record.value() or b"")
+                self._schemas[bytes(record.key() or b"").decode()] = TableSchema(columns)

@@ -4,6 +4,7 @@ Beside the tables' directories is `_series/`, whose objects are written once and
 
 - `<topic>+<mark>+<partition>.json`: where the series begins. It is written before the first file.
 - `<topic>+<mark>+<partition>+<begin>-<end>.json`: offsets that no file holds, since all their records were refused.
+- `path.txt`: the template of the directories that the lake has begun with, where none is set.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from pipeline.sinks import paths
 from pipeline.sinks.objects import Objects
 
 DIRECTORY = "_series"
+PATH = f"{DIRECTORY}/path.txt"
 
 
 class Series(msgspec.Struct, frozen=True):
@@ -57,9 +60,33 @@ def leave_out(objects: Objects, mark: str, rowless: Rowless) -> None:
     objects.create(f"{place}+{rowless.begin:020d}-{rowless.end:020d}.json", msgspec.json.encode(rowless))
 
 
+def path_of(objects: Objects, configured: str) -> str:
+    """Return the template of a lake's directories: what is set, else what the lake has begun with, whoever asks first.
+
+    A version before has not written it down: its files are below `table=`, and its series are there before them.
+    """
+    if configured:
+        return configured
+    if not objects.exists(PATH):
+        objects.create(PATH, known_path(objects, "").encode())
+    return objects.read(PATH).decode()
+
+
+def known_path(objects: Objects, configured: str) -> str:
+    """Return the same, and write nothing down."""
+    if configured:
+        return configured
+    if objects.exists(PATH):
+        return objects.read(PATH).decode()
+    begun = any(one == DIRECTORY or one.startswith("table=") for one in objects.directories())
+    return paths.FORMER if begun else paths.DEFAULT
+
+
 def read(objects: Objects) -> Iterator[Series | Rowless]:
     """Yield all that is known of series."""
     for path in objects.paths(DIRECTORY):
+        if path == PATH:
+            continue
         content = objects.read(path)
         if "-" in _after_partition(path):
             yield msgspec.json.decode(content, type=Rowless)

@@ -17,8 +17,9 @@ from troubled_store import troubled_store
 from waiting import until
 
 from pipeline.lab.stack import Endpoints
-from pipeline.sinks.lake_verify import read_manifests, verify
+from pipeline.sinks.lake_verify import verify
 from pipeline.sinks.layouts.columns import united
+from pipeline.sinks.manifests import read_manifests
 from pipeline.sinks.objects import Objects
 
 pytestmark = pytest.mark.kafka

@@ -20,7 +20,7 @@ from pipeline.lab.recorder import lag
 from pipeline.lab.stack import Endpoints
 from pipeline.sinks.iceberg import IcebergSink
 from pipeline.sinks.lake import Rotation
-from pipeline.sinks.lake_verify import read_manifests
+from pipeline.sinks.manifests import read_manifests
 from pipeline.sinks.objects import Objects
 from pipeline.sinks.paths import origin_of
 from pipeline.topics import admin, ensure
@@ -114,13 +114,20 @@ def test_a_lake_gets_all_of_a_recreated_topic_and_is_held_against_what_was_commi
     assert lake.events() == once("first", 40) + once("second", 60) + once("third", 10)
     assert lake.verify(headwater, 0) == []
 
-    newest = tmp_path / "lake" / "table=orders" / "date=2025-11-24" / "hour=18"
+    day = Path("table=orders") / "date=2025-11-24"
+    newest, entries = tmp_path / "lake" / day / "hour=18", tmp_path / "lake" / "_manifests" / day / "hour=18"
     shutil.move(newest, tmp_path / "kept")
+    for more in ([], ["--offline"]):  # the entries are there
+        told = [problem["detail"].split(" ", 1) for problem in lake.verify(headwater, 1, *more)]
+        assert {words for _, words in told} == {"rows are not there"}
+        assert sum(int(rows) for rows, _ in told) == 10
+    shutil.move(entries, tmp_path / "kept entries")
     details = [problem["detail"] for problem in lake.verify(headwater, 1)]
     assert all("below the offset 35 that the group has committed" in detail for detail in details)
     assert len(details) == 2
     assert lake.verify(headwater, 0, "--offline") == []
     shutil.move(tmp_path / "kept", newest)
+    shutil.move(tmp_path / "kept entries", entries)
     shutil.rmtree(newest.parent / "hour=16")
     assert {problem["what"] for problem in lake.verify(headwater, 1)} == {"missing"}
 

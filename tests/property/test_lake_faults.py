@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import cast
 
 import pyarrow.parquet as pq
 import pytest
@@ -20,6 +21,7 @@ from pipeline.sinks.lake import LakeSink, Rotation
 from pipeline.sinks.layouts import Layout
 from pipeline.sinks.layouts.columns import ColumnsLayout, TableSchema
 from pipeline.sinks.layouts.envelope import EnvelopeLayout
+from pipeline.sinks.objects import Objects
 
 HOUR = 3600
 
@@ -56,14 +58,16 @@ class Bucket:
                 found += pq.read_table(io.BytesIO(self.objects[path])).column(column).to_pylist()
         return found
 
+    def paths(self, prefix: str = "") -> list[str]:
+        return sorted(path for path in self.objects if not prefix or path.startswith(f"{prefix}/"))
+
+    def find_all(self, paths: Iterable[str]) -> dict[str, bytes | None]:
+        return {path: self.objects.get(path) for path in paths}
+
     def listed(self) -> dict[str, manifests.File]:
-        """Return the files of all manifests."""
-        return {
-            file.path: file
-            for path, content in self.objects.items()
-            if manifests.is_manifest(path)
-            for file in manifests.decode(content).files
-        }
+        """Return the files that are listed."""
+        found = manifests.read_manifests(cast("Objects", self))
+        return {file.path: file for manifest in found for file in manifest.files}
 
 
 def record(offset: int, hour: int = 0, item: str = '{"k":{"S":"1"}}') -> Message:

@@ -7,7 +7,7 @@ import io
 import json
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import duckdb
 import pyarrow as pa
@@ -15,16 +15,17 @@ import pyarrow.parquet as pq
 import pytest
 from carried import PARTITION, Clock, Owner
 from confluent_kafka import Message
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from obstore.exceptions import UnauthenticatedError
 
 from pipeline.errors import TransientError
-from pipeline.sinks import manifests
+from pipeline.sinks import manifests, paths, series
 from pipeline.sinks.lake import LakeSink, Rotation
 from pipeline.sinks.lake_compact import compact
 from pipeline.sinks.lake_verify import verify
 from pipeline.sinks.layouts.columns import ColumnsLayout, TableSchema, item_of, step_of, united
+from pipeline.sinks.layouts.envelope import EnvelopeLayout
 from pipeline.sinks.objects import Objects
 from pipeline.sinks.paths import origin_of
 from pipeline.sinks.rows import Reader, Rows
@@ -121,6 +122,7 @@ odd = st.one_of(
 
 
 @settings(max_examples=300, deadline=None)
+@example([{"a": {}}, {"a": {"S": "", "N": ""}}], as_aws_writes_it)
 @given(st.lists(st.dictionaries(names, st.one_of(values, odd), max_size=4), min_size=1, max_size=6), styles)
 def test_what_dynamodb_never_writes_is_kept_too(some: list[dict[str, Any]], style: dict[str, Any]) -> None:
     known = Known()
@@ -163,12 +165,13 @@ spelled = st.one_of(
 )
 
 
-@pytest.mark.parametrize("climbing", [True, False])
+@pytest.mark.parametrize("kind", ["decimal", "int", "wide", "number"])  # all but the first of the version before
 @settings(max_examples=1_000, deadline=None)
 @given(first=st.lists(spelled, max_size=3), number=spelled)
-def test_no_number_becomes_another_one(climbing: bool, first: list[str], number: str) -> None:
+def test_no_number_becomes_another_one(kind: Any, first: list[str], number: str) -> None:
     known = Known()
-    columns = ColumnsLayout(known.of, known.grow, climbing=climbing)
+    known.all["T"] = TableSchema({"n": kind})
+    columns = ColumnsLayout(known.of, known.grow)
     for some in ([*first, number], [number]):
         table = columns.table("T", 0, rows(*({"n": {"N": one}} for one in some), **as_aws_writes_it))
         found = [comparable(item_of(one, known.of("T").columns)) for one in table.to_pylist()]
@@ -176,24 +179,60 @@ def test_no_number_becomes_another_one(climbing: bool, first: list[str], number:
 
 
 @pytest.mark.parametrize("number", ["1.69401616433803583471E-28", "26105066394835336004015303871634325818", "1E68"])
-@pytest.mark.parametrize("climbing", [True, False])
-def test_what_arrow_would_make_another_number_of_is_kept(number: str, climbing: bool) -> None:
+def test_what_arrow_would_make_another_number_of_is_kept(number: str) -> None:
     known = Known()
-    columns = ColumnsLayout(known.of, known.grow, climbing=climbing)
+    columns = ColumnsLayout(known.of, known.grow)
     for some in (["0.5"], [number]):
         (found,) = columns.table("T", 0, rows({"n": {"N": some[0]}}, **as_aws_writes_it)).to_pylist()
         assert comparable(item_of(found, known.of("T").columns)) == {"n": {"N": Decimal(some[0])}}
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.lists(st.dictionaries(st.sampled_from("abc"), st.sampled_from(["int", "wide", "string", "map"])), max_size=5))
-def test_schemas_merge_to_the_same_in_any_order(schemas: list[dict[str, Any]]) -> None:
-    forward = backward = TableSchema()
-    for one in schemas:
-        forward = forward.merge(TableSchema(one)).merge(forward)
-    for one in reversed(schemas):
-        backward = TableSchema(one).merge(backward)
-    assert forward.columns == backward.columns
+def test_a_column_stays_what_it_was_decided_to_be_and_one_of_names_alike_has_it() -> None:
+    first = TableSchema({"a": "string"})
+    merged = first.merge(TableSchema({"a": "decimal", "A": "string", "b": "bool", "B": "map"}))
+    assert merged.columns == {"a": "string", "b": "bool"}
+    assert merged.merge(TableSchema({"B": "map"})) is merged
+
+
+def test_an_attribute_that_the_directories_have_stands_in_the_overflow(tmp_path: Path) -> None:
+    known = Known()
+    columns = ColumnsLayout(known.of, known.grow)
+    known.all["T"] = TableSchema({"date": "string"})  # of another lake, with other directories
+    path = "table={table}/Date={date}"
+    lake = LakeSink(
+        Objects(f"file://{tmp_path}"), columns, {"s": PARTITION.topic}, Rotation(1, 1, 60, 0), path=path, clock=Clock()
+    )
+    lake.open(PARTITION, 0)
+    item = {"date": {"S": "1999"}, "TABLE": {"S": "kitchen"}, "hour": {"N": "25"}}
+    (found,) = columns.table("T", 0, rows(item)).to_pylist()
+    assert json.loads(found["_overflow"]) == {"date": {"S": "1999"}, "TABLE": {"S": "kitchen"}}
+    assert found["hour"] == 25
+
+
+def test_a_row_tells_its_topic_and_its_replay() -> None:
+    headers = [("event_id", b"e"), ("sequence", b"1")]
+    some = rows({"a": {"S": "x"}}, {"a": {"S": "y"}})
+    for place, more in enumerate(([], [("replay", b"r1"), ("mirrored_from", b"c")])):
+        value = cast("bytes", some.records[place].value())
+        some.records[place] = Message(
+            *PARTITION, offset=place, key=b"k", value=value, headers=cast("Any", [*headers, *more])
+        )
+    for made, prefix in ((layout(), "_"), (EnvelopeLayout(), "")):
+        found = made.table("T", 0, some).to_pylist()
+        assert [(row[f"{prefix}topic"], row[f"{prefix}replay"]) for row in found] == [
+            (PARTITION.topic, None),
+            (PARTITION.topic, "r1"),
+        ]
+
+
+def test_a_lake_keeps_the_directories_that_it_has_begun_with(tmp_path: Path) -> None:
+    new, old = Objects(f"file://{tmp_path}/new"), Objects(f"file://{tmp_path}/old")
+    old.create("table=T/date=2026-01-01/hour=00/_manifest.json", b"{}")
+    assert series.path_of(new, "") == paths.DEFAULT
+    assert series.path_of(new, "{table}") == "{table}"
+    new.create("table=T/x.parquet", b"")  # whatever comes later
+    assert series.path_of(new, "") == paths.DEFAULT
+    assert series.path_of(old, "") == paths.FORMER
 
 
 @pytest.mark.parametrize(
@@ -228,12 +267,15 @@ def test_names_that_are_data_do_not_become_columns_without_end() -> None:
     assert json.loads(table.to_pylist()[1_099]["_overflow"]) == {"name-1099": {"S": "1099"}}
 
 
-def test_duckdb_reads_files_whose_columns_have_grown(tmp_path: Path) -> None:
+def test_a_number_has_one_type_in_all_files_and_what_does_not_fit_is_in_the_overflow(tmp_path: Path) -> None:
     columns = layout()
-    for n, amount in enumerate(("7", "7.25")):
+    for n, amount in enumerate(("7", "7.25", "1" * 38)):
         pq.write_table(columns.table("T", 0, rows({"amount": {"N": amount}})), tmp_path / f"{n}.parquet")
     query = f"select sum(amount)::varchar from read_parquet('{tmp_path}/*.parquet', union_by_name = true)"  # noqa: S608
     assert duckdb.sql(query).fetchall() == [("14.250000000",)]
+    files = [pq.read_table(path) for path in sorted(tmp_path.iterdir())]
+    assert {file.schema.field("amount").type for file in files} == {pa.decimal128(38, 9)}
+    assert json.loads(files[2].column("_overflow")[0].as_py()) == {"amount": {"N": "1" * 38}}
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
@@ -282,7 +324,7 @@ def test_damage_is_found(tmp_path: Path, damage: str) -> None:
     elif damage == "add":
         objects.create("table=T/hour=00/stray.parquet", b"PAR1")
     else:
-        manifests.exchange(objects, path.rpartition("/")[0], added=[], removed=[path])
+        objects.delete(manifests.entry_of(path))
     problems = verify(objects).problems
     expected = {"delete": "missing", "alter": "altered", "add": "not listed", "forget": "not listed"}[damage]
     assert expected in {problem.what for problem in problems}
@@ -320,12 +362,17 @@ def test_what_a_run_did_not_come_to_delete_is_deleted_by_the_next(tmp_path: Path
     assert verify(objects).problems == ()
 
 
-def test_a_manifest_tells_of_gaps_once(tmp_path: Path) -> None:
+def test_a_directory_tells_of_gaps_once(tmp_path: Path) -> None:
     objects, _ = written(tmp_path)
-    gap = manifests.Gap("T", "shard-1", "5", None, "trimmed", 1.5)
-    for _ in range(2):
-        manifests.add(objects, "table=T/hour=00", [], [gap])
-    assert manifests.decode(objects.read("table=T/hour=00/_manifest.json")).gaps == [gap]
+    gap, told = manifests.Gap("T", "shard-1", "5", None, "trimmed", 1.5), set[str]()
+    file = manifests.read_manifests(objects, "table=T/hour=00")[0].files[0]
+    before = objects.requests.put
+    for _ in range(3):
+        manifests.add(objects, file, [gap], told)
+    assert objects.requests.put - before == 4, "the entry thrice, the gap once"
+    manifests.add(objects, file, [gap], set())  # another worker
+    (found,) = manifests.read_manifests(objects, "table=T/hour=00")
+    assert found.gaps == [gap]
     assert verify(objects).gaps == 1
 
 

@@ -16,6 +16,7 @@ from carried import LOG, OTHER_LOG, PARTITION, Clock, Killed, Killer, Owner
 from confluent_kafka import Message
 
 from pipeline.errors import FatalError
+from pipeline.sinks import manifests
 from pipeline.sinks.base import Sink, standing
 from pipeline.sinks.iceberg import OFFSET, IcebergSink
 from pipeline.sinks.lake import LakeSink, Rotation
@@ -32,15 +33,15 @@ BEFORE = Path(__file__).parent.parent / "fixtures" / "before"
 Topic = dict[int, Message]
 
 
-def topic(name: str, count: int) -> Topic:
-    """Changes of one log, each with an event ID of its own."""
+def topic(name: str, count: int, at: int = 1_764_000_000) -> Topic:
+    """Changes of one log, each with an event ID of its own; all happened in this second."""
     found = {}
     for n in range(count):
         body = {
             "Keys": {"id": {"S": f"k{n % 4}"}},
             "NewImage": {"id": {"S": f"k{n % 4}"}, "n": {"N": str(n)}},
             "SequenceNumber": str(n + 1),
-            "ApproximateCreationDateTime": 1_764_000_000,
+            "ApproximateCreationDateTime": at,
         }
         value = {"eventID": f"{name}{n}", "eventName": "MODIFY", "tableName": "t", "dynamodb": body}
         key = b'{"id":{"S":"k%d"}}' % (n % 4)
@@ -234,7 +235,7 @@ def test_a_table_of_the_version_before_is_gone_on_with(
 ) -> None:
     shutil.copytree(BEFORE / mode, tmp_path / mode)
     monkeypatch.chdir(tmp_path / mode)  # its paths are relative
-    changes = before() | {n: m for n, m in topic("more", 16).items() if n >= 12}
+    changes = before() | {n: m for n, m in topic("more", 16, at=1_764_007_200).items() if n >= 12}
     owner = Owner(iceberg("", mode), changes, committed.offset or 0, committed=committed)
     assert carry(owner) == 16
     found = rows_of(owner)
@@ -243,7 +244,11 @@ def test_a_table_of_the_version_before_is_gone_on_with(
     else:
         assert sorted((row["id"], int(row["n"])) for row in found) == [(f"k{n % 4}", n) for n in range(12, 16)]
     sink = cast("IcebergSink", owner.sink)
-    properties = sink.catalog.load_table(("n", "t")).properties
+    table = sink.catalog.load_table(("n", "t"))
+    assert "_partition" in table.schema().column_names
+    assert "_topic_partition" not in table.schema().column_names
+    assert [one.name for one in table.spec().fields] == (["_partition"] if mode == "upsert" else [])
+    properties = table.properties
     assert properties[f"{OFFSET}p.sink.s/{LOG.topic_id}/0"] == "16"
     assert properties[f"{OFFSET}p.sink.s/0"] == "16"  # a worker of that version that wakes up adds nothing
 
@@ -263,14 +268,16 @@ def test_a_manifest_that_a_worker_of_the_version_before_has_written_anew_loses_n
     for log, name in ((LOG, "first"), (OTHER_LOG, "second")):
         carry(Owner(lake(objects), topic(name, 8), 0, log=log))
     path = "table=t/hour=16/_manifest.json"
+    merged = compact(objects, lambda _t, _p: 8, size=1, older_than_us=1 << 60, log_of=lambda _topic: OTHER_LOG)
+    assert [one.entries for one in merged] == [4]  # they are too large to be merged: the manifest lists them
     told = json.loads(objects.read(path))
     for file in told["files"]:
         for origin in file["origins"]:
             del origin["log"]
     (tmp_path / path).write_text(json.dumps(told))
     assert verify(objects, carried=[carried(8, log=OTHER_LOG)]).problems == ()
-    carry(Owner(lake(objects), {n: m for n, m in topic("more", 12).items() if n >= 8}, 8, log=OTHER_LOG))
-    assert all(origin["log"] for file in json.loads(objects.read(path))["files"] for origin in file["origins"])
+    (found,) = manifests.read_manifests(objects)
+    assert all(origin.log for file in found.files for origin in file.origins)
 
 
 # -- a commit that another has overtaken ------------------------------------------------------------------------------
@@ -311,12 +318,13 @@ def held(tmp_path: Path) -> Objects:
 
 def without(objects: Objects, *offsets: int) -> None:
     """Take files away, and forget them."""
-    from pipeline.sinks import manifests  # noqa: PLC0415
-
     for path in objects.paths():
         if (origin := origin_of(path)) and origin.offset in offsets:
             objects.delete(path)
-            manifests.exchange(objects, path.rpartition("/")[0], added=[], removed=[path])
+            objects.delete(manifests.entry_of(path))
+            manifest = manifests.path_of(path.rpartition("/")[0])
+            if objects.exists(manifest):
+                manifests.exchange(objects, path.rpartition("/")[0], added=[], removed=[path])
 
 
 def details(objects: Objects, *known: Carried, lost: tuple[Lost, ...] = ()) -> list[str]:
@@ -352,8 +360,8 @@ def test_a_sink_that_was_committed_and_of_which_the_lake_has_nothing_is_missed(h
     assert verify(held, carried=[carried(12), nothing]).problems == ()
 
 
-def test_a_missing_manifest_and_a_missing_marker_are_problems(held: Objects) -> None:
-    held.delete("table=t/hour=16/_manifest.json")
+def test_a_missing_entry_is_a_problem(held: Objects) -> None:
+    held.delete(next(one for one in held.paths() if one.startswith("_manifests/")))
     assert {problem.what for problem in verify(held, carried=[carried(12)]).problems} == {"not listed", "missing"}
 
 
@@ -363,15 +371,19 @@ def test_a_series_whose_beginning_is_not_written_down_any_more_is_a_problem(held
     assert "which says where the files begin, is not there" in details(held, carried(12))[0]
 
 
-def test_a_broken_manifest_is_one_problem_among_others(held: Objects) -> None:
-    held.delete("table=t/hour=16/_manifest.json")
-    held.create("table=t/hour=16/_manifest.json", b"{")
-    assert "unreadable" in {problem.what for problem in verify(held).problems}
+@pytest.mark.parametrize("path", ["table=t/hour=16/_manifest.json", "_manifests/table=t/hour=16/gaps-x.json"])
+def test_a_broken_manifest_is_one_problem_among_others(held: Objects, path: str) -> None:
+    held.create(path, b"{")
+    assert {problem.what for problem in verify(held).problems} == {"unreadable"}
+    (entry, *_) = [one for one in held.paths("_manifests") if "gaps-" not in one]
+    held.delete(entry)
+    held.create(entry, b"{")
+    assert {problem.what for problem in verify(held).problems} == {"unreadable", "not listed", "missing"}
 
 
 def test_an_empty_place_is_a_problem(tmp_path: Path) -> None:
     (problem,) = verify(Objects(f"file://{tmp_path}/mistyped")).problems
-    assert (problem.what, problem.detail) == ("empty", "there is no manifest and no file: is the URL right?")
+    assert (problem.what, problem.detail) == ("empty", "nothing is listed and there is no file: is the URL right?")
     with pytest.raises(FatalError, match="there is no such directory"):
         Objects(f"file://{tmp_path}/nowhere", make=False)
     assert not (tmp_path / "nowhere").exists()

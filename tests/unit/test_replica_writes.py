@@ -16,8 +16,9 @@ from pipeline.errors import FatalError, RejectedError, TransientError
 from pipeline.settings import Replica
 from pipeline.sinks.base import Flushed
 from pipeline.sinks.replica import ReplicaWriter
-from pipeline.sinks.replica_changes import ROW_AGE, newest_first, version, write
+from pipeline.sinks.replica_changes import newest_first, write
 from pipeline.sinks.replica_table import KEY_BYTES, ReplicaTable, meaning, version_id
+from pipeline.sinks.versions import ROW_AGE, version
 
 SECOND = 1_764_000_000
 REPLICA = Replica(sinks=("s",), table="copy-of-{table}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 import pyarrow as pa
@@ -19,6 +20,9 @@ class Layout(Protocol):
 
     def align(self, name: str, *tables: pa.Table) -> list[pa.Table]:
         """Return tables that were made before with the columns that such a table has by now, all with the same."""
+
+    def reserve(self, names: Iterable[str]) -> None:
+        """Give attributes of these names no column: readers would find something else under them."""
 
     def dictionary(self, schema: pa.Schema) -> list[str]:
         """Return the columns that are worth a dictionary."""

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import attrgetter
-from typing import Literal
+from typing import Literal, cast
 
 import msgspec
 import numpy as np
 import pyarrow as pa
+from confluent_kafka import Message
 
 from pipeline.sinks.rows import Rows
+from pipeline.steps.route import REPLAY
 
 _sequence, _before, _after, _joined, _event_id = map(
     attrgetter, ("body.sequence", "body.old_image", "body.new_image", "joined", "event_id")
 )
 NULL = b"null"
+OF_ALL = frozenset({"event_id", "sequence"})
+"""Headers that every message of a sink topic has."""
 COMMON = pa.schema(
     [
         pa.field("event_id", pa.string(), nullable=False),
@@ -28,6 +32,8 @@ COMMON = pa.schema(
         pa.field("enriched", pa.string()),
         pa.field("partition", pa.int32(), nullable=False),
         pa.field("offset", pa.int64(), nullable=False),
+        pa.field("topic", pa.string()),  # nullable, as `replay` is: tables of the version before have rows without it
+        pa.field("replay", pa.string()),
     ]
 )
 """The columns that both layouts have. Images are typed JSON, as DynamoDB gives them."""
@@ -47,7 +53,19 @@ def common(partition: int, rows: Rows) -> dict[str, pa.Array]:
         "enriched": texts(list(map(_joined, changes))),
         "partition": pa.repeat(pa.scalar(partition, pa.int32()), len(rows)),
         "offset": pa.array(rows.offsets, pa.int64()),
+        "topic": pa.repeat(pa.scalar(rows.topic, pa.string()), len(rows)),
+        "replay": pa.array(list(map(replay_of, rows.records)), pa.string()),
     }
+
+
+def replay_of(record: Message) -> str | None:
+    """Return the ID of the replay that has written a record to its live topic; None of any other."""
+    for name, value in reversed(cast("list[tuple[str, bytes]]", record.headers() or ())):
+        if name == REPLAY:
+            return value.decode(errors="replace")
+        if name in OF_ALL:  # what a replay adds stands behind them
+            return None
+    return None
 
 
 def after(rows: Rows) -> pa.Array:

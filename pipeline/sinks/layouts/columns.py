@@ -1,8 +1,9 @@
 """The layout `columns`: the item's attributes as typed columns, one schema a table, which only grows.
 
-The rules: an attribute gets the column of the type that is seen first. Numbers climb int64 -> decimal128(38, 9) ->
-decimal256(76, 38) -> string, and never come down. What does not fit its column otherwise (another type, NULL, a name that
-is taken) stands in `_overflow`, in DynamoDB's typed JSON: an item is always its columns and its overflow together.
+The rules: an attribute gets the column of the type that is seen first, and a column never changes its type: many engines
+refuse a table of whose files one has another type than the next. What does not fit its column (another type, NULL, a
+number that decimal128(38, 9) has not, a name that is taken) stands in `_overflow`, in DynamoDB's typed JSON: an item is
+always its columns and its overflow together.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from pipeline.sinks.rows import Rows
 Kind = Literal[
     "string", "int", "decimal", "wide", "number", "bool", "binary", "strings", "numbers", "binaries", "map", "list"
 ]
-"""What a column holds. int, decimal, wide, number (as text) are the steps of numbers."""
+"""What a column holds. Numbers are `decimal`; a version before had int, wide and number (as text) too: such columns stay."""
 NUMBERS: tuple[Kind, ...] = ("int", "decimal", "wide", "number")
+"""Each holds what stands before it."""
 TAGS: dict[Kind, str] = {
     "string": "S",
     **dict.fromkeys(NUMBERS, "N"),
@@ -42,7 +44,7 @@ TAGS: dict[Kind, str] = {
 }
 FIRST: dict[str, Kind] = {
     "S": "string",
-    "N": "int",
+    "N": "decimal",
     "BOOL": "bool",
     "B": "binary",
     "SS": "strings",
@@ -83,10 +85,13 @@ QUOTED: set[Kind] = {"string", *NUMBERS, "binary"}
 _FIELDS = [
     COMMON.field(name) for name in ("event_id", "op", "source", "changed_at", "sequence", "key", "before", "enriched")
 ]
-_FIELDS += [pa.field("overflow", pa.string()), COMMON.field("partition"), COMMON.field("offset")]
-META = pa.schema([one.with_name(f"_{one.name}") for one in _FIELDS])
+_FIELDS += [pa.field("overflow", pa.string())]
+_FIELDS += [COMMON.field(name) for name in ("topic", "partition", "offset", "replay")]
+RENAMED = {"partition": "_topic_partition"}
+"""Iceberg reserves `_partition`."""
+META = pa.schema([one.with_name(RENAMED.get(one.name, f"_{one.name}")) for one in _FIELDS])
 """The columns before the item's own. Of a deletion the item's columns are those of its key."""
-DICTIONARY = ["_op", "_source", "_partition"]
+DICTIONARY = ["_op", "_source", "_topic", "_topic_partition", "_replay"]
 NAME = re.compile(r'[^"\\\x00-\x1f]+')
 """Names that can be columns, as nearly all are."""
 SHORT: dict[Kind, int] = {"int": 20, "decimal": 28, "wide": 37}
@@ -104,24 +109,18 @@ _encode = msgspec.json.encode
 
 @dataclass(frozen=True)
 class TableSchema:
-    """The columns of a table, by attribute. Schemas of two workers are merged to one that holds what both hold."""
+    """The columns of a table, by attribute."""
 
     columns: Mapping[str, Kind] = field(default_factory=dict)
 
     def merge(self, other: TableSchema) -> TableSchema:
-        """Return the schema of both: the same whoever merges, in whatever order."""
-        merged = dict(self.columns)
+        """Return this schema with what is new in another one: what is here stays as it is, also under names alike."""
+        merged, taken = dict(self.columns), set(map(str.lower, self.columns))
         for name, kind in other.columns.items():
-            merged[name] = kind if name not in merged else join(merged[name], kind)
-        return TableSchema(merged) if merged != self.columns else self
-
-
-def join(one: Kind, other: Kind) -> Kind:
-    """Return the column of an attribute that two workers have given different columns."""
-    if one in NUMBERS and other in NUMBERS:
-        return NUMBERS[max(NUMBERS.index(one), NUMBERS.index(other))]
-    # One of the two, for all alike; what does not fit it goes to the overflow from then on.
-    return min(one, other, key=lambda kind: (kind not in NUMBERS, kind))
+            if name.lower() not in taken and len(merged) < MOST:
+                merged[name] = kind
+                taken.add(name.lower())
+        return TableSchema(merged) if len(merged) > len(self.columns) else self
 
 
 def step_of(text: str) -> Kind:
@@ -168,7 +167,7 @@ _UNDER = {tag: _under(tag) for tag in VALUES}
 
 
 class ColumnsLayout:
-    """Typed columns. `schemas` gives the schema of a table and takes one that has grown; both from any thread."""
+    """Typed columns. It may be used from any thread."""
 
     prefix = "_"
 
@@ -177,21 +176,24 @@ class ColumnsLayout:
         schema_of: Callable[[str], TableSchema],
         grow: Callable[[str, TableSchema], TableSchema],
         *,
-        climbing: bool = True,
         spelling: Callable[[str], str] = str.lower,
         taken: Iterable[str] = (),
     ) -> None:
-        """`climbing`: whether numbers climb; else all are decimal128(38, 9), and what does not fit overflows.
+        """`schema_of` gives the schema of a table; `grow` takes one that has new columns, and returns the one that is decided.
 
         `spelling`: what must differ between the names of columns; '' for a name that none can have. `taken`: other names
-        that no attribute gets a column of.
+        that no new column gets.
         """
         self._spelling, self._taken = spelling, {spelling(name) for name in taken}
-        self._schema_of, self._grow, self._climbing = schema_of, grow, climbing
-        self._first: dict[str, Kind] = FIRST if climbing else {**FIRST, "N": "decimal"}
+        self._reserved = set[str]()
+        self._schema_of, self._grow = schema_of, grow
         self._cutters: dict[str, _Cutter] = {}
         self._without: dict[str, dict[str, None]] = {}
         """By table, the attributes that have no column: always NULL so far, or of a name that is taken."""
+
+    def reserve(self, names: Iterable[str]) -> None:
+        """Give attributes of these names no column: readers would find something else under them."""
+        self._reserved |= {self._spelling(name) for name in names}
 
     def table(self, name: str, partition: int, rows: Rows) -> pa.Table:
         """Return the changes as a table, with the columns that all of them need."""
@@ -200,18 +202,25 @@ class ColumnsLayout:
         columns, fields = [], list(META)
         for member, (attribute, kind) in zip(cutter.columns, list(cutter.schema.columns.items()), strict=True):
             found = list(map(member, items))
-            reached, column, odd = self._column(name, attribute, kind, found)
+            column, odd = _column(kind, found)
             for place in odd:
                 overflow.setdefault(place, {})[attribute] = found[place]
             columns.append(column)
-            fields.append(pa.field(attribute, TYPES[reached]))
+            fields.append(pa.field(attribute, TYPES[kind]))
         meta["overflow"] = _rest(cutter, items, overflow)
         return pa.Table.from_arrays([*(meta[one.name] for one in _FIELDS), *columns], schema=pa.schema(fields))
 
     def align(self, name: str, *tables: pa.Table) -> list[pa.Table]:
-        """Return tables with the columns of the schema as it is by now: wider numbers, nulls in new columns."""
-        wanted = pa.schema([*META, *(pa.field(n, TYPES[kind]) for n, kind in self._schema_of(name).columns.items())])
+        """Return tables with the columns of the schema as it is by now: nulls in new columns."""
+        wanted = pa.schema([*META, *(pa.field(n, TYPES[kind]) for n, kind in self._columns_of(name).items())])
         return [widened(table, wanted) for table in tables]
+
+    def _columns_of(self, name: str) -> Mapping[str, Kind]:
+        """Return a table's columns, but for those that are reserved here: lakes share their schemas, not their paths."""
+        columns, spelling = self._schema_of(name).columns, self._spelling
+        if not self._reserved or self._reserved.isdisjoint(map(spelling, columns)):
+            return columns
+        return {name: kind for name, kind in columns.items() if spelling(name) not in self._reserved}
 
     def dictionary(self, schema: pa.Schema) -> list[str]:
         """Return the columns of few values, and the item's own strings: many of them are states and kinds.
@@ -247,17 +256,17 @@ class ColumnsLayout:
         return cutter, items, overflow
 
     def _cutter(self, name: str) -> _Cutter:
-        schema, without = self._schema_of(name), self._without.setdefault(name, {})
+        columns, without = self._columns_of(name), self._without.setdefault(name, {})
         known = self._cutters.get(name)
-        if known is None or known.schema.columns != schema.columns or len(known.without) > len(without):
-            known = self._cutters[name] = _Cutter(schema, list(without))  # others may add to it meanwhile
+        if known is None or known.schema.columns != columns or len(known.without) > len(without):
+            known = self._cutters[name] = _Cutter(TableSchema(columns), list(without))  # others may add to it meanwhile
         return known
 
     def _learn(self, name: str, found: Iterable[msgspec.Raw]) -> None:
         """Give attributes that are new a column; take note of those that get none."""
-        columns, without = dict(self._schema_of(name).columns), self._without.setdefault(name, {})
+        columns, without = dict(self._columns_of(name)), self._without.setdefault(name, {})
         spelling = self._spelling
-        taken = {"", *self._taken, *map(spelling, [*META.names, *columns])}
+        taken = {"", *self._taken, *self._reserved, *map(spelling, [*META.names, *columns])}
         before = len(columns)
         for image in found:
             for attribute, value in _item(image).items():
@@ -265,70 +274,66 @@ class ColumnsLayout:
                     continue
                 tag = next(iter(_item(value)), "")
                 if tag in FIRST and spelling(attribute) not in taken and len(columns) < MOST:
-                    columns[attribute] = self._first[tag]
+                    columns[attribute] = FIRST[tag]
                     taken.add(spelling(attribute))
                 elif len(without) < MOST:
                     without[attribute] = None
-        for attribute in columns:
-            without.pop(attribute, None)
         self._cutters.pop(name, None)
         if len(columns) > before:
             self._grow(name, TableSchema(columns))
+        decided = self._columns_of(name)
+        without |= dict.fromkeys(columns.keys() - decided.keys())  # somebody else was faster with a name alike
+        for attribute in decided:
+            without.pop(attribute, None)
 
-    # -- columns ------------------------------------------------------------------------------------------------------
 
-    def _column(
-        self, name: str, attribute: str, kind: Kind, found: list[msgspec.Raw]
-    ) -> tuple[Kind, pa.Array, Sequence[int]]:
-        """Return a column, its kind, which is a wider one where numbers need it, and the places of what does not fit."""
-        if kind in QUOTED:
-            column, odd = quoted(TAGS[kind], found)
-            if kind in NUMBERS:
-                kind, column, too_wide = self._numbers(name, attribute, kind, column)
-                odd = [*odd, *too_wide]
-            elif kind == "binary":
-                column, invalid = binaries(column)
-                odd = [*odd, *invalid]
-            return kind, column, odd
-        if kind == "bool":
-            return kind, *booleans(found)
-        values, odd = _each(_UNDER[TAGS[kind]], found)
-        if kind == "binaries":
-            for place, value in enumerate(values):
-                if value is not None and None in (sets := [_binary(one) for one in value]):
-                    values[place] = None
-                    odd.append(place)
-                elif value is not None:
-                    values[place] = sets
-        if kind in {"map", "list"}:
-            return kind, texts([b"" if value is None else value for value in values], missing="empty"), odd
-        return kind, pa.array(values, TYPES[kind]), odd
+def _column(kind: Kind, found: list[msgspec.Raw]) -> tuple[pa.Array, Sequence[int]]:
+    """Return a column, and the places of what does not fit it."""
+    if kind in QUOTED:
+        column, odd = quoted(TAGS[kind], found)
+        if kind in NUMBERS:
+            column, unfit = _numbers(kind, column)
+        elif kind == "binary":
+            column, unfit = binaries(column)
+        else:
+            return column, odd
+        return column, [*odd, *unfit]
+    if kind == "bool":
+        return booleans(found)
+    values, odd = _each(_UNDER[TAGS[kind]], found)
+    if kind == "binaries":
+        for place, value in enumerate(values):
+            if value is not None and None in (sets := [_binary(one) for one in value]):
+                values[place] = None
+                odd.append(place)
+            elif value is not None:
+                values[place] = sets
+    if kind in {"map", "list"}:
+        return texts([b"" if value is None else value for value in values], missing="empty"), odd
+    return pa.array(values, TYPES[kind]), odd
 
-    def _numbers(self, name: str, attribute: str, kind: Kind, found: pa.Array) -> tuple[Kind, pa.Array, Sequence[int]]:
-        if kind != "number" and _is_short(found, SHORT[kind]):
-            try:
-                return kind, found.cast(TYPES[kind]), ()
-            except pa.ArrowInvalid:
-                pass  # they need a wider column
-        values: list[str | None] = found.to_pylist()
-        odd = [place for place, value in enumerate(values) if value is not None and not self._fits(value)]
-        for place in odd:
-            values[place] = None
-        if self._climbing:
-            steps = {step_of(value) for value in values if value is not None}
-            highest = max(map(NUMBERS.index, {kind, *steps}))
-            if highest > NUMBERS.index(kind):
-                kind = NUMBERS[highest]
-                self._grow(name, TableSchema({**self._schema_of(name).columns, attribute: kind}))
-        if kind == "number":
-            return kind, pa.array(values, pa.string()), odd
-        # 1E+3 as a whole number is none for Arrow.
-        plainly = [None if value is None else plain(Decimal(value)) for value in values]
-        return kind, pa.array(plainly, pa.string()).cast(TYPES[kind]), odd
 
-    def _fits(self, value: str) -> bool:
-        """Say whether a number is one, and has a column."""
-        return NUMBER.fullmatch(value) is not None and (self._climbing or step_of(value) in {"int", "decimal"})
+def _numbers(kind: Kind, found: pa.Array) -> tuple[pa.Array, Sequence[int]]:
+    """Return numbers as the column has them, and the places of those that it has not."""
+    if kind != "number" and _is_short(found, SHORT[kind]):
+        try:
+            return found.cast(TYPES[kind]), ()
+        except pa.ArrowInvalid:
+            pass  # some do not fit
+    values: list[str | None] = found.to_pylist()
+    odd = [place for place, value in enumerate(values) if value is not None and not _fits(kind, value)]
+    for place in odd:
+        values[place] = None
+    if kind == "number":
+        return pa.array(values, pa.string()), odd
+    # 1E+3 as a whole number is none for Arrow.
+    plainly = [None if value is None else plain(Decimal(value)) for value in values]
+    return pa.array(plainly, pa.string()).cast(TYPES[kind]), odd
+
+
+def _fits(kind: Kind, value: str) -> bool:
+    """Say whether a text is a number, and one that a column of this kind has."""
+    return NUMBER.fullmatch(value) is not None and NUMBERS.index(step_of(value)) <= NUMBERS.index(kind)
 
 
 def _is_short(numbers: pa.Array, most: int) -> bool:
@@ -354,7 +359,8 @@ def quoted(tag: str, found: Sequence[msgspec.Raw]) -> tuple[pa.Array, list[int]]
     begin, joined = f'{{"{tag}":"', b"".join(found)
     whole = texts(found, missing="empty", joined=joined)
     typical = pc.and_(pc.starts_with(whole, begin), pc.ends_with(whole, '"}'))
-    if b"\\" in joined or joined.count(b'"') != 4 * (len(whole) - whole.null_count):  # then which?
+    alike = pc.all(typical).as_py() is not False  # else quotes that one has too many may be those that another lacks
+    if not alike or b"\\" in joined or joined.count(b'"') != 4 * (len(whole) - whole.null_count):  # then which?
         typical = pc.and_(typical, pc.equal(pc.count_substring(whole, '"'), 4))
         typical = pc.and_not(typical, pc.match_substring(whole, "\\"))
     inner = pc.binary_slice(whole.view(pa.binary()), len(begin), -2).view(pa.string())

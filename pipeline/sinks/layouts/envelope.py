@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pyarrow as pa
 
 from pipeline.sinks.layouts.arrays import COMMON, after, common
 from pipeline.sinks.rows import Rows
 
 NAMES = ["event_id", "table", "op", "source", "changed_at", "sequence", "key", "before", "after"]
-NAMES += ["enriched", "partition", "offset"]
+NAMES += ["enriched", "partition", "offset", "topic", "replay"]
 OWN = {"table": pa.field("table", pa.string(), nullable=False), "after": pa.field("after", pa.string())}
 SCHEMA = pa.schema([OWN.get(name) or COMMON.field(name) for name in NAMES])
 """Images as typed JSON, and where in the sink topic the change stands."""
-DICTIONARY = ["table", "op", "source", "partition"]
+DICTIONARY = ["table", "op", "source", "partition", "topic", "replay"]
 """Few values, many times. The others are different in every row: a dictionary would be built and thrown away."""
 STATISTICS = ["changed_at", "offset", "table"]
 """What a reader can ask for a range of. The bounds of long JSON texts would only make the footer large."""
@@ -33,6 +35,9 @@ class EnvelopeLayout:
     def align(self, name: str, *tables: pa.Table) -> list[pa.Table]:
         """Return the tables: their columns never change."""
         return list(tables)
+
+    def reserve(self, names: Iterable[str]) -> None:
+        """Do nothing: its columns are its own."""
 
     def dictionary(self, schema: pa.Schema) -> list[str]:
         """Return the columns of few values."""
