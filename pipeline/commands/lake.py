@@ -212,7 +212,8 @@ def _tables(lake: Chosen, *, dry_run: bool, as_json: bool) -> None:
 def _of_settings(settings: Settings, name: str, url: str = "") -> list[Chosen]:
     from pipeline.sinks import lake_settings
 
-    if url and not any(lake.url.rstrip("/") == url.rstrip("/") for lake in lake_settings.choose_all(settings, name)):
+    known = {lake.url.rstrip("/") for lake in [settings.lake, *settings.lakes] if lake.url is not None}
+    if url and url.rstrip("/") not in known:
         raise UsageError(
             f"there is no lake {url} in the settings: what its workers have committed is not known",
             hint="--at-rest if no worker writes to it any more",
