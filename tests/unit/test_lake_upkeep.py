@@ -110,12 +110,11 @@ def test_maintain_tells_what_it_does_and_what_it_has_asked_of_the_store(tmp_path
 
 def test_maintain_needs_to_know_what_is_committed(tmp_path: Path, headwater: Headwater) -> None:
     objects, _ = written(tmp_path / "lake")
-    unknown = headwater("lake", "maintain", "--url", objects.url)
-    assert unknown.returncode == 2
-    assert "no lake in the settings" in unknown.stderr
-    elsewhere = headwater("lake", "maintain", "--url", objects.url, HEADWATER_LAKE__URL=f"file://{tmp_path}/x")
-    assert elsewhere.returncode == 2
-    assert "what its workers have committed is not known" in elsewhere.stderr
+    for settings in ({}, {"HEADWATER_LAKE__URL": f"file://{tmp_path}/x"}):
+        elsewhere = headwater("lake", "maintain", "--url", objects.url, **settings)
+        assert elsewhere.returncode == 2
+        assert "what its workers have committed is not known" in elsewhere.stderr
+        assert "--at-rest" in elsewhere.stderr
     assert headwater("lake", "maintain", "--at-rest").returncode == 2
 
 
