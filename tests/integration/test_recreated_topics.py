@@ -114,8 +114,11 @@ def test_a_lake_gets_all_of_a_recreated_topic_and_is_held_against_what_was_commi
     assert lake.events() == once("first", 40) + once("second", 60) + once("third", 10)
     assert lake.verify(headwater, 0) == []
 
-    day = Path("table=orders") / "date=2025-11-24"
-    newest, entries = tmp_path / "lake" / day / "hour=18", tmp_path / "lake" / "_manifests" / day / "hour=18"
+    day = Path("source_table=orders") / "changed_date=2025-11-24"
+    newest, entries = (
+        tmp_path / "lake" / day / "changed_hour=18",
+        tmp_path / "lake" / "_manifests" / day / "changed_hour=18",
+    )
     shutil.move(newest, tmp_path / "kept")
     for more in ([], ["--offline"]):  # the entries are there
         told = [problem["detail"].split(" ", 1) for problem in lake.verify(headwater, 1, *more)]
@@ -128,7 +131,7 @@ def test_a_lake_gets_all_of_a_recreated_topic_and_is_held_against_what_was_commi
     assert lake.verify(headwater, 0, "--offline") == []
     shutil.move(tmp_path / "kept", newest)
     shutil.move(tmp_path / "kept entries", entries)
-    shutil.rmtree(newest.parent / "hour=16")
+    shutil.rmtree(newest.parent / "changed_hour=16")
     assert {problem["what"] for problem in lake.verify(headwater, 1)} == {"missing"}
 
     mistyped = headwater("lake", "verify", "--url", f"{lake.url}-no", **lake.fleet.environment)

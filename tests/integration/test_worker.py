@@ -214,7 +214,7 @@ def test_a_worker_tells_how_it_is(deployment: Deployment, headwater: Headwater) 
     assert {lag["agent"]: lag["records"] for lag in status["lag"]} == {"deduplicate": 0, "transform": 0, "lake": 0}
     files = sorted((deployment.directory / "lake").rglob("*.parquet"))
     assert files
-    assert {file.parents[2].name for file in files} == {"table=t"}
+    assert {file.parents[2].name for file in files} == {"source_table=t"}
     assert json.loads(headwater("lake", "verify", "--json", **deployment.environment).stdout)["rows"] == 20
 
 
