@@ -53,10 +53,8 @@ def verify(
     What should be there of a partition goes from where the lake began to the offset that its workers have committed. With
     --json, one line for each lake.
     """
-    from pipeline.sinks.lake_settings import Chosen
-
     settings = settings_module.load()
-    lakes = [Chosen(url, "", {})] if url else _of_settings(settings, name)
+    lakes = [_at(url)] if url else _of_settings(settings, name)
     if not any(lake.is_files for lake in lakes):
         raise UsageError("this lake is Iceberg tables: there are no files to check", hint='table = "parquet"')
     failed = False
@@ -222,6 +220,7 @@ def _of_settings(settings: Settings, name: str, url: str = "") -> list[Chosen]:
 
 
 def _at(url: str) -> Chosen:
+    """Return a lake of files that is not in the settings."""
     from pipeline.sinks.lake_settings import Chosen
 
     return Chosen(url, "", {})

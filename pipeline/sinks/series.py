@@ -67,17 +67,22 @@ def path_of(objects: Objects, configured: str) -> str:
     """
     if configured:
         return configured
-    if not objects.exists(PATH):
-        objects.create(PATH, known_path(objects, "").encode())
-    return objects.read(PATH).decode()
+    if (found := objects.find(PATH)) is None:
+        objects.create(PATH, _begun_with(objects).encode())
+        found = objects.read(PATH)  # another worker may have been faster
+    return found.decode()
 
 
 def known_path(objects: Objects, configured: str) -> str:
     """Return the same, and write nothing down."""
     if configured:
         return configured
-    if objects.exists(PATH):
-        return objects.read(PATH).decode()
+    found = objects.find(PATH)
+    return _begun_with(objects) if found is None else found.decode()
+
+
+def _begun_with(objects: Objects) -> str:
+    """Return the template of a lake that has written down none."""
     begun = any(one == DIRECTORY or one.startswith("table=") for one in objects.directories())
     return paths.FORMER if begun else paths.DEFAULT
 
