@@ -65,7 +65,7 @@ lambda: setup ## pack the Lambda into dist/headwater-lambda.zip, for Python 3.12
 	@$(BIN)/uv export --quiet --frozen --only-group lambda --output-file dist/lambda.txt
 	@$(BIN)/uv pip install --quiet --target dist/lambda --python-version 3.12 --python-platform x86_64-manylinux_2_28 \
 	  --only-binary :all: --requirements dist/lambda.txt
-	@cp -R models pipeline dist/lambda && rm -rf dist/lambda/pipeline/lab dist/lambda/bin
+	@cp -R models pipeline dist/lambda && rm -rf dist/lambda/bin
 	@find dist/lambda -name __pycache__ -prune -exec rm -r {} +
 	@cd dist/lambda && ../../$(BIN)/python -m zipfile -c ../headwater-lambda.zip *
 	@ls -l dist/headwater-lambda.zip

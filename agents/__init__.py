@@ -9,7 +9,7 @@
     deduplicate   <p>.ingest            -> <p>.raw, <p>.seen, <p>.delivered  agents/deduplicate.py
           |
     transform   <p>.raw+<p>.retry -> <p>.sink.*, <p>.enriched.*, <p>.reference.*, <p>.flow-state, <p>.flows  agents/transform.py
-          |  pipeline/running.py: the flows, compiled by pipeline/flows.py, their steps in pipeline/steps/
+          |  pipeline/flows/runner.py: the flows, compiled by pipeline/flows/compile.py, their steps in pipeline/steps/
           |
     lake          <p>.sink.*            -> <p>.lake-schemas, Parquet files or Iceberg tables  agents/lake.py
     mirror        <p>.sink.*            -> another Kafka cluster      agents/mirror.py

@@ -8,14 +8,14 @@ from functools import partial
 
 from faust import Stream
 
-from pipeline.app import Worker
 from pipeline.errors import UsageError
-from pipeline.settings import Kinesis
-from pipeline.sources import aws
+from pipeline.runtime.app import Worker
+from pipeline.services import aws
+from pipeline.settings.root import Kinesis
+from pipeline.sources.dynamodb.records import Unreadable, refused, too_large
 from pipeline.sources.kinds import snapshotter, stream_api
 from pipeline.sources.preflight import Looked, preflight
 from pipeline.sources.reading import Reading
-from pipeline.sources.records import Unreadable, refused, too_large
 from pipeline.sources.streams import StreamSource
 
 

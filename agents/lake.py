@@ -7,18 +7,18 @@ from collections.abc import Mapping
 
 from faust import Stream
 
-from pipeline.app import Worker
 from pipeline.errors import UsageError
-from pipeline.settings import Lake
-from pipeline.sinks.attach import Carrier
+from pipeline.runtime.app import Worker
+from pipeline.settings.root import Lake
 from pipeline.sinks.base import Sink
-from pipeline.sinks.known_gaps import KnownGaps
-from pipeline.sinks.lake import LakeSink, Rotation
-from pipeline.sinks.layouts import Layout
-from pipeline.sinks.layouts.columns import ColumnsLayout
-from pipeline.sinks.layouts.envelope import EnvelopeLayout
-from pipeline.sinks.objects import Objects
-from pipeline.sinks.schemas import Schemas
+from pipeline.sinks.carrier import Carrier
+from pipeline.sinks.lake.known_gaps import KnownGaps
+from pipeline.sinks.lake.layouts import Layout
+from pipeline.sinks.lake.layouts.columns import ColumnsLayout
+from pipeline.sinks.lake.layouts.envelope import EnvelopeLayout
+from pipeline.sinks.lake.objects import Objects
+from pipeline.sinks.lake.schemas import Schemas
+from pipeline.sinks.lake.sink import LakeSink, Rotation
 from pipeline.transport import Batch
 
 
@@ -64,7 +64,7 @@ def parquet(worker: Worker, settings: Lake, url: str, sinks: Mapping[str, str], 
 
 def iceberg(worker: Worker, settings: Lake, url: str, sinks: Mapping[str, str], rotation: Rotation) -> Sink:
     """Return the lake of tables."""
-    from pipeline.sinks.iceberg import IcebergSink  # noqa: PLC0415 - an extra
+    from pipeline.sinks.lake.iceberg.sink import IcebergSink  # noqa: PLC0415 - an extra
 
     return IcebergSink(
         {"warehouse": url, **settings.catalog},

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from faust import Stream
 
-from pipeline.app import Worker
-from pipeline.sinks.attach import Carrier
-from pipeline.sinks.mirror import Mirror, copied
+from pipeline.runtime.app import Worker
+from pipeline.sinks.carrier import Carrier
+from pipeline.sinks.mirror.sink import Mirror, copied
 from pipeline.transport import Batch
 
 

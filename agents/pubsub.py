@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from faust import Stream
 
-from pipeline.app import Worker
-from pipeline.sinks.attach import Carrier
+from pipeline.runtime.app import Worker
+from pipeline.sinks.carrier import Carrier
 from pipeline.sinks.pubsub import PubSub
 from pipeline.transport import Batch
 

@@ -6,12 +6,12 @@ from functools import partial
 
 from faust import Stream
 
-from pipeline.app import Worker
 from pipeline.errors import UsageError
-from pipeline.sinks.attach import Carrier
-from pipeline.sinks.replica import Replica, calls
-from pipeline.sinks.replica_client import connect, preflight
-from pipeline.sinks.replica_table import ReplicaTable
+from pipeline.runtime.app import Worker
+from pipeline.sinks.carrier import Carrier
+from pipeline.sinks.replica.client import connect, preflight
+from pipeline.sinks.replica.sink import Replica, calls
+from pipeline.sinks.replica.table import ReplicaTable
 from pipeline.sources.preflight import made_patiently, patiently
 from pipeline.transport import Batch
 

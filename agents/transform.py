@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from faust import Stream
 
-from pipeline.app import Worker
 from pipeline.errors import UsageError
-from pipeline.running import FlowRunner
+from pipeline.flows.runner import FlowRunner
+from pipeline.runtime.app import Worker
 from pipeline.transport import Batch
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from pipeline.app import create_app
 from pipeline.errors import HeadwaterError
-from pipeline.settings import load
+from pipeline.runtime.app import create_app
+from pipeline.settings.root import load
 
 try:
     app = create_app(load())

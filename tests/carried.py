@@ -11,7 +11,7 @@ from faust.types import TP
 
 from pipeline.metrics import Metrics
 from pipeline.sinks.base import Rejected, Sink
-from pipeline.sinks.running import SinkRunner, Start
+from pipeline.sinks.runner import SinkRunner, Start
 from pipeline.transport import Batch, Slice
 from pipeline.transport.committed import Committed
 from pipeline.transport.logs import Log

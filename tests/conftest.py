@@ -18,8 +18,8 @@ import pytest
 from mypy_boto3_dynamodb import DynamoDBClient
 from xdist.scheduler import LoadFileScheduling
 
-from pipeline.lab import kafka
-from pipeline.lab.stack import Endpoints, Stack
+from headwater.lab import kafka
+from headwater.lab.stack import Endpoints, Stack
 
 STACKS = {"test_bench", "test_chaos", "test_coordinator", "test_demo", "test_soak"}
 """Files whose every test has brokers and workers of its own: two of those at once are too much for two cores."""
@@ -95,7 +95,7 @@ def headwater_in(directory: Path) -> Headwater:
 
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "pipeline.cli", *arguments],
+            [sys.executable, "-m", "headwater.cli", *arguments],
             cwd=directory,
             env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1", **environment},
             capture_output=True,

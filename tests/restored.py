@@ -17,7 +17,7 @@ from confluent_kafka.admin import AdminClient
 from earlier import FIXTURES
 from waiting import until
 
-from pipeline.topics import Topic, admin, ensure
+from pipeline.topics.names import Topic, admin, ensure
 
 Record = dict[str, Any]
 

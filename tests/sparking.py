@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.lab.cache import cached, copy_jars, is_cached
+from headwater.lab.cache import cached, copy_jars, is_cached
 
 POM = Path(__file__).parent / "spark" / "pom.xml"
 CACHE = "iceberg-spark-4.0-1.10.1"

@@ -20,10 +20,10 @@ from prometheus_client import Counter, Gauge
 from pydantic import AwareDatetime, BaseModel
 from pydantic.fields import FieldInfo
 
-from pipeline.cli import app
-from pipeline.flow_settings import Compute, Envelope, Flow, Format, Join, KeyFormat, Lookup, Mask, Python, Route, Sql
+from headwater.cli import app
 from pipeline.metrics import Metrics
-from pipeline.settings import (
+from pipeline.settings.flows import Compute, Envelope, Flow, Format, Join, KeyFormat, Lookup, Mask, Python, Route, Sql
+from pipeline.settings.root import (
     ENV_PREFIX,
     DynamoDBStream,
     Kafka,
@@ -37,7 +37,7 @@ from pipeline.settings import (
     Settings,
     Web,
 )
-from pipeline.topics import Topics
+from pipeline.topics.names import Topics
 
 HERE = Path(__file__).parent
 NOTE = "<!-- Made by docs/reference/generate.py from the code: do not edit. -->\n\n"

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple, cast
 from confluent_kafka import Message, TopicPartition
 
 from models.change import event_id
+from pipeline.flows.runner import RE_EMITTED
 from pipeline.replay.plan import Replay, of_suffix, placed
 from pipeline.replay.range import require_logs
 from pipeline.replay.run import is_end, on_cluster, reader
-from pipeline.running import RE_EMITTED
-from pipeline.settings import Settings
+from pipeline.settings.root import Settings
 from pipeline.steps.route import REPLAY
-from pipeline.topics import Topics, admin
+from pipeline.topics.names import Topics, admin
 
 EXAMPLES = 5
 TIMEOUT = 30.0

@@ -10,14 +10,14 @@ import msgspec
 from confluent_kafka import TopicPartition
 
 from pipeline.errors import FatalError, UsageError
+from pipeline.operate.status import latest
 from pipeline.replay.plan import Replay, decode, new_id, of_suffix, place, placed
 from pipeline.replay.range import of_raw, require_whole
 from pipeline.replay.run import all_of, id_of, on_cluster, reader
 from pipeline.replay.source import LakeSource, RawSource, Source
-from pipeline.settings import Settings
-from pipeline.sinks.paths import origin_of
-from pipeline.status import latest
-from pipeline.topics import Topics, admin, ensure
+from pipeline.settings.root import Settings
+from pipeline.sinks.lake.paths import origin_of
+from pipeline.topics.names import Topics, admin, ensure
 from pipeline.transport.producer import partition_of
 
 TIMEOUT = 30.0
@@ -85,10 +85,10 @@ def files_of(settings: Settings, replay: Replay, *, partial: bool = True) -> dic
 
     Raises FatalError when there is no lake, and, unless `partial`, when it lacks some of them.
     """
-    from pipeline.sinks import lake_settings  # noqa: PLC0415 - an extra
-    from pipeline.sinks.lake_verify import holes  # noqa: PLC0415
-    from pipeline.sinks.manifests import read_manifests  # noqa: PLC0415
-    from pipeline.sinks.objects import Objects  # noqa: PLC0415
+    from pipeline.sinks.lake import configured as lake_settings  # noqa: PLC0415 - an extra
+    from pipeline.sinks.lake.manifests import read_manifests  # noqa: PLC0415
+    from pipeline.sinks.lake.objects import Objects  # noqa: PLC0415
+    from pipeline.sinks.lake.verify import holes  # noqa: PLC0415
 
     if settings.lake.url is None or settings.lake.layout != "envelope" or settings.lake.table != "parquet":
         raise UsageError(
@@ -148,7 +148,7 @@ def source_of(settings: Settings, replay: Replay, positions: Mapping[str, int]) 
     """Return what reads the rest of a replay's ranges."""
     if replay.source == "raw":
         return RawSource(settings.kafka.conf, replay, positions, time.monotonic)
-    from pipeline.sinks.objects import Objects  # noqa: PLC0415 - an extra
+    from pipeline.sinks.lake.objects import Objects  # noqa: PLC0415 - an extra
 
     files = {
         name: paths

@@ -11,9 +11,9 @@ from confluent_kafka import TopicPartition
 from pipeline.errors import UsageError
 from pipeline.replay.plan import Replay, encode, of_suffix
 from pipeline.replay.run import finish, group_of, is_end, on_cluster, produce, reader, transactional
-from pipeline.settings import Settings
+from pipeline.settings.root import Settings
 from pipeline.steps.route import REPLAY
-from pipeline.topics import Topics, admin
+from pipeline.topics.names import Topics, admin
 
 MOST = 5_000
 TIMEOUT = 30.0

@@ -12,8 +12,8 @@ from confluent_kafka.admin import ConfigResource  # type: ignore[attr-defined]
 from pipeline.errors import FatalError
 from pipeline.replay.plan import Gone, Replay, described, place, placed
 from pipeline.replay.run import is_end, on_cluster, reader
-from pipeline.settings import Settings
-from pipeline.topics import admin
+from pipeline.settings.root import Settings
+from pipeline.topics.names import admin
 from pipeline.transport.logs import Log, logs_of
 
 TIMEOUT = 30.0

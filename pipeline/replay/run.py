@@ -21,23 +21,23 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 from models.change import Change, event_id
 from models.change import decode as decode_change
 from models.dead_letter import DeadLetter, Headers
-from pipeline import flow_settings
 from pipeline.errors import FatalError, UsageError
-from pipeline.flows import GivenRows, Means, compile_flow, schema_registry
+from pipeline.flows.compile import GivenRows, Means, compile_flow, schema_registry
 from pipeline.limits import HEADROOM
+from pipeline.operate.status import read
 from pipeline.replay.plan import Progress, Replay, State, encode, place
 from pipeline.replay.source import Lot, Source
-from pipeline.secrets import mask_key
-from pipeline.settings import Settings
+from pipeline.services.keys import mask_key
+from pipeline.settings import flows as flow_settings
+from pipeline.settings.root import Settings
 from pipeline.state.items import ITEMS, SCHEMAS, place_of, schema_of
 from pipeline.state.reference import plain_item
-from pipeline.status import read
 from pipeline.steps.enrich import Lookup
 from pipeline.steps.flow import Flow, Given, Result
 from pipeline.steps.python import load
 from pipeline.steps.route import REPLAY
 from pipeline.steps.secrecy import seal_letter
-from pipeline.topics import Topics, admin, ensure, unreachable
+from pipeline.topics.names import Topics, admin, ensure, unreachable
 from pipeline.transport import clients
 
 log = logging.getLogger(__name__)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from functools import partial
 
 from pipeline.limits import MESSAGE_MAX
-from pipeline.settings import DynamoDBStream, Kinesis
-from pipeline.sources import dynamodb, kinesis
-from pipeline.sources.dynamodb import DynamoDBStreams
-from pipeline.sources.fan_out import FanOutStreams
-from pipeline.sources.kinesis import KinesisStreams
-from pipeline.sources.s3_export import Exports
-from pipeline.sources.scan import Scanner
-from pipeline.sources.snapshot import Snapshotter
+from pipeline.settings.root import DynamoDBStream, Kinesis
+from pipeline.sources.dynamodb import streams as dynamodb
+from pipeline.sources.dynamodb.streams import DynamoDBStreams
+from pipeline.sources.kinesis import api as kinesis
+from pipeline.sources.kinesis.api import KinesisStreams
+from pipeline.sources.kinesis.fan_out import FanOutStreams
+from pipeline.sources.snapshots.s3_export import Exports
+from pipeline.sources.snapshots.scan import Scanner
+from pipeline.sources.snapshots.snapshotter import Snapshotter
 from pipeline.sources.streams import StreamApi
 
 

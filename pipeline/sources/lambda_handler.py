@@ -17,11 +17,11 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from pipeline.errors import RejectedError, TransientError, UsageError
 from pipeline.limits import HEADROOM, REFUSED
-from pipeline.settings import Settings, load
+from pipeline.settings.root import Settings, load
+from pipeline.sources.dynamodb.records import Unreadable
+from pipeline.sources.dynamodb.records import refused as refused_record
 from pipeline.sources.members import Item, item
-from pipeline.sources.records import Unreadable
-from pipeline.sources.records import refused as refused_record
-from pipeline.topics import Topics
+from pipeline.topics.names import Topics
 
 if TYPE_CHECKING:
     from pipeline.transport.batch import Record

@@ -13,9 +13,9 @@ import msgspec
 
 from models.change import MalformedChangeError, decode, event_id, table_of
 from models.dead_letter import Origin
-from pipeline.settings import Kinesis, Settings
-from pipeline.sources.kinesis_records import Put, changes, name_of, plain, read_put
-from pipeline.sources.records import Unreadable, item_key, key_in, read_one
+from pipeline.settings.root import Kinesis, Settings
+from pipeline.sources.dynamodb.records import Unreadable, item_key, key_in, read_one
+from pipeline.sources.kinesis.records import Put, changes, name_of, plain, read_put
 
 if TYPE_CHECKING:
     from pipeline.transport.batch import Record

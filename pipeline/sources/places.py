@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-from pipeline.topics import FENCE_PARTITIONS
+from pipeline.topics.names import FENCE_PARTITIONS
 from pipeline.transport.producer import partition_of
 
 Cause = Literal["trimmed", "vanished", "missed", "new stream", "retention"]

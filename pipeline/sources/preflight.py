@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from pipeline.errors import FatalError, HeadwaterError, TransientError, backoff
-from pipeline.settings import DynamoDBStream, Kinesis
-from pipeline.sources.aws import CredentialsError, DeniedError
-from pipeline.sources.dynamodb import is_pattern
-from pipeline.sources.snapshot import Snapshotter
+from pipeline.services.aws import CredentialsError, DeniedError
+from pipeline.settings.root import DynamoDBStream, Kinesis
+from pipeline.sources.dynamodb.streams import is_pattern
+from pipeline.sources.snapshots.snapshotter import Snapshotter
 from pipeline.sources.streams import StreamApi
 
 log = logging.getLogger(__name__)

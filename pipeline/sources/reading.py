@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import msgspec
 
+from pipeline.sources.dynamodb.records import Cut
 from pipeline.sources.places import Gap, ShardOf
-from pipeline.sources.records import Cut
 
 NOTHING = Cut([], [], None, None)
 

@@ -24,15 +24,15 @@ from faust.types import TP
 from models.change import MalformedChangeError, decode
 from pipeline.errors import HeadwaterError, TransientError, backoff
 from pipeline.metrics import Metrics
-from pipeline.sources.aws import ExpiredIteratorError, NothingYetError, TrimmedError, VanishedError
+from pipeline.services.aws import ExpiredIteratorError, NothingYetError, TrimmedError, VanishedError
+from pipeline.sources.dynamodb.records import Cut
 from pipeline.sources.places import Beginning, Cause, Gap, Known, Place, ShardOf
 from pipeline.sources.purse import ALL_CREDITS, Purse
 from pipeline.sources.reading import NOTHING, Reading
-from pipeline.sources.records import Cut
 from pipeline.sources.shards import Lineage, Position, Shard, ancestors
-from pipeline.sources.snapshot import Snapshotter
-from pipeline.sources.snapshots import is_news, is_snapshot
-from pipeline.sources.tips import is_reached, tip_of
+from pipeline.sources.snapshots.known import is_news, is_snapshot
+from pipeline.sources.snapshots.snapshotter import Snapshotter
+from pipeline.sources.snapshots.tips import is_reached, tip_of
 from pipeline.transport import Follower, Slice, Source, Transport
 from pipeline.transport.fatal import stop_process
 

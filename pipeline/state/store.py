@@ -14,7 +14,7 @@ from typing import cast
 import rocksdict
 
 from pipeline.errors import FatalError
-from pipeline.private import private_directory
+from pipeline.files.private import private_directory
 
 META = b"\x00\x00headwater:"
 """What the keys of a store's own entries begin with."""

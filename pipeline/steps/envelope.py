@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from models.change import Change
-from pipeline.flow_settings import Envelope
+from pipeline.settings.flows import Envelope
 from pipeline.steps.event import Event, Step, each, join, split
 from pipeline.steps.plain import encode, plain_added, plain_item, plain_json, with_members
 

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from models.attributes import digits
-from pipeline.flow_settings import Mask
+from pipeline.settings.flows import Mask
 from pipeline.steps.attribute_path import Path, is_added, parse, readings
 from pipeline.steps.event import Event, Item, Step, Value, each
 from pipeline.steps.secrecy import MaskKey

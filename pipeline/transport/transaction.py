@@ -24,8 +24,8 @@ from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka import Producer as RdProducer
 
 from pipeline.errors import FatalError, RejectedError, TransientError
+from pipeline.files.private import private_directory
 from pipeline.limits import MESSAGE_MAX, REFUSED
-from pipeline.private import private_directory
 from pipeline.transport import clients
 from pipeline.transport.batch import Batch, Headers, Record
 from pipeline.transport.committed import committed

@@ -20,15 +20,15 @@ from conditional import FakeDynamoDB, refused
 from confluent_kafka import Message
 
 from pipeline.errors import TransientError
-from pipeline.settings import Replica as ReplicaSettings
+from pipeline.settings.root import Replica as ReplicaSettings
 from pipeline.sinks.base import Sink
-from pipeline.sinks.iceberg import IcebergSink
-from pipeline.sinks.lake import LakeSink, Rotation
-from pipeline.sinks.layouts.columns import ColumnsLayout, TableSchema
-from pipeline.sinks.layouts.envelope import EnvelopeLayout
-from pipeline.sinks.objects import Objects
-from pipeline.sinks.replica import Replica
-from pipeline.sinks.replica_table import ReplicaTable
+from pipeline.sinks.lake.iceberg.sink import IcebergSink
+from pipeline.sinks.lake.layouts.columns import ColumnsLayout, TableSchema
+from pipeline.sinks.lake.layouts.envelope import EnvelopeLayout
+from pipeline.sinks.lake.objects import Objects
+from pipeline.sinks.lake.sink import LakeSink, Rotation
+from pipeline.sinks.replica.sink import Replica
+from pipeline.sinks.replica.table import ReplicaTable
 from pipeline.transport.committed import Committed
 
 ROTATION = Rotation(4, 1 << 20, 5, 0)

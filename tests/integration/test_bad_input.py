@@ -19,7 +19,7 @@ import pytest
 from conftest import Headwater
 from mypy_boto3_dynamodb import DynamoDBClient
 
-from pipeline.lab.stack import Endpoints
+from headwater.lab.stack import Endpoints
 
 pytestmark = pytest.mark.kafka
 
@@ -217,7 +217,7 @@ def test_a_disk_that_refuses_to_write_stops_the_worker_with_the_path(
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.cli", "run", "deduplicate", "--without-web"],
+        [sys.executable, "-m", "headwater.cli", "run", "deduplicate", "--without-web"],
         cwd=tmp_path,
         env={**os.environ, **stack.environment()},
         capture_output=True,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.lab.bench import dedup, flows, ingest, mirror, replay
+from headwater.lab.bench import dedup, flows, ingest, mirror, replay
 
 pytestmark = pytest.mark.kafka
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from conftest import Headwater
 
-from pipeline.lab.chaos_report import MEANING
-from pipeline.lab.faults import TOPICS
+from headwater.lab.chaos_report import MEANING
+from headwater.lab.faults import TOPICS
 
 pytestmark = [pytest.mark.kafka, pytest.mark.alone]  # each fault must be over within a minute
 OTHERS = [name for name in MEANING if name not in TOPICS]

@@ -13,10 +13,10 @@ from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from fleet import Fleet
 from waiting import until
 
-from pipeline.lab import kafka, processes
-from pipeline.lab.processes import LOOPBACK, Process, free_port
-from pipeline.lab.stack import Endpoints
-from pipeline.topics import admin
+from headwater.lab import kafka, processes
+from headwater.lab.processes import LOOPBACK, Process, free_port
+from headwater.lab.stack import Endpoints
+from pipeline.topics.names import admin
 
 pytestmark = pytest.mark.kafka
 NODES = (2, 3)

@@ -24,9 +24,9 @@ from fleet import Fleet
 from schema_registry import Registry, serve
 from waiting import until
 
+from headwater.lab.recorder import Recorder, lag
+from headwater.lab.stack import Endpoints
 from models.change import decode, item_key
-from pipeline.lab.recorder import Recorder, lag
-from pipeline.lab.stack import Endpoints
 from pipeline.steps.formats import avro
 from pipeline.steps.formats.shape import Shape, debezium_members, debezium_names, grow, rename
 

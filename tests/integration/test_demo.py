@@ -13,8 +13,8 @@ import pytest
 from conftest import Headwater
 from waiting import until
 
-from pipeline.lab import aws
-from pipeline.lab.processes import stop
+from headwater.lab import aws
+from headwater.lab.processes import stop
 
 
 def proved(headwater: Headwater, *arguments: str, **environment: str) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path: Path) -> None:
             HEEDING,
             sys.executable,
             "-m",
-            "pipeline.cli",
+            "headwater.cli",
             "demo",
             "--broker",
             "kafka",

@@ -14,11 +14,11 @@ import pytest
 from confluent_kafka import Producer
 from waiting import until
 
-from pipeline.lab.recorder import Recorder
-from pipeline.lab.stack import Endpoints
-from pipeline.lab.workers import Worker, Workers
-from pipeline.settings import Settings
-from pipeline.topics import Topics, admin, ensure
+from headwater.lab.recorder import Recorder
+from headwater.lab.stack import Endpoints
+from headwater.lab.workers import Worker, Workers
+from pipeline.settings.root import Settings
+from pipeline.topics.names import Topics, admin, ensure
 
 pytestmark = pytest.mark.kafka
 PARTITIONS = 4

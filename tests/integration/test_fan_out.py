@@ -14,12 +14,12 @@ from test_kinesis import CALM, deduplicating, in_order, list_all, reading, what_
 from test_source_traps import TABLE, Deployment, deployed, roll
 from waiting import until
 
-from pipeline.lab.recorder import Recorder
-from pipeline.lab.simulator.faults import Rates
-from pipeline.lab.simulator.history import Stream
-from pipeline.lab.simulator.world import World
-from pipeline.lab.stack import Endpoints
-from pipeline.topics import admin, ensure
+from headwater.lab.recorder import Recorder
+from headwater.lab.simulator.faults import Rates
+from headwater.lab.simulator.history import Stream
+from headwater.lab.simulator.world import World
+from headwater.lab.stack import Endpoints
+from pipeline.topics.names import admin, ensure
 
 pytestmark = pytest.mark.kafka
 FAN_OUT = {"kind": "kinesis", "streams": [TABLE], "read": "fan-out"}

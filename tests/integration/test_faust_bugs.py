@@ -22,10 +22,10 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from fleet import Fleet, log_of
 from waiting import until
 
-from pipeline.lab.recorder import Recorder
-from pipeline.lab.stack import Endpoints
-from pipeline.lab.workers import Worker, Workers
-from pipeline.topics import Topic, admin, ensure
+from headwater.lab.recorder import Recorder
+from headwater.lab.stack import Endpoints
+from headwater.lab.workers import Worker, Workers
+from pipeline.topics.names import Topic, admin, ensure
 from pipeline.transport import Slice
 from pipeline.transport.producer import partition_of
 from pipeline.transport.transaction import Transaction

@@ -16,10 +16,10 @@ from raw_to_sinks import Flowing
 from serving import Service
 from waiting import until
 
-from pipeline.lab.recorder import Recorder
-from pipeline.lab.stack import Endpoints
-from pipeline.lab.workers import Workers
-from pipeline.topics import Topic, admin, ensure
+from headwater.lab.recorder import Recorder
+from headwater.lab.stack import Endpoints
+from headwater.lab.workers import Workers
+from pipeline.topics.names import Topic, admin, ensure
 
 pytestmark = pytest.mark.kafka
 

@@ -16,9 +16,9 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # the package
 from fleet import PROTOCOL, Fleet, log_of, ready
 from waiting import until
 
-from pipeline.lab.stack import Endpoints
-from pipeline.lab.workers import Worker, Workers
-from pipeline.topics import admin
+from headwater.lab.stack import Endpoints
+from headwater.lab.workers import Worker, Workers
+from pipeline.topics.names import admin
 
 pytestmark = pytest.mark.kafka
 

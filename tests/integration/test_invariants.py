@@ -23,17 +23,17 @@ from fleet import KILLER, Fleet, die_at, log_of
 from mypy_boto3_dynamodb import DynamoDBClient
 from waiting import until
 
-from pipeline.app import Worker as App
+from headwater.lab.killer import POINTS
+from headwater.lab.recorder import Recorder
+from headwater.lab.stack import Endpoints
+from headwater.lab.workers import Worker
 from pipeline.errors import FatalError
-from pipeline.lab.killer import POINTS
-from pipeline.lab.recorder import Recorder
-from pipeline.lab.stack import Endpoints
-from pipeline.lab.workers import Worker
-from pipeline.settings import Settings
+from pipeline.operate.status import status
+from pipeline.runtime.app import Worker as App
+from pipeline.settings.root import Settings
 from pipeline.state.buckets import Buckets
 from pipeline.state.seen import SeenTable, pack, source_offset
-from pipeline.status import status
-from pipeline.topics import Topic, admin, ensure
+from pipeline.topics.names import Topic, admin, ensure
 from pipeline.transport import Slice, transaction
 from pipeline.transport.questions import Questions
 from pipeline.transport.reader import is_member, member_id

@@ -15,14 +15,14 @@ from conftest import Headwater
 from test_source_traps import QUIET, TABLE, Deployment, deployed, roll
 from waiting import until
 
-from pipeline.lab.recorder import Recorder
-from pipeline.lab.simulator.faults import Rates
-from pipeline.lab.simulator.history import Stream
-from pipeline.lab.simulator.kinesis import CREATED
-from pipeline.lab.simulator.world import World, delivered, put_record
-from pipeline.lab.stack import Endpoints
-from pipeline.lab.workers import Workers
-from pipeline.sources.kpl import Sub, aggregate
+from headwater.lab.recorder import Recorder
+from headwater.lab.simulator.faults import Rates
+from headwater.lab.simulator.history import Stream
+from headwater.lab.simulator.kinesis import CREATED
+from headwater.lab.simulator.world import World, delivered, put_record
+from headwater.lab.stack import Endpoints
+from headwater.lab.workers import Workers
+from pipeline.sources.kinesis.kpl import Sub, aggregate
 
 pytestmark = pytest.mark.kafka
 CALM = replace(QUIET, kinesis=True, duplicates=0, reordered=0)

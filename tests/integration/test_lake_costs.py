@@ -21,14 +21,14 @@ from test_recreated_topics import Lake, once
 from troubled_store import TroubledStore, troubled_store
 from waiting import until
 
+from headwater.lab.stack import Endpoints
 from pipeline.errors import TransientError
-from pipeline.lab.stack import Endpoints
-from pipeline.sinks.lake import LakeSink, Rotation
-from pipeline.sinks.lake_maintain import maintain
-from pipeline.sinks.lake_verify import Carried, verify
-from pipeline.sinks.layouts.envelope import EnvelopeLayout
-from pipeline.sinks.manifests import read_manifests
-from pipeline.sinks.objects import Objects
+from pipeline.sinks.lake.layouts.envelope import EnvelopeLayout
+from pipeline.sinks.lake.maintain import maintain
+from pipeline.sinks.lake.manifests import read_manifests
+from pipeline.sinks.lake.objects import Objects
+from pipeline.sinks.lake.sink import LakeSink, Rotation
+from pipeline.sinks.lake.verify import Carried, verify
 from pipeline.transport.committed import Committed
 
 pytestmark = pytest.mark.kafka

@@ -23,10 +23,10 @@ from raw_to_sinks import Flowing
 from sparking import missing, spark
 from waiting import until
 
-from pipeline.lab.recorder import lag
-from pipeline.lab.stack import Endpoints
-from pipeline.sinks.iceberg import columns_of
-from pipeline.sinks.layouts.columns import Kind, item_of
+from headwater.lab.recorder import lag
+from headwater.lab.stack import Endpoints
+from pipeline.sinks.lake.iceberg.sink import columns_of
+from pipeline.sinks.lake.layouts.columns import Kind, item_of
 
 pytestmark = [
     pytest.mark.kafka,

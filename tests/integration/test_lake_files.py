@@ -16,11 +16,11 @@ from raw_to_sinks import Flowing
 from troubled_store import troubled_store
 from waiting import until
 
-from pipeline.lab.stack import Endpoints
-from pipeline.sinks.lake_verify import verify
-from pipeline.sinks.layouts.columns import united
-from pipeline.sinks.manifests import read_manifests
-from pipeline.sinks.objects import Objects
+from headwater.lab.stack import Endpoints
+from pipeline.sinks.lake.layouts.columns import united
+from pipeline.sinks.lake.manifests import read_manifests
+from pipeline.sinks.lake.objects import Objects
+from pipeline.sinks.lake.verify import verify
 
 pytestmark = pytest.mark.kafka
 CHANGES = 900

@@ -12,10 +12,10 @@ import msgspec
 import pytest
 from confluent_kafka import OFFSET_BEGINNING, TopicPartition
 
-from pipeline.lab.stack import Endpoints
-from pipeline.sinks.layouts.columns import Kind, TableSchema
-from pipeline.sinks.schemas import Schemas
-from pipeline.topics import Topic, admin, ensure
+from headwater.lab.stack import Endpoints
+from pipeline.sinks.lake.layouts.columns import Kind, TableSchema
+from pipeline.sinks.lake.schemas import Schemas
+from pipeline.topics.names import Topic, admin, ensure
 from pipeline.transport import clients
 
 pytestmark = pytest.mark.kafka

@@ -18,15 +18,15 @@ import pytest
 from confluent_kafka import Producer
 from waiting import until
 
+from headwater.lab.recorder import Recorder
+from headwater.lab.stack import Endpoints, Stack
+from headwater.lab.workers import Workers
 from pipeline.errors import TransientError
-from pipeline.lab.recorder import Recorder
-from pipeline.lab.stack import Endpoints, Stack
-from pipeline.lab.workers import Workers
-from pipeline.settings import Settings
+from pipeline.settings.root import Settings
 from pipeline.sources import lambda_handler
+from pipeline.sources.dynamodb.records import cut
 from pipeline.sources.lambda_handler import MARGIN, Writer
-from pipeline.sources.records import cut
-from pipeline.topics import Topic, Topics, admin, ensure
+from pipeline.topics.names import Topic, Topics, admin, ensure
 
 pytestmark = pytest.mark.kafka
 EVENTS = Path(__file__).parents[1] / "events"

@@ -13,11 +13,11 @@ import pytest
 from events_made import done, outcome, record
 from mypy_boto3_dynamodb import DynamoDBClient
 
+from headwater.lab.stack import Endpoints
 from pipeline.errors import FatalError, TransientError
-from pipeline.flow_settings import Lookup
-from pipeline.lab.stack import Endpoints
-from pipeline.lookups import lookup
-from pipeline.secrets import mask_key
+from pipeline.services.keys import mask_key
+from pipeline.services.lookups import lookup
+from pipeline.settings.flows import Lookup
 from pipeline.steps.lookup import LookupFailedError
 from pipeline.steps.secrecy import MaskKey
 

@@ -21,17 +21,17 @@ from faust.types import TP
 from fleet import SESSION, Fleet, log_of, ready
 from waiting import until
 
+from headwater.lab import kafka, processes
+from headwater.lab.kafka import Broker
+from headwater.lab.processes import Process
+from headwater.lab.recorder import Recorder, lag
+from headwater.lab.stack import Endpoints
+from headwater.lab.workers import Workers
 from pipeline.errors import FatalError
-from pipeline.lab import kafka, processes
-from pipeline.lab.kafka import Broker
-from pipeline.lab.processes import Process
-from pipeline.lab.recorder import Recorder, lag
-from pipeline.lab.stack import Endpoints
-from pipeline.lab.workers import Workers
-from pipeline.settings import Mirror as MirrorSettings
+from pipeline.settings.root import Mirror as MirrorSettings
 from pipeline.sinks.base import Writer
-from pipeline.sinks.mirror import Mirror, copied
-from pipeline.topics import Topic, admin, ensure
+from pipeline.sinks.mirror.sink import Mirror, copied
+from pipeline.topics.names import Topic, admin, ensure
 from pipeline.transport.logs import UNKNOWN, Log, logs_of
 
 pytestmark = pytest.mark.kafka

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 from confluent_kafka import Producer
 
-from pipeline.lab.killer import ask
-from pipeline.lab.recorder import Recorder
-from pipeline.lab.stack import Endpoints, Stack
-from pipeline.lab.workers import Worker, Workers
-from pipeline.settings import Settings
-from pipeline.topics import Topics, admin, ensure
+from headwater.lab.killer import ask
+from headwater.lab.recorder import Recorder
+from headwater.lab.stack import Endpoints, Stack
+from headwater.lab.workers import Worker, Workers
+from pipeline.settings.root import Settings
+from pipeline.topics.names import Topics, admin, ensure
 from pipeline.transport.transaction import TIMEOUT_MS
 
 # Alone: it measures that a worker ends within ten seconds and goes on within forty, from the broker's restart on.
@@ -98,7 +98,7 @@ def place(broker: Stack, tmp_path: Path) -> Iterator[Place]:
         "HEADWATER_AGENTS": '["deduplicate"]',
         "HEADWATER_KAFKA__SESSION_TIMEOUT": "6",
     }
-    workers = Workers(1, tmp_path, environment, module="pipeline.lab.chaos_worker")
+    workers = Workers(1, tmp_path, environment, module="headwater.lab.chaos_worker")
     try:
         yield Place(broker, conf, topics, workers)
     finally:

@@ -12,8 +12,8 @@ from conftest import Headwater
 from raw_to_sinks import Flowing
 from waiting import until
 
-from pipeline.lab.recorder import Recorder
-from pipeline.lab.stack import Endpoints
+from headwater.lab.recorder import Recorder
+from headwater.lab.stack import Endpoints
 
 pytestmark = pytest.mark.kafka
 JOIN = {"kind": "join", "table": "totals", "state": "partitioned", "into": "total"}

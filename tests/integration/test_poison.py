@@ -10,18 +10,18 @@ import pytest
 from confluent_kafka import Producer
 from waiting import until
 
-from pipeline.lab.recorder import Recorder
-from pipeline.lab.stack import Endpoints
-from pipeline.lab.workers import Workers
-from pipeline.settings import Settings
-from pipeline.topics import Topics, admin, ensure
+from headwater.lab.recorder import Recorder
+from headwater.lab.stack import Endpoints
+from headwater.lab.workers import Workers
+from pipeline.settings.root import Settings
+from pipeline.topics.names import Topics, admin, ensure
 
 pytestmark = pytest.mark.kafka
 RECORDS = 900
 POISON = (0, 411, 412, 899)
 APP = """
-from pipeline.app import Worker
-from pipeline.settings import load
+from pipeline.runtime.app import Worker
+from pipeline.settings.root import load
 
 worker = Worker(load())
 app = worker.app

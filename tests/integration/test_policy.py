@@ -18,11 +18,11 @@ from conftest import Headwater
 from fleet import log_of, ready
 from waiting import until
 
-from pipeline.lab import kafka, processes
-from pipeline.lab.recorder import Recorder
-from pipeline.lab.workers import Workers
+from headwater.lab import kafka, processes
+from headwater.lab.recorder import Recorder
+from headwater.lab.workers import Workers
 from pipeline.limits import HEADROOM
-from pipeline.topics import MAX_BYTES, admin
+from pipeline.topics.names import MAX_BYTES, admin
 
 pytestmark = pytest.mark.kafka
 MOST = 8 << 20

@@ -12,8 +12,8 @@ import pytest
 from confluent_kafka import Message, Producer
 from faust.types import TP
 
-from pipeline.lab.stack import Endpoints
-from pipeline.topics import Topic, admin, ensure
+from headwater.lab.stack import Endpoints
+from pipeline.topics.names import Topic, admin, ensure
 from pipeline.transport.backlog import Backlog
 from pipeline.transport.reader import Reader
 

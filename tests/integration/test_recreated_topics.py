@@ -16,14 +16,14 @@ from conftest import Headwater
 from fleet import Fleet
 from waiting import until
 
-from pipeline.lab.recorder import lag
-from pipeline.lab.stack import Endpoints
-from pipeline.sinks.iceberg import IcebergSink
-from pipeline.sinks.lake import Rotation
-from pipeline.sinks.manifests import read_manifests
-from pipeline.sinks.objects import Objects
-from pipeline.sinks.paths import origin_of
-from pipeline.topics import admin, ensure
+from headwater.lab.recorder import lag
+from headwater.lab.stack import Endpoints
+from pipeline.sinks.lake.iceberg.sink import IcebergSink
+from pipeline.sinks.lake.manifests import read_manifests
+from pipeline.sinks.lake.objects import Objects
+from pipeline.sinks.lake.paths import origin_of
+from pipeline.sinks.lake.sink import Rotation
+from pipeline.topics.names import admin, ensure
 
 pytestmark = pytest.mark.kafka
 FLOWS = json.dumps([{"name": "f", "from": ["orders"], "to": "orders"}])

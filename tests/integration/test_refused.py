@@ -16,9 +16,9 @@ from mypy_boto3_dynamodb import DynamoDBClient
 from raw_to_sinks import Flowing
 from waiting import until
 
-from pipeline.lab.recorder import Recorder
-from pipeline.lab.stack import Endpoints
-from pipeline.topics import Topic, admin, ensure
+from headwater.lab.recorder import Recorder
+from headwater.lab.stack import Endpoints
+from pipeline.topics.names import Topic, admin, ensure
 
 pytestmark = pytest.mark.kafka
 SMALL = {"max.message.bytes": "20000", "retention.ms": "-1"}
@@ -153,8 +153,8 @@ def test_a_record_that_the_ingest_topic_refuses_is_a_dead_letter_and_its_shard_g
 
 
 OWN = """
-from pipeline.app import Worker
-from pipeline.settings import load
+from pipeline.runtime.app import Worker
+from pipeline.settings.root import load
 
 worker = Worker(load())
 app = worker.app

@@ -17,12 +17,12 @@ from conftest import Headwater
 from raw_to_sinks import Flowing
 from waiting import until
 
+from headwater.lab.recorder import Recorder, lag
+from headwater.lab.stack import Endpoints
 from models.dead_letter import SEALED
-from pipeline.lab.recorder import Recorder, lag
-from pipeline.lab.stack import Endpoints
-from pipeline.sinks.manifests import entry_of, read_manifests
-from pipeline.sinks.objects import Objects
-from pipeline.topics import admin, ensure
+from pipeline.sinks.lake.manifests import entry_of, read_manifests
+from pipeline.sinks.lake.objects import Objects
+from pipeline.topics.names import admin, ensure
 
 pytestmark = pytest.mark.kafka
 FLOWS: list[dict[str, Any]] = [
@@ -154,7 +154,7 @@ def test_a_replay_that_is_killed_goes_on_where_it_was(flowing: Flowing, headwate
     command = [
         sys.executable,
         "-m",
-        "pipeline.cli",
+        "headwater.cli",
         "replay",
         "--from",
         "earliest",
@@ -179,7 +179,7 @@ def test_a_replay_that_is_killed_goes_on_where_it_was(flowing: Flowing, headwate
         (one,) = (one for one in listed(headwater, flowing) if one["suffix"] == "killed")
         assert one["state"] in {"running", "stopped"}, f"{number}: {said}"
         before = one["progress"]["read"]
-        command = [sys.executable, "-m", "pipeline.cli", "replay", "--resume", one["id"], "--rate", "200"]
+        command = [sys.executable, "-m", "headwater.cli", "replay", "--resume", one["id"], "--rate", "200"]
     done = replayed(headwater, flowing, "--resume", one["id"], "--rate", "100000")
     assert (done["state"], done["progress"]["read"]) == ("done", CHANGES)
     for topic in topics:
@@ -270,7 +270,7 @@ def test_a_replay_does_not_go_on_in_a_raw_that_was_recreated(
     for n in range(400):
         flowing.change(f"k{n}", {"n": n}, flush=False)
     flowing.change("last", {"n": 1})
-    command = [sys.executable, "-m", "pipeline.cli", "replay", "--from", "earliest", "--into", "x", "--rate", "50"]
+    command = [sys.executable, "-m", "headwater.cli", "replay", "--from", "earliest", "--into", "x", "--rate", "50"]
     running = subprocess.Popen(command, cwd=tmp_path, env=flowing.environment(), stderr=subprocess.PIPE, text=True)
     with flowing.recorded(flowing.topics.replays) as states:
         until(lambda: len(states) > 0, "a transaction of the replay")

@@ -22,14 +22,14 @@ from mypy_boto3_dynamodb import DynamoDBClient
 from throttling import throttling
 from waiting import until
 
+from headwater.lab import processes
+from headwater.lab.recorder import Recorder, lag
+from headwater.lab.stack import Endpoints
+from headwater.lab.workers import Workers
 from models.attributes import from_client
 from models.change import decode
-from pipeline.lab import processes
-from pipeline.lab.recorder import Recorder, lag
-from pipeline.lab.stack import Endpoints
-from pipeline.lab.workers import Workers
-from pipeline.settings import Settings
-from pipeline.topics import Topics, admin, ensure
+from pipeline.settings.root import Settings
+from pipeline.topics.names import Topics, admin, ensure
 
 pytestmark = pytest.mark.kafka
 FLOW = {"name": "all", "to": [{"sink": "all"}]}
@@ -186,7 +186,7 @@ def test_the_replica_equals_its_source_though_writes_are_refused_and_workers_kil
                 until(lambda: proxy.done["done"] > before + 150, "writes to the replica")
             # The worker as users start it, alone with what is left.
             log = here.directory / "run.log"
-            command = [sys.executable, "-m", "pipeline.cli", "run", "replica", "--without-web"]
+            command = [sys.executable, "-m", "headwater.cli", "run", "replica", "--without-web"]
             state = {"HEADWATER_STATE_DIR": str(here.directory / "run.state")}
             worker = processes.start(
                 "run", command, log=log, address="", environment={**here.environment, **state}, detached=False

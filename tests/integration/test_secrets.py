@@ -17,9 +17,9 @@ from schema_registry import serve
 from serving import Service
 from waiting import until
 
-from pipeline.lab.stack import Endpoints
-from pipeline.settings import Settings
-from pipeline.status import each, reading
+from headwater.lab.stack import Endpoints
+from pipeline.operate.status import each, reading
+from pipeline.settings.root import Settings
 
 pytestmark = pytest.mark.kafka
 PLANTED = {

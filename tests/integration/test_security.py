@@ -20,10 +20,10 @@ from conftest import Headwater
 from fleet import Fleet, log_of
 from waiting import until
 
-from pipeline.lab import kafka, processes
-from pipeline.lab.processes import LOOPBACK, free_port
-from pipeline.lab.recorder import Recorder
-from pipeline.lab.stack import Endpoints
+from headwater.lab import kafka, processes
+from headwater.lab.processes import LOOPBACK, free_port
+from headwater.lab.recorder import Recorder
+from headwater.lab.stack import Endpoints
 
 pytestmark = pytest.mark.kafka
 SECRET = "very-secret-indeed"

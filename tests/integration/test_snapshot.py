@@ -17,18 +17,18 @@ from mypy_boto3_dynamodb import DynamoDBClient
 from replayed import goes_back, replay
 from waiting import until
 
-from pipeline import snapshotting
-from pipeline.lab.recorder import Recorder
-from pipeline.lab.simulator import exports as simulated
-from pipeline.lab.simulator.faults import ApiError
-from pipeline.lab.simulator.server import Options, Running
-from pipeline.lab.simulator.world import Plan, World
-from pipeline.lab.stack import AWS_URL, Endpoints
-from pipeline.lab.workers import Workers
-from pipeline.settings import Settings
-from pipeline.sources import s3_export
-from pipeline.sources.snapshots import Export, Segment, Snapshot
-from pipeline.topics import Topics, admin, ensure
+from headwater.lab.recorder import Recorder
+from headwater.lab.simulator import exports as simulated
+from headwater.lab.simulator.faults import ApiError
+from headwater.lab.simulator.server import Options, Running
+from headwater.lab.simulator.world import Plan, World
+from headwater.lab.stack import AWS_URL, Endpoints
+from headwater.lab.workers import Workers
+from pipeline.operate import snapshots as snapshotting
+from pipeline.settings.root import Settings
+from pipeline.sources.snapshots import s3_export
+from pipeline.sources.snapshots.known import Export, Segment, Snapshot
+from pipeline.topics.names import Topics, admin, ensure
 
 pytestmark = pytest.mark.kafka
 TABLE = "orders"

@@ -15,17 +15,17 @@ from confluent_kafka import Producer
 from conftest import Headwater
 from waiting import until
 
-from pipeline.lab.recorder import Recorder
-from pipeline.lab.simulator.dynamodb import THROTTLED
-from pipeline.lab.simulator.faults import ApiError, Rates
-from pipeline.lab.simulator.history import Stream
-from pipeline.lab.simulator.server import Options, Running
-from pipeline.lab.simulator.world import Plan, World
-from pipeline.lab.stack import AWS_URL, Endpoints
-from pipeline.lab.workers import Workers
-from pipeline.settings import Settings
+from headwater.lab.recorder import Recorder
+from headwater.lab.simulator.dynamodb import THROTTLED
+from headwater.lab.simulator.faults import ApiError, Rates
+from headwater.lab.simulator.history import Stream
+from headwater.lab.simulator.server import Options, Running
+from headwater.lab.simulator.world import Plan, World
+from headwater.lab.stack import AWS_URL, Endpoints
+from headwater.lab.workers import Workers
+from pipeline.settings.root import Settings
 from pipeline.sources.places import ShardOf
-from pipeline.topics import Topics, admin, ensure
+from pipeline.topics.names import Topics, admin, ensure
 
 pytestmark = pytest.mark.kafka
 TABLE = "orders"

@@ -21,10 +21,9 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 from waiting import until
 
-from pipeline.errors import HeadwaterError
-from pipeline.lab import cache, kafka, processes
-from pipeline.lab.processes import Process
-from pipeline.lab.stack import (
+from headwater.lab import cache, kafka, processes
+from headwater.lab.processes import Process
+from headwater.lab.stack import (
     BrokerChoice,
     Endpoints,
     Stack,
@@ -33,6 +32,7 @@ from pipeline.lab.stack import (
     local_status,
     local_up,
 )
+from pipeline.errors import HeadwaterError
 
 OUTSIDE = ("HEADWATER_KAFKA__BOOTSTRAP_SERVERS", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
 
@@ -242,7 +242,7 @@ def test_ctrl_c_while_it_starts_stops_what_was_started(tmp_path: Path) -> None:
 
 @pytest.mark.kafka
 def test_local_up_outlives_the_process_that_called_it(tmp_path: Path) -> None:
-    call = "import sys; from pathlib import Path; from pipeline.lab.stack import local_up; "
+    call = "import sys; from pathlib import Path; from headwater.lab.stack import local_up; "
     call += "local_up(Path(sys.argv[1]), 'kafka', progress=lambda message: None)"
     subprocess.run([sys.executable, "-c", call, str(tmp_path)], check=True)
     try:
@@ -323,7 +323,7 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.lab.stack.DISK_NEEDED", 2**62)
+    monkeypatch.setattr("headwater.lab.stack.DISK_NEEDED", 2**62)
     with pytest.raises(HeadwaterError, match=r"the disk is full .*\(try: df -h"):
         Stack(tmp_path, broker="noida", progress=print).start()
 
@@ -413,7 +413,7 @@ def test_two_that_fetch_at_once_fetch_once(tmp_path: Path, monkeypatch: pytest.M
 START_AND_HANG = """
 import sys, signal
 from pathlib import Path
-from pipeline.lab.stack import Stack
+from headwater.lab.stack import Stack
 Stack(Path(sys.argv[1]), broker=sys.argv[2], progress=lambda message: None).start()
 print("up", flush=True)
 signal.pause()

@@ -10,8 +10,8 @@ import pytest
 from confluent_kafka import Producer
 from conftest import Headwater
 
+from headwater.lab.stack import Endpoints, Stack
 from models.dead_letter import DeadLetter
-from pipeline.lab.stack import Endpoints, Stack
 
 
 @pytest.mark.kafka

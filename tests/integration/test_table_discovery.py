@@ -7,9 +7,9 @@ import uuid
 import pytest
 from mypy_boto3_dynamodb import DynamoDBClient
 
-from pipeline.lab.stack import Endpoints
-from pipeline.settings import DynamoDBStream
-from pipeline.sources.dynamodb import DynamoDBStreams
+from headwater.lab.stack import Endpoints
+from pipeline.settings.root import DynamoDBStream
+from pipeline.sources.dynamodb.streams import DynamoDBStreams
 
 pytestmark = pytest.mark.kafka  # the stand-in comes with the stack
 

@@ -18,10 +18,10 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import ConfigResource  # type: ignore[attr-defined]  # the package says so, not its types
 from waiting import until
 
-from pipeline.lab.recorder import Recorder
-from pipeline.lab.stack import Endpoints
-from pipeline.lab.workers import Worker, Workers
-from pipeline.topics import Topic, admin, ensure
+from headwater.lab.recorder import Recorder
+from headwater.lab.stack import Endpoints
+from headwater.lab.workers import Worker, Workers
+from pipeline.topics.names import Topic, admin, ensure
 
 pytestmark = pytest.mark.kafka
 PARTITIONS, SESSION = 4, 6.0

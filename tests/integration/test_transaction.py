@@ -14,9 +14,9 @@ from confluent_kafka import Producer
 from faust.types import TP
 from waiting import until
 
-from pipeline.lab.stack import Endpoints
+from headwater.lab.stack import Endpoints
 from pipeline.limits import MESSAGE_MAX
-from pipeline.topics import Topic, admin, ensure
+from pipeline.topics.names import Topic, admin, ensure
 from pipeline.transport import Participant, Slice
 from pipeline.transport.follower import Follower
 from pipeline.transport.producer import partition_of

@@ -20,10 +20,10 @@ from fleet import Fleet, log_of
 from restored import offsets_of, restore
 from waiting import until
 
-from pipeline.lab.recorder import Recorder, lag
-from pipeline.lab.stack import Endpoints
-from pipeline.sinks.lake_verify import verify
-from pipeline.sinks.objects import Objects
+from headwater.lab.recorder import Recorder, lag
+from headwater.lab.stack import Endpoints
+from pipeline.sinks.lake.objects import Objects
+from pipeline.sinks.lake.verify import verify
 from pipeline.transport.committed import committed
 from pipeline.transport.logs import logs_of
 

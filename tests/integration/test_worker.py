@@ -20,12 +20,12 @@ from conftest import Headwater
 from mypy_boto3_dynamodb import DynamoDBClient
 from waiting import until
 
-from pipeline.lab import processes
-from pipeline.lab.recorder import Recorder
-from pipeline.lab.stack import Endpoints
-from pipeline.lab.workers import Workers
-from pipeline.settings import Settings
-from pipeline.topics import Topic, Topics, admin, ensure
+from headwater.lab import processes
+from headwater.lab.recorder import Recorder
+from headwater.lab.stack import Endpoints
+from headwater.lab.workers import Workers
+from pipeline.settings.root import Settings
+from pipeline.topics.names import Topic, Topics, admin, ensure
 
 pytestmark = pytest.mark.kafka
 ARN = "arn:aws:dynamodb:eu-west-1:000000000000:table/{table}/stream/2026-11-23T00:00:00.000"
@@ -271,8 +271,8 @@ def test_faust_bug_acks_in_finally_an_ordinary_agent_that_raises_commits_nothing
     """Faust acks a message also when its agent raises: the slice must not commit for all that."""
     (tmp_path / "mine.py").write_text(
         "import os\n"
-        "from pipeline.app import create_app\n"
-        "from pipeline.settings import load\n"
+        "from pipeline.runtime.app import create_app\n"
+        "from pipeline.settings.root import load\n"
         "app = create_app(load())\n"
         "words = app.topic(os.environ['WORDS'], value_type=bytes, value_serializer='raw', partitions=2)\n"
         "out = app.topic(os.environ['WORDS'] + '.out', value_type=bytes, value_serializer='raw', partitions=2)\n"

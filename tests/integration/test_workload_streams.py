@@ -9,11 +9,11 @@ import boto3
 import orjson
 import pytest
 
+from headwater.lab.proof import Actual, compare, item_key, json_item
+from headwater.lab.stack import Endpoints
+from headwater.lab.workload import KEYS, Workload
 from models.change import OPS
 from pipeline.errors import HeadwaterError
-from pipeline.lab.proof import Actual, compare, item_key, json_item
-from pipeline.lab.stack import Endpoints
-from pipeline.lab.workload import KEYS, Workload
 from pipeline.sources.shards import Lineage, Position, Shard
 
 if TYPE_CHECKING:

@@ -18,11 +18,12 @@ from headwater import enrich
 from headwater.testing import change as changed
 from headwater.testing import run
 from models.attributes import python_value
-from pipeline import exact_json, golden
-from pipeline.explaining import explain
-from pipeline.flow_settings import Flow
-from pipeline.flows import Means, NewRegistry, compile_flow, onlooking
-from pipeline.settings import Settings
+from pipeline.files import exact_json
+from pipeline.flows import golden
+from pipeline.flows.compile import Means, NewRegistry, compile_flow, onlooking
+from pipeline.flows.explain import explain
+from pipeline.settings.flows import Flow
+from pipeline.settings.root import Settings
 from pipeline.steps.python import Function
 
 EXAMPLES = int(os.environ.get("HEADWATER_TEST_EXAMPLES", "25"))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft7Validator
 
 from models.attributes import python_value
-from pipeline.flow_settings import Envelope, Format
+from pipeline.settings.flows import Envelope, Format
 from pipeline.steps.envelope import compile_envelope, source
 from pipeline.steps.formats import avro, json_schema
 from pipeline.steps.formats.connect import compile_schemas

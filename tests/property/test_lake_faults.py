@@ -16,12 +16,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import TransientError
-from pipeline.sinks import manifests
-from pipeline.sinks.lake import LakeSink, Rotation
-from pipeline.sinks.layouts import Layout
-from pipeline.sinks.layouts.columns import ColumnsLayout, TableSchema
-from pipeline.sinks.layouts.envelope import EnvelopeLayout
-from pipeline.sinks.objects import Objects
+from pipeline.sinks.lake import manifests
+from pipeline.sinks.lake.layouts import Layout
+from pipeline.sinks.lake.layouts.columns import ColumnsLayout, TableSchema
+from pipeline.sinks.lake.layouts.envelope import EnvelopeLayout
+from pipeline.sinks.lake.objects import Objects
+from pipeline.sinks.lake.sink import LakeSink, Rotation
 
 HOUR = 3600
 

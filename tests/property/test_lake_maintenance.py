@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_lake_faults import record
 
-from pipeline.sinks import manifests
-from pipeline.sinks.lake import LakeSink, Rotation
-from pipeline.sinks.lake_compact import Compacted, compact
-from pipeline.sinks.lake_verify import verify
-from pipeline.sinks.layouts.envelope import EnvelopeLayout
-from pipeline.sinks.objects import Objects, Stored
+from pipeline.sinks.lake import manifests
+from pipeline.sinks.lake.compact import Compacted, compact
+from pipeline.sinks.lake.layouts.envelope import EnvelopeLayout
+from pipeline.sinks.lake.objects import Objects, Stored
+from pipeline.sinks.lake.sink import LakeSink, Rotation
+from pipeline.sinks.lake.verify import verify
 from pipeline.transport.committed import Committed
 from pipeline.transport.logs import Log
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from models.attributes import normal
 from models.dead_letter import DeadLetter
-from pipeline.flow_settings import Envelope, Mask
+from pipeline.settings.flows import Envelope, Mask
 from pipeline.steps.envelope import compile_envelope
 from pipeline.steps.mask import canonical, compile_masks
 from pipeline.steps.secrecy import MaskKey, WrongKeyError, open_letter, seal_letter

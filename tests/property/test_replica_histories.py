@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import TransientError
-from pipeline.settings import Replica
-from pipeline.sinks.replica import ReplicaWriter
-from pipeline.sinks.replica_table import ReplicaTable
+from pipeline.settings.root import Replica
+from pipeline.sinks.replica.sink import ReplicaWriter
+from pipeline.sinks.replica.table import ReplicaTable
 
 KEYS = ["a", "b"]
 MODES: dict[str, dict[str, Any]] = {

@@ -10,12 +10,12 @@ import msgspec
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+from headwater.lab.simulator.world import delivered
 from models.change import decode
-from pipeline.lab.simulator.world import delivered
-from pipeline.settings import Kinesis
-from pipeline.sources.kinesis_records import Answer, Put
-from pipeline.sources.kpl import Sub, aggregate
-from pipeline.sources.resequence import MOST_BYTES, Window
+from pipeline.settings.root import Kinesis
+from pipeline.sources.kinesis.kpl import Sub, aggregate
+from pipeline.sources.kinesis.records import Answer, Put
+from pipeline.sources.kinesis.resequence import MOST_BYTES, Window
 from pipeline.state.newest import NewestTimes
 from pipeline.steps.late import late_ones
 

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.change import canonical, decode, item_key
-from pipeline.flow_settings import Flow
-from pipeline.flows import Means
+from pipeline.flows.compile import Means
+from pipeline.settings.flows import Flow
 from pipeline.steps import flow as steps
 from pipeline.steps.mask import canonical as in_normal_form
 from pipeline.steps.secrecy import MaskKey

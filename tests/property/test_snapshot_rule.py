@@ -15,17 +15,17 @@ from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from replayed import goes_back, replay
 
+from headwater.lab.simulator.dynamodb import DynamoDB
+from headwater.lab.simulator.faults import Faults, Rates
+from headwater.lab.simulator.world import Plan, World
 from models.change import decode
 from models.snapshot import BEGIN, END, mark
-from pipeline.lab.simulator.dynamodb import DynamoDB
-from pipeline.lab.simulator.faults import Faults, Rates
-from pipeline.lab.simulator.world import Plan, World
+from pipeline.sources.dynamodb.records import cut
 from pipeline.sources.places import Place
-from pipeline.sources.records import cut
-from pipeline.sources.scan import rows
 from pipeline.sources.shards import Lineage, Position, Shard
-from pipeline.sources.snapshots import Segment, Snapshot
-from pipeline.sources.tips import is_reached, tip_of
+from pipeline.sources.snapshots.known import Segment, Snapshot
+from pipeline.sources.snapshots.scan import rows
+from pipeline.sources.snapshots.tips import is_reached, tip_of
 from pipeline.steps.snapshot import join
 
 SHORT = (Phase.explicit, Phase.reuse, Phase.generate)

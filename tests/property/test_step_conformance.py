@@ -18,12 +18,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from models.change import decode, item_key
-from pipeline.flow_settings import Envelope, Format, Mask
-from pipeline.flow_settings import Lookup as LookupSettings
-from pipeline.flows import GivenRows, Means
-from pipeline.lookups import Http, Items
-from pipeline.registry import SchemaRegistry
-from pipeline.settings import Registry
+from pipeline.flows.compile import GivenRows, Means
+from pipeline.services.lookups import Http, Items
+from pipeline.services.registry import SchemaRegistry
+from pipeline.settings.flows import Envelope, Format, Mask
+from pipeline.settings.flows import Lookup as LookupSettings
+from pipeline.settings.root import Registry
 from pipeline.steps.enrich import JoinStep, compute, join
 from pipeline.steps.envelope import compile_envelope
 from pipeline.steps.event import Event, Step

@@ -13,8 +13,8 @@ from faust.types import TP
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.sinks.iceberg import IcebergSink
-from pipeline.sinks.lake import Rotation
+from pipeline.sinks.lake.iceberg.sink import IcebergSink
+from pipeline.sinks.lake.sink import Rotation
 from pipeline.transport.logs import Log
 
 KEYS = ["a", "b"]

@@ -10,11 +10,10 @@ from botocore import exceptions
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
-from pipeline.check import _try
 from pipeline.errors import FatalError, HeadwaterError, RejectedError, TransientError
-from pipeline.settings import DynamoDBStream
-from pipeline.sources import aws
-from pipeline.sources.aws import (
+from pipeline.operate.check import _try
+from pipeline.services import aws
+from pipeline.services.aws import (
     ClockError,
     CredentialsError,
     DeniedError,
@@ -24,8 +23,9 @@ from pipeline.sources.aws import (
     VanishedError,
     explain,
 )
-from pipeline.sources.aws_errors import CODES, Meaning, meaning_of
-from pipeline.sources.dynamodb import DynamoDBStreams
+from pipeline.services.aws_errors import CODES, Meaning, meaning_of
+from pipeline.settings.root import DynamoDBStream
+from pipeline.sources.dynamodb.streams import DynamoDBStreams
 
 SERVICES = ("dynamodb", "dynamodbstreams", "kinesis", "s3", "sts", "kms", "resourcegroupstaggingapi")
 WHAT = "the table orders"

@@ -9,10 +9,10 @@ import boto3
 import msgspec
 import pytest
 
-from pipeline.lab.bench import canned, ingest, ingest_report, plain_boto3
-from pipeline.lab.bench.load import Outcome
+from headwater.lab.bench import canned, ingest, ingest_report, plain_boto3
+from headwater.lab.bench.load import Outcome
+from pipeline.sources.dynamodb.records import cut
 from pipeline.sources.places import Place
-from pipeline.sources.records import cut
 
 RECORDS = canned.PER_ANSWER + 5
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import orjson
 import pytest
 
+from headwater.lab import machine
+from headwater.lab.bench import extras, load, measure, report, standstill, systems
+from headwater.lab.bench.dedup import Results, Round
+from headwater.lab.bench.load import Outcome
 from pipeline.errors import HeadwaterError
-from pipeline.lab import machine
-from pipeline.lab.bench import extras, load, measure, report, standstill, systems
-from pipeline.lab.bench.dedup import Results, Round
-from pipeline.lab.bench.load import Outcome
 
 
 @pytest.fixture

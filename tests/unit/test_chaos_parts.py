@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Producer
 
+from headwater.lab import disk
+from headwater.lab.chaos_ledger import Outcome, compare
+from headwater.lab.chaos_load import change_of, key_of, sleep_of
+from headwater.lab.chaos_report import MEANING, Options, Report, section
+from headwater.lab.faults import plan
+from headwater.lab.killer import Killer, ask
 from pipeline.errors import FatalError
-from pipeline.lab import disk
-from pipeline.lab.chaos_ledger import Outcome, compare
-from pipeline.lab.chaos_load import change_of, key_of, sleep_of
-from pipeline.lab.chaos_report import MEANING, Options, Report, section
-from pipeline.lab.faults import plan
-from pipeline.lab.killer import Killer, ask
 from pipeline.sources.places import Gap
 from pipeline.state.buckets import Buckets
 from pipeline.state.store import Store

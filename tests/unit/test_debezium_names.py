@@ -24,11 +24,11 @@ from pydantic import ValidationError
 from schema_registry import Registry as Served
 from schema_registry import serve
 
-from pipeline.flow_settings import Envelope, Flow, Format
-from pipeline.flows import Means
-from pipeline.graphing import steps
-from pipeline.registry import SchemaRegistry
-from pipeline.settings import Registry, Settings
+from pipeline.flows.compile import Means
+from pipeline.flows.graph import steps
+from pipeline.services.registry import SchemaRegistry
+from pipeline.settings.flows import Envelope, Flow, Format
+from pipeline.settings.root import Registry, Settings
 from pipeline.steps.envelope import Encoder
 from pipeline.steps.event import Event
 from pipeline.steps.flow import Message

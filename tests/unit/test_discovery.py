@@ -13,7 +13,7 @@ import msgspec
 
 from pipeline.errors import HeadwaterError
 from pipeline.metrics import Metrics
-from pipeline.sources.aws import DeniedError, VanishedError
+from pipeline.services.aws import DeniedError, VanishedError
 from pipeline.sources.places import Beginning, Place, ShardOf
 from pipeline.sources.shards import Lineage, Shard
 from pipeline.sources.streams import Pacing, Stream, StreamApi, StreamSource

@@ -17,8 +17,8 @@ from xml.etree import ElementTree as ET
 import pytest
 import yaml
 
-from pipeline.lab import aws, kafka
-from pipeline.settings import load
+from headwater.lab import aws, kafka
+from pipeline.settings.root import load
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"

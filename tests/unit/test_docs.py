@@ -21,14 +21,14 @@ import typer
 from conftest import Headwater
 
 import agents
+from headwater.cli import app as cli
 from headwater.testing import change
-from pipeline import golden
-from pipeline.app import AGENTS, App, create_app
-from pipeline.cli import app as cli
-from pipeline.flows import compile_flow, onlooking
-from pipeline.settings import ENV_PREFIX, KINDS, NOT_SETTINGS, DynamoDBStream, Settings, load
+from pipeline.flows import golden
+from pipeline.flows.compile import compile_flow, onlooking
+from pipeline.runtime.app import AGENTS, App, create_app
+from pipeline.settings.root import ENV_PREFIX, KINDS, NOT_SETTINGS, DynamoDBStream, Settings, load
 from pipeline.steps.filter import compile_pattern
-from pipeline.topics import Topics
+from pipeline.topics.names import Topics
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -303,13 +303,13 @@ def test_the_iam_policy_allows_what_the_code_calls_and_no_more() -> None:
         assert statement["Effect"] == "Allow"
         action = statement["Action"]
         allowed |= {action} if isinstance(action, str) else set(action)
-    source = (ROOT / "pipeline/sources/dynamodb.py").read_text()
+    source = (ROOT / "pipeline/sources/dynamodb/streams.py").read_text()
     calls = re.findall(r"self\._(?:tables|streams)\.(?!get_paginator|meta)([a-z_]+)\(", source)
     reads = {f"dynamodb:{call.title().replace('_', '')}" for call in calls}
     assert reads == {
         f"dynamodb:{name}" for name in ("DescribeTable", "DescribeStream", "GetShardIterator", "GetRecords")
     }
-    scanner = (ROOT / "pipeline/sources/scan.py").read_text()
+    scanner = (ROOT / "pipeline/sources/snapshots/scan.py").read_text()
     assert set(re.findall(r"self\._client\.(?!meta)([a-z_]+)\(", scanner)) == {"describe_table", "scan"}
     listing = {"dynamodb:ListTables", "tag:GetResources"}  # for patterns and tags
     assert re.findall(r'get_paginator\("(\w+)"\)', source) == ["list_tables", "get_resources"]
@@ -405,7 +405,7 @@ def build(state: Path, names: Iterable[str], **settings: Any) -> App:
             patch.delenv(name)
         for variable, value in AWS.items():
             patch.setenv(variable, value)
-        patch.setenv("HEADWATER_CONFIG", str(ROOT / "pipeline/lab/demo.toml"))
+        patch.setenv("HEADWATER_CONFIG", str(ROOT / "headwater/lab/demo.toml"))
         return create_app(load(state_dir=state, agents=tuple(sorted(names)), **settings))
 
 
@@ -461,7 +461,7 @@ def test_an_agent_writes_where_the_map_says(name: str) -> None:
     said = [attributes.get(topic, {topic.removeprefix("<p>.").replace("-", "_")}) for topic in named]
     used = used_by(file) - {"gaps", "dead_letter"}  # named below the map
     if name == "transform":  # what it does is a step of its own
-        used |= used_by("pipeline/running.py") - {"all", "dead_letter"}
+        used |= used_by("pipeline/flows/runner.py") - {"all", "dead_letter"}
     assert used <= set().union(*said)
     topics = [names for names in said if not any(" " in n or n.startswith("@") for n in names)]
     assert all(names & used for names in topics)

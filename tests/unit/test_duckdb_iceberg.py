@@ -9,7 +9,7 @@ import duckdb
 import pytest
 from iceberg_truth import CHANGES, MODES, Mode, kept_table, require
 
-from pipeline.sinks import lake_ddl
+from pipeline.sinks.lake import ddl as lake_ddl
 
 
 def extension(name: str) -> str:

@@ -16,9 +16,9 @@ from serving import Service
 from headwater import DROP, Change, enrich
 from headwater.testing import change, run
 from pipeline.errors import TransientError, UsageError
-from pipeline.flow_settings import Flow, Lookup
-from pipeline.flows import GivenRows, Means, compile_flow
-from pipeline.lookups import lookup
+from pipeline.flows.compile import GivenRows, Means, compile_flow
+from pipeline.services.lookups import lookup
+from pipeline.settings.flows import Flow, Lookup
 from pipeline.steps.lookup import FAILURES, Breaker, Memory, compile_lookup
 from pipeline.steps.python import load
 from pipeline.steps.sql import QueryError, compile_query

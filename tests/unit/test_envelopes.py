@@ -9,7 +9,7 @@ import pytest
 from cloudevents.kafka import KafkaMessage, from_binary, from_structured
 from events_made import done, event, record
 
-from pipeline.flow_settings import Envelope
+from pipeline.settings.flows import Envelope
 from pipeline.steps.envelope import compile_envelope
 from pipeline.steps.event import Event
 from pipeline.steps.plain import plain_value

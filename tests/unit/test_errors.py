@@ -14,10 +14,10 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException, Message
 
 import pipeline
-from pipeline import app as apps
-from pipeline.app import Worker
 from pipeline.errors import FatalError, HeadwaterError, RejectedError, TransientError
-from pipeline.sources.aws import TrimmedError, VanishedError
+from pipeline.runtime import app as apps
+from pipeline.runtime.app import Worker
+from pipeline.services.aws import TrimmedError, VanishedError
 from pipeline.transport import Batch
 from pipeline.transport.consumer import TooSlowError
 from pipeline.transport.transaction import LOST, Transaction, raising_kafka_errors
@@ -25,7 +25,7 @@ from pipeline.transport.transaction import LOST, Transaction, raising_kafka_erro
 
 def all_errors() -> Iterator[type[HeadwaterError]]:
     for module in pkgutil.walk_packages(pipeline.__path__, "pipeline."):
-        if not module.name.startswith(("pipeline.lab", "pipeline.worker", "pipeline.cli")):
+        if not module.name.startswith(("headwater.lab", "pipeline.worker", "headwater.cli")):
             importlib.import_module(module.name)
     waiting: list[type[HeadwaterError]] = [HeadwaterError]
     while waiting:

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.applying import validate
-from pipeline.check import check
 from pipeline.errors import UsageError
-from pipeline.explaining import explain
-from pipeline.flow_check import examine
-from pipeline.flow_settings import Flow
-from pipeline.flows import FlowError, compile_flow, onlooking
-from pipeline.settings import Settings, load
+from pipeline.flows.apply import validate
+from pipeline.flows.check import examine
+from pipeline.flows.compile import FlowError, compile_flow, onlooking
+from pipeline.flows.explain import explain
+from pipeline.operate.check import check
+from pipeline.settings.flows import Flow
+from pipeline.settings.root import Settings, load
 
 FILE = Path("headwater.toml")
 EVENT = b'{"eventID":"e","eventName":"INSERT","tableName":"orders","dynamodb":{"Keys":{}}}'

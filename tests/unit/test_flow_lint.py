@@ -10,8 +10,8 @@ import pytest
 from conftest import Headwater
 from pydantic import ValidationError
 
-from pipeline.flow_lint import lint
-from pipeline.flow_settings import Flow
+from pipeline.flows.lint import lint
+from pipeline.settings.flows import Flow
 
 JOIN = {"kind": "join", "table": "customers", "on": "customer_id", "into": "customer"}
 KEY: dict[str, Any] = {"mask_key": "file:mask.key"}

@@ -13,16 +13,16 @@ from xml.etree import ElementTree as ET
 import pytest
 from conftest import Headwater
 
-from pipeline import given_items, golden
 from pipeline.errors import UsageError
-from pipeline.explaining import FlowTrace, explain
-from pipeline.flow_settings import Flow
-from pipeline.flow_versions import dump, parse, text_of
-from pipeline.flows import onlooking
-from pipeline.graphing import NAME, RULE, TEXT, WIDTH, mermaid, svg
-from pipeline.running import AT_LEAST, RejectLimit
-from pipeline.settings import Settings
-from pipeline.toml_lines import line_of
+from pipeline.files.toml_lines import line_of
+from pipeline.flows import given_items, golden
+from pipeline.flows.compile import onlooking
+from pipeline.flows.explain import FlowTrace, explain
+from pipeline.flows.graph import NAME, RULE, TEXT, WIDTH, mermaid, svg
+from pipeline.flows.runner import AT_LEAST, RejectLimit
+from pipeline.flows.versions import dump, parse, text_of
+from pipeline.settings.flows import Flow
+from pipeline.settings.root import Settings
 
 SVG = "http://www.w3.org/2000/svg"
 FILE = """\

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from pipeline.flow_settings import Flow
-from pipeline.flow_versions import KEY, FlowVersions, Version, dump, encode
+from pipeline.flows.versions import KEY, FlowVersions, Version, dump, encode
+from pipeline.settings.flows import Flow
 
 
 def flows(*names: str) -> tuple[Flow, ...]:

@@ -17,9 +17,9 @@ from confluent_kafka.serialization import MessageField, SerializationContext
 from events_made import event, record
 from jsonschema import Draft7Validator
 
-from pipeline.flow_settings import Envelope, Format
-from pipeline.registry import SchemaRegistry
-from pipeline.settings import Registry
+from pipeline.services.registry import SchemaRegistry
+from pipeline.settings.flows import Envelope, Format
+from pipeline.settings.root import Registry
 from pipeline.steps.event import Event
 from pipeline.steps.formats import avro, json_schema, protobuf
 from pipeline.steps.formats.names import escaped, original

@@ -14,10 +14,10 @@ from confluent_kafka import Message
 from rest_catalog import RestCatalog
 
 from pipeline.errors import FatalError, TransientError
-from pipeline.sinks.iceberg import IcebergSink, columns_of
-from pipeline.sinks.iceberg_commit import DEFAULTS
-from pipeline.sinks.lake import Rotation
-from pipeline.sinks.layouts.columns import item_of
+from pipeline.sinks.lake.iceberg.commit import DEFAULTS
+from pipeline.sinks.lake.iceberg.sink import IcebergSink, columns_of
+from pipeline.sinks.lake.layouts.columns import item_of
+from pipeline.sinks.lake.sink import Rotation
 
 
 def record(offset: int, key: str, op: str, **item: dict[str, Any]) -> Message:

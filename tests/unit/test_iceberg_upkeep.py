@@ -15,11 +15,11 @@ from confluent_kafka import Message
 from faust.types import TP
 from pyiceberg.table import Table, TableProperties
 
-from pipeline.sinks import iceberg_maintain
-from pipeline.sinks.iceberg import OFFSET, IcebergSink
-from pipeline.sinks.iceberg_commit import DEFAULTS
-from pipeline.sinks.iceberg_maintain import Ages, Upkeep, maintain
-from pipeline.sinks.lake import Rotation
+from pipeline.sinks.lake.iceberg import maintain as iceberg_maintain
+from pipeline.sinks.lake.iceberg.commit import DEFAULTS
+from pipeline.sinks.lake.iceberg.maintain import Ages, Upkeep, maintain
+from pipeline.sinks.lake.iceberg.sink import OFFSET, IcebergSink
+from pipeline.sinks.lake.sink import Rotation
 
 TOPIC = TP("p.sink.s", 0)
 Mode = Literal["append", "upsert"]
@@ -145,7 +145,7 @@ def test_nothing_is_removed_where_the_listing_is_spelt_otherwise(
 
 
 def renamed(table: Table) -> Iterator[Any]:
-    from pipeline.sinks.iceberg_io import files_below  # noqa: PLC0415 - the other one is replaced
+    from pipeline.sinks.lake.iceberg.io import files_below  # noqa: PLC0415 - the other one is replaced
 
     return ((f"{path}%20", listed) for path, listed in files_below(table))
 

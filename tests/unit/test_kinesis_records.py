@@ -11,10 +11,10 @@ import pytest
 from pydantic import ValidationError
 
 from models.change import decode
-from pipeline.settings import Kinesis
-from pipeline.sources.kinesis_records import Put, changes, cut, read
-from pipeline.sources.kpl import MAGIC, Sub, aggregate
-from pipeline.sources.records import Unreadable
+from pipeline.settings.root import Kinesis
+from pipeline.sources.dynamodb.records import Unreadable
+from pipeline.sources.kinesis.kpl import MAGIC, Sub, aggregate
+from pipeline.sources.kinesis.records import Put, changes, cut, read
 
 DELIVERED = (Path(__file__).parents[1] / "events" / "kinesis-dynamodb-modify.json").read_bytes()
 ARN = "arn:aws:kinesis:eu-west-1:123456789012:stream/orders"

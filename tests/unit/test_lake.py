@@ -20,15 +20,15 @@ from hypothesis import strategies as st
 from obstore.exceptions import UnauthenticatedError
 
 from pipeline.errors import TransientError
-from pipeline.sinks import manifests, paths, series
-from pipeline.sinks.lake import LakeSink, Rotation
-from pipeline.sinks.lake_compact import compact
-from pipeline.sinks.lake_verify import verify
-from pipeline.sinks.layouts.columns import ColumnsLayout, TableSchema, item_of, step_of, united
-from pipeline.sinks.layouts.envelope import EnvelopeLayout
-from pipeline.sinks.objects import Objects
-from pipeline.sinks.paths import origin_of
-from pipeline.sinks.rows import Reader, Rows
+from pipeline.sinks.lake import manifests, paths, series
+from pipeline.sinks.lake.compact import compact
+from pipeline.sinks.lake.layouts.columns import ColumnsLayout, TableSchema, item_of, step_of, united
+from pipeline.sinks.lake.layouts.envelope import EnvelopeLayout
+from pipeline.sinks.lake.objects import Objects
+from pipeline.sinks.lake.paths import origin_of
+from pipeline.sinks.lake.rows import Reader, Rows
+from pipeline.sinks.lake.sink import LakeSink, Rotation
+from pipeline.sinks.lake.verify import verify
 
 KEY = {"k": {"S": "1"}}
 

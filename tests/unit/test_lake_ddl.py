@@ -14,10 +14,11 @@ from confluent_kafka import Message
 from faust.types import TP
 
 from pipeline.errors import UsageError
-from pipeline.sinks import lake_ddl, paths
-from pipeline.sinks.lake import LakeSink, Rotation
-from pipeline.sinks.layouts.columns import ColumnsLayout, TableSchema
-from pipeline.sinks.objects import Objects
+from pipeline.sinks.lake import ddl as lake_ddl
+from pipeline.sinks.lake import paths
+from pipeline.sinks.lake.layouts.columns import ColumnsLayout, TableSchema
+from pipeline.sinks.lake.objects import Objects
+from pipeline.sinks.lake.sink import LakeSink, Rotation
 
 ITEMS: list[dict[str, Any]] = [
     {"id": {"S": "1"}, "price": {"N": "10"}},

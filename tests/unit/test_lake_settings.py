@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from pipeline.errors import UsageError
-from pipeline.settings import Settings
-from pipeline.sinks.lake_settings import choose
+from pipeline.settings.root import Settings
+from pipeline.sinks.lake.configured import choose
 
 FLOWS = [{"name": "f", "from": ["orders"], "to": "orders"}]
 ICEBERG = {"name": "tables", "url": "file:///w", "table": "iceberg", "catalog": {"type": "sql"}}

@@ -14,9 +14,9 @@ from conftest import Headwater
 from test_lake import written
 
 from pipeline.errors import FatalError, HeadwaterError, TransientError
-from pipeline.sinks.lake_maintain import HELD_FOR, LEASE, Lease, Maintained, maintain
-from pipeline.sinks.lake_verify import Carried, verify
-from pipeline.sinks.objects import Objects, cause_of
+from pipeline.sinks.lake.maintain import HELD_FOR, LEASE, Lease, Maintained, maintain
+from pipeline.sinks.lake.objects import Objects, cause_of
+from pipeline.sinks.lake.verify import Carried, verify
 from pipeline.transport.committed import Committed
 from pipeline.transport.logs import Log
 

@@ -7,8 +7,8 @@ from typing import cast
 
 from faust.types import TP
 
-from pipeline.lab.simulator.world import delivered
-from pipeline.sources.records import cut
+from headwater.lab.simulator.world import delivered
+from pipeline.sources.dynamodb.records import cut
 from pipeline.state.newest import NewestTimes
 from pipeline.steps.late import STREAMED, late_ones
 from pipeline.transport import Slice

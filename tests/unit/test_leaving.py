@@ -12,12 +12,12 @@ from flowing import flow, run, sinks
 from pydantic import ValidationError
 
 from models.change import decode
-from pipeline.explaining import explain
-from pipeline.flow_settings import Flow
-from pipeline.flows import Means, NewRegistry, onlooking
-from pipeline.golden import check
-from pipeline.graphing import steps as drawn
-from pipeline.settings import Settings
+from pipeline.flows.compile import Means, NewRegistry, onlooking
+from pipeline.flows.explain import explain
+from pipeline.flows.golden import check
+from pipeline.flows.graph import steps as drawn
+from pipeline.settings.flows import Flow
+from pipeline.settings.root import Settings
 from pipeline.steps.flow import Given, Message, Result
 from pipeline.steps.secrecy import MaskKey
 

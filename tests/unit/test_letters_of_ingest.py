@@ -12,15 +12,15 @@ from confluent_kafka import Message
 
 from models.change import decode
 from models.dead_letter import LATE, Origin, origin_in
-from pipeline.dead_letters import Letter, _again, letter
 from pipeline.errors import UsageError
-from pipeline.settings import Settings
-from pipeline.sources.kinesis_records import Answer, Put, cut
+from pipeline.operate.dead_letters import Letter, _again, letter
+from pipeline.settings.root import Settings
+from pipeline.sources.dynamodb.records import Unreadable
+from pipeline.sources.dynamodb.records import cut as cut_streams
+from pipeline.sources.kinesis.records import Answer, Put, cut
 from pipeline.sources.members import codec_of, item, read_again
-from pipeline.sources.records import Unreadable
-from pipeline.sources.records import cut as cut_streams
 from pipeline.steps.late import marked
-from pipeline.topics import Topics
+from pipeline.topics.names import Topics
 from pipeline.transport.producer import partition_of
 
 CLICKS = "arn:aws:kinesis:eu-west-1:1:stream/clicks"

@@ -7,9 +7,9 @@ from pydantic import ValidationError
 
 from pipeline.errors import UsageError
 from pipeline.limits import MESSAGE_MAX
-from pipeline.settings import Mirror
-from pipeline.sinks.mirror import copied
-from pipeline.sinks.other_cluster import Position, metadata_of, position_of
+from pipeline.settings.root import Mirror
+from pipeline.sinks.mirror.other_cluster import Position, metadata_of, position_of
+from pipeline.sinks.mirror.sink import copied
 from pipeline.transport.logs import UNKNOWN, Log
 
 SINKS = {"orders": "headwater.sink.orders", "customers": "headwater.sink.customers"}

@@ -12,13 +12,13 @@ from confluent_kafka import Message
 from events_made import record
 from flowing import flow, run
 
-from pipeline.settings import Settings
-from pipeline.sinks.lake import LakeSink, Rotation
-from pipeline.sinks.layouts.envelope import EnvelopeLayout
+from pipeline.settings.root import Settings
+from pipeline.sinks.lake.layouts.envelope import EnvelopeLayout
+from pipeline.sinks.lake.objects import Objects
+from pipeline.sinks.lake.rows import Reader
+from pipeline.sinks.lake.sink import LakeSink, Rotation
 from pipeline.sinks.moves import Moves
-from pipeline.sinks.objects import Objects
-from pipeline.sinks.rows import Reader
-from pipeline.topics import Topics
+from pipeline.topics.names import Topics
 
 PAID = {"dynamodb": {"NewImage": {"status": {"S": ["paid"]}}}}
 TO = [{"sink": "settled", "where": PAID}, {"sink": "other"}]

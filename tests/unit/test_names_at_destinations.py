@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.sinks.base import Sink
-from pipeline.sinks.iceberg import IcebergSink, columns_of, spelling
-from pipeline.sinks.lake import LakeSink, Rotation
-from pipeline.sinks.layouts.columns import ColumnsLayout, TableSchema, item_of
-from pipeline.sinks.objects import Objects
-from pipeline.sinks.paths import Directories, escaped
+from pipeline.sinks.lake.iceberg.sink import IcebergSink, columns_of, spelling
+from pipeline.sinks.lake.layouts.columns import ColumnsLayout, TableSchema, item_of
+from pipeline.sinks.lake.objects import Objects
+from pipeline.sinks.lake.paths import Directories, escaped
+from pipeline.sinks.lake.sink import LakeSink, Rotation
 
 AT = 1_764_000_000
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline.lab.page import put_section
-from pipeline.lab.soak import Options, Report
-from pipeline.lab.soak_report import section
+from headwater.lab.page import put_section
+from headwater.lab.soak import Options, Report
+from headwater.lab.soak_report import section
 
 
 def test_a_section_is_written_anew_and_the_others_stay(tmp_path: Path) -> None:

@@ -14,13 +14,13 @@ import pytest
 from botocore.exceptions import ClientError
 
 from pipeline.errors import FatalError
-from pipeline.settings import Kinesis
-from pipeline.sources import snapshot as snapshots
-from pipeline.sources.aws import TrimmedError, VanishedError
-from pipeline.sources.consumers import Consumers
-from pipeline.sources.kinesis import KinesisStreams
+from pipeline.services.aws import TrimmedError, VanishedError
+from pipeline.settings.root import Kinesis
+from pipeline.sources.kinesis.api import KinesisStreams
+from pipeline.sources.kinesis.consumers import Consumers
 from pipeline.sources.places import ShardOf
-from pipeline.sources.snapshot import Host, Snapshotter
+from pipeline.sources.snapshots import snapshotter as snapshots
+from pipeline.sources.snapshots.snapshotter import Host, Snapshotter
 from pipeline.sources.streams import Start
 
 ARN = "arn:aws:kinesis:eu-west-1:1:stream/clicks"

@@ -16,16 +16,16 @@ from carried import LOG, OTHER_LOG, PARTITION, Clock, Killed, Killer, Owner
 from confluent_kafka import Message
 
 from pipeline.errors import FatalError
-from pipeline.sinks import manifests
 from pipeline.sinks.base import Sink, standing
-from pipeline.sinks.iceberg import OFFSET, IcebergSink
-from pipeline.sinks.lake import LakeSink, Rotation
-from pipeline.sinks.lake_compact import compact
-from pipeline.sinks.lake_verify import Carried, Lost, verify
-from pipeline.sinks.layouts.columns import ColumnsLayout, TableSchema
-from pipeline.sinks.layouts.envelope import EnvelopeLayout
-from pipeline.sinks.objects import Objects
-from pipeline.sinks.paths import origin_of
+from pipeline.sinks.lake import manifests
+from pipeline.sinks.lake.compact import compact
+from pipeline.sinks.lake.iceberg.sink import OFFSET, IcebergSink
+from pipeline.sinks.lake.layouts.columns import ColumnsLayout, TableSchema
+from pipeline.sinks.lake.layouts.envelope import EnvelopeLayout
+from pipeline.sinks.lake.objects import Objects
+from pipeline.sinks.lake.paths import origin_of
+from pipeline.sinks.lake.sink import LakeSink, Rotation
+from pipeline.sinks.lake.verify import Carried, Lost, verify
 from pipeline.transport.committed import Committed
 from pipeline.transport.logs import UNKNOWN, Log
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from pipeline.errors import FatalError, HeadwaterError, TransientError
-from pipeline.settings import DynamoDBStream, Kinesis
-from pipeline.sources.aws import CredentialsError, DeniedError, VanishedError
-from pipeline.sources.dynamodb import is_pattern
+from pipeline.services.aws import CredentialsError, DeniedError, VanishedError
+from pipeline.settings.root import DynamoDBStream, Kinesis
+from pipeline.sources.dynamodb.streams import is_pattern
 from pipeline.sources.preflight import Looked, Patience, preflight
 from pipeline.sources.streams import Stream
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.private import private_directory
+from pipeline.files.private import private_directory
 from pipeline.state.store import Store
 
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 import orjson
 import pytest
 
+from headwater.lab.proof import Actual, Expected, Item, Truth, compare, item_key, json_item, normal_number
 from models.change import Op, decode
-from pipeline.lab.proof import Actual, Expected, Item, Truth, compare, item_key, json_item, normal_number
 
 DIGITS = "12345678901234567890123456789012345678"
 

@@ -8,7 +8,7 @@ import pytest
 from botocore.exceptions import CredentialRetrievalError
 from botocore.session import Session
 
-from pipeline.lab.provider import Provider
+from headwater.lab.provider import Provider
 
 
 def test_credentials_that_must_be_renewed_are_asked_for_and_a_failure_is_felt_until_it_is_over(

@@ -9,9 +9,9 @@ from pydantic import ValidationError
 from serving import Service
 
 from pipeline.errors import UsageError
-from pipeline.flow_settings import Flow, Lookup
-from pipeline.flow_versions import dump, parse
-from pipeline.lookups import Http, headers
+from pipeline.flows.versions import dump, parse
+from pipeline.services.lookups import Http, headers
+from pipeline.settings.flows import Flow, Lookup
 
 SECRET = "s3cr3t-Zq8"
 

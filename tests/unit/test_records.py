@@ -11,7 +11,7 @@ import pytest
 
 from models.change import MalformedChangeError, decode, event_id, table_of
 from pipeline.errors import backoff
-from pipeline.sources.records import cut, item_key
+from pipeline.sources.dynamodb.records import cut, item_key
 
 EVENTS = Path(__file__).parents[1] / "events"
 ARN = "arn:aws:dynamodb:eu-west-1:123456789012:table/orders/stream/2026-11-23T00:00:00.000"

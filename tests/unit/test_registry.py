@@ -19,9 +19,9 @@ from schema_registry import Registry as Served
 from schema_registry import goes_with, serve
 
 from pipeline.errors import TransientError
-from pipeline.flow_settings import Envelope, Format
-from pipeline.registry import SchemaRegistry
-from pipeline.settings import Registry
+from pipeline.services.registry import SchemaRegistry
+from pipeline.settings.flows import Envelope, Format
+from pipeline.settings.root import Registry
 from pipeline.steps.envelope import Encoder
 from pipeline.steps.event import Event
 from pipeline.steps.formats import json_schema, protobuf, registered, shape

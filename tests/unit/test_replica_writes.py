@@ -13,11 +13,11 @@ from confluent_kafka import Message
 
 from models.change import decode
 from pipeline.errors import FatalError, RejectedError, TransientError
-from pipeline.settings import Replica
+from pipeline.settings.root import Replica
 from pipeline.sinks.base import Flushed
-from pipeline.sinks.replica import ReplicaWriter
-from pipeline.sinks.replica_changes import newest_first, write
-from pipeline.sinks.replica_table import KEY_BYTES, ReplicaTable, meaning, version_id
+from pipeline.sinks.replica.changes import newest_first, write
+from pipeline.sinks.replica.sink import ReplicaWriter
+from pipeline.sinks.replica.table import KEY_BYTES, ReplicaTable, meaning, version_id
 from pipeline.sinks.versions import ROW_AGE, version
 
 SECOND = 1_764_000_000

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from pipeline.app import Worker
 from pipeline.errors import UsageError
-from pipeline.settings import Kafka, Settings, load
+from pipeline.runtime.app import Worker
+from pipeline.settings.root import Kafka, Settings, load
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from models.dead_letter import DeadLetter
 from pipeline.errors import UsageError
-from pipeline.flow_settings import Flow, Mask
-from pipeline.secrets import mask_key, new_key
+from pipeline.services.keys import mask_key, new_key
+from pipeline.settings.flows import Flow, Mask
 from pipeline.steps.attribute_path import parse
 from pipeline.steps.enrich import attribute
 from pipeline.steps.event import Step

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.lab.simulator.world import Plan, World
-from pipeline.lab.soak import lateness
+from headwater.lab.simulator.world import Plan, World
+from headwater.lab.soak import lateness
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -12,9 +12,9 @@ import msgspec
 from models.snapshot import BEGIN, END, mark
 from pipeline.metrics import Metrics
 from pipeline.sources.places import Beginning, Place
-from pipeline.sources.s3_export import token
 from pipeline.sources.shards import Shard
-from pipeline.sources.snapshots import Snapshot
+from pipeline.sources.snapshots.known import Snapshot
+from pipeline.sources.snapshots.s3_export import token
 from pipeline.sources.streams import Pacing, StreamApi, StreamSource
 from pipeline.state.delivered import Delivered
 from pipeline.state.table_partitions import TablePartition

@@ -11,10 +11,10 @@ import pytest
 from models.change import decode
 from models.snapshot import BEGIN, END, mark, part, row, row_head
 from pipeline.sources.places import Gap, Place
-from pipeline.sources.scan import Facts, forecast, rows, segments_for
 from pipeline.sources.shards import Shard
-from pipeline.sources.snapshots import Segment, Snapshot, Snapshots, repaired
-from pipeline.sources.tips import CHILDLESS, is_reached, tip_of
+from pipeline.sources.snapshots.known import Segment, Snapshot, Snapshots, repaired
+from pipeline.sources.snapshots.scan import Facts, forecast, rows, segments_for
+from pipeline.sources.snapshots.tips import CHILDLESS, is_reached, tip_of
 from pipeline.state.delivered import Memory, entries_of
 from pipeline.state.table_partitions import TablePartition
 from pipeline.steps.snapshot import join

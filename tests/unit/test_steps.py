@@ -14,8 +14,8 @@ from pydantic import ValidationError
 
 from models.change import decode, item_key
 from pipeline.errors import UsageError
-from pipeline.flow_settings import Flow
-from pipeline.flows import Means, compile_flow
+from pipeline.flows.compile import Means, compile_flow
+from pipeline.settings.flows import Flow
 from pipeline.steps.deduplicate import deduplicate
 from pipeline.steps.enrich import MissingReferenceError, OtherKeyError, has_sort_key, key_schema, reference_key
 from pipeline.steps.filter import PatternError, compile_pattern

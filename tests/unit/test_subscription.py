@@ -12,16 +12,16 @@ from botocore.eventstream import ChecksumMismatch, EventStream
 from botocore.exceptions import ClientError
 from waiting import until
 
+from headwater.lab.simulator.event_stream import event, exception
 from pipeline.errors import TransientError
-from pipeline.lab.simulator.event_stream import event, exception
-from pipeline.settings import Kinesis
-from pipeline.sources.aws import TrimmedError
-from pipeline.sources.consumers import Consumers
-from pipeline.sources.kinesis import behind as expect
-from pipeline.sources.kinesis_records import Answer, Put, read_event
+from pipeline.services.aws import TrimmedError
+from pipeline.settings.root import Kinesis
+from pipeline.sources.kinesis.api import behind as expect
+from pipeline.sources.kinesis.consumers import Consumers
+from pipeline.sources.kinesis.pushed import EVENT, Connection
+from pipeline.sources.kinesis.records import Answer, Put, read_event
+from pipeline.sources.kinesis.subscription import Subscription
 from pipeline.sources.places import ShardOf
-from pipeline.sources.pushed import EVENT, Connection
-from pipeline.sources.subscription import Subscription
 
 
 class Raw:
@@ -156,7 +156,7 @@ class Registry:
 def test_a_consumer_that_does_not_become_active_is_an_error_that_says_what_to_type(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pipeline.sources.consumers.ACTIVE_SECONDS", -1.0)
+    monkeypatch.setattr("pipeline.sources.kinesis.consumers.ACTIVE_SECONDS", -1.0)
     consumers = Consumers(Registry(), "mine", sleep=lambda _: None)  # type: ignore[arg-type]
     with pytest.raises(TransientError, match="the consumer mine of S is CREATING") as found:
         consumers.active("S")

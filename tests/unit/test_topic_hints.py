@@ -6,8 +6,8 @@ import pytest
 from confluent_kafka import KafkaError
 
 from pipeline.limits import HEADROOM
-from pipeline.settings import Settings
-from pipeline.topics import MAX_BYTES, Allowed, Found, Topic, TopicRefusedError, Topics
+from pipeline.settings.root import Settings
+from pipeline.topics.names import MAX_BYTES, Allowed, Found, Topic, TopicRefusedError, Topics
 
 CAUSES = {
     KafkaError.INVALID_REPLICATION_FACTOR: "kafka.replication_factor",

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from headwater.lab.proof import Expected, Item, json_item
+from headwater.lab.workload import BATCH, CUSTOMERS, KEYS, LANES, ORDERS, Plan, Request, Write, plan, send
 from models.attributes import normal_item, type_tags
 from pipeline.errors import HeadwaterError, TransientError
-from pipeline.lab.proof import Expected, Item, json_item
-from pipeline.lab.workload import BATCH, CUSTOMERS, KEYS, LANES, ORDERS, Plan, Request, Write, plan, send
 
 PLAN = plan(seed=7, changes=4_000)
 

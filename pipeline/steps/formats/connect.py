@@ -11,7 +11,7 @@ from decimal import Decimal
 from functools import lru_cache, partial
 from typing import Any, TypeAlias
 
-from pipeline.flow_settings import Envelope, Format
+from pipeline.settings.flows import Envelope, Format
 from pipeline.steps.envelope import Encoder
 from pipeline.steps.event import Event, Step, each
 from pipeline.steps.formats import avro

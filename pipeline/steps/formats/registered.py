@@ -8,7 +8,7 @@ from functools import partial
 from typing import Protocol, cast
 
 from pipeline.errors import TransientError
-from pipeline.flow_settings import Envelope, Format, KeyFormat
+from pipeline.settings.flows import Envelope, Format, KeyFormat
 from pipeline.steps.envelope import Encoder, compile_envelope
 from pipeline.steps.event import Event, Step, each
 from pipeline.steps.formats import avro, json_schema, protobuf

@@ -1,0 +1,156 @@
+"""`headwater dlq`: look at dead letters, and do something about them."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.table import Table
+
+from headwater.console import Json, out, print_json, print_lines, say
+from pipeline.errors import UsageError
+from pipeline.files import exact_json
+from pipeline.files.content import content
+from pipeline.operate import dead_letters
+from pipeline.operate.dead_letters import Letter, Wanted
+from pipeline.settings import root as settings_module
+
+app = typer.Typer(help="Dead letters: what was rejected, why, and what to do about it.", no_args_is_help=True)
+Ids = Annotated[list[str] | None, typer.Argument(help="Letters, by their IDs; without, all that the options choose.")]
+FlowOption = Annotated[str, typer.Option("--flow", help="Only those of this flow.")]
+StageOption = Annotated[
+    str, typer.Option("--stage", help="Only those of this stage: ingest, deduplicate, transform, lake.")
+]
+ReasonOption = Annotated[str, typer.Option("--reason", help="Only those whose reason contains this.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do it for all that the options choose, without IDs.")]
+
+
+@app.command(name="list")
+def list_letters(
+    flow: FlowOption = "",
+    stage: StageOption = "",
+    reason: ReasonOption = "",
+    done: Annotated[bool, typer.Option("--all", help="Those that are done with, too.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List dead letters, oldest first; JSON lines where the output is no terminal. Exit 1 when there are any open."""
+    found = dead_letters.letters(settings_module.load(), Wanted((), flow, stage, reason, done))
+    if as_json or not sys.stdout.isatty():
+        print_lines(one.json() for one in found)
+    else:
+        table = Table("id", "at", "state", "stage", "flow", "key", "reason")
+        for one in found:
+            row = one.json()
+            table.add_row(*(str(row[name] or "") for name in ("id", "at", "state", "stage", "flow", "key", "reason")))
+        out.print(table)
+    if any(one.state == "open" for one in found):
+        raise typer.Exit(1)
+
+
+@app.command()
+def show(ids: Annotated[list[str], typer.Argument(help="Letters, by their IDs.")], as_json: Json = False) -> None:
+    """Print letters whole, as JSON: why, from where, headers, and the value."""
+    settings = settings_module.load()
+    found = [dead_letters.opened(settings, one) for one in dead_letters.letters(settings, Wanted(ids, done=True))]
+    if as_json or not sys.stdout.isatty():
+        print_lines(one.whole() for one in found)
+    else:
+        for one in found:
+            out.print(exact_json.dumps(one.whole(), indent=2), markup=False, soft_wrap=True)
+
+
+@app.command()
+def retry(
+    ids: Ids = None,
+    flow: FlowOption = "",
+    stage: StageOption = "",
+    reason: ReasonOption = "",
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Have letters tried again by the step that rejected them; what waits behind them goes on when that works."""
+    settings = settings_module.load()
+    chosen = _chosen(settings, ids, flow, stage, reason, yes)
+    _report("retried", dead_letters.retry(settings, chosen), as_json)
+
+
+@app.command()
+def skip(
+    ids: Ids = None,
+    flow: FlowOption = "",
+    stage: StageOption = "",
+    reason: ReasonOption = "",
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Give letters up: they stay on the topic, count no more, and what waits behind them goes on."""
+    settings = settings_module.load()
+    chosen = _chosen(settings, ids, flow, stage, reason, yes)
+    _report("skipped", dead_letters.skip(settings, chosen), as_json)
+
+
+@app.command()
+def edit(
+    letter: Annotated[str, typer.Argument(help="A letter, by its ID.")],
+    file: Annotated[
+        Path | None, typer.Argument(help="A file with the new value, -: stdin; without, $EDITOR is opened.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Have a letter tried again with another value. The letter itself stays as it is."""
+    settings = settings_module.load()
+    (sealed,) = dead_letters.letters(settings, Wanted((letter,), done=True))
+    one = dead_letters.opened(settings, sealed)
+    value = _edited(one) if file is None else sys.stdin.buffer.read() if file == Path("-") else content(file)
+    if value.strip() == (one.value or b"").strip():
+        say("the value is what it was: nothing was done")
+        return
+    _report("edited", dead_letters.retry(settings, [sealed], value), as_json)
+
+
+def _chosen(
+    settings: settings_module.Settings, ids: list[str] | None, flow: str, stage: str, reason: str, yes: bool
+) -> list[Letter]:
+    if not ids and not yes:
+        raise UsageError(
+            "name letters by their IDs, or choose them by options and say --yes", hint="headwater dlq list"
+        )
+    found = dead_letters.letters(settings, Wanted(tuple(ids or ()), flow, stage, reason, done=bool(ids)))
+    for one in found:
+        if one.state != "open":
+            say(f"{one.id} was {one.state} already: left out")
+    return [one for one in found if one.state == "open"]
+
+
+def _report(what: str, count: int, as_json: bool) -> None:
+    if as_json:
+        print_json({what: count})
+    else:
+        say(f"{count} {what}")
+
+
+def _edited(one: Letter) -> bytes:
+    """Let the user edit the value, indented where it is JSON."""
+    editor = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi")
+    try:
+        text = msgspec.json.format(one.value or b"", indent=2)
+    except msgspec.DecodeError:
+        text = one.value or b""
+    with tempfile.NamedTemporaryFile(prefix=f"letter-{one.id}-", suffix=".json") as file:
+        file.write(text)
+        file.flush()
+        try:
+            subprocess.run([*editor, file.name], check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise UsageError(
+                f"the editor {editor[0]} failed: {error}", hint=f"headwater dlq edit {one.id} FILE"
+            ) from error
+        new = Path(file.name).read_bytes()
+    return (one.value or b"") if new.strip() == text.strip() else new

@@ -1,0 +1,313 @@
+"""`headwater lake`: check the files of the lakes, and keep them: few large ones of many small ones, nothing left over."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from headwater.console import Json, err, out, print_json, say
+from pipeline.errors import HeadwaterError, UsageError
+from pipeline.settings import root as settings_module
+
+if TYPE_CHECKING:
+    from pipeline.settings.root import Lake, Settings
+    from pipeline.sinks.lake.configured import Chosen
+    from pipeline.sinks.lake.maintain import Maintained
+    from pipeline.sinks.lake.maintain import Progress as Told
+
+app = typer.Typer(help="The lakes: check and maintain them.", no_args_is_help=True)
+Prefix = Annotated[
+    str,
+    typer.Option(
+        "--below", help="Only what lies below these directories: source_table=orders/changed_date=2026-01-01."
+    ),
+]
+Name = Annotated[
+    str,
+    typer.Option("--lake", help="The lake of this name alone; `lake` is the one without a name."),
+]
+
+
+@app.command()
+def verify(
+    below: Prefix = "",
+    name: Name = "",
+    url: Annotated[str, typer.Option("--url", help="A lake that is not in the settings; implies --offline.")] = "",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Only see whether the files are there, do not read them.")
+    ] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Do not ask Kafka up to which offset the lake must reach.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Hold the files against what should be there: each whole, unaltered; no offset missing, none twice. Exit 1 if not.
+
+    What should be there of a partition goes from where the lake began to the offset that its workers have committed. With
+    --json, one line for each lake.
+    """
+    settings = settings_module.load()
+    lakes = [_at(url)] if url else _of_settings(settings, name)
+    if not any(lake.is_files for lake in lakes):
+        raise UsageError("this lake is Iceberg tables: there are no files to check", hint='table = "parquet"')
+    failed = False
+    for lake in lakes:
+        if not lake.is_files:
+            say(f"{lake.name}: Iceberg tables, there are no files to check")
+            continue
+        asks = not (url or offline or below)
+        with _going_on(lake, several=len(lakes) > 1) as went_on:
+            failed |= _verify(settings, lake, below, quick=quick, asks=asks, as_json=as_json, named=len(lakes) > 1)
+        failed |= bool(went_on)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _verify(
+    settings: Settings, lake: Chosen, below: str, *, quick: bool, asks: bool, as_json: bool, named: bool
+) -> bool:
+    """Check a lake, and say what was found; whether there are problems."""
+    from pipeline.sinks.lake import configured as lake_settings
+    from pipeline.sinks.lake.objects import Objects
+    from pipeline.sinks.lake.verify import verify as check
+
+    carried = lake_settings.carried(settings, lake) if asks else []
+    lost = lake_settings.lost(settings) if asks else []
+    checked = check(Objects(lake.url, make=False), below, whole=not quick, carried=carried, lost=lost)
+    before = f"{lake.name}: " if named else ""
+    if as_json:
+        print_json({"lake": lake.name, "url": lake.url, **checked.json()})
+    else:
+        for problem in (*checked.lost, *checked.problems):
+            out.print(
+                f"{before}{problem.what}: {problem.path}: {problem.detail}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+        say(
+            f"{before}{checked.files:,} files, {checked.rows:,} rows, {checked.bytes:,} bytes in {checked.manifests:,} "
+            f"directories; {len(checked.problems):,} problems, {checked.gaps + len(checked.lost):,} gaps"
+        )
+        if not asks:
+            say(f"{before}Kafka was not asked: a missing end is not seen")
+    return bool(checked.problems)
+
+
+@app.command()
+def maintain(
+    below: Prefix = "",
+    name: Name = "",
+    url: Annotated[str, typer.Option("--url", help="The lake at this URL alone.")] = "",
+    at_rest: Annotated[
+        bool,
+        typer.Option(
+            "--at-rest",
+            help="With --url: a lake that is not in the settings, and that no worker writes to any more.",
+        ),
+    ] = False,
+    size: Annotated[int, typer.Option("--size", min=1, help="MiB that a file is to have, about.")] = 128,
+    older_than: Annotated[
+        float, typer.Option("--older-than", help="Hours since the newest change of a file: younger ones stay.")
+    ] = 2.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make few large files of many small ones, and delete what is left over. Exit 1 if a lake could not be maintained.
+
+    Workers may write meanwhile. Of two runs on one lake the second says that the first is at work. Readers of what the lake
+    lists see each row once at any time. With --json, one line for each lake.
+    """
+    settings = settings_module.load()
+    failed = False
+    if at_rest and not url:
+        raise UsageError("--at-rest: which lake is at rest?", hint="headwater lake maintain --url URL --at-rest")
+    lakes = [_at(url)] if at_rest else _of_settings(settings, name, url)
+    for lake in lakes:
+        with _going_on(lake, several=len(lakes) > 1) as went_on, _progress(lake.name or lake.url) as progress:
+            if lake.is_files:
+                report = _files(
+                    settings,
+                    lake,
+                    below,
+                    size=size << 20,
+                    older_than_us=int((time.time() - older_than * 3600) * 1_000_000),
+                    dry_run=dry_run,
+                    at_rest=at_rest,
+                    progress=progress,
+                )
+                print_json(report.json()) if as_json else _show(report)
+            else:
+                _tables(lake, dry_run=dry_run, as_json=as_json)
+        failed |= bool(went_on)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _files(
+    settings: Settings,
+    lake: Chosen,
+    below: str,
+    *,
+    size: int,
+    older_than_us: int,
+    dry_run: bool,
+    at_rest: bool,
+    progress: Told,
+) -> Maintained:
+    from pipeline.sinks.lake import configured as lake_settings
+    from pipeline.sinks.lake import maintain as lake_maintain
+    from pipeline.sinks.lake.objects import Objects
+
+    carried = [] if at_rest else lake_settings.carried(settings, lake)
+    return lake_maintain.maintain(
+        Objects(lake.url, make=False),
+        lake.name,
+        carried,
+        prefix=below,
+        size=size,
+        older_than_us=older_than_us,
+        dry_run=dry_run,
+        at_rest=at_rest,
+        progress=progress,
+    )
+
+
+def _tables(lake: Chosen, *, dry_run: bool, as_json: bool) -> None:
+    """Maintain Iceberg tables, and show what was done."""
+    from pipeline.sinks.lake.iceberg import maintain as iceberg_maintain
+
+    wanted = cast("Lake", lake.settings)
+    catalog = {"warehouse": lake.url, **wanted.catalog}
+    report = iceberg_maintain.maintain(catalog, wanted.namespace, dry_run=dry_run, progress=say)
+    if as_json:
+        tables = [asdict(one) for one in report.tables]
+        print_json({"lake": lake.name, "dry_run": dry_run, "tables": tables, "requests": report.requests})
+        return
+    table = Table(
+        "table", "files before", "after", "bytes before", "after", "compacted", "snapshots", "orphans", "tombstones"
+    )
+    for one in report.tables:
+        sizes = one.files_before, one.files_after, one.bytes_before, one.bytes_after
+        counts = one.compacted, one.snapshots, one.orphans, one.tombstones
+        table.add_row(one.table, *(f"{number:,}" for number in (*sizes, *counts)))
+    out.print(table if table.row_count else f"{lake.name}: there is no table yet.")
+    for left in (left for one in report.tables for left in one.left):
+        say(f"{lake.name}: {left}")
+    if report.requests is not None:
+        say(f"{lake.name}: {', '.join(f'{count:,} {kind}' for kind, count in report.requests.items())}")
+
+
+# -- what both do -----------------------------------------------------------------------------------------------------
+
+
+def _of_settings(settings: Settings, name: str, url: str = "") -> list[Chosen]:
+    from pipeline.sinks.lake import configured as lake_settings
+
+    known = {lake.url.rstrip("/") for lake in [settings.lake, *settings.lakes] if lake.url is not None}
+    if url and url.rstrip("/") not in known:
+        raise UsageError(
+            f"there is no lake {url} in the settings: what its workers have committed is not known",
+            hint="--at-rest if no worker writes to it any more",
+        )
+    return lake_settings.choose_all(settings, name, url)
+
+
+def _at(url: str) -> Chosen:
+    """Return a lake of files that is not in the settings."""
+    from pipeline.sinks.lake.configured import Chosen
+
+    return Chosen(url, "", {})
+
+
+@contextmanager
+def _going_on(lake: Chosen, *, several: bool) -> Iterator[list[HeadwaterError]]:
+    """Say what is wrong with one of several lakes and go on with the others; the errors are what is yielded."""
+    errors: list[HeadwaterError] = []
+    try:
+        yield errors
+    except HeadwaterError as error:
+        if not several:
+            raise
+        say(f"{lake.name}: {error}")
+        errors.append(error)
+
+
+@contextmanager
+def _progress(name: str) -> Iterator[Told]:
+    """Show how far it is, where somebody watches."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("directories")
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as shown:
+        task = shown.add_task(name, total=None)
+        yield lambda done, of: shown.update(task, completed=done, total=of)
+
+
+def _show(report: Maintained) -> None:
+    table = Table("directory", "files before", "after", "rows", "bytes before", "after", "deleted")
+    for one in report.directories:
+        if one["before"] != one["after"] or one["orphans"]:
+            after = f"{one['bytes_after']:,}" if one["bytes_after"] else ""
+            table.add_row(
+                one["directory"],
+                str(one["before"]),
+                str(one["after"]),
+                f"{one['rows']:,}",
+                f"{one['bytes_before']:,}",
+                after,
+                str(one["before"] - one["after"] + one["orphans"]),
+            )
+    name = report.lake or report.url
+    out.print(table if table.row_count else f"{name}: nothing to do.")
+    for left in report.left:
+        say(f"{name}: {left}")
+    asked = report.requests
+    say(
+        f"{name}: {report.files_before:,} small files {'would become' if report.dry_run else 'became'} {report.files_after:,}, "
+        f"{report.orphans:,} orphans, {report.entries:,} entries; {report.seconds:.1f} s; "
+        f"{asked.list:,} LIST, {asked.get:,} GET, {asked.head:,} HEAD, {asked.put:,} PUT, {asked.delete:,} DELETE; "
+        f"{asked.bytes_in:,} bytes read, {asked.bytes_out:,} written"
+    )
+
+
+@app.command()
+def ddl(
+    engine: Annotated[str, typer.Option("--engine", help="athena, duckdb, spark or trino.")],
+    name: Name = "",
+    url: Annotated[str, typer.Option("--url", help="A lake of files that is not in the settings.")] = "",
+) -> None:
+    """Print the statements that make the lake tables of an engine. Nothing is changed.
+
+    The columns are those of the newest files: print them again when new ones have come.
+    """
+    from pipeline.sinks.lake import configured as lake_settings
+    from pipeline.sinks.lake import ddl as lake_ddl
+    from pipeline.sinks.lake import series
+    from pipeline.sinks.lake.objects import Objects
+
+    if engine not in lake_ddl.ENGINES:
+        raise UsageError(f"--engine {engine}: expected one of {', '.join(lake_ddl.ENGINES)}")
+    if url:
+        objects = Objects(url, make=False)
+        printed = list(lake_ddl.statements(engine, lake_ddl.tables_of(objects, series.known_path(objects, ""))))
+    else:
+        printed = []
+        for lake in lake_settings.choose_all(settings_module.load(), name):
+            wanted = cast("Lake", lake.settings)
+            if lake.is_files:
+                objects = Objects(lake.url, make=False)
+                tables = lake_ddl.tables_of(objects, series.known_path(objects, wanted.path))
+                printed += lake_ddl.statements(engine, tables)
+            else:
+                found = lake_ddl.registered({"warehouse": lake.url, **wanted.catalog}, wanted.namespace)
+                printed += lake_ddl.registrations(engine, found)
+    if not printed:
+        say("no lake has a table yet")
+    for statement in printed:
+        out.print(f"{statement}\n", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,57 @@
+"""`headwater positions`: where the agents are in their topics; and how to go on in a topic that was recreated."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from headwater.console import Json, out, print_json, say
+from pipeline.errors import UsageError
+from pipeline.operate import positions as them
+from pipeline.settings import root as settings_module
+
+app = typer.Typer(help="Where the agents are in their topics.")
+AT: dict[str, them.At] = {"": "", "beginning": "beginning", "end": "end"}
+
+
+@app.callback(invoke_without_command=True)
+def show(context: typer.Context, as_json: Json = False) -> None:
+    """List the committed offsets of all groups, and what is wrong with them. Exit 1 when something is."""
+    if context.invoked_subcommand is None:
+        _print(them.positions(settings_module.load()), as_json=as_json)
+
+
+@app.command()
+def accept(
+    topic: Annotated[str, typer.Argument(help="A topic that was recreated, restored or cut off.")],
+    at: Annotated[
+        str,
+        typer.Option(
+            help="Where to go on: beginning or end. Without it, where the state of the agent ends if that is known; at the "
+            "beginning of another log than the one read before; else at the first offset that is left."
+        ),
+    ] = "",
+    group: Annotated[str, typer.Option(help="One of the groups that read it, instead of all.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Go on in a topic as it is now, when workers stop because it is not the log that they have read. Stop them first."""
+    if at not in AT:
+        raise UsageError(f"--at {at}: expected beginning or end", hint="headwater positions accept --help")
+    found = them.accept(settings_module.load(), topic, group, AT[at], say=say)
+    say("the workers may be started again")
+    _print(found, as_json=as_json)
+
+
+def _print(found: list[them.Position], *, as_json: bool) -> None:
+    if as_json:
+        print_json([one.json() for one in found])
+    else:
+        table = Table("group", "topic", "partition", "committed", "first", "end", "problem")
+        for one in found:
+            offset = "nothing" if one.offset is None else str(one.offset)
+            table.add_row(one.group, one.topic, str(one.partition), offset, str(one.low), str(one.end), one.problem)
+        out.print(table)
+    if any(one.problem for one in found):
+        raise typer.Exit(1)

@@ -1,0 +1,291 @@
+"""`headwater replay`: a range of raw through the flows again; compared with what is live, and made live."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Self
+
+import msgspec
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from headwater.console import Json, err, one_of, out, print_json, say
+from pipeline.errors import UsageError
+from pipeline.limits import spare_the_collector
+from pipeline.replay import manage, plan
+from pipeline.replay.diff import TopicDiff
+from pipeline.replay.diff import diff as compare
+from pipeline.replay.plan import Replay
+from pipeline.replay.promote import promote as make_live
+from pipeline.replay.range import require_left, require_logs
+from pipeline.replay.run import Run, compiled, measured
+from pipeline.settings import root as settings_module
+from pipeline.settings.root import Settings
+
+app = typer.Typer(help="Changes of the past through the flows again.", invoke_without_command=True)
+ReplayId = Annotated[str, typer.Argument(help="The replay, by its ID.")]
+MAX_LAG = 50_000
+
+
+@app.callback()
+def replay(
+    context: typer.Context,
+    begin: Annotated[
+        str, typer.Option("--from", help="From this time on, as on raw: 2026-11-01T00:00Z; or earliest.")
+    ] = "",
+    end: Annotated[str, typer.Option("--to", help="Before this time; without it, all there is by now.")] = "",
+    table: Annotated[
+        list[str] | None, typer.Option("--table", help="Only changes of this table; may be repeated.")
+    ] = None,
+    key: Annotated[str, typer.Option("--key", help='Only this item: {"order_id":{"S":"o-1"}}.')] = "",
+    flow: Annotated[list[str] | None, typer.Option("--flow", help="Only this flow; may be repeated.")] = None,
+    into: Annotated[
+        str, typer.Option("--into", help="What the names of its topics end with; without it, replay-ID.")
+    ] = "",
+    publish: Annotated[bool, typer.Option("--publish", help="Into the live topics, at once.")] = False,
+    rate: Annotated[float, typer.Option("--rate", min=0, help="Records a second at most; 0: as many as it can.")] = 0.0,
+    max_lag: Annotated[
+        int, typer.Option("--max-lag", min=0, help="Wait while the live workers are so many records behind; 0: never.")
+    ] = MAX_LAG,
+    source: Annotated[str, typer.Option("--source", help="raw, or lake: the files of the lake.")] = "raw",
+    dedup: Annotated[
+        bool, typer.Option("--dedup", help="Leave out an event ID that came before in the range, however long ago.")
+    ] = False,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="What is left of the range, where some of it is deleted.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    resume: Annotated[str, typer.Option("--resume", help="Go on with this replay where it was.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Run a range of raw through the flows again, into topics of its own: exactly once, also when it is killed and resumed."""
+    if context.invoked_subcommand is not None:
+        return
+    settings = settings_module.load()
+    if resume:
+        if begin or end or table or key or flow or into or publish or dry_run or partial:
+            raise UsageError(
+                "--resume goes on with what was asked for: nothing else may be named but --rate and --max-lag"
+            )
+        _run(settings, manage.replay_of(settings, resume), rate, max_lag, as_json)
+        return
+    if not begin:
+        raise UsageError("from when on?", hint="headwater replay --from 2026-11-01T00:00Z, or --from earliest")
+    now = time.time()
+    replay_id = plan.new_id(now)
+    wanted = Replay(
+        replay_id,
+        now,
+        None if begin == "earliest" else plan.time_of(begin, "--from"),
+        plan.time_of(end, "--to") if end else now + 1,
+        {},
+        tables=table or [],
+        key=plan.key_of(key) if key else "",
+        flows=flow or [],
+        suffix=plan.suffix_of(into, publish, replay_id),
+        source=one_of("--source", source, "raw", "lake"),
+        rate=rate,
+        dedup=dedup,
+    )
+    if wanted.suffix:
+        manage.require_free(settings, wanted.suffix)
+    planned = manage.plan(settings, wanted, now, partial=partial)
+    if planned.gone:
+        say(f"not in the replay: {plan.described(planned.gone)}")
+    if dry_run:
+        _say_plan(settings, planned, as_json)
+        return
+    manage.make_topics(settings)
+    _run(settings, planned, rate, max_lag, as_json)
+
+
+def _say_plan(settings: Settings, planned: Replay, as_json: bool) -> None:
+    records = manage.sample(settings, planned)
+    size = sum(len(value) for _, value, _ in records) / max(1, len(records))
+    rate = measured(settings, planned, records)
+    rate = min(rate, planned.rate) if planned.rate else rate
+    found = {
+        **manage.as_data(planned),
+        "records_at_most": planned.total,
+        "bytes_about": round(planned.total * size),
+        "seconds_about": round(planned.total / rate, 3) if rate else None,
+    }
+    if as_json:
+        print_json(found)
+        return
+    out.print(f"{planned.total:,} records at most, about {found['bytes_about']:,} bytes, {found['seconds_about']} s")
+    out.print(f"into {found['into']}", markup=False, highlight=False)
+    listed = Table("topic", "partition", "from offset", "before offset")
+    for name, (begin, end) in planned.ranges.items():
+        topic, partition = plan.placed(name)
+        listed.add_row(topic, str(partition), f"{begin:,}", f"{end:,}")
+    out.print(listed)
+
+
+def _run(settings: Settings, replay: Replay, rate: float, max_lag: int, as_json: bool) -> None:
+    """Run it with a bar for each range; Ctrl-C stops it after the transaction under way."""
+    if replay.state in {"done", "promoting", "promoted"}:
+        raise UsageError(f"the replay {replay.id} is {replay.state}", hint=f"headwater replay diff {replay.id}")
+    require_logs(settings, replay)
+    positions = manage.positions_of(settings, replay, replay.group(settings.prefix))
+    if replay.source == "raw":
+        require_left(settings, replay, positions)
+    replay = msgspec.structs.replace(replay, rate=rate or replay.rate)
+    stop = _Stop()
+    source = manage.source_of(settings, replay, positions)
+    started, progress = time.monotonic(), _Progress(replay)
+    spare_the_collector()
+    try:
+        with progress:
+            run = Run(
+                settings,
+                replay,
+                compiled(settings, replay.flows),
+                source,
+                on_progress=progress.show,
+                stopping=lambda: stop.wanted,
+                live_lag=manage.LiveLag(settings),
+                max_lag=max_lag,
+                positions=positions,
+                seen=manage.seen_before(settings, replay, positions),
+            )
+            done = run.go()
+    finally:
+        source.close()
+    seconds = time.monotonic() - started
+    if as_json:
+        pace = round(progress.pace)
+        print_json({**manage.as_data(done), "seconds": round(seconds, 2), "records_per_second": pace})
+    counts = done.progress
+    say(
+        f"{done.id}: {done.state}; {counts.read:,} records read, {counts.taken:,} wanted, {counts.sent:,} messages sent, "
+        f"{counts.rejected:,} rejected, into {done.suffix or 'the live topics'}; {seconds:.1f} s"
+    )
+    if done.state == "stopped":
+        say(f"go on with: headwater replay --resume {done.id}")
+        raise typer.Exit(130)
+    if done.suffix:
+        say(f"next: headwater replay diff {done.id}; headwater replay promote {done.id}")
+
+
+class _Stop:
+    """Ctrl-C, or SIGTERM: the transaction under way is finished first."""
+
+    def __init__(self) -> None:
+        self.wanted = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._take)
+
+    def _take(self, *_: object) -> None:
+        self.wanted = True
+
+
+class _Progress:
+    """Bars on stderr: one for all of it, one a range."""
+
+    def __init__(self, replay: Replay) -> None:
+        self._replay = replay
+        self._bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=err,
+            transient=True,
+        )
+        self._started = time.monotonic()
+        self._read = replay.progress.read
+        self._tasks: dict[str, TaskID] = {}
+        self._first: tuple[float, int] | None = None
+        self._last = 0
+        self.pace = 0.0
+        """Records a second since the first transaction: what goes before is start-up."""
+
+    def __enter__(self) -> Self:
+        self._all = self._bars.add_task("replay", total=self._replay.total, rate="")
+        for name, (begin, end) in self._replay.ranges.items():
+            self._tasks[name] = self._bars.add_task(name.replace("|", " "), total=end - begin, rate="")
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def show(self, replay: Replay, positions: Mapping[str, int], note: str) -> None:
+        """Show how far it is."""
+        now, read = time.monotonic(), replay.progress.read
+        self._first = self._first or (now, read)
+        if read > self._last:  # the last one only says that it is done
+            self._last = read
+            self.pace = (read - self._first[1]) / (now - self._first[0]) if now > self._first[0] else 0.0
+        for name, (begin, end) in replay.ranges.items():
+            at = positions.get(name, begin)
+            self._bars.update(self._tasks[name], completed=min(at, end) - begin)
+        whole = sum(min(positions.get(name, b), e) - b for name, (b, e) in replay.ranges.items())
+        rate = (replay.progress.read - self._read) / max(0.001, time.monotonic() - self._started)
+        self._bars.update(self._all, completed=whole, rate=note or f"{rate:,.0f}/s")
+
+
+@app.command(name="list")
+def list_replays(as_json: Json = False) -> None:
+    """List the replays, oldest first."""
+    found = manage.replays(settings_module.load())
+    if as_json:
+        print_json([manage.as_data(one) for one in found])
+        return
+    table = Table("id", "state", "from", "to", "into", "read", "sent", "rejected")
+    for one in found:
+        begin = "earliest" if one.begin is None else f"{datetime.fromtimestamp(one.begin, UTC):%Y-%m-%d %H:%M}Z"
+        to, counts = f"{datetime.fromtimestamp(one.end, UTC):%Y-%m-%d %H:%M}Z", one.progress
+        numbers = (f"{n:,}" for n in (counts.read, counts.sent, counts.rejected))
+        table.add_row(one.id, one.state, begin, to, one.suffix or "live", *numbers)
+    out.print(table)
+
+
+@app.command()
+def diff(replay_id: ReplayId, as_json: Json = False) -> None:
+    """Compare what a replay has written with what is live, message by message. Exit 1 when they differ."""
+    settings = settings_module.load()
+    replay = manage.replay_of(settings, replay_id)
+    if not replay.suffix:
+        raise UsageError(f"the replay {replay_id} has no topics of its own", hint="headwater replay list")
+    found = compare(settings, replay)
+    if as_json:
+        print_json([one.json() for one in found])
+    else:
+        _print_diff(found)
+    if not all(one.is_empty for one in found):
+        raise typer.Exit(1)
+
+
+def _print_diff(found: list[TopicDiff]) -> None:
+    table = Table("topic", "same", "added", "missing", "different")
+    for one in found:
+        table.add_row(one.topic, *(f"{n:,}" for n in (one.same, one.added, one.missing, one.different)))
+    out.print(table)
+    for one in found:
+        for example in one.examples:
+            out.print(
+                f"{example.what}: {example.topic} {example.key} event {example.event_id}\n"
+                f"  live:   {example.live}\n  shadow: {example.shadow}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+
+
+@app.command()
+def promote(replay_id: ReplayId, as_json: Json = False) -> None:
+    """Copy what a replay has written to the live topics: each message once, with the header `replay`."""
+    settings = settings_module.load()
+    done = make_live(settings, manage.replay_of(settings, replay_id))
+    if as_json:
+        print_json(manage.as_data(done))
+    say(f"{done.id}: {done.state}")
