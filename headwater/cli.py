@@ -30,7 +30,9 @@ from pipeline.operate import check as checks
 from pipeline.operate import snapshots as snapshotting
 from pipeline.operate import status as statuses
 from pipeline.runtime.app import create_app
-from pipeline.settings import root as settings_module
+from pipeline.settings.load import load
+from pipeline.settings.root import Settings
+from pipeline.settings.sources import S3_URL
 from pipeline.topics.names import Topics, admin, ensure, look, look_again
 
 app = typer.Typer(
@@ -111,7 +113,7 @@ def run(
         os.environ["HEADWATER_AGENTS"] = json.dumps(agents)
     if not web:
         os.environ["HEADWATER_WEB__ENABLED"] = "false"
-    settings = settings_module.load()
+    settings = load()
     create_app(settings).worker.prepare()  # what is missing is said here, in one line
     command = [sys.executable, "-m", "faust", "-A", "pipeline.worker", "worker", "-l", loglevel]
     command += [] if settings.web.enabled else ["--without-web"]
@@ -122,7 +124,7 @@ def run(
 def check(as_json: Json = False) -> None:
     """Look at everything a worker needs, change nothing, say what to type next."""
     findings = []
-    for finding in checks.check(settings_module.load()):
+    for finding in checks.check(load()):
         findings.append(finding)
         if not as_json:
             mark = "[red]FAIL[/]" if not finding.ok else "[yellow]warn[/]" if finding.is_warning else "[green]ok  [/]"
@@ -139,7 +141,7 @@ def check(as_json: Json = False) -> None:
 @app.command(rich_help_panel="Look")
 def status(as_json: Json = False) -> None:
     """Show shards and positions, lag, dead letters, gaps, replays, and what does not go on."""
-    found = statuses.status(settings_module.load())
+    found = statuses.status(load())
     if as_json:
         print_json(found.json())
         return
@@ -175,7 +177,7 @@ def gaps(context: typer.Context, as_json: Json = False) -> None:
     """List what is known to be lost: which changes, and why. Exit 1 when there is something that is not repaired."""
     if context.invoked_subcommand is not None:
         return
-    found = statuses.gaps(settings_module.load())
+    found = statuses.gaps(load())
     if as_json:
         print_json([{**msgspec.to_builtins(gap), "repaired": repaired} for gap, repaired in found])
     elif found:
@@ -199,7 +201,7 @@ def gaps_repair(
     as_json: Json = False,
 ) -> None:
     """Read all items of the tables with gaps anew, as rows of a snapshot. Deletions within a gap stay unknown."""
-    settings = settings_module.load()
+    settings = load()
     newest = dict[str, float]()
     for gap, repaired in statuses.gaps(settings):
         found = [] if repaired else statuses.tables_of(gap, settings)
@@ -237,8 +239,8 @@ def snapshot(
     as_json: Json = False,
 ) -> None:
     """Read all items of tables into raw, as changes of the kind READ, beside the capture of their streams."""
-    settings = settings_module.load()
-    if export is not None and not re.match(settings_module.S3_URL, export):
+    settings = load()
+    if export is not None and not re.match(S3_URL, export):
         raise UsageError(f"--export {export}: expected s3://bucket/prefix", hint="headwater snapshot --help")
     wish = snapshotting.Wish(units, segments, export)
     if cancel:
@@ -258,7 +260,7 @@ def snapshot(
 
 
 def _take_snapshots(
-    settings: settings_module.Settings,
+    settings: Settings,
     newest_gaps: Mapping[str, float],
     wish: snapshotting.Wish,
     *,
@@ -330,7 +332,7 @@ def topics(
     create: Annotated[bool, typer.Option("--create", help="Make those that are missing.")] = False,
 ) -> None:
     """List the topics: what each is for, and whether it is there."""
-    settings = settings_module.load()
+    settings = load()
     client = admin(settings.kafka.conf)
     if create:
         ensure(client, Topics(settings).all(), settings.kafka.replication_factor)

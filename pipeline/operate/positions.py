@@ -13,7 +13,8 @@ from faust.types import TP
 
 from pipeline.errors import FatalError, UsageError
 from pipeline.operate.status import read, reading
-from pipeline.settings.root import Settings, group_of
+from pipeline.settings.root import Settings
+from pipeline.settings.sinks import group_of
 from pipeline.state.seen import source_log, source_offset
 from pipeline.state.table_partitions import HEADER, SAID, encode_positions, positions_in
 from pipeline.state.table_partitions import Position as Told

@@ -16,7 +16,8 @@ from confluent_kafka.admin import AdminClient
 from pipeline.errors import FatalError
 from pipeline.flows.versions import KEY, WORKER, Version, Versions, WorkerFlows, decode_version, decode_worker
 from pipeline.replay.plan import decode as decode_replay
-from pipeline.settings.root import Settings, group_of
+from pipeline.settings.root import Settings
+from pipeline.settings.sinks import group_of
 from pipeline.sources.places import Gap, Known
 from pipeline.sources.snapshots.known import Snapshots, is_snapshot, repaired
 from pipeline.topics.names import Topics, admin, look, unreachable

@@ -16,8 +16,11 @@ from confluent_kafka.cimpl import NewTopic
 
 from pipeline.errors import FatalError, HeadwaterError, UsageError
 from pipeline.limits import HEADROOM
-from pipeline.settings.flows import TOPIC, Flow, fill, is_template
-from pipeline.settings.root import DynamoDBStream, Lake, Settings
+from pipeline.settings.enrich import TOPIC
+from pipeline.settings.flows import FlowSettings, fill, is_template
+from pipeline.settings.root import Settings
+from pipeline.settings.sinks import LakeSettings
+from pipeline.settings.sources import DynamoDBStreamSettings
 
 log = logging.getLogger(__name__)
 FENCE_PARTITIONS = 16
@@ -64,7 +67,7 @@ class Topic:
 class Topics:
     """The names of all topics of a deployment, and how each is made."""
 
-    def __init__(self, settings: Settings, flows: Sequence[Flow] | None = None) -> None:
+    def __init__(self, settings: Settings, flows: Sequence[FlowSettings] | None = None) -> None:
         """`flows` are others than those of the settings."""
         self._settings = settings
         self._flows = settings.flows if flows is None else flows
@@ -116,7 +119,7 @@ class Topics:
         }
         return {name: topic for name, topic in self.sinks.items() if name not in other}
 
-    def sinks_of(self, lake: Lake) -> dict[str, str]:
+    def sinks_of(self, lake: LakeSettings) -> dict[str, str]:
         """Return the sinks that a lake takes, and their topics; raise UsageError for one that it cannot."""
         if unknown := [name for name in lake.sinks if name not in self.lake_sinks]:
             raise UsageError(
@@ -125,13 +128,13 @@ class Topics:
             )
         return {name: topic for name, topic in self.lake_sinks.items() if not lake.sinks or name in lake.sinks}
 
-    def _filled(self, flow: Flow, template: str) -> list[str]:
+    def _filled(self, flow: FlowSettings, template: str) -> list[str]:
         if not is_template(template):
             return [template]
         tables = flow.tables or tuple(
             table
             for source in self._settings.sources
-            for table in (source.tables if isinstance(source, DynamoDBStream) else source.streams)
+            for table in (source.tables if isinstance(source, DynamoDBStreamSettings) else source.streams)
             if not set("*?") & set(table)
         )
         if "{op}" in template or "{source}" in template:  # made when the first change goes there
