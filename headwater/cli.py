@@ -29,11 +29,14 @@ from pipeline.errors import HeadwaterError, UsageError
 from pipeline.operate import check as checks
 from pipeline.operate import snapshots as snapshotting
 from pipeline.operate import status as statuses
+from pipeline.operate.gaps import gaps as known_gaps
+from pipeline.operate.gaps import tables_of
 from pipeline.runtime.app import create_app
 from pipeline.settings.load import load
 from pipeline.settings.root import Settings
 from pipeline.settings.sources import S3_URL
-from pipeline.topics.names import Topics, admin, ensure, look, look_again
+from pipeline.topics.admin import admin, ensure, look, look_again
+from pipeline.topics.names import Topics
 
 app = typer.Typer(
     name="headwater",
@@ -177,7 +180,7 @@ def gaps(context: typer.Context, as_json: Json = False) -> None:
     """List what is known to be lost: which changes, and why. Exit 1 when there is something that is not repaired."""
     if context.invoked_subcommand is not None:
         return
-    found = statuses.gaps(load())
+    found = known_gaps(load())
     if as_json:
         print_json([{**msgspec.to_builtins(gap), "repaired": repaired} for gap, repaired in found])
     elif found:
@@ -203,8 +206,8 @@ def gaps_repair(
     """Read all items of the tables with gaps anew, as rows of a snapshot. Deletions within a gap stay unknown."""
     settings = load()
     newest = dict[str, float]()
-    for gap, repaired in statuses.gaps(settings):
-        found = [] if repaired else statuses.tables_of(gap, settings)
+    for gap, repaired in known_gaps(settings):
+        found = [] if repaired else tables_of(gap, settings)
         newest |= {table: max(gap.at, newest.get(table, 0.0)) for table in found}
         if gap.topic and not repaired and not found:
             say(

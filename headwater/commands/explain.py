@@ -20,10 +20,11 @@ from pipeline.flows import given_items
 from pipeline.flows.compile import onlooking
 from pipeline.flows.explain import FlowTrace
 from pipeline.flows.explain import explain as explain_event
-from pipeline.operate.status import TIMEOUT, reading
 from pipeline.settings.load import load
 from pipeline.settings.root import Settings
-from pipeline.topics.names import Topic, admin, look
+from pipeline.topics.admin import admin, look
+from pipeline.topics.names import Topic
+from pipeline.topics.read import TIMEOUT, reading
 
 
 def explain(

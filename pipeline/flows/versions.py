@@ -14,14 +14,16 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
+import confluent_kafka
 import msgspec
-from confluent_kafka import Message
+from confluent_kafka import OFFSET_BEGINNING, Message
 from faust.types import TP
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import HeadwaterError, TransientError, UsageError, backoff
 from pipeline.settings.base import PUBLISHED
 from pipeline.settings.flows import FlowSettings
+from pipeline.topics.read import read
 from pipeline.transport import Follower, Participant, Slice, Transport
 from pipeline.transport.consumer import Consumer
 from pipeline.transport.fatal import stop_process
@@ -288,3 +290,16 @@ class FlowVersions(Participant, Generic[T]):
 def text_of(flows: Sequence[FlowSettings]) -> str:
     """Return flows in a form in which equal flows are equal."""
     return json.dumps(dump(flows), sort_keys=True)
+
+
+def flow_versions(consumer: confluent_kafka.Consumer, topic: str, partitions: int) -> Versions:
+    """Read the flows topic."""
+    applied, workers = Version(0), dict[str, WorkerFlows]()
+    for record in read(consumer, topic, dict.fromkeys(range(partitions), OFFSET_BEGINNING), None):
+        key, value = bytes(record.key() or b""), record.value()
+        if key == KEY and value:
+            applied = decode_version(value)
+        elif key.startswith(WORKER) and value:
+            said = decode_worker(value)
+            workers[said.client] = said
+    return Versions(applied, workers)

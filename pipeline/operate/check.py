@@ -34,19 +34,8 @@ from pipeline.sources.kinesis.records import plain
 from pipeline.sources.places import ShardOf
 from pipeline.sources.snapshots.snapshotter import Snapshotter
 from pipeline.sources.streams import Start, StreamApi
-from pipeline.topics.names import (
-    LIMITED,
-    MAX_BYTES,
-    Found,
-    Topic,
-    TopicRefusedError,
-    Topics,
-    admin,
-    look,
-    lowered,
-    refusals,
-    sized,
-)
+from pipeline.topics.admin import LIMITED, Found, TopicRefusedError, admin, look, lowered, refusals, sized
+from pipeline.topics.names import MAX_BYTES, Topic, Topics
 
 LEAST_DISK = 1 << 30
 

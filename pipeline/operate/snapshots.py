@@ -13,14 +13,15 @@ import msgspec
 from confluent_kafka import OFFSET_BEGINNING, Message, Producer
 
 from pipeline.errors import FatalError, UsageError
-from pipeline.operate.status import read, reading
 from pipeline.settings.root import Settings
 from pipeline.settings.sources import DynamoDBStreamSettings
 from pipeline.sources.dynamodb.streams import captures
 from pipeline.sources.snapshots.known import CANCEL, Snapshot, Snapshots, is_snapshot
 from pipeline.sources.snapshots.scan import Facts, Forecast, Scanner, export_forecast, forecast, segments_for
 from pipeline.sources.snapshots.snapshotter import plan
-from pipeline.topics.names import FENCE_PARTITIONS, Topics, admin, look, silent
+from pipeline.topics.admin import admin, look, silent
+from pipeline.topics.names import FENCE_PARTITIONS, Topics
+from pipeline.topics.read import read, reading
 from pipeline.transport import Follower
 from pipeline.transport.producer import partition_of
 

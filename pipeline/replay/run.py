@@ -24,7 +24,6 @@ from models.dead_letter import DeadLetter, Headers
 from pipeline.errors import FatalError, UsageError
 from pipeline.flows.compile import GivenRows, Means, compile_flow, schema_registry
 from pipeline.limits import HEADROOM
-from pipeline.operate.status import read
 from pipeline.replay.plan import Progress, Replay, State, encode, place
 from pipeline.replay.source import Lot, Source
 from pipeline.services.keys import mask_key
@@ -38,7 +37,9 @@ from pipeline.steps.flow import Flow, Given, Result
 from pipeline.steps.python import load
 from pipeline.steps.route import REPLAY
 from pipeline.steps.secrecy import seal_letter
-from pipeline.topics.names import Topics, admin, ensure, unreachable
+from pipeline.topics.admin import admin, ensure, unreachable
+from pipeline.topics.names import Topics
+from pipeline.topics.read import read
 from pipeline.transport import clients
 
 log = logging.getLogger(__name__)

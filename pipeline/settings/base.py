@@ -47,24 +47,25 @@ def template(*names: str, more: str = "") -> AfterValidator:
 
 
 Name = Annotated[str, Field(max_length=120), formed(r"[A-Za-z0-9._-]+", "letters, digits, . _ -")]
-
-
 SinkName = Annotated[str, Field(max_length=200), template("table", "op", "source")]
 """The name of a sink, or a template of it."""
 
 
 def parsed(path: str) -> str:
+    """Take the path of attributes, if it is one."""
     parse(path)
     return path
 
 
 def of_one(path: str) -> str:
+    """Take the path of one attribute."""
     if None in parse(path):
         raise ValueError(f"{path!r}: [*] names many values, where one is needed")
     return path
 
 
 def of_name(path: str) -> str:
+    """Take the path of an attribute that has a name."""
     if not isinstance(parse(path)[-1], str):
         raise ValueError(f"{path!r}: an element of a list has no name to change")  # noqa: TRY004 - of a value
     return path
@@ -72,16 +73,10 @@ def of_name(path: str) -> str:
 
 Path = Annotated[str, Field(max_length=1000), AfterValidator(parsed)]
 """Where attributes are: `email`, `address.street`, `phones[*].number`, `enriched.customer.email`."""
-
-
 OnePath = Annotated[str, Field(max_length=1000), AfterValidator(of_one)]
 """Where one attribute is."""
-
-
 NamePath = Annotated[str, Field(max_length=1000), AfterValidator(of_name)]
 """Where an attribute is that has a name."""
-
-
 NewName = Annotated[str, Field(min_length=1, max_length=255)]
 
 

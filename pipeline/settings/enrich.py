@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.settings.base import Name, OnePath, Path, Section, of_one, formed
+from pipeline.settings.base import Name, OnePath, Path, Section, formed, of_one
 
 PLACE = re.compile(r"\{([^{}]+)\}")
 """Matches what stands in a url for an attribute of the change."""
@@ -30,23 +30,13 @@ def _places(url: str) -> str:
 
 Url = Annotated[str, formed(r"https?://[^/].*", "http://... or https://..."), AfterValidator(_places)]
 """Where a service is asked, with the paths of attributes in braces."""
-
-
 Condition: TypeAlias = dict[str, Any] | str
 """A pattern, or an expression in CEL."""
-
-
 TOPIC = "topic:"
 """What the name of a reference begins with that is a topic."""
-
-
 TABLE_OR_TOPIC = formed(rf"(?:{TOPIC})?[A-Za-z0-9._-]+", f"the name of a table, or {TOPIC} and that of a topic")
-
-
 PARTITIONED = "partitioned:"
 """What the name of a reference begins with that is a table of which a worker keeps the items of its partitions."""
-
-
 KeyUri = Annotated[str, formed(r"(?:file|kms):.+|env:\w+", "file:PATH, env:NAME of a variable, or kms:PATH")]
 
 

@@ -13,6 +13,7 @@ from pipeline.settings.base import Section
 
 
 def as_kind(value: Any) -> Any:
+    """Take a kind alone for a table that says no more than its kind."""
     return {"kind": value} if isinstance(value, str) else value
 
 

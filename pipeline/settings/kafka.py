@@ -16,8 +16,6 @@ from pipeline.limits import MESSAGE_MAX
 from pipeline.settings.base import Name, Section
 
 SESSION_TIMEOUT = 10.0
-
-
 OWNED = {
     "group.id",
     "transactional.id",
@@ -28,8 +26,6 @@ OWNED = {
     "group.remote.assignor",
 }
 """Properties of librdkafka that are not the user's to set."""
-
-
 SETTINGS_OF_THEIR_OWN = {"group.protocol": "group_protocol", "group.instance.id": "instance_id"}
 
 

@@ -51,8 +51,6 @@ PARTS = (
     FormatSettings,
 )
 """What stands in lists."""
-
-
 NOT_SETTINGS = {"HEADWATER_CONFIG", "HEADWATER_BIN", "HEADWATER_REQUIRE_KAFKA", "HEADWATER_TEST_EXAMPLES"}
 """Variables that begin like settings: where the settings file is, where scripts find the command, switches of the tests."""
 

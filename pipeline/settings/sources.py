@@ -16,14 +16,8 @@ from pydantic import (
 from pipeline.settings.base import Section, formed
 
 PATTERN = formed(r"[A-Za-z0-9._*?-]+", "a name, or a pattern of names with * and ?")
-
-
 StreamName = Annotated[str, Field(max_length=128), PATTERN]
-
-
 TableName = Annotated[str, Field(max_length=255), PATTERN]
-
-
 CONSUMER = formed(
     r"[A-Za-z0-9._-]{1,128}|arn:[a-z-]+:kinesis:[^/]+:stream/[A-Za-z0-9._-]+/consumer/[A-Za-z0-9._-]+:[0-9]+",
     "a name of letters, digits, . _ - or the ARN of a consumer",
@@ -161,8 +155,6 @@ def _kind(source: Any) -> Any:
 
 
 KINDS = ("dynamodb-stream", "kinesis")
-
-
 SourceSettings: TypeAlias = Annotated[
     Annotated[DynamoDBStreamSettings, Tag("dynamodb-stream")] | Annotated[KinesisSettings, Tag("kinesis")],
     Discriminator(

@@ -31,7 +31,8 @@ from pipeline.errors import FatalError
 from pipeline.settings.sinks import MirrorSettings
 from pipeline.sinks.base import Writer
 from pipeline.sinks.mirror.sink import Mirror, copied
-from pipeline.topics.names import Topic, admin, ensure
+from pipeline.topics.admin import admin, ensure
+from pipeline.topics.names import Topic
 from pipeline.transport.logs import UNKNOWN, Log, logs_of
 
 pytestmark = pytest.mark.kafka

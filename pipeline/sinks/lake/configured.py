@@ -11,12 +11,13 @@ from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]
 from faust.types import TP
 
 from pipeline.errors import UsageError
-from pipeline.operate.status import read
 from pipeline.settings.root import Settings
 from pipeline.settings.sinks import LakeSettings, group_of
 from pipeline.sinks.lake.verify import Carried, Lost
 from pipeline.sources.places import Gap
-from pipeline.topics.names import Topics, admin, unreachable
+from pipeline.topics.admin import admin, unreachable
+from pipeline.topics.names import Topics
+from pipeline.topics.read import read
 from pipeline.transport import clients
 from pipeline.transport.committed import committed
 from pipeline.transport.logs import logs_of

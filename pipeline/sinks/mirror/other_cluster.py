@@ -11,7 +11,8 @@ from confluent_kafka.cimpl import NewTopic
 from pipeline.errors import FatalError, HeadwaterError, TransientError
 from pipeline.limits import MESSAGE_MAX
 from pipeline.settings.sinks import MirrorSettings
-from pipeline.topics.names import Topic, admin, look, silent
+from pipeline.topics.admin import admin, look, silent
+from pipeline.topics.names import Topic
 from pipeline.transport.logs import UNKNOWN, Log, logs_of
 
 TIMEOUT = 20.0
