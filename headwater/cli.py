@@ -25,12 +25,15 @@ from rich.table import Table
 
 from headwater.commands import dlq, explain, flows, lake, positions, replay, replica
 from headwater.console import Json, err, one_of, out, print_json, say
+from headwater.worker import COMMAND
+from pipeline import missing
 from pipeline.errors import HeadwaterError, UsageError
 from pipeline.operate import check as checks
 from pipeline.operate import snapshots as snapshotting
 from pipeline.operate import status as statuses
 from pipeline.operate.gaps import gaps as known_gaps
 from pipeline.operate.gaps import tables_of
+from pipeline.own_packages import hidden
 from pipeline.runtime.app import create_app
 from pipeline.settings.load import load
 from pipeline.settings.root import Settings
@@ -79,12 +82,10 @@ def main() -> NoReturn:
         err.print(f"headwater: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] in {"agents", "models", "pipeline"}:
+        line = missing.explained(error)
+        if line is None or "-v" in sys.argv or "--verbose" in sys.argv:
             raise
-        hint = "pip install 'headwater[bench]' has all extras, [lake] what writes Parquet files"
-        err.print(
-            f"headwater: the package {error.name} is not here ({hint})", markup=False, highlight=False, soft_wrap=True
-        )
+        err.print(f"headwater: {line}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
     sys.exit(0)
 
@@ -118,7 +119,9 @@ def run(
         os.environ["HEADWATER_WEB__ENABLED"] = "false"
     settings = load()
     create_app(settings).worker.prepare()  # what is missing is said here, in one line
-    command = [sys.executable, "-m", "faust", "-A", "pipeline.worker", "worker", "-l", loglevel]
+    for one in hidden():
+        say(f"warning: {one}; rename it if a function of yours imports it")
+    command = [sys.executable, *COMMAND, "-A", "pipeline.worker", "worker", "-l", loglevel]
     command += [] if settings.web.enabled else ["--without-web"]
     os.execv(sys.executable, command)  # noqa: S606 - the worker takes this process's place: signals reach it
 

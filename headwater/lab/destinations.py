@@ -259,7 +259,7 @@ def replay(environment: Mapping[str, str], directory: Path) -> dict[str, Any]:
 
 
 def _run(environment: Mapping[str, str], directory: Path, *arguments: str, fine: tuple[int, ...] = (0,)) -> Any:
-    command = [sys.executable, "-m", "headwater.cli", *arguments]
+    command = [sys.executable, "-P", "-m", "headwater.cli", *arguments]
     try:
         done = subprocess.run(
             command, env=environment, cwd=directory, capture_output=True, text=True, timeout=SECONDS, check=False

@@ -1,0 +1,98 @@
+"""Packages that are not installed: which extra of Headwater has them, by its own metadata."""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import PackageNotFoundError, requires
+from types import TracebackType
+
+from pipeline.errors import HeadwaterError
+from pipeline.own_packages import NAMES
+
+WHAT = {
+    "lake": "the lake",
+    "iceberg": "an Iceberg table",
+    "sql": "a step of the kind sql",
+    "pubsub": "the Pub/Sub sink",
+    "registry": "the schema registry",
+    "lab": "the lab (demo, local, simulate, soak, chaos)",
+}
+"""By extra: what needs it. Where several extras have a package, the first of these is named, unless the import tells more."""
+DISTRIBUTIONS = {
+    "aiohttp": "aiohttp",
+    "duckdb": "duckdb",
+    "fastavro": "fastavro",
+    "google": "google-cloud-pubsub",
+    "google.protobuf": "protobuf",
+    "noida_db": "noida-db",
+    "numpy": "numpy",
+    "obstore": "obstore",
+    "pyarrow": "pyarrow",
+    "pyiceberg": "pyiceberg",
+    "sqlalchemy": "pyiceberg",
+}
+"""By module: the distribution that brings it, where an extra has it. A test holds it against pyproject.toml."""
+BENCH = "headwater.lab.bench"
+
+
+def explained(error: ModuleNotFoundError) -> HeadwaterError | None:
+    """Return what to install, None where the missing module is one of ours: that is a fault of the program."""
+    name = error.name or ""
+    if name.startswith(BENCH):
+        return HeadwaterError(
+            "the benchmarks are in the repository of Headwater, not in the package", hint="make bench, in a checkout"
+        )
+    if name.partition(".")[0] in (*NAMES, "headwater"):
+        return None
+    distribution = _distribution(name)
+    having = _having(distribution)
+    named = [extra for extra in _named_by(error.__traceback__) if not having or extra in having]
+    extra = next(iter(named), next((one for one in WHAT if one in having), None))
+    if extra is None:
+        return HeadwaterError(
+            f"the module {name} is not installed",
+            hint="install it, or Headwater again: pip install --force-reinstall headwater",
+        )
+    return HeadwaterError(
+        f"{WHAT[extra]} needs {distribution or name}, which is not installed", hint=f"pip install 'headwater[{extra}]'"
+    )
+
+
+def extras() -> dict[str, set[str]]:
+    """Return the distributions of each extra, as the metadata of the installed Headwater say."""
+    try:
+        requirements = requires("headwater") or []
+    except PackageNotFoundError:  # run from a directory, as the Lambda is
+        return {}
+    found: dict[str, set[str]] = {}
+    for requirement in requirements:
+        name = re.match(r"[\w.-]+", requirement)
+        extra = re.search(r"""extra == ['"]([\w.-]+)['"]""", requirement)
+        if name and extra:
+            found.setdefault(extra[1], set()).add(name[0].lower())
+    return found
+
+
+def _distribution(module: str) -> str:
+    """Return the distribution that has a module, '' where no extra has it."""
+    while module:
+        if module in DISTRIBUTIONS:
+            return DISTRIBUTIONS[module]
+        module = module.rpartition(".")[0]
+    return ""
+
+
+def _having(distribution: str) -> set[str]:
+    return {extra for extra, names in extras().items() if distribution in names}
+
+
+def _named_by(traceback: TracebackType | None) -> list[str]:
+    """Return the extras that the names of our modules tell on the way to the import, the lab first, then the innermost."""
+    found: list[str] = []
+    while traceback is not None:
+        parts = str(traceback.tb_frame.f_globals.get("__name__", "")).split(".")
+        if parts[0] in (*NAMES, "headwater"):
+            found += [part for part in parts if part in WHAT]
+        traceback = traceback.tb_next
+    found.reverse()
+    return ["lab", *found] if "lab" in found else found
