@@ -9,7 +9,7 @@ from functools import partial
 from faust import Stream
 
 from pipeline.errors import UsageError
-from pipeline.runtime.app import Worker
+from pipeline.runtime.worker import Worker
 from pipeline.services import aws
 from pipeline.settings.sources import KinesisSettings
 from pipeline.sources.dynamodb.records import Unreadable, refused, too_large

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import msgspec
 
+from models.gap import Gap
 from pipeline.sources.dynamodb.records import Cut
-from pipeline.sources.places import Gap, ShardOf
+from pipeline.sources.shard_positions import ShardOf
 
 NOTHING = Cut([], [], None, None)
 

@@ -22,13 +22,14 @@ from confluent_kafka import Message
 from faust.types import TP
 
 from models.change import MalformedChangeError, decode
+from models.gap import Cause, Gap
 from pipeline.errors import HeadwaterError, TransientError, backoff
 from pipeline.metrics import Metrics
 from pipeline.services.aws import ExpiredIteratorError, NothingYetError, TrimmedError, VanishedError
+from pipeline.sources.credit import ALL_CREDITS, Purse
 from pipeline.sources.dynamodb.records import Cut
-from pipeline.sources.places import Beginning, Cause, Gap, Known, Place, ShardOf
-from pipeline.sources.purse import ALL_CREDITS, Purse
 from pipeline.sources.reading import NOTHING, Reading
+from pipeline.sources.shard_positions import Beginning, Known, Place, ShardOf
 from pipeline.sources.shards import Lineage, Position, Shard, ancestors
 from pipeline.sources.snapshots.known import is_news, is_snapshot
 from pipeline.sources.snapshots.snapshotter import Snapshotter

@@ -14,7 +14,7 @@ import msgspec
 from pipeline.errors import HeadwaterError
 from pipeline.metrics import Metrics
 from pipeline.services.aws import DeniedError, VanishedError
-from pipeline.sources.places import Beginning, Place, ShardOf
+from pipeline.sources.shard_positions import Beginning, Place, ShardOf
 from pipeline.sources.shards import Lineage, Shard
 from pipeline.sources.streams import Pacing, Stream, StreamApi, StreamSource
 from pipeline.transport import Transport

@@ -25,7 +25,9 @@ from headwater.cli import app as cli
 from headwater.testing import change
 from pipeline.flows import golden
 from pipeline.flows.compile import compile_flow, onlooking
-from pipeline.runtime.app import AGENTS, App, create_app
+from pipeline.runtime.app import create_app
+from pipeline.runtime.entry_points import AGENTS
+from pipeline.runtime.faust_app import App
 from pipeline.settings.load import NOT_SETTINGS, load
 from pipeline.settings.root import ENV_PREFIX, Settings
 from pipeline.settings.sources import KINDS, DynamoDBStreamSettings
@@ -492,6 +494,6 @@ def test_the_policies_for_kinesis_allow_what_the_code_calls_and_no_more() -> Non
         calls = re.findall(r"self\._(?:streams|subscriber)\.(?!get_paginator|meta)([a-z_]+)\(", source)
         return {f"kinesis:{call.title().replace('_', '')}" for call in calls}
 
-    assert called("kinesis.py") == set(reading["Action"])
-    assert called("fan_out.py", "consumers.py") == set(pushing["Action"])
+    assert called("kinesis/api.py") == set(reading["Action"])
+    assert called("kinesis/fan_out.py", "kinesis/consumers.py") == set(pushing["Action"])
     assert listing["Action"] == "kinesis:ListStreams"

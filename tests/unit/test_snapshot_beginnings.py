@@ -11,7 +11,7 @@ import msgspec
 
 from models.snapshot import BEGIN, END, mark
 from pipeline.metrics import Metrics
-from pipeline.sources.places import Beginning, Place
+from pipeline.sources.shard_positions import Beginning, Place
 from pipeline.sources.shards import Shard
 from pipeline.sources.snapshots.known import Snapshot
 from pipeline.sources.snapshots.s3_export import token

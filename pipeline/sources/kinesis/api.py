@@ -26,7 +26,7 @@ from pipeline.sources.dynamodb.records import Cut
 from pipeline.sources.dynamodb.streams import is_pattern
 from pipeline.sources.kinesis.records import Answer, cut, name_of, plain, read
 from pipeline.sources.kinesis.resequence import Window, Windowed
-from pipeline.sources.places import ShardOf
+from pipeline.sources.shard_positions import ShardOf
 from pipeline.sources.shards import Shard
 from pipeline.sources.streams import Start, Stream, StreamApi
 

@@ -32,7 +32,7 @@ from pipeline.sources.kinesis.consumers import Consumers
 from pipeline.sources.kinesis.pushed import Connection, take_stream
 from pipeline.sources.kinesis.records import Answer, name_of, plain, read_event
 from pipeline.sources.kinesis.subscription import Subscription
-from pipeline.sources.places import ShardOf
+from pipeline.sources.shard_positions import ShardOf
 from pipeline.sources.streams import Start, Stream
 
 if TYPE_CHECKING:
