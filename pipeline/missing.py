@@ -22,7 +22,9 @@ DISTRIBUTIONS = {
     "aiohttp": "aiohttp",
     "duckdb": "duckdb",
     "fastavro": "fastavro",
-    "google": "google-cloud-pubsub",
+    "google.api_core": "google-cloud-pubsub",
+    "google.auth": "google-cloud-pubsub",
+    "google.cloud": "google-cloud-pubsub",
     "google.protobuf": "protobuf",
     "noida_db": "noida-db",
     "numpy": "numpy",
@@ -32,6 +34,10 @@ DISTRIBUTIONS = {
     "sqlalchemy": "pyiceberg",
 }
 """By module: the distribution that brings it, where an extra has it. A test holds it against pyproject.toml."""
+SHARED = {"google": ("google-cloud-pubsub", "protobuf")}
+"""Namespaces of several distributions: where none of them is installed, Python names the namespace alone."""
+MODULES = {extra: extra for extra in WHAT} | {"formats": "registry"}
+"""By part of the name of a module of ours: the extra that it needs."""
 BENCH = "headwater.lab.bench"
 
 
@@ -44,8 +50,8 @@ def explained(error: ModuleNotFoundError) -> HeadwaterError | None:
         )
     if name.partition(".")[0] in (*NAMES, "headwater"):
         return None
-    distribution = _distribution(name)
-    having = _having(distribution)
+    wanted = SHARED.get(name) or _distributions(name)
+    having = {extra: found for extra, names in extras().items() if (found := names.intersection(wanted))}
     named = [extra for extra in _named_by(error.__traceback__) if not having or extra in having]
     extra = next(iter(named), next((one for one in WHAT if one in having), None))
     if extra is None:
@@ -54,7 +60,8 @@ def explained(error: ModuleNotFoundError) -> HeadwaterError | None:
             hint="install it, or Headwater again: pip install --force-reinstall headwater",
         )
     return HeadwaterError(
-        f"{WHAT[extra]} needs {distribution or name}, which is not installed", hint=f"pip install 'headwater[{extra}]'"
+        f"{WHAT[extra]} needs {', '.join(having.get(extra, [name]))}, which is not installed",
+        hint=f"pip install 'headwater[{extra}]'",
     )
 
 
@@ -73,17 +80,11 @@ def extras() -> dict[str, set[str]]:
     return found
 
 
-def _distribution(module: str) -> str:
-    """Return the distribution that has a module, '' where no extra has it."""
-    while module:
-        if module in DISTRIBUTIONS:
-            return DISTRIBUTIONS[module]
+def _distributions(module: str) -> tuple[str, ...]:
+    """Return the distribution that has a module, none where no extra has it."""
+    while module and module not in DISTRIBUTIONS:
         module = module.rpartition(".")[0]
-    return ""
-
-
-def _having(distribution: str) -> set[str]:
-    return {extra for extra, names in extras().items() if distribution in names}
+    return (DISTRIBUTIONS[module],) if module else ()
 
 
 def _named_by(traceback: TracebackType | None) -> list[str]:
@@ -92,7 +93,7 @@ def _named_by(traceback: TracebackType | None) -> list[str]:
     while traceback is not None:
         parts = str(traceback.tb_frame.f_globals.get("__name__", "")).split(".")
         if parts[0] in (*NAMES, "headwater"):
-            found += [part for part in parts if part in WHAT]
+            found += [MODULES[part] for part in parts if part in MODULES]
         traceback = traceback.tb_next
     found.reverse()
     return ["lab", *found] if "lab" in found else found

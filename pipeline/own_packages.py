@@ -61,6 +61,19 @@ def hidden(path: Iterable[str] | None = None) -> list[Hidden]:
     ]
 
 
+def overwriting() -> list[str]:
+    """Return the distributions beside us that have files of the same names: who came last has overwritten the other."""
+    from importlib.metadata import distributions  # noqa: PLC0415 - half of the time of this module, and seldom needed
+
+    ours = {f"{name}/__init__.py" for name in NAMES} | {f"{name}.py" for name in NAMES}
+    found = []
+    for one in distributions(path=[ROOT]):
+        files = {line.partition(",")[0] for line in (one.read_text("RECORD") or "").splitlines()}
+        if files & ours:
+            found.append(one.metadata["Name"])
+    return sorted(name for name in found if name != "headwater") if "headwater" in found else []
+
+
 def candidate(entry: str, name: str) -> str:
     """Return the package or module of this name in a directory, '' where there is none.
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from models.change import Change
+from pipeline import missing
 from pipeline.errors import RejectedError, UsageError
 from pipeline.flows.given_items import by_key, finder, own_key_finder
 from pipeline.flows.leaving import compile_leaving, patterns_look_at
@@ -114,9 +115,7 @@ def schema_registry(settings: Settings) -> Registry | None:
     try:
         from pipeline.services.registry import SchemaRegistry  # noqa: PLC0415 - of the extra `registry`
     except ModuleNotFoundError as error:
-        raise UsageError(
-            f"schema_registry: the package {error.name} is not here", hint="pip install 'headwater[registry]'"
-        ) from error
+        raise (missing.explained(error) or error) from error
     return SchemaRegistry(settings.schema_registry)
 
 
@@ -349,7 +348,7 @@ class _Compiler:
         try:
             from pipeline.steps.sql import QueryError, compile_query  # noqa: PLC0415 - of the extra `sql`
         except ModuleNotFoundError as error:
-            raise self._fail(place, ValueError("SQL needs DuckDB: pip install 'headwater[sql]'")) from error
+            raise self._fail(place, missing.explained(error) or error) from error
         try:
             rows = {name: self._means.rows[name] for name in step.tables}
             topics = {name.removeprefix(TOPIC): rows.pop(name) for name in step.topics}
@@ -406,7 +405,7 @@ class _Compiler:
         try:
             from pipeline.steps.formats.registered import compile_format, compile_keys  # noqa: PLC0415 - of the extra
         except ModuleNotFoundError as error:
-            raise self._fail(place, ValueError("needs more packages: pip install 'headwater[registry]'")) from error
+            raise self._fail(place, missing.explained(error) or error) from error
         return compile_format, compile_keys, self._means.registry
 
 

@@ -15,6 +15,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 from confluent_kafka import KafkaError, KafkaException
 
+from pipeline import missing, own_packages
 from pipeline.errors import HeadwaterError
 from pipeline.flows.check import examine
 from pipeline.flows.compile import FlowError
@@ -60,6 +61,7 @@ def check(settings: Settings) -> Iterator[Finding]:
     """Look at one thing after the other; a failure never stops the rest."""
     yield Finding("settings", True, "every key is known, every value fits")
     yield from _try("agents", lambda: _agents(settings))
+    yield from _packages()
     for flow in settings.flows:
         warnings: list[str] = []
         what = f"flow {flow.name}"
@@ -85,6 +87,10 @@ def _try(what: str, look_at: Callable[[], str]) -> Iterator[Finding]:
         yield Finding(what, True, look_at())
     except HeadwaterError as error:
         yield Finding(what, False, error.message, error.hint)
+    except ModuleNotFoundError as error:
+        if (lacks := missing.explained(error)) is None:
+            raise
+        yield Finding(what, False, lacks.message, lacks.hint)
     except ERRORS as error:
         found = explain(error, what)
         yield Finding(what, False, found.message, found.hint)
@@ -94,7 +100,27 @@ def _agents(settings: Settings) -> str:
     known, wanted = known_agents(), wanted_agents(settings)
     if unknown := [name for name in wanted if name not in known]:
         raise HeadwaterError(f"there is no agent {', '.join(unknown)}", hint=f"headwater run {' '.join(known)}")
+    apart = {
+        "lake": settings.lakes,
+        "mirror": settings.mirrors,
+        "pubsub": settings.pubsubs,
+        "replica": settings.replicas,
+    }
+    for name in dict.fromkeys([*wanted, *(name for name, some in apart.items() if some)]):
+        known[name].load()  # a package that it needs may not be installed
     return f"{', '.join(wanted)} have work"
+
+
+def _packages() -> Iterator[Finding]:
+    """Tell what has the names of our packages."""
+    own = f"give Headwater an environment of its own: {own_packages.OWN_ENVIRONMENT}"
+    for other in own_packages.overwriting():
+        detail = f"{other} has files of the same names as Headwater, and each has overwritten some of the other"
+        yield Finding("packages", False, detail, own)
+    for one in own_packages.hidden():
+        yield Finding(
+            "packages", True, str(one), f"rename it if a function of yours imports it, or {own}", is_warning=True
+        )
 
 
 def _flow(settings: Settings, flow: FlowSettings, warnings: list[str]) -> str:
