@@ -118,9 +118,9 @@ def run(
     if not web:
         os.environ["HEADWATER_WEB__ENABLED"] = "false"
     settings = load()
-    create_app(settings).worker.prepare()  # what is missing is said here, in one line
     for one in hidden():
         say(f"warning: {one}; rename it if a function of yours imports it")
+    create_app(settings).worker.prepare()  # what is missing is said here, in one line
     command = [sys.executable, *COMMAND, "-A", "pipeline.worker", "worker", "-l", loglevel]
     command += [] if settings.web.enabled else ["--without-web"]
     os.execv(sys.executable, command)  # noqa: S606 - the worker takes this process's place: signals reach it

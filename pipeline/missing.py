@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, requires
 from types import TracebackType
 
 from pipeline.errors import HeadwaterError
-from pipeline.own_packages import NAMES
+from pipeline.own_packages import NAMES, OWN_ENVIRONMENT, overwriting
 
 WHAT = {
     "lake": "the lake",
@@ -49,19 +49,30 @@ def explained(error: ModuleNotFoundError) -> HeadwaterError | None:
             "the benchmarks are in the repository of Headwater, not in the package", hint="make bench, in a checkout"
         )
     if name.partition(".")[0] in (*NAMES, "headwater"):
-        return None
+        return overwritten()
     wanted = SHARED.get(name) or _distributions(name)
     having = {extra: found for extra, names in extras().items() if (found := names.intersection(wanted))}
     named = [extra for extra in _named_by(error.__traceback__) if not having or extra in having]
     extra = next(iter(named), next((one for one in WHAT if one in having), None))
     if extra is None:
-        return HeadwaterError(
+        return overwritten() or HeadwaterError(
             f"the module {name} is not installed",
             hint="install it, or Headwater again: pip install --force-reinstall headwater",
         )
     return HeadwaterError(
         f"{WHAT[extra]} needs {', '.join(having.get(extra, [name]))}, which is not installed",
         hint=f"pip install 'headwater[{extra}]'",
+    )
+
+
+def overwritten() -> HeadwaterError | None:
+    """Return that another distribution has overwritten files of ours, None where none has."""
+    others = overwriting()
+    if not others:
+        return None
+    return HeadwaterError(
+        f"{', '.join(others)} has files of the same names as Headwater, and each has overwritten some of the other",
+        hint=f"give Headwater an environment of its own: {OWN_ENVIRONMENT}",
     )
 
 

@@ -113,14 +113,10 @@ def _agents(settings: Settings) -> str:
 
 def _packages() -> Iterator[Finding]:
     """Tell what has the names of our packages."""
-    own = f"give Headwater an environment of its own: {own_packages.OWN_ENVIRONMENT}"
-    for other in own_packages.overwriting():
-        detail = f"{other} has files of the same names as Headwater, and each has overwritten some of the other"
-        yield Finding("packages", False, detail, own)
+    if (found := missing.overwritten()) is not None:
+        yield Finding("packages", False, found.message, found.hint)
     for one in own_packages.hidden():
-        yield Finding(
-            "packages", True, str(one), f"rename it if a function of yours imports it, or {own}", is_warning=True
-        )
+        yield Finding("packages", True, str(one), "rename it if a function of yours imports it", is_warning=True)
 
 
 def _flow(settings: Settings, flow: FlowSettings, warnings: list[str]) -> str:
