@@ -8,7 +8,7 @@ from faust.web import Request, Response, View
 from prometheus_client import generate_latest
 
 from pipeline.runtime.worker import Worker
-from pipeline.sources.streams import StreamSource
+from pipeline.sources.stream_source import StreamSource
 
 STANDING = 60.0
 """Seconds without a commit after which a worker with work to do is not ready."""
