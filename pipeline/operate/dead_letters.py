@@ -34,7 +34,7 @@ from models.dead_letter import (
 )
 from pipeline.errors import FatalError, UsageError
 from pipeline.files import exact_json
-from pipeline.flows.runner import SKIP
+from pipeline.flows.waiting import SKIP
 from pipeline.services.keys import mask_key
 from pipeline.settings.root import Settings
 from pipeline.sources.members import read_again

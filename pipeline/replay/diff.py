@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 from confluent_kafka import Message, TopicPartition
 
 from models.change import event_id
-from pipeline.flows.runner import RE_EMITTED
+from pipeline.flows.resend import RE_EMITTED
 from pipeline.replay.plan import Replay, of_suffix, placed
 from pipeline.replay.range import require_logs
 from pipeline.replay.run import is_end, on_cluster, reader
