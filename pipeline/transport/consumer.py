@@ -368,5 +368,8 @@ class Consumer(faust_consumer.Consumer):
     async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> dict[TP, list[Any]]:
         return {}
 
+    def _to_message(self, tp: TP, record: Any) -> ConsumerMessage:
+        return self.slices.deliveries.to_message(tp, record)
+
     def _new_topicpartition(self, topic: str, partition: int) -> TP:
         return TP(topic, partition)

@@ -52,20 +52,21 @@ class Deliveries:
         schema = self._schema_of(tp.topic)
         if schema is None:
             (record,), _ = self._backlog.take(tp, 1, 0)
-            message = self._to_message(tp, record)
+            message = self.to_message(tp, record)
         else:
             most = 1 if tp in self._poison.suspects else min(BATCH, room, self._slow.most(tp))
             records, size = self._backlog.take(tp, most, BATCH_BYTES)
             batch = Batch(tp.topic, tp.partition, records, schema.decoder)
             self._poison.mark(batch)
-            message = self._to_message(tp, records[-1])
+            message = self.to_message(tp, records[-1])
             message.key, message.value, message.headers = None, cast("Any", batch), []
             message.serialized_value_size = size
         if not self._backlog.has_room.is_set():
             self._backlog.measure()
         return message
 
-    def _to_message(self, tp: TP, record: Message) -> ConsumerMessage:
+    def to_message(self, tp: TP, record: Message) -> ConsumerMessage:
+        """Return a record as a message of its own."""
         kind, timestamp = record.timestamp()
         key, value = record.key(), record.value()
         message = ConsumerMessage(
