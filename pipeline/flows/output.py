@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 STAGE = "transform"
 
 
-class Output:
+class FlowOutput:
     """Writes what flows make, and what they reject, into the slice."""
 
     def __init__(self, worker: Worker, flows: Callable[[], Sequence[RunningFlow]]) -> None:

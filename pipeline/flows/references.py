@@ -12,7 +12,7 @@ from models.change import Change
 from pipeline.runtime.worker import Worker
 from pipeline.settings.enrich import PARTITIONED, TOPIC, JoinSettings
 from pipeline.settings.flows import FlowSettings
-from pipeline.state.joined import Joined, Reference
+from pipeline.state.flow_state import FlowState, Reference
 from pipeline.state.reference import ReferenceTable, ReferenceTopic
 from pipeline.steps.enrich import Lookup, key_schema, reference_key
 from pipeline.steps.flow import Given
@@ -25,7 +25,7 @@ class References:
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
-        self._state: Joined | None = None
+        self._state: FlowState | None = None
         self.whole: dict[str, ReferenceTable] = {}
         """Those that are kept whole."""
         self._watched_by: dict[str, bool] = {}
@@ -33,7 +33,7 @@ class References:
         self.partition = 0
         """Of raw, whose changes go through the flows now: a join by own key finds the items of this one."""
 
-    def begin(self, state: Joined, flows: Iterable[FlowSettings]) -> None:
+    def begin(self, state: FlowState, flows: Iterable[FlowSettings]) -> None:
         """Take the flow state, and follow the tables of these flows."""
         self._state = state
         for flow in flows:
@@ -41,7 +41,7 @@ class References:
                 self.follow(table)
 
     @property
-    def _items(self) -> Joined:
+    def _items(self) -> FlowState:
         assert self._state is not None  # noqa: S101 - `begin` comes first
         return self._state
 

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 
 from msgspec import structs
 
-from pipeline.flows.output import Output
+from pipeline.flows.output import FlowOutput
 from pipeline.flows.references import References
 from pipeline.flows.running import RunningFlow, given_of, waiting_of
 from pipeline.settings.enrich import PARTITIONED
-from pipeline.state.joined import Entry, Joined, Joint, Reference
-from pipeline.state.parked import Place
+from pipeline.state.flow_state import FlowState, JoinedItem, JoinEntry, Reference
+from pipeline.state.held_changes import FlowItem
 from pipeline.steps.enrich import digest
 from pipeline.steps.flow import Given, Result
 
@@ -27,9 +27,9 @@ class Resend:
 
     def __init__(
         self,
-        state: Joined,
+        state: FlowState,
         references: References,
-        output: Output,
+        output: FlowOutput,
         flows: Callable[[], Sequence[RunningFlow]],
         run: Callable[[RunningFlow, int, Sequence[Given]], list[Result]],
         stop_rejecting: Callable[[RunningFlow], None],
@@ -56,11 +56,11 @@ class Resend:
             result = made.get(one.offset)
             if result is None and one.offset in taken:
                 continue  # rejected, or it waits: readers have the one before
-            joints: list[Joint] = []
+            joints: list[JoinedItem] = []
             # What its reference keeps out of all sinks now may be in one when that changes, where sinks are read as tables.
             known = result is not None and (result.messages or flow.follows_references)
             if result is not None and known and one.change.after is not None:
-                joints = [Joint(*found) for found in result.references]
+                joints = [JoinedItem(*found) for found in result.references]
             place = flow.joined_place(one.change.table, one.key)
             joins.put(place, joints, waiting_of(one))
 
@@ -86,12 +86,12 @@ class Resend:
         if entries := [entry for entry in found if entry is not None]:
             self.emit(partition, reference, entries)
 
-    def emit(self, partition: int, reference: Reference, entries: Sequence[Entry]) -> None:
+    def emit(self, partition: int, reference: Reference, entries: Sequence[JoinEntry]) -> None:
         """Send the last changes of items again, joined with the reference as it is now, where they have not that already."""
         mark = (RE_EMITTED, reference.table.removeprefix(PARTITIONED).encode())
         lot, joins = self._state.lot(partition), self._state.joins(partition)
         last = {one.last.offset: one.last for one in entries}
-        has_it = Joint(*reference, digest(self._references.item(partition, *reference)))
+        has_it = JoinedItem(*reference, digest(self._references.item(partition, *reference)))
         for flow in self._flows():
             given = [
                 # From the beginning of time: what is missing now is waited for no more.
@@ -100,7 +100,7 @@ class Resend:
                 # What waits behind a rejected change is joined when it goes on.
                 if one.flow == flow.settings.name
                 and has_it not in one.joints
-                and lot.head(Place(one.flow, one.last.key or b"")) is None
+                and lot.head(FlowItem(one.flow, one.last.key or b"")) is None
             ]
             sent, rejected = [], 0
             for result in self._run(flow, partition, given) if flow.re_emits else ():
@@ -111,7 +111,7 @@ class Resend:
                 result.messages = [structs.replace(one, headers=[*one.headers, mark]) for one in result.messages]
                 sent.append(result)
                 place = flow.joined_place(result.given.change.table, result.given.key)
-                joins.put(place, [Joint(*found) for found in result.references], last[result.given.offset])
+                joins.put(place, [JoinedItem(*found) for found in result.references], last[result.given.offset])
             self._output.send(flow, partition, sent)
             if flow.limit.add(len(sent) + rejected, rejected):
                 self._stop_rejecting(flow)

@@ -10,20 +10,20 @@ from functools import partial
 from typing import Any, cast
 
 from models.change import Change, decode
-from pipeline.flows.compile import Means, compile_flow, re_emits, schema_registry
+from pipeline.flows.compile import CompileContext, compile_flow, re_emits, schema_registry
+from pipeline.flows.held import WaitingChanges
 from pipeline.flows.lint import lint
-from pipeline.flows.output import STAGE, Output
+from pipeline.flows.output import STAGE, FlowOutput
 from pipeline.flows.references import References
 from pipeline.flows.resend import Resend
 from pipeline.flows.running import RejectLimit, RunningFlow
 from pipeline.flows.versions import FlowVersions
-from pipeline.flows.waiting import WaitingChanges
 from pipeline.runtime.worker import Worker
 from pipeline.services.keys import mask_key
 from pipeline.settings.enrich import JoinSettings
 from pipeline.settings.flows import FlowSettings
-from pipeline.state.joined import Entry, Joined, Reference
-from pipeline.state.parked import Place
+from pipeline.state.flow_state import FlowState, JoinEntry, Reference
+from pipeline.state.held_changes import FlowItem
 from pipeline.steps.enrich import has_sort_key, key_schema
 from pipeline.steps.flow import Given, Result, pieces
 from pipeline.steps.python import load
@@ -47,7 +47,7 @@ class FlowRunner:
         self._references = References(worker)
         transport, topics = worker.transport, worker.topics
         # It frees what waits before the reference tables and the others finish the slice.
-        self.state = Joined(
+        self.state = FlowState(
             transport,
             topics.raw,
             topics.flow_state,
@@ -65,7 +65,7 @@ class FlowRunner:
         self.versions = FlowVersions(transport, topics.flows, gate, own, self._prepare, self._build, client_id)
         transport.join(self.versions)
         worker.standing.append(lambda: self.versions.stopped)
-        self._output = Output(worker, self._flows)
+        self._output = FlowOutput(worker, self._flows)
         self._resend = Resend(self.state, self._references, self._output, self._flows, self._run, self._stop_rejecting)
         settle = partial(self._settle, is_fresh=False)
         self._waiting = WaitingChanges(worker, self.state, self._output, self._flows, settle, self._clock)
@@ -73,10 +73,10 @@ class FlowRunner:
     def _flows(self) -> Sequence[RunningFlow]:
         return self.versions.current
 
-    def _release(self, partition: int, place: Place) -> None:
+    def _release(self, partition: int, place: FlowItem) -> None:
         self._waiting.release(partition, place)
 
-    def _emit(self, partition: int, reference: Reference, entries: Sequence[Entry]) -> None:
+    def _emit(self, partition: int, reference: Reference, entries: Sequence[JoinEntry]) -> None:
         self._resend.emit(partition, reference, entries)
 
     # -- flows are built ----------------------------------------------------------------------------------------------
@@ -92,7 +92,7 @@ class FlowRunner:
         """Compile flows; in a thread of its own."""
         tables = {table for flow in flows for table in flow.references}
         self._references.watch(flows)
-        means = Means(
+        means = CompileContext(
             references=self._references.finders(flows),
             key_schema=self._references.key_schema,
             rows={table: self._references.whole[table] for table in tables},

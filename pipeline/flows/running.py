@@ -8,7 +8,7 @@ from typing import cast
 from models.change import decode
 from models.dead_letter import Headers
 from pipeline.settings.flows import FlowSettings
-from pipeline.state.parked import Place, Waiting
+from pipeline.state.held_changes import FlowItem, HeldChange
 from pipeline.steps.flow import Flow, Given
 from pipeline.steps.secrecy import MaskKey
 
@@ -67,17 +67,17 @@ class RunningFlow:
         leaving = self.steps.leaving
         return self.re_emits and leaving is not None and leaving.follows_references
 
-    def joined_place(self, table: str, key: bytes | None) -> Place:
+    def joined_place(self, table: str, key: bytes | None) -> FlowItem:
         """Return where an item's last change is noted: by table, since items of several may have the same key."""
-        return Place(self.settings.name, table.encode() + b"/" + (key or b""))
+        return FlowItem(self.settings.name, table.encode() + b"/" + (key or b""))
 
 
-def waiting_of(given: Given) -> Waiting:
+def waiting_of(given: Given) -> HeldChange:
     """Return a change as the flow state keeps it."""
-    return Waiting(given.offset, given.at, given.key, given.value, list(given.headers))
+    return HeldChange(given.offset, given.at, given.key, given.value, list(given.headers))
 
 
-def given_of(waiting: Waiting, at: float) -> Given:
+def given_of(waiting: HeldChange, at: float) -> Given:
     """Return a change that was kept, as one that comes at a time."""
     value = waiting.value
     return Given(waiting.offset, waiting.key, value, decode(value), at, cast("Headers", waiting.headers))

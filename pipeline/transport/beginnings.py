@@ -18,7 +18,7 @@ from pipeline.transport.committed import Committed
 from pipeline.transport.fatal import stop_process
 from pipeline.transport.losses import Losses
 from pipeline.transport.questions import Questions
-from pipeline.transport.starts import Lost, There, start_of
+from pipeline.transport.starts import LostRecords, PartitionState, start_of
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class Restarts(Protocol):
         """Read a partition from an offset, if the claim holds; False: the assignment is not there yet."""
 
 
-class Host(Protocol):
+class BeginningsHost(Protocol):
     """What the consumer does here."""
 
     @property
@@ -66,7 +66,9 @@ class Host(Protocol):
 class Beginnings:
     """Decides, on the event loop, from where partitions are read."""
 
-    def __init__(self, host: Host, transport: BaseTransport, questions: Questions, group: str, *, latest: bool) -> None:
+    def __init__(
+        self, host: BeginningsHost, transport: BaseTransport, questions: Questions, group: str, *, latest: bool
+    ) -> None:
         """`latest`: what the group has never read begins at its end."""
         self._host, self._transport, self._questions = host, transport, questions
         self._group, self._latest = group, latest
@@ -98,7 +100,7 @@ class Beginnings:
             return
         await self._restart(tp, self._start(tp, replace(there, committed=committed)), claim)
 
-    def _start(self, tp: TP, there: There) -> int:
+    def _start(self, tp: TP, there: PartitionState) -> int:
         """Decide on the offset; raise FatalError where it cannot be known. A loss holds the partition until it is told."""
         if self._host.is_changelog(tp):
             return there.low
@@ -140,7 +142,9 @@ class Beginnings:
             async with self._host.between_slices:
                 if not self._host.has_backlog(tp) and self._claims.get(tp) is claim:
                     there = (await self._questions.there([tp]))[tp]
-                    start = self._start(tp, There(Committed(offset, there.log), there.log, there.low, there.end))
+                    start = self._start(
+                        tp, PartitionState(Committed(offset, there.log), there.log, there.low, there.end)
+                    )
                     break
             await asyncio.sleep(0.05)
         else:
@@ -153,10 +157,10 @@ class Beginnings:
             participant.waits(tp) for participant in self._transport.participants
         )
 
-    def _tell(self, lost: Lost) -> None:
+    def _tell(self, lost: LostRecords) -> None:
         self._transport.tell_loss(lost)
 
-    def _told(self, lost: Lost) -> None:
+    def _told(self, lost: LostRecords) -> None:
         """Let a partition go on behind its gap; in the transaction's thread."""
 
         def go_on() -> None:

@@ -47,7 +47,7 @@ STOP_DEADLINE_S = 8.0
 """Seconds that a stopping worker waits for what the agents have in hand."""
 
 
-class Host(Protocol):
+class SlicesHost(Protocol):
     """What the consumer does for its slices; the rest of it is Faust's."""
 
     @property
@@ -87,7 +87,7 @@ class Host(Protocol):
 class Slices:
     """The loop of one worker's slices, on the event loop."""
 
-    def __init__(self, host: Host, transport: BaseTransport, backlog: Backlog) -> None:
+    def __init__(self, host: SlicesHost, transport: BaseTransport, backlog: Backlog) -> None:
         self._host, self._transport, self._backlog = host, transport, backlog
         self._transaction = transport.transaction
         self.poison = Poison()

@@ -9,11 +9,11 @@ from typing import cast
 from models.change import decode
 from models.dead_letter import FLOW, OFFSET, DeadLetter, Headers
 from pipeline.errors import HeadwaterError
-from pipeline.flows.output import STAGE, Output
+from pipeline.flows.output import STAGE, FlowOutput
 from pipeline.flows.running import RunningFlow, given_of, waiting_of
 from pipeline.runtime.worker import Worker
-from pipeline.state.joined import Joined
-from pipeline.state.parked import Head, Lot, Place
+from pipeline.state.flow_state import FlowState
+from pipeline.state.held_changes import FlowItem, Head, HeldChanges
 from pipeline.steps.enrich import MissingReferenceError
 from pipeline.steps.flow import Given, Result
 from pipeline.steps.secrecy import fingerprint_of
@@ -30,8 +30,8 @@ class WaitingChanges:
     def __init__(
         self,
         worker: Worker,
-        state: Joined,
-        output: Output,
+        state: FlowState,
+        output: FlowOutput,
         flows: Callable[[], Sequence[RunningFlow]],
         settle: Callable[[RunningFlow, int, Sequence[Given]], None],
         clock: Callable[[], float],
@@ -40,10 +40,10 @@ class WaitingChanges:
         self._worker, self._state, self._output, self._flows = worker, state, output, flows
         self._settle, self._clock = settle, clock
 
-    def parks(self, flow: RunningFlow, lot: Lot, result: Result) -> bool:
+    def parks(self, flow: RunningFlow, lot: HeldChanges, result: Result) -> bool:
         """Park a change that must wait: behind another of its item, or for a reference. Return whether it was."""
         given, error = result.given, result.error
-        place = Place(flow.settings.name, given.key or b"")
+        place = FlowItem(flow.settings.name, given.key or b"")
         waits = lot.head(place) is not None
         if not waits and isinstance(error, MissingReferenceError) and error.until:
             wait = max(0.0, error.until - self._clock())
@@ -55,7 +55,7 @@ class WaitingChanges:
             lot.block(place, Head(*place, given.offset))
         return waits
 
-    def release(self, partition: int, place: Place) -> None:
+    def release(self, partition: int, place: FlowItem) -> None:
         """Send what has waited for a reference."""
         self._go_on(partition, place, [], None)
 
@@ -85,7 +85,7 @@ class WaitingChanges:
                 )
                 continue
             for name in names:
-                self._go_on(batch.partition, Place(name, key or b""), [given], offset)
+                self._go_on(batch.partition, FlowItem(name, key or b""), [given], offset)
 
     def _give_up(self, partition: int, flows: Iterable[str], offset: int) -> None:
         """Let go on what waits behind a change that is given up."""
@@ -93,7 +93,7 @@ class WaitingChanges:
             if (place := self._state.lot(partition).behind(flow, offset)) is not None:
                 self._go_on(partition, place, [], offset)
 
-    def _go_on(self, partition: int, place: Place, first: list[Given], offset: int | None) -> None:
+    def _go_on(self, partition: int, place: FlowItem, first: list[Given], offset: int | None) -> None:
         """Do what has waited; `first` is a letter that is tried again, `offset` the place on raw of the one it is about."""
         flow, lot = self._output.flow(place.flow), self._state.lot(partition)
         head = lot.head(place)
