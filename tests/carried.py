@@ -9,7 +9,7 @@ from typing import Any
 from confluent_kafka import Message, Producer
 from faust.types import TP
 
-from pipeline.metrics import Metrics
+from pipeline.metrics.worker_metrics import Metrics
 from pipeline.sinks.base import Rejected, Sink
 from pipeline.sinks.runner import SinkRunner, SinkStart
 from pipeline.transport import Batch, Slice

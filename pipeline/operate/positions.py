@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import msgspec
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, Producer, TopicPartition
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
 from faust.types import TP
 
 from pipeline.errors import FatalError, UsageError
@@ -231,7 +231,7 @@ def _tell_state(
             records.append((topics.flow_state, b"1", SAID, tp.partition, [header]))
     if not records:
         return
-    producer = Producer({**settings.kafka.conf, "enable.idempotence": True}, logger=clients.log)
+    producer = clients.producer(settings.kafka.conf)
     for topic, value, key, partition, headers in records:
         producer.produce(topic, value, key, partition, headers=headers)  # type: ignore[arg-type]  # the stub is too narrow
     if producer.flush(TIMEOUT):

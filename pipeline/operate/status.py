@@ -20,7 +20,7 @@ from pipeline.settings.sinks import group_of
 from pipeline.sources.shard_positions import KnownPositions
 from pipeline.sources.snapshots.known import Snapshots
 from pipeline.topics.admin import admin, look
-from pipeline.topics.group import _members
+from pipeline.topics.group import members_of
 from pipeline.topics.names import Topics
 from pipeline.topics.read import TIMEOUT, each, latest, read, reading
 
@@ -125,7 +125,7 @@ def status(settings: Settings) -> Status:
     """Read the state; raise FatalError when the cluster cannot be reached."""
     topics, client = Topics(settings), admin(settings.kafka.conf)
     there = {found.wanted.name: found.partitions for found in look(client, topics.all()) if found.partitions}
-    members = _members(client, settings.prefix)
+    members = members_of(client, settings.prefix)
     with reading(settings) as consumer:
         reads = [("deduplicate", topics.ingest), ("transform", topics.raw)]
         reads += [("lake", topic) for topic in topics.sinks_of(settings.lake).values()] if settings.lake.url else []

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any, cast
 
 import msgspec
@@ -243,33 +243,21 @@ def produce(
     headers: Headers,
 ) -> None:
     """Write a record; waits while the queue is full."""
-    while True:
-        try:
-            producer.produce(topic, value, key, partition, headers=headers)  # type: ignore[arg-type]
-        except BufferError:
-            producer.poll(0.05)
-        else:
-            return
+    write = partial(producer.produce, topic, value, key, partition, headers=headers)  # type: ignore[arg-type]
+    clients.with_room(write, producer.poll)
 
 
 def transactional(settings: Settings, name: str) -> Producer:
     """Return a producer of this transactional ID, which puts out whoever had it before."""
-    producer = Producer(
-        {
-            "linger.ms": 5,
-            "batch.size": 1_000_000,
-            "compression.type": "zstd",
-            "message.max.bytes": settings.kafka.max_message_bytes + HEADROOM,
-            "queue.buffering.max.messages": 1_000_000,
-            **settings.kafka.conf,
-            "transactional.id": name,
-            "partitioner": "murmur2_random",
-        },
-        logger=log,
-    )
+    conf = {
+        **clients.TUNED,
+        "linger.ms": 5,
+        "message.max.bytes": settings.kafka.max_message_bytes + HEADROOM,
+        "queue.buffering.max.messages": 1_000_000,
+        **settings.kafka.conf,
+    }
     with on_cluster():
-        producer.init_transactions(TIMEOUT)
-    return producer
+        return clients.transactional(conf, name, TIMEOUT, logger=log)
 
 
 def measured(settings: Settings, replay: Replay, records: Iterable[tuple[bytes | None, bytes, float]]) -> float:

@@ -6,7 +6,6 @@ has read before: outputs and offsets are committed in one transaction, so there 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -14,6 +13,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from faust.types import TP
 
 from pipeline.errors import FatalError
+from pipeline.retry import kafka_says, within
 from pipeline.settings.root import Settings
 from pipeline.state.kept import kept
 from pipeline.topics.admin import unreachable
@@ -74,14 +74,7 @@ def _is_forgotten(consumer: Consumer, topic: str, outputs: Sequence[str], partit
 
 def _patiently(ask: Callable[[], T]) -> T:
     """Ask until the cluster has decided."""
-    deadline = time.monotonic() + TIMEOUT
-    while True:
-        try:
-            return ask()
-        except KafkaException as error:
-            if error.args[0].code() not in UNDECIDED or time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
+    return within(TIMEOUT, kafka_says(UNDECIDED))(ask)
 
 
 def _first(consumer: Consumer, topic: str, partitions: int) -> bool:

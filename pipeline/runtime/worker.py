@@ -20,7 +20,7 @@ from models.gap import Gap
 from pipeline.errors import FatalError, HeadwaterError, RejectedError, TransientError, backoff
 from pipeline.files.private import private_directory
 from pipeline.limits import HEADROOM, spare_the_collector
-from pipeline.metrics import Metrics
+from pipeline.metrics.worker_metrics import Metrics
 from pipeline.runtime.entry_points import wanted_agents
 from pipeline.runtime.faust_app import App, QuietWorker, Tables
 from pipeline.runtime.offsets import require_remembered

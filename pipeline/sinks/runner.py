@@ -18,7 +18,7 @@ from confluent_kafka import Message
 from faust.types import TP
 
 from pipeline.errors import FatalError, HeadwaterError, TransientError
-from pipeline.metrics import Metrics
+from pipeline.metrics.worker_metrics import Metrics
 from pipeline.sinks.base import NOTHING, Flushed, Rejected, Sink, Writer
 from pipeline.sinks.memory import Freed
 from pipeline.transport import Batch, Participant, Slice

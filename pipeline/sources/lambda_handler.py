@@ -23,6 +23,7 @@ from pipeline.sources.base import Unreadable
 from pipeline.sources.dynamodb.records import refused as refused_record
 from pipeline.sources.members import Item, item
 from pipeline.topics.names import Topics
+from pipeline.transport import clients
 
 if TYPE_CHECKING:
     from pipeline.transport.batch import Record
@@ -127,22 +128,18 @@ class IngestWriter:
     def _make(self, clock: Deadline, *, careful: bool) -> Producer:
         kafka = self._settings.kafka
         tuned = {
-            "linger.ms": 2,
-            "batch.size": 1_000_000,
-            "compression.type": "zstd",
+            **clients.TUNED,
             "message.max.bytes": kafka.max_message_bytes + HEADROOM,
             "transaction.timeout.ms": TRANSACTION_MS,
             "bootstrap.servers": kafka.bootstrap_servers,
         }
-        owned = {"transactional.id": self._name, "partitioner": "murmur2_random"}
         one_by_one = {"batch.num.messages": 1} if careful else {}  # a broker refuses whole batches
         try:
-            producer = Producer({**tuned, **kafka.properties, **owned, **one_by_one}, logger=log)
-            producer.init_transactions(clock.left())
+            conf = {**tuned, **kafka.properties, **one_by_one}
+            return clients.transactional(conf, self._name, clock.left(), logger=log)
         except KafkaException as error:
             hint = "HEADWATER_KAFKA__BOOTSTRAP_SERVERS, HEADWATER_KAFKA__PROPERTIES; can the Lambda's network reach it?"
             raise _explain(error, "no transactional producer", hint) from error
-        return producer
 
     def _produce(self, producer: Producer, number: int, one: Item, part: Record | Unreadable, clock: Deadline) -> None:
         extra: dict[str, Any] = {"on_delivery": partial(self._delivered, number)}
@@ -153,16 +150,12 @@ class IngestWriter:
             extra["headers"] = letter.headers
         else:
             topic, key, value = self._topics.ingest, part["key"], part["value"]
-        while True:
-            try:
-                producer.produce(topic, value, key, **extra)
-            except BufferError:
-                producer.poll(min(0.1, clock.left()))
-            except KafkaException as error:
-                self._refused[number] = error.args[0]
-                raise
-            else:
-                break
+        try:
+            write = partial(producer.produce, topic, value, key, **extra)
+            clients.with_room(write, lambda seconds: producer.poll(min(seconds, clock.left())))
+        except KafkaException as error:
+            self._refused[number] = error.args[0]
+            raise
         clock.left()
 
     def _delivered(self, number: int, error: KafkaError | None, _message: Message) -> None:

@@ -21,7 +21,7 @@ import msgspec
 from confluent_kafka import Message
 from faust.types import TP
 
-from pipeline.metrics import Metrics
+from pipeline.metrics.worker_metrics import Metrics
 from pipeline.sources.base import Pacing, Reading, ShardStart, StreamApi
 from pipeline.sources.credit_pool import ALL_CREDITS, CreditPool
 from pipeline.sources.discovery import Discovery, gap_of

@@ -6,7 +6,6 @@ by hand (kafka-consumer-groups.sh): it is taken to be of the log that is there n
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection
 from typing import NamedTuple
 
@@ -14,10 +13,10 @@ from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaExcep
 from confluent_kafka.admin import AdminClient
 from faust.types import TP
 
+from pipeline.retry import kafka_says, within
 from pipeline.transport.logs import UNKNOWN, Log
 
 TIMEOUT = 20.0
-PAUSE = 0.1
 UNDECIDED = {
     KafkaError.NOT_COORDINATOR,
     KafkaError.COORDINATOR_NOT_AVAILABLE,
@@ -52,19 +51,13 @@ def committed(
     if not tps:
         return {}
     asked = ConsumerGroupTopicPartitions(group, [TopicPartition(*tp) for tp in tps])
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            (future,) = client.list_consumer_group_offsets(
-                [asked], require_stable=True, request_timeout=timeout
-            ).values()
-            found = future.result(timeout + 1).topic_partitions or []
-        except KafkaException as error:
-            if error.args[0].code() not in UNDECIDED or time.monotonic() > deadline:
-                raise
-            time.sleep(PAUSE)
-            continue
+
+    def ask() -> dict[TP, Committed]:
+        (future,) = client.list_consumer_group_offsets([asked], require_stable=True, request_timeout=timeout).values()
+        found = future.result(timeout + 1).topic_partitions or []
         return {TP(str(one.topic), one.partition): _committed(one) for one in found}
+
+    return within(patience, kafka_says(UNDECIDED))(ask)
 
 
 def _committed(one: TopicPartition) -> Committed:

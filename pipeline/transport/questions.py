@@ -17,6 +17,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-d
 from faust.types import TP
 
 from pipeline.errors import FatalError
+from pipeline.retry import kafka_says, within_async
 from pipeline.transport import clients
 from pipeline.transport.committed import Committed
 from pipeline.transport.committed import committed as committed_offsets
@@ -149,15 +150,15 @@ class Questions:
         return await self._try(ask)
 
     async def _try(self, ask: Callable[[], T]) -> T:
-        deadline = time.monotonic() + TIMEOUT
-        while True:
+        async def attempt() -> T:
             try:
                 return await asyncio.to_thread(ask)
-            except KafkaException as error:  # a broker that has just started answers so for a moment
-                if error.args[0].code() not in TRY_AGAIN or time.monotonic() > deadline:
-                    raise
+            except KafkaException:
                 self._admin = None  # the next attempt is made with another
-                await asyncio.sleep(PAUSE)
+                raise
+
+        # A broker that has just started answers so for a moment.
+        return await within_async(TIMEOUT, kafka_says(TRY_AGAIN))(attempt)
 
 
 def offsets_of(client: AdminClient, tps: Iterable[TP], spec: OffsetSpec, timeout: float = TIMEOUT) -> dict[TP, int]:

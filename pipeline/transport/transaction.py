@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
@@ -26,6 +27,7 @@ from confluent_kafka import Producer as RdProducer
 from pipeline.errors import FatalError, RejectedError, TransientError
 from pipeline.files.private import private_directory
 from pipeline.limits import MESSAGE_MAX, REFUSED
+from pipeline.retry import times
 from pipeline.transport import clients
 from pipeline.transport.batch import Batch, Headers, Record
 from pipeline.transport.committed import committed
@@ -320,18 +322,14 @@ class Transaction:
             extra["on_delivery"] = self._reporting(origin, on_delivery)
         elif on_delivery is not None:
             extra["on_delivery"] = on_delivery
-        while True:
-            try:
-                producer.produce(topic, value, key, partition, **extra)
-            except BufferError:
-                _serve(producer, 0.05)
-            except KafkaException as error:
-                if error.args[0].code() in REFUSED:
-                    raise too_bad(error.args[0], topic, key, value) from error
-                self.spoil_or_raise(error)
-                return
-            else:
-                return
+        try:
+            clients.with_room(
+                partial(producer.produce, topic, value, key, partition, **extra), partial(_serve, producer)
+            )
+        except KafkaException as error:
+            if error.args[0].code() in REFUSED:
+                raise too_bad(error.args[0], topic, key, value) from error
+            self.spoil_or_raise(error)
 
     def produce_many(
         self,
@@ -663,16 +661,13 @@ class Transaction:
                 raise
 
     def _retry(self, call: Callable[..., Any], *args: Any, attempts: int = ATTEMPTS) -> None:
-        for attempt in range(attempts):
-            try:
-                call(*args)
-            except KafkaException as error:
-                if not error.args[0].retriable() or attempt == attempts - 1:
-                    raise
-                log.info("%s is tried again: %s", call.__name__, error.args[0])
-                time.sleep(PAUSE)
-            else:
-                return
+        def passes(error: BaseException) -> bool:
+            if not isinstance(error, KafkaException) or not error.args[0].retriable():
+                return False
+            log.info("%s may be tried again: %s", call.__name__, error.args[0])
+            return True
+
+        times(attempts, passes, pause_s=PAUSE)(call, *args)
 
 
 def is_lost(failure: KafkaError) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, cast
 import msgspec
 
 from pipeline.errors import HeadwaterError
-from pipeline.metrics import Metrics
+from pipeline.metrics.worker_metrics import Metrics
 from pipeline.services.aws import DeniedError, VanishedError
 from pipeline.sources.base import Pacing, Stream, StreamApi
 from pipeline.sources.shard_positions import Beginning, ShardOf, ShardPosition

@@ -10,7 +10,7 @@ from typing import Any, cast
 import msgspec
 
 from models.snapshot import BEGIN, END, mark
-from pipeline.metrics import Metrics
+from pipeline.metrics.worker_metrics import Metrics
 from pipeline.sources.base import Pacing, StreamApi
 from pipeline.sources.shard_positions import Beginning, ShardPosition
 from pipeline.sources.shards import Shard

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 
 import msgspec
-from confluent_kafka import KafkaException, Message, Producer
+from confluent_kafka import KafkaException, Message
 
 from pipeline.errors import TransientError
 from pipeline.sinks.lake.followed import Followed
@@ -56,9 +56,8 @@ class Schemas:
 
     def _decide(self, table: str, schema: TableSchema) -> None:
         """Put what is new into the topic, as its only writer, and wait until it is known here."""
-        conf = {"transactional.id": f"{self._topic}.writer", "transaction.timeout.ms": int(TIMEOUT * 1000)}
-        producer = Producer({**self._transport.client_conf(), **conf}, logger=clients.log)
-        producer.init_transactions(TIMEOUT)
+        conf = {**self._transport.client_conf(), "transaction.timeout.ms": int(TIMEOUT * 1000)}
+        producer = clients.transactional(conf, f"{self._topic}.writer", TIMEOUT)
         self._followed.catch_up()
         known = self.of(table)
         merged = known.merge(schema)

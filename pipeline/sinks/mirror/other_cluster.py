@@ -13,6 +13,7 @@ from pipeline.limits import MESSAGE_MAX
 from pipeline.settings.sinks import MirrorSettings
 from pipeline.topics.admin import admin, look, silent
 from pipeline.topics.names import Topic
+from pipeline.transport import clients
 from pipeline.transport.logs import UNKNOWN, Log, logs_of
 
 TIMEOUT = 20.0
@@ -102,21 +103,15 @@ class OtherCluster:
             self._note(error)
             on_error(error)
 
-        producer = Producer(
-            {
-                "linger.ms": 2,
-                "batch.size": 1_000_000,
-                "compression.type": "zstd",
-                "message.max.bytes": MESSAGE_MAX,
-                "transaction.timeout.ms": 60_000,
-                **self._settings.conf,
-                **more,
-                "transactional.id": name,
-                "error_cb": note,
-            },
-            logger=silent,
-        )
-        producer.init_transactions(TIMEOUT)
+        conf = {
+            **clients.TUNED,
+            "message.max.bytes": MESSAGE_MAX,
+            "transaction.timeout.ms": 60_000,
+            **self._settings.conf,
+            **more,
+            "error_cb": note,
+        }
+        producer = clients.transactional(conf, name, TIMEOUT, logger=silent)
         self._refusal = ""  # it was another time's
         return producer
 
@@ -176,17 +171,8 @@ class OtherCluster:
         return "headwater check ([[mirrors]] bootstrap_servers, [mirrors.properties])"
 
     def _consumer(self, group: str) -> Consumer:
-        return Consumer(
-            {
-                **self._settings.conf,
-                "group.id": group,
-                "enable.auto.commit": False,
-                "isolation.level": "read_committed",  # so a pending offset is waited for
-                "enable.partition.eof": True,
-                "error_cb": self._note,
-            },
-            logger=silent,
-        )
+        conf = {**self._settings.conf, "error_cb": self._note}
+        return clients.consumer(conf, group, logger=silent, enable_partition_eof=True)  # a pending offset is waited for
 
     def _note(self, error: KafkaError) -> None:
         if error.code() in {KafkaError._AUTHENTICATION, KafkaError._SSL}:  # noqa: SLF001

@@ -24,7 +24,7 @@ from functools import partial
 from itertools import accumulate
 from typing import Any, cast
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 from faust.types import TP
 
 from pipeline.errors import FatalError, RejectedError, TransientError, UsageError
@@ -34,6 +34,7 @@ from pipeline.sinks.base import NOTHING, Flushed, Rejected, Sink, Writer, standi
 from pipeline.sinks.mirror.other_cluster import TIMEOUT, MirrorPosition, OtherCluster, metadata_of
 from pipeline.topics.admin import admin, look
 from pipeline.topics.names import Topic
+from pipeline.transport import clients
 from pipeline.transport.committed import Committed
 from pipeline.transport.fatal import ends_process_after
 from pipeline.transport.logs import UNKNOWN, Log
@@ -135,10 +136,7 @@ class Mirror(Sink):
 
     def _known_here(self, tp: TP) -> tuple[int | None, int]:
         """Return the group's stable offset, and the end of the partition."""
-        consumer = Consumer(
-            {**self._here, "group.id": self._group, "enable.auto.commit": False, "isolation.level": "read_committed"},
-            logger=log,
-        )
+        consumer = clients.consumer(self._here, self._group)
         try:
             (at,) = consumer.committed([TopicPartition(*tp)], TIMEOUT)
             _, end = consumer.get_watermark_offsets(TopicPartition(*tp), TIMEOUT)
@@ -382,18 +380,15 @@ class MirrorWriter(Writer):
                     continue
                 report = partial(self._reported, record)
             key, value, at = record.key(), record.value(), record.timestamp()[1]
-            while True:
-                try:
-                    produce(topic, value, key, partition, report, None, at, [*headers, mark])
-                except BufferError:  # the user has set a small queue
-                    producer.poll(0.05)
-                except KafkaException as error:
-                    if error.args[0].code() not in REFUSED:
-                        raise
-                    self._refuse(record, error.args[0])  # by librdkafka, before it was in the transaction
-                    break
-                else:
-                    break
+            record_args = topic, value, key, partition, report, None, at, [*headers, mark]
+            try:
+                produce(*record_args)
+            except BufferError:  # the user has set a small queue
+                clients.with_room(partial(produce, *record_args), producer.poll)
+            except KafkaException as error:
+                if error.args[0].code() not in REFUSED:
+                    raise
+                self._refuse(record, error.args[0])  # by librdkafka, before it was in the transaction
         return returned
 
     def _written(self, records: Sequence[Message], end: int) -> None:

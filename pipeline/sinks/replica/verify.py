@@ -24,7 +24,8 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from models.attributes import from_client, to_client
-from pipeline.errors import FatalError, TransientError, UsageError, backoff
+from pipeline.errors import FatalError, TransientError, UsageError
+from pipeline.retry import times
 from pipeline.services import aws
 from pipeline.settings.root import Settings
 from pipeline.settings.sinks import ReplicaSettings
@@ -169,20 +170,19 @@ class Side:
         return key, blake2b(canonical({"M": typed}), digest_size=16).hexdigest()
 
     def _ask(self, call: Callable[[], T], pause: Pause) -> T:
-        for attempt in range(ATTEMPTS):
+        def attempt() -> T:
             try:
                 return call()
             except aws.ERRORS as error:
-                known = aws.explain(error, self._what)
-                if isinstance(known, aws.VanishedError):
-                    raise FatalError(
-                        f"{self._what} does not exist: there is nothing to compare",
-                        hint="aws dynamodb list-tables; the changes that it had are on the topic <prefix>.raw",
-                    ) from error
-                if not isinstance(known, TransientError) or attempt == ATTEMPTS - 1:
-                    raise known from error
-            pause(backoff(attempt))
-        raise AssertionError  # the last attempt has returned or raised
+                raise aws.explain(error, self._what) from error
+
+        try:
+            return times(ATTEMPTS, lambda error: isinstance(error, TransientError), sleep=pause)(attempt)
+        except aws.VanishedError as error:
+            raise FatalError(
+                f"{self._what} does not exist: there is nothing to compare",
+                hint="aws dynamodb list-tables; the changes that it had are on the topic <prefix>.raw",
+            ) from error
 
 
 class KeyBuckets:
