@@ -18,7 +18,7 @@ from pipeline.topics.names import Topics
 from pipeline.topics.read import reading
 from pipeline.transport import clients
 
-TIMEOUT = 20.0
+APPLY_TIMEOUT_S = 20.0
 
 
 def versions(settings: Settings) -> Versions:
@@ -57,7 +57,7 @@ def apply(settings: Settings) -> tuple[Version, bool]:
         0,
         on_delivery=lambda error, _: failures.append(f"{error}") if error else None,
     )
-    if producer.flush(TIMEOUT) or failures:
+    if producer.flush(APPLY_TIMEOUT_S) or failures:
         raise FatalError(f"the topic {topics.flows} cannot be written: {', '.join(failures) or 'time is up'}")
     return version, True
 

@@ -30,7 +30,7 @@ from pipeline.transport.consumer import Consumer
 from pipeline.transport.fatal import stop_process
 
 log = logging.getLogger(__name__)
-PATIENCE = 60.0
+VERSIONS_PATIENCE_S = 60.0
 """Seconds for which what may pass is tried again before a worker gives up to start."""
 KEY = b"flows"
 WORKER = b"worker/"
@@ -219,7 +219,7 @@ class FlowVersions(Participant, Generic[T]):
                 log.warning("Still trying to take the flows up: %s", error)
             return isinstance(error, TransientError)
 
-        return await within_async(PATIENCE, passes, growing=True)(asyncio.to_thread, self._build, flows)
+        return await within_async(VERSIONS_PATIENCE_S, passes, growing=True)(asyncio.to_thread, self._build, flows)
 
     def _apply(self, records: Sequence[Message]) -> None:
         """Take note of a version; in the follower's thread."""

@@ -45,7 +45,7 @@ from pipeline.topics.read import each, reading
 from pipeline.transport import clients
 from pipeline.transport.producer import partition_of
 
-TIMEOUT = 30.0
+DEAD_LETTERS_TIMEOUT_S = 30.0
 State = Literal["open", "retried", "skipped", "edited"]
 Done = Literal["retried", "skipped", "edited"]
 
@@ -301,7 +301,7 @@ def _act(settings: Settings, chosen: Iterable[Letter], done: Done, make: Callabl
     states = Topics(settings).dead_letter_states
     name = f"{settings.prefix}-dlq-{uuid.uuid4().hex[:12]}"
     try:
-        producer = clients.transactional(settings.kafka.conf, name, TIMEOUT, logger=silent)
+        producer = clients.transactional(settings.kafka.conf, name, DEAD_LETTERS_TIMEOUT_S, logger=silent)
         producer.begin_transaction()
         for one, records in acts:
             for topic, key, value, partition, headers in records:
@@ -310,7 +310,7 @@ def _act(settings: Settings, chosen: Iterable[Letter], done: Done, make: Callabl
                 )  # its stubs know invariant lists
             producer.produce(states, json.dumps({"state": done, "at": time.time()}), one.id, 0)
             producer.poll(0)
-        producer.commit_transaction(TIMEOUT)
+        producer.commit_transaction(DEAD_LETTERS_TIMEOUT_S)
     except KafkaException as error:
         raise unreachable(error) from error
     except BufferError as error:

@@ -25,7 +25,7 @@ from pipeline.topics.read import read, reading
 from pipeline.transport import Follower, clients
 from pipeline.transport.producer import partition_of
 
-TIMEOUT = 20.0
+SNAPSHOTS_TIMEOUT_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ def _write(settings: Settings, records: dict[bytes, bytes]) -> None:
         stream, _, shard_id = key.decode().rpartition("/")
         owner = f"{stream}/".encode() if shard_id == CANCEL else key
         producer.produce(topic, value, key, partition_of(owner, FENCE_PARTITIONS), on_delivery=delivered)
-    if producer.flush(TIMEOUT) or failures:
+    if producer.flush(SNAPSHOTS_TIMEOUT_S) or failures:
         raise FatalError(
             f"the topic {topic} cannot be written: {', '.join(failures) or 'time is up'}", hint="headwater check"
         )

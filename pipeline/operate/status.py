@@ -22,7 +22,7 @@ from pipeline.sources.snapshots.known import Snapshots
 from pipeline.topics.admin import admin, look
 from pipeline.topics.group import members_of
 from pipeline.topics.names import Topics
-from pipeline.topics.read import TIMEOUT, each, latest, read, reading
+from pipeline.topics.read import READ_TIMEOUT_S, each, latest, read, reading
 
 COUNTED = 10_000
 """Records read at most to tell a small lag exactly: the ends of transactions take offsets too."""
@@ -190,11 +190,11 @@ def _sinks(consumer: Consumer, topic: str, partitions: int) -> list[SinkStatus]:
 def _lag(consumer: Consumer, agent: str, topic: str, partitions: int) -> Lag:
     committed = {
         tp.partition: tp.offset if tp.offset >= 0 else OFFSET_BEGINNING
-        for tp in consumer.committed([TopicPartition(topic, p) for p in range(partitions)], TIMEOUT)
+        for tp in consumer.committed([TopicPartition(topic, p) for p in range(partitions)], READ_TIMEOUT_S)
     }
     behind = 0
     for partition, offset in committed.items():
-        low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), TIMEOUT)
+        low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), READ_TIMEOUT_S)
         behind += max(0, high - max(low, offset))
     if behind > COUNTED:
         return Lag(agent, topic, behind, exact=False)

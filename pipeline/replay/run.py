@@ -43,15 +43,15 @@ from pipeline.topics.read import read
 from pipeline.transport import clients
 
 log = logging.getLogger(__name__)
-COMMIT_EVERY = 0.5
+COMMIT_EVERY_S = 0.5
 """Seconds of work in one transaction."""
-TIMEOUT = 30.0
+REPLAY_TIMEOUT_S = 30.0
 PIECE = 500
 """Changes that go through the flows at once."""
 STAGE = "replay"
 GONE = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}  # noqa: SLF001 - the documented name of the code
 """What a consumer says that is to read records that are not there."""
-LOOK_EVERY = 5.0
+LOOK_EVERY_S = 5.0
 """Seconds between two looks at the lag of the live workers."""
 
 
@@ -95,17 +95,17 @@ class Run:
         return self.replay
 
     def _wait_for_live(self) -> None:
-        while self.max_lag and self.clock() - self._looked > LOOK_EVERY and not self.stopping():
+        while self.max_lag and self.clock() - self._looked > LOOK_EVERY_S and not self.stopping():
             lag = self.live_lag()
             if lag <= self.max_lag:
                 self._looked = self.clock()
                 return
             self.on_progress(self.replay, self.positions, f"waits for the live workers, {lag:,} records behind")
-            self.pause(LOOK_EVERY / 2)
+            self.pause(LOOK_EVERY_S / 2)
 
     def _transaction(self) -> None:
         """Read for a while, and commit what came of it."""
-        deadline, lots, begun = self.clock() + COMMIT_EVERY, list[ReplayBatch](), False
+        deadline, lots, begun = self.clock() + COMMIT_EVERY_S, list[ReplayBatch](), False
         while self.clock() < deadline and not self.source.done:
             for lot in self.source.lots():
                 if not begun:
@@ -257,7 +257,7 @@ def transactional(settings: Settings, name: str) -> Producer:
         **settings.kafka.conf,
     }
     with on_cluster():
-        return clients.transactional(conf, name, TIMEOUT, logger=log)
+        return clients.transactional(conf, name, REPLAY_TIMEOUT_S, logger=log)
 
 
 def measured(settings: Settings, replay: Replay, records: Iterable[tuple[bytes | None, bytes, float]]) -> float:
@@ -288,8 +288,8 @@ def group_of(settings: Settings, name: str) -> Any:
 def finish(producer: Producer, offsets: list[TopicPartition], group: Any) -> None:
     """Commit the transaction, with offsets of the group."""
     if offsets:
-        producer.send_offsets_to_transaction(offsets, group, TIMEOUT)
-    producer.commit_transaction(TIMEOUT)
+        producer.send_offsets_to_transaction(offsets, group, REPLAY_TIMEOUT_S)
+    producer.commit_transaction(REPLAY_TIMEOUT_S)
 
 
 _key = cache(mask_key)
@@ -369,7 +369,7 @@ def all_of(settings: Settings, topic: str) -> list[Message]:
     consumer = reader(settings, f"{settings.prefix}.replay")
     try:
         with on_cluster():
-            partitions = consumer.list_topics(timeout=TIMEOUT).topics
+            partitions = consumer.list_topics(timeout=REPLAY_TIMEOUT_S).topics
             if topic not in partitions:
                 return []
             return read(consumer, topic, dict.fromkeys(partitions[topic].partitions, OFFSET_BEGINNING), None)

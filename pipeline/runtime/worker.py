@@ -37,7 +37,7 @@ T = TypeVar("T")
 Preflight = Callable[[], None]
 AGAIN = "again"
 """Holds partitions whose batch is to be tried again."""
-HEARTBEAT = 0.3
+HEARTBEAT_S = 0.3
 """Seconds between two heartbeats at most."""
 
 
@@ -65,7 +65,7 @@ class Worker:
             broker_client_id=f"{settings.group}-{socket.gethostname()}-{os.getpid()}",
             broker_session_timeout=settings.kafka.session_timeout,
             # A worker hears of a rebalance in the answer to a heartbeat, and until then partitions stand still.
-            broker_heartbeat_interval=min(settings.kafka.session_timeout / 5, HEARTBEAT),
+            broker_heartbeat_interval=min(settings.kafka.session_timeout / 5, HEARTBEAT_S),
             consumer_group_instance_id=settings.kafka.instance_id,
             agent_supervisor=mode.CrashingSupervisor,
             web_enabled=settings.web.enabled,

@@ -8,7 +8,7 @@ from confluent_kafka.admin import AdminClient
 from pipeline.retry import kafka_says, within
 from pipeline.settings.root import Settings
 from pipeline.topics.admin import admin
-from pipeline.topics.read import TIMEOUT
+from pipeline.topics.read import READ_TIMEOUT_S
 
 STARTING = {
     KafkaError.COORDINATOR_NOT_AVAILABLE,
@@ -27,11 +27,11 @@ def members_of(client: AdminClient, group: str) -> list[str]:
     """Return the client IDs of the members of a group; none when there is no such group."""
 
     def ask() -> list[str]:
-        members = client.describe_consumer_groups([group], request_timeout=TIMEOUT)[group].result().members
+        members = client.describe_consumer_groups([group], request_timeout=READ_TIMEOUT_S)[group].result().members
         return sorted(member.client_id for member in members)
 
     try:
-        return within(TIMEOUT, kafka_says(STARTING))(ask)
+        return within(READ_TIMEOUT_S, kafka_says(STARTING))(ask)
     except KafkaException as error:
         if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
             return []

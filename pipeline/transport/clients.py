@@ -17,7 +17,7 @@ from confluent_kafka import Producer as RdProducer
 from confluent_kafka.admin import AdminClient
 
 log = logging.getLogger("headwater.kafka")
-REPEATED = 30.0
+REPEATED_S = 30.0
 """Seconds in which the same words of librdkafka are said once: an outage has every client say them every second."""
 
 
@@ -33,7 +33,7 @@ class OnceInAWhile(logging.Filter):
         """Say whether it is to be logged."""
         now, words = self._clock(), re.sub(r"[^ :\[]*\d[^ :\]]*", "#", record.getMessage())
         with self._lock:
-            fresh = now >= self._said.get(words, -REPEATED) + REPEATED
+            fresh = now >= self._said.get(words, -REPEATED_S) + REPEATED_S
             if fresh:
                 if len(self._said) > 1_000:
                     self._said.clear()

@@ -16,7 +16,7 @@ from faust.types import TP
 from pipeline.retry import kafka_says, within
 from pipeline.transport.logs import UNKNOWN, Log
 
-TIMEOUT = 20.0
+COMMITTED_TIMEOUT_S = 20.0
 UNDECIDED = {
     KafkaError.NOT_COORDINATOR,
     KafkaError.COORDINATOR_NOT_AVAILABLE,
@@ -42,7 +42,12 @@ class Committed(NamedTuple):
 
 
 def committed(
-    client: AdminClient, group: str, tps: Collection[TP], *, timeout: float = TIMEOUT, patience: float = TIMEOUT
+    client: AdminClient,
+    group: str,
+    tps: Collection[TP],
+    *,
+    timeout: float = COMMITTED_TIMEOUT_S,
+    patience: float = COMMITTED_TIMEOUT_S,
 ) -> dict[TP, Committed]:
     """Return what a group has committed in partitions; blocks, for up to `patience` seconds while the cluster is choosing.
 

@@ -29,7 +29,7 @@ from pipeline.steps.envelope import compile_envelope
 from pipeline.steps.event import Event, Step
 from pipeline.steps.flow import Given, Result, pieces
 from pipeline.steps.formats.registered import compile_format
-from pipeline.steps.lookup import LONGEST, Answer, AnswerCache, Breaker, Question, RefusedError, compile_lookup
+from pipeline.steps.lookup import LOOKUP_LONGEST_S, Answer, AnswerCache, Breaker, Question, RefusedError, compile_lookup
 from pipeline.steps.mask import compile_masks
 from pipeline.steps.python import DROP, Change, Function, call
 from pipeline.steps.secrecy import MaskKey
@@ -103,7 +103,7 @@ Service = TypeVar("Service", Http, ItemBatches)
 
 def unbroken(service: Service) -> Service:
     """Return a service that is never left alone: that depends on what was asked before, in either form."""
-    service._breaker = Breaker(count(0.0, 2 * LONGEST).__next__)
+    service._breaker = Breaker(count(0.0, 2 * LOOKUP_LONGEST_S).__next__)
     return service
 
 

@@ -125,7 +125,7 @@ def test_a_consumer_that_one_answer_lacks_is_registered_which_changes_nothing_wh
 
 
 def test_a_table_of_a_snapshot_is_gone_when_two_answers_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshots, "ASKED_AGAIN", 0.0)
+    monkeypatch.setattr(snapshots, "ASKED_AGAIN_S", 0.0)
     gone = VanishedError("the table orders does not exist")
 
     def asking(*errors: Exception | None) -> str:

@@ -19,7 +19,8 @@ from pipeline.errors import FatalError
 from pipeline.sinks.base import Sink, standing
 from pipeline.sinks.lake import manifests
 from pipeline.sinks.lake.compact import compact
-from pipeline.sinks.lake.iceberg.sink import OFFSET, IcebergSink
+from pipeline.sinks.lake.iceberg.parts import OFFSET
+from pipeline.sinks.lake.iceberg.sink import IcebergSink
 from pipeline.sinks.lake.layouts.columns import ColumnsLayout, TableSchema
 from pipeline.sinks.lake.layouts.envelope import EnvelopeLayout
 from pipeline.sinks.lake.objects import Objects

@@ -15,7 +15,7 @@ from pipeline.sources.shard_positions import ShardPosition
 from pipeline.sources.shards import Shard
 from pipeline.sources.snapshots.known import Segment, Snapshot, Snapshots, repaired
 from pipeline.sources.snapshots.scan import Facts, forecast, rows, segments_for
-from pipeline.sources.snapshots.tips import CHILDLESS, is_reached, tip_of
+from pipeline.sources.snapshots.tips import CHILDLESS_S, is_reached, tip_of
 from pipeline.state.delivered import DeliveredItems, entries_of
 from pipeline.state.table_partitions import TablePartition
 from pipeline.steps.snapshot import join
@@ -133,7 +133,7 @@ OLD, YOUNG = Shard("old"), Shard("young", ("old",))
             {"old": ShardPosition("t", None, finished=True, at=1), "young": ShardPosition("t", None, tip=100)},
             True,
         ),
-        ([OLD], {"old": ShardPosition("t", None, finished=True, at=99 - CHILDLESS)}, True),
+        ([OLD], {"old": ShardPosition("t", None, finished=True, at=99 - CHILDLESS_S)}, True),
     ],
 )
 def test_a_stream_is_read_up_to_a_time(listed: list[Shard], places: dict[str, ShardPosition], reached: bool) -> None:

@@ -41,11 +41,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 BUCKETS = 128
 EXAMPLES = 10
-LOOKS = (0.0, 1.0, 4.0)
+VERIFY_LOOK_PAUSES_S = (0.0, 1.0, 4.0)
 """Seconds before each look at what differs."""
 LOOKED_AT = 100_000
 """Differences that are looked at again at most; if there are more, nothing is merely under way."""
-ATTEMPTS = 8
+CALL_ATTEMPTS = 8
 """Calls in a row that may fail before that is an error."""
 Pause = Callable[[float], None]
 Digest = str
@@ -177,7 +177,7 @@ class Side:
                 raise aws.explain(error, self._what) from error
 
         try:
-            return times(ATTEMPTS, lambda error: isinstance(error, TransientError), sleep=pause)(attempt)
+            return times(CALL_ATTEMPTS, lambda error: isinstance(error, TransientError), sleep=pause)(attempt)
         except aws.VanishedError as error:
             raise FatalError(
                 f"{self._what} does not exist: there is nothing to compare",
@@ -253,7 +253,7 @@ def _look_again(suspects: Seen, left: Sequence[Side], right: Side, work: Work) -
     """Return what differs still, as it is now."""
     states = {key: {own} for key, (own, _) in suspects.items()}
     still = suspects
-    for seconds in LOOKS:
+    for seconds in VERIFY_LOOK_PAUSES_S:
         if not still:
             break
         work.pause(seconds)
