@@ -284,7 +284,7 @@ def _take_snapshots(
     new = [snapshotting.new(table, wish) for table in found]
     snapshotting.ask_for(settings, new)
     wanted = there + new
-    outcome = [snapshotting.Progress(one, 0, 0.0) for one in wanted]
+    outcome = [snapshotting.SnapshotProgress(one, 0, 0.0) for one in wanted]
     if not detach:
         say("the workers take it from here; Ctrl-C does not stop them, headwater snapshot --cancel does")
         with suppress(KeyboardInterrupt), snapshotting.watching(settings, wanted) as look:
@@ -298,7 +298,7 @@ def _take_snapshots(
         raise typer.Exit(1)
 
 
-def _watch(look: Callable[[], list[snapshotting.Progress]]) -> list[snapshotting.Progress]:
+def _watch(look: Callable[[], list[snapshotting.SnapshotProgress]]) -> list[snapshotting.SnapshotProgress]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -434,7 +434,7 @@ def demo(
     if any(process.alive for process in local_status(directory)):
         raise HeadwaterError(f"a demo is still running in {directory}", hint=f"headwater local down --dir {directory}")
     shutil.rmtree(directory, ignore_errors=True)
-    options = demos.Options(
+    options = demos.DemoOptions(
         directory=directory.absolute(),
         changes=changes,
         seed=seed,
@@ -444,7 +444,7 @@ def demo(
         fault=one_of("--fault", fault, "none", "kill", "freeze"),
         keep=keep,
     )
-    progress = demos.Progress()
+    progress = demos.DemoProgress()
     with Screen(err, progress) as screen:
         report, ran = demos.run(options, progress, screen.say)
     show(err, report)
@@ -468,10 +468,10 @@ def chaos(
 ) -> None:
     """Hurt workers, broker and topics under load, and prove that nothing was lost, doubled, reordered or stuck."""
     from headwater.lab import chaos as chaoses
-    from headwater.lab.chaos_report import Options
+    from headwater.lab.chaos_report import ChaosOptions
 
     shutil.rmtree(directory, ignore_errors=True)
-    options = Options(directory.absolute(), faults, seed, rate, only=tuple(only or ()), page=page)
+    options = ChaosOptions(directory.absolute(), faults, seed, rate, only=tuple(only or ()), page=page)
     say(f"seed {seed}")
     report = chaoses.run(options, say=say)
     for name, why in report.left_out.items():
@@ -507,13 +507,15 @@ def simulate(
     """Simulate DynamoDB tables, or Kinesis streams, for boto3, until Ctrl-C; print the AWS_ENDPOINT_URL to use."""
     from headwater.lab.simulator import faults, server, world
 
-    tables = tuple(table or world.Plan().tables)
-    plan = world.Plan(seed, tables, reshape_every=60 * rate, kinesis=kinesis)
+    tables = tuple(table or world.WorldPlan().tables)
+    plan = world.WorldPlan(seed, tables, reshape_every=60 * rate, kinesis=kinesis)
     if rough:
-        plan = world.Plan.rough(tables, seed, rate, kinesis=kinesis)
+        plan = world.WorldPlan.rough(tables, seed, rate, kinesis=kinesis)
     rates = faults.Rates.rough() if rough else faults.Rates()
     lasts = 10.0 if rough else 300.0
-    options = server.Options(plan, rates, rate, changes, subscription_seconds=lasts, wait_for_reader=wait, port=port)
+    options = server.SimulatorOptions(
+        plan, rates, rate, changes, subscription_seconds=lasts, wait_for_reader=wait, port=port
+    )
     with suppress(KeyboardInterrupt):
         asyncio.run(server.Simulator(options).run(lambda address: out.print(f"AWS_ENDPOINT_URL={address}")))
 
@@ -535,7 +537,7 @@ def soak_sources(
     from headwater.lab import soak_report
 
     shutil.rmtree(directory, ignore_errors=True)
-    options = soak_report.Options(
+    options = soak_report.SoakOptions(
         directory.absolute(), seconds=seconds, seed=seed, rate=rate, kinesis=kinesis, page=page
     )
     report = soaks.run(options, say=say)
@@ -582,7 +584,7 @@ def bench_dedup(
         report,  # its picture is drawn by matplotlib, of the extra `bench`
     )
 
-    options = dedup.Options(messages=messages, rounds=rounds, peers=peers, growth=growth)
+    options = dedup.DedupOptions(messages=messages, rounds=rounds, peers=peers, growth=growth)
     results = dedup.measure(options, say)
     report.show(results, err)
     if plot is not None:
@@ -605,7 +607,9 @@ def bench_flows(
     from headwater.lab.bench import flows as flow_bench
 
     tasks = tuple(one_of("--task", one, *flow_bench.TASKS) for one in task or flow_bench.TASKS)
-    results = flow_bench.measure(flow_bench.Options(messages=messages, rounds=rounds, peers=peers, tasks=tasks), say)
+    results = flow_bench.measure(
+        flow_bench.FlowOptions(messages=messages, rounds=rounds, peers=peers, tasks=tasks), say
+    )
     flow_report.show(results, err)
     _end(results, as_json)
 
@@ -620,7 +624,7 @@ def bench_lake(
     """Measure Parquet files of a sink topic, in both layouts, to a directory and to S3; pyarrow alone; and a peer."""
     from headwater.lab.bench import lake as lake_bench
 
-    results = lake_bench.measure(lake_bench.Options(messages=messages, rounds=rounds, peers=peers), say)
+    results = lake_bench.measure(lake_bench.LakeOptions(messages=messages, rounds=rounds, peers=peers), say)
     lake_bench.show(results, err)
     _end(results, as_json)
 
@@ -634,7 +638,7 @@ def bench_replay(
     """Measure flows, exactly once: live by a worker, and again by a replay."""
     from headwater.lab.bench import replay as replay_bench
 
-    results = replay_bench.measure(replay_bench.Options(messages=messages, rounds=rounds), say)
+    results = replay_bench.measure(replay_bench.ReplayOptions(messages=messages, rounds=rounds), say)
     replay_bench.show(results, err)
     _end(results, as_json)
 
@@ -648,7 +652,7 @@ def bench_ingest(
     """Ingest, exactly once: a worker that reads 1, 8 and 64 canned shards against a plain boto3 loop; and 64 idle shards."""
     from headwater.lab.bench import ingest, ingest_report
 
-    results = ingest.measure(ingest.Options(messages=messages, rounds=rounds), say)
+    results = ingest.measure(ingest.IngestOptions(messages=messages, rounds=rounds), say)
     ingest_report.show(results, err)
     _end(results, as_json)
 
@@ -662,7 +666,7 @@ def bench_mirror(
     """Mirrors, exactly once: a worker that copies a sink topic to another cluster against a plain loop."""
     from headwater.lab.bench import mirror
 
-    results = mirror.measure(mirror.Options(messages=messages, rounds=rounds), say)
+    results = mirror.measure(mirror.MirrorOptions(messages=messages, rounds=rounds), say)
     mirror.show(results, err)
     if as_json:
         print_json(results.as_json())

@@ -12,8 +12,9 @@ from typing import Any, Literal
 from confluent_kafka import Message
 from faust.types import TP
 
+from pipeline.sinks.lake.iceberg.columns import columns_of
 from pipeline.sinks.lake.iceberg.maintain import Ages, maintain
-from pipeline.sinks.lake.iceberg.sink import IcebergSink, columns_of
+from pipeline.sinks.lake.iceberg.sink import IcebergSink
 from pipeline.sinks.lake.layouts.columns import item_of
 from pipeline.sinks.lake.sink import Rotation
 

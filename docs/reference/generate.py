@@ -21,7 +21,7 @@ from pydantic import AwareDatetime, BaseModel
 from pydantic.fields import FieldInfo
 
 from headwater.cli import app
-from pipeline.metrics import Metrics
+from pipeline.metrics.worker_metrics import Metrics
 from pipeline.settings.enrich import (
     ComputeSettings,
     JoinSettings,

@@ -24,7 +24,7 @@ from pipeline.settings.load import load
 from pipeline.settings.root import Settings
 from pipeline.topics.admin import admin, look
 from pipeline.topics.names import Topic
-from pipeline.topics.read import TIMEOUT, reading
+from pipeline.topics.read import READ_TIMEOUT_S, reading
 
 
 def explain(
@@ -86,7 +86,7 @@ def _fetch(settings: Settings, topic: str, partition: int, offset: int) -> bytes
     name = found.wanted.name
     if partition >= found.partitions:
         raise UsageError(f"{name} has {found.partitions} partitions, from 0 on", hint="headwater topics")
-    deadline = time.monotonic() + TIMEOUT
+    deadline = time.monotonic() + READ_TIMEOUT_S
     with reading(settings) as consumer:
         consumer.assign([TopicPartition(name, partition, offset)])
         while time.monotonic() < deadline:

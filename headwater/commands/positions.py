@@ -44,7 +44,7 @@ def accept(
     _print(found, as_json=as_json)
 
 
-def _print(found: list[them.Position], *, as_json: bool) -> None:
+def _print(found: list[them.GroupPosition], *, as_json: bool) -> None:
     if as_json:
         print_json([one.json() for one in found])
     else:

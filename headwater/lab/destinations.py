@@ -18,12 +18,12 @@ from pyiceberg.catalog import load_catalog
 
 from headwater.lab.proof import Item, Truth, json_item
 from headwater.lab.recorder import Recorder, lag
-from headwater.lab.workers import Worker, Workers, stop_all
+from headwater.lab.workers import WorkerProcess, Workers, stop_all
 from headwater.lab.workload import KEYS, ORDERS
 from pipeline.errors import FatalError, HeadwaterError
 from pipeline.settings.root import Settings
 from pipeline.settings.sinks import group_of
-from pipeline.sinks.lake.iceberg.sink import columns_of
+from pipeline.sinks.lake.iceberg.columns import columns_of
 from pipeline.sinks.lake.layouts.columns import item_of
 from pipeline.sinks.lake.objects import Objects
 from pipeline.sinks.lake.paths import origin_of
@@ -117,7 +117,7 @@ class Destinations:
         ]
 
     @property
-    def all(self) -> list[Worker]:
+    def all(self) -> list[WorkerProcess]:
         """The workers."""
         return [worker for workers in self._workers for worker in workers.all]
 

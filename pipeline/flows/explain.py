@@ -12,7 +12,7 @@ from msgspec.json import decode as decode_json
 
 from models.change import Change, decode, item_key
 from pipeline.files import exact_json
-from pipeline.flows.compile import Means, compile_flow
+from pipeline.flows.compile import CompileContext, compile_flow
 from pipeline.settings.enrich import Condition
 from pipeline.settings.flows import FlowSettings, fill
 from pipeline.steps.enrich import MissingReferenceError
@@ -63,19 +63,19 @@ class FlowTrace:
 
 
 HOLDS, DOES_NOT, REJECTS = "holds", "does not hold", "rejects: "
-MARGIN = 0.001
+CLOCK_MARGIN_S = 0.001
 """Seconds by which a wait is over for certain, whatever the clock's precision."""
 MISSING: Any = object()
 
 
-def explain(flows: Sequence[FlowSettings], value: bytes, means: Means) -> list[FlowTrace]:
+def explain(flows: Sequence[FlowSettings], value: bytes, means: CompileContext) -> list[FlowTrace]:
     """Return what each flow makes of an event that came to raw just now; raise MalformedChangeError when it is no change."""
     change = decode(value)
     given = Given(0, item_key(change.body.keys), value, change, time.monotonic())
     return [_flow(flow, given, means) for flow in flows]
 
 
-def _flow(flow: FlowSettings, given: Given, means: Means) -> FlowTrace:
+def _flow(flow: FlowSettings, given: Given, means: CompileContext) -> FlowTrace:
     change = given.change
     if flow.tables and change.table not in flow.tables:
         return FlowTrace(flow.name, "left out", f"from: the table is {change.table}, not {' or '.join(flow.tables)}")
@@ -116,7 +116,7 @@ def _run(compiled: Flow, given: Given, lacks: Sequence[str]) -> tuple[_Watcher, 
     waits = 0.0
     while True:
         watcher = _Watcher(lacks, waits)
-        at = given.at - waits - MARGIN if waits else given.at
+        at = given.at - waits - CLOCK_MARGIN_S if waits else given.at
         results = compiled.run([structs.replace(given, at=at)], watcher)
         error = results[0].error if results else None
         if not isinstance(error, MissingReferenceError) or not error.until:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any, cast
 
 import msgspec
@@ -22,10 +22,10 @@ from models.change import Change, event_id
 from models.change import decode as decode_change
 from models.dead_letter import DeadLetter, Headers
 from pipeline.errors import FatalError, UsageError
-from pipeline.flows.compile import GivenRows, Means, compile_flow, schema_registry
+from pipeline.flows.compile import CompileContext, FixedRows, compile_flow, schema_registry
 from pipeline.limits import HEADROOM
-from pipeline.replay.plan import Progress, Replay, State, encode, place
-from pipeline.replay.source import Lot, Source
+from pipeline.replay.plan import Replay, ReplayProgress, State, encode, place
+from pipeline.replay.source import ReplayBatch, ReplaySource
 from pipeline.services.keys import mask_key
 from pipeline.settings.enrich import PARTITIONED, TOPIC, JoinSettings
 from pipeline.settings.flows import FlowSettings
@@ -43,15 +43,15 @@ from pipeline.topics.read import read
 from pipeline.transport import clients
 
 log = logging.getLogger(__name__)
-COMMIT_EVERY = 0.5
+COMMIT_EVERY_S = 0.5
 """Seconds of work in one transaction."""
-TIMEOUT = 30.0
+REPLAY_TIMEOUT_S = 30.0
 PIECE = 500
 """Changes that go through the flows at once."""
 STAGE = "replay"
 GONE = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}  # noqa: SLF001 - the documented name of the code
 """What a consumer says that is to read records that are not there."""
-LOOK_EVERY = 5.0
+LOOK_EVERY_S = 5.0
 """Seconds between two looks at the lag of the live workers."""
 
 
@@ -62,7 +62,7 @@ class Run:
     settings: Settings
     replay: Replay
     flows: Mapping[str, tuple[FlowSettings, Flow]]
-    source: Source
+    source: ReplaySource
     on_progress: Callable[[Replay, Mapping[str, int], str], None] = lambda _replay, _positions, _note: None
     """Told after each transaction: the replay, how far each range is, and why it pauses, or ''."""
     stopping: Callable[[], bool] = lambda: False
@@ -95,17 +95,17 @@ class Run:
         return self.replay
 
     def _wait_for_live(self) -> None:
-        while self.max_lag and self.clock() - self._looked > LOOK_EVERY and not self.stopping():
+        while self.max_lag and self.clock() - self._looked > LOOK_EVERY_S and not self.stopping():
             lag = self.live_lag()
             if lag <= self.max_lag:
                 self._looked = self.clock()
                 return
             self.on_progress(self.replay, self.positions, f"waits for the live workers, {lag:,} records behind")
-            self.pause(LOOK_EVERY / 2)
+            self.pause(LOOK_EVERY_S / 2)
 
     def _transaction(self) -> None:
         """Read for a while, and commit what came of it."""
-        deadline, lots, begun = self.clock() + COMMIT_EVERY, list[Lot](), False
+        deadline, lots, begun = self.clock() + COMMIT_EVERY_S, list[ReplayBatch](), False
         while self.clock() < deadline and not self.source.done:
             for lot in self.source.lots():
                 if not begun:
@@ -119,7 +119,7 @@ class Run:
         if begun:
             self._commit(lots, "running", begun=True)
 
-    def _commit(self, lots: Iterable[Lot], state: State, *, begun: bool = False) -> None:
+    def _commit(self, lots: Iterable[ReplayBatch], state: State, *, begun: bool = False) -> None:
         if not begun:
             self._producer.begin_transaction()
         for lot in lots:
@@ -133,7 +133,7 @@ class Run:
         finish(self._producer, offsets, self._group)
         self.on_progress(self.replay, self.positions, "")
 
-    def _write(self, lot: Lot) -> None:
+    def _write(self, lot: ReplayBatch) -> None:
         """Run the flows over records of a partition, and write what they make, in their order."""
         given, rejected = [], 0
         only = self.replay.key.encode()
@@ -158,7 +158,7 @@ class Run:
                     rejected, one = rejected + 1, result.given
                     self._reject(lot, one.offset, one.key, one.value, cast("Exception", result.error), settings)
         before = self.replay.progress
-        progress = Progress(
+        progress = ReplayProgress(
             before.read + len(lot.records), before.taken + len(given), before.sent + sent, before.rejected + rejected
         )
         self.replay = msgspec.structs.replace(self.replay, progress=progress)
@@ -207,7 +207,7 @@ class Run:
 
     def _reject(
         self,
-        lot: Lot,
+        lot: ReplayBatch,
         offset: int,
         key: bytes | None,
         value: bytes,
@@ -243,33 +243,21 @@ def produce(
     headers: Headers,
 ) -> None:
     """Write a record; waits while the queue is full."""
-    while True:
-        try:
-            producer.produce(topic, value, key, partition, headers=headers)  # type: ignore[arg-type]
-        except BufferError:
-            producer.poll(0.05)
-        else:
-            return
+    write = partial(producer.produce, topic, value, key, partition, headers=headers)  # type: ignore[arg-type]
+    clients.with_room(write, producer.poll)
 
 
 def transactional(settings: Settings, name: str) -> Producer:
     """Return a producer of this transactional ID, which puts out whoever had it before."""
-    producer = Producer(
-        {
-            "linger.ms": 5,
-            "batch.size": 1_000_000,
-            "compression.type": "zstd",
-            "message.max.bytes": settings.kafka.max_message_bytes + HEADROOM,
-            "queue.buffering.max.messages": 1_000_000,
-            **settings.kafka.conf,
-            "transactional.id": name,
-            "partitioner": "murmur2_random",
-        },
-        logger=log,
-    )
+    conf = {
+        **clients.TUNED,
+        "linger.ms": 5,
+        "message.max.bytes": settings.kafka.max_message_bytes + HEADROOM,
+        "queue.buffering.max.messages": 1_000_000,
+        **settings.kafka.conf,
+    }
     with on_cluster():
-        producer.init_transactions(TIMEOUT)
-    return producer
+        return clients.transactional(conf, name, REPLAY_TIMEOUT_S, logger=log)
 
 
 def measured(settings: Settings, replay: Replay, records: Iterable[tuple[bytes | None, bytes, float]]) -> float:
@@ -300,8 +288,8 @@ def group_of(settings: Settings, name: str) -> Any:
 def finish(producer: Producer, offsets: list[TopicPartition], group: Any) -> None:
     """Commit the transaction, with offsets of the group."""
     if offsets:
-        producer.send_offsets_to_transaction(offsets, group, TIMEOUT)
-    producer.commit_transaction(TIMEOUT)
+        producer.send_offsets_to_transaction(offsets, group, REPLAY_TIMEOUT_S)
+    producer.commit_transaction(REPLAY_TIMEOUT_S)
 
 
 _key = cache(mask_key)
@@ -328,13 +316,13 @@ def compiled(settings: Settings, names: Iterable[str]) -> dict[str, tuple[FlowSe
     references = {table: references_of(settings, table) for flow in chosen for table in flow.references}
     partitioned = {table for flow in chosen for table in flow.partitioned}
     state = items_of_flow_state(settings) if partitioned else {}
-    means = Means(
+    means = CompileContext(
         references={
             **{table: items.get for table, items in references.items()},
             **{f"{PARTITIONED}{table}": item_finder(state, table) for table in partitioned},
         },
         key_schema=lambda table: state.get(schema_of(table), b"").decode(),
-        rows={table: GivenRows(items) for table, items in references.items()},
+        rows={table: FixedRows(items) for table, items in references.items()},
         functions=load(settings.modules),
         topic=Topics(settings).sink,
         registry=schema_registry(settings),
@@ -381,7 +369,7 @@ def all_of(settings: Settings, topic: str) -> list[Message]:
     consumer = reader(settings, f"{settings.prefix}.replay")
     try:
         with on_cluster():
-            partitions = consumer.list_topics(timeout=TIMEOUT).topics
+            partitions = consumer.list_topics(timeout=REPLAY_TIMEOUT_S).topics
             if topic not in partitions:
                 return []
             return read(consumer, topic, dict.fromkeys(partitions[topic].partitions, OFFSET_BEGINNING), None)

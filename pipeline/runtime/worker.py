@@ -20,7 +20,7 @@ from models.gap import Gap
 from pipeline.errors import FatalError, HeadwaterError, RejectedError, TransientError, backoff
 from pipeline.files.private import private_directory
 from pipeline.limits import HEADROOM, spare_the_collector
-from pipeline.metrics import Metrics
+from pipeline.metrics.worker_metrics import Metrics
 from pipeline.runtime.entry_points import wanted_agents
 from pipeline.runtime.faust_app import App, QuietWorker, Tables
 from pipeline.runtime.offsets import require_remembered
@@ -31,13 +31,13 @@ from pipeline.topics.names import Topics
 from pipeline.topics.read import read
 from pipeline.transport import Batch, BatchSchema, Transport, batches, clients
 from pipeline.transport.consumer import Consumer
-from pipeline.transport.starts import Lost
+from pipeline.transport.starts import LostRecords
 
 T = TypeVar("T")
 Preflight = Callable[[], None]
 AGAIN = "again"
 """Holds partitions whose batch is to be tried again."""
-HEARTBEAT = 0.3
+HEARTBEAT_S = 0.3
 """Seconds between two heartbeats at most."""
 
 
@@ -65,7 +65,7 @@ class Worker:
             broker_client_id=f"{settings.group}-{socket.gethostname()}-{os.getpid()}",
             broker_session_timeout=settings.kafka.session_timeout,
             # A worker hears of a rebalance in the answer to a heartbeat, and until then partitions stand still.
-            broker_heartbeat_interval=min(settings.kafka.session_timeout / 5, HEARTBEAT),
+            broker_heartbeat_interval=min(settings.kafka.session_timeout / 5, HEARTBEAT_S),
             consumer_group_instance_id=settings.kafka.instance_id,
             agent_supervisor=mode.CrashingSupervisor,
             web_enabled=settings.web.enabled,
@@ -187,7 +187,7 @@ class Worker:
         except TopicRefusedError as error:
             raise (RejectedError(error.message, hint=error.hint) if error.is_for_its_name else error) from error
 
-    def write_gap(self, lost: Lost) -> None:
+    def write_gap(self, lost: LostRecords) -> None:
         """Write down, in the slice, which records of a topic retention has taken before they were read."""
         gap = Gap(
             table="",
@@ -208,7 +208,7 @@ class Worker:
         self.produce(self.topics.gaps, lost.tp.topic.encode(), msgspec.json.encode(gap), 0)
         self.metrics.count(self.metrics.gaps, 1, gap.cause)
 
-    def _time_of(self, lost: Lost) -> float:
+    def _time_of(self, lost: LostRecords) -> float:
         """Return the time of the first record behind a gap, in seconds since the epoch; 0 where there is none, or no answer."""
         consumer = clients.consumer(self.transport.client_conf(), self.settings.group, enable_partition_eof=True)
         try:

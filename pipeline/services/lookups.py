@@ -26,9 +26,9 @@ from pipeline.steps.enrich import attribute
 from pipeline.steps.event import NULL, Event, Step, Value, each
 from pipeline.steps.lookup import (
     Answer,
+    AnswerCache,
     Breaker,
     LookupFailedError,
-    Memory,
     Question,
     RefusedError,
     compile_lookup,
@@ -37,7 +37,7 @@ from pipeline.steps.lookup import (
 
 BATCH = 100
 """Keys that BatchGetItem takes."""
-ATTEMPTS = 5
+UNPROCESSED_ATTEMPTS = 5
 """Calls for keys that DynamoDB leaves unprocessed."""
 NO_SEGMENTS = {"", ".", ".."}
 """Values that would make another path of a URL: they name nothing there."""
@@ -49,8 +49,8 @@ _value = msgspec.json.Decoder(dict[str, Any]).decode
 
 def lookup(settings: LookupSettings, environment: Mapping[str, str]) -> Step:
     """Return the step of a lookup; raise UsageError when a variable that its headers name is not there."""
-    memory = Memory(settings.cache, settings.ttl, settings.missing_ttl)
-    service = Http(settings, environment) if settings.url is not None else Items(settings)
+    memory = AnswerCache(settings.cache, settings.ttl, settings.missing_ttl)
+    service = Http(settings, environment) if settings.url is not None else ItemBatches(settings)
     return compile_lookup(settings.into, service.question, service, memory, settings.on_failure)
 
 
@@ -160,7 +160,7 @@ class Http:
         return urllib3.util.parse_url(PLACE.sub("x", self._template)).netloc or "the service"
 
 
-class Items:
+class ItemBatches:
     """BatchGetItem, 100 keys a call."""
 
     def __init__(self, settings: LookupSettings) -> None:
@@ -203,7 +203,7 @@ class Items:
         keys = [_item(_value(question), to_client) for question in questions]
         by_key = {_known(key): question for key, question in zip(keys, questions, strict=True)}
         try:
-            for attempt in range(ATTEMPTS):
+            for attempt in range(UNPROCESSED_ATTEMPTS):
                 answer: Any = self._client.batch_get_item(RequestItems={self._table: {"Keys": keys}})
                 for item in answer["Responses"].get(self._table, []):
                     question = by_key[_known({name: item[name] for name in self._key})]
@@ -224,7 +224,7 @@ class Items:
         except ERRORS as error:
             return dict.fromkeys(questions, LookupFailedError(f"table {self._table}: {type(error).__name__}"))
         left = {by_key[_known(key)] for key in keys}
-        throttled = LookupFailedError(f"table {self._table}: keys were left unprocessed {ATTEMPTS} times")
+        throttled = LookupFailedError(f"table {self._table}: keys were left unprocessed {UNPROCESSED_ATTEMPTS} times")
         return {question: throttled if question in left else answer for question, answer in found.items()}
 
 

@@ -36,9 +36,9 @@ from pipeline.transport.logs import UNKNOWN, Log
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-TIMEOUT = 60.0
+PUBSUB_TIMEOUT_S = 60.0
 """Seconds that the messages of a flush may take."""
-MOST = 2_000
+FLUSH_MESSAGES = 2_000
 """Messages of a flush."""
 KEY_BYTES = 1_024
 """Of an ordering key, at most."""
@@ -54,7 +54,7 @@ TOMBSTONE = "tombstone"
 """Attribute of a message whose Kafka value is null: Pub/Sub has no null."""
 
 
-class Waiting(NamedTuple):
+class Unpublished(NamedTuple):
     """A message that is not published yet."""
 
     record: Message
@@ -102,7 +102,7 @@ class PubSub(Sink):
         """Look at the topics; raise FatalError when one is not there, or may not be seen."""
         for topic in self._topic_of.values():
             try:
-                self.client.get_topic(request={"topic": topic}, timeout=TIMEOUT)
+                self.client.get_topic(request={"topic": topic}, timeout=PUBSUB_TIMEOUT_S)
             except NotFound as error:
                 short = topic.rpartition("/")[2]
                 hint = f"gcloud pubsub topics create {short} --project {self._settings.project}"
@@ -126,7 +126,7 @@ class PubSubWriter(Writer):
     def __init__(self, client: Any, topic: str, start: int) -> None:
         self.position = self._end = self._there = start
         self._client, self._topic = client, topic
-        self._waiting: list[Waiting] = []
+        self._waiting: list[Unpublished] = []
         self._size = 0
 
     def add(self, records: Sequence[Message], end: int) -> Sequence[Rejected]:
@@ -136,7 +136,7 @@ class PubSubWriter(Writer):
             if why := refusal(record):
                 rejected.append(Rejected(record, RejectedError(f"Pub/Sub refuses it: {why}")))
             else:
-                self._waiting.append(Waiting(record, ordering_key(record.key() or b"")))
+                self._waiting.append(Unpublished(record, ordering_key(record.key() or b"")))
                 self._size += len(record)
         self._end = end
         return rejected
@@ -152,7 +152,7 @@ class PubSubWriter(Writer):
 
     def flush(self) -> Flushed:
         """Publish what waits, oldest first. What is refused for good is left out, and the others of its item go on."""
-        given, rejected = self._waiting[:MOST], list[Rejected]()
+        given, rejected = self._waiting[:FLUSH_MESSAGES], list[Rejected]()
         left, suspect, error = self._publish(given)
         for key in suspect:  # one message at fault has failed all that were sent with it: they are sent one by one
             mine = [one for one in left if one.ordering_key == key]
@@ -173,7 +173,7 @@ class PubSubWriter(Writer):
             raise TransientError(f"the topic {self._topic}: {error or type(error).__name__}", hint="headwater status")
         return Flushed(self._there, {"records": published} if published else {}, rejected)
 
-    def _send(self, one: Waiting) -> Future[Any]:
+    def _send(self, one: Unpublished) -> Future[Any]:
         """Hand a message to Google's client; what it refuses at once fails like what the service refuses."""
         try:
             sent: Future[Any] = self._client.publish(
@@ -184,13 +184,15 @@ class PubSubWriter(Writer):
             sent.set_exception(InvalidArgument(str(error)))  # type: ignore[no-untyped-call]
         return sent
 
-    def _publish(self, given: Sequence[Waiting]) -> tuple[list[Waiting], dict[str, InvalidArgument], Exception | None]:
+    def _publish(
+        self, given: Sequence[Unpublished]
+    ) -> tuple[list[Unpublished], dict[str, InvalidArgument], Exception | None]:
         """Publish messages; return those that were not, the items of which one was refused, and what else went wrong."""
         under_way = [(one, self._send(one)) for one in given]
-        left, refused, error = list[Waiting](), dict[str, InvalidArgument](), cast("Exception | None", None)
+        left, refused, error = list[Unpublished](), dict[str, InvalidArgument](), cast("Exception | None", None)
         for one, future in under_way:
             try:
-                future.result(TIMEOUT)
+                future.result(PUBSUB_TIMEOUT_S)
             except InvalidArgument as why:
                 refused.setdefault(one.ordering_key, why)
                 left.append(one)

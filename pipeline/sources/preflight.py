@@ -15,13 +15,13 @@ from typing import TypeVar
 from pipeline.errors import FatalError, HeadwaterError, TransientError, backoff
 from pipeline.services.aws import CredentialsError, DeniedError
 from pipeline.settings.sources import DynamoDBStreamSettings, KinesisSettings
+from pipeline.sources.base import StreamApi
 from pipeline.sources.dynamodb.streams import is_pattern
 from pipeline.sources.snapshots.snapshotter import Snapshotter
-from pipeline.sources.streams import StreamApi
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-PATIENCE = 60.0
+PREFLIGHT_PATIENCE_S = 60.0
 """Seconds for which what may pass by itself is tried again."""
 SAID = 2
 """Answers in a row that say that something is wrong and does not pass, until it is believed: one proves nothing."""
@@ -31,7 +31,7 @@ SAID = 2
 class Patience:
     """How long is waited at the start. Tests give a clock."""
 
-    seconds: float = PATIENCE
+    seconds: float = PREFLIGHT_PATIENCE_S
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
 

@@ -23,11 +23,11 @@ Ask = Callable[[Sequence[Question]], Mapping[Question, Answer]]
 Clock = Callable[[], float]
 AT_ONCE, BUDGET = 400, 6.0
 """Questions asked at once, and seconds after which no more are asked for a batch: a transaction may last 15."""
-KEPT = 20.0
+LOOKUP_KEPT_S = 20.0
 """Seconds for which answers must be kept for a batch to get further with each try."""
 FAILURES = 5
 """Failures in a row after which a service is left alone for a while."""
-SHORTEST, LONGEST = 1.0, 30.0
+SHORTEST_S, LOOKUP_LONGEST_S = 1.0, 30.0
 """Seconds of that while: doubled each time."""
 
 
@@ -63,15 +63,15 @@ class Breaker:
             elif not self.open:
                 self._failures += 1
                 if self._failures >= FAILURES:
-                    pause = SHORTEST * 2.0 ** min(self._failures - FAILURES, 10)
-                    self._until = self._clock() + min(LONGEST, pause)
+                    pause = SHORTEST_S * 2.0 ** min(self._failures - FAILURES, 10)
+                    self._until = self._clock() + min(LOOKUP_LONGEST_S, pause)
 
     def left_alone(self) -> LookupFailedError:
         """Return the failure of what is not asked."""
         return LookupFailedError("it has failed often and is left alone for a while")
 
 
-class Memory:
+class AnswerCache:
     """Answers, for as long as each may be used."""
 
     def __init__(self, size: int, ttl: float, missing_ttl: float, clock: Clock = time.monotonic) -> None:
@@ -81,7 +81,7 @@ class Memory:
 
     def keeps(self, count: int) -> bool:
         """Say whether so many answers are still there when a batch is tried again."""
-        return self._size >= count and self._shortest >= KEPT
+        return self._size >= count and self._shortest >= LOOKUP_KEPT_S
 
     def get(self, question: Question, default: Answer) -> Answer:
         """Return what is remembered, or the default."""
@@ -103,7 +103,7 @@ def compile_lookup(
     into: str,
     question_of: Callable[[Event], Question | None],
     ask: Ask,
-    memory: Memory,
+    memory: AnswerCache,
     on_failure: Literal["retry", "reject", "pass"],
     clock: Clock = time.monotonic,
 ) -> Step:
@@ -143,7 +143,7 @@ def compile_lookup(
     return step
 
 
-def _asked(wanted: Sequence[Question], ask: Ask, memory: Memory) -> Mapping[Question, Answer]:
+def _asked(wanted: Sequence[Question], ask: Ask, memory: AnswerCache) -> Mapping[Question, Answer]:
     answers = ask(wanted)
     for question, answer in answers.items():
         memory.put(question, answer)

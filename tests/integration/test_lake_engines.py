@@ -25,7 +25,7 @@ from waiting import until
 
 from headwater.lab.recorder import lag
 from headwater.lab.stack import Endpoints
-from pipeline.sinks.lake.iceberg.sink import columns_of
+from pipeline.sinks.lake.iceberg.columns import columns_of
 from pipeline.sinks.lake.layouts.columns import Kind, item_of
 
 pytestmark = [

@@ -25,7 +25,7 @@ from pipeline.errors import TransientError
 from pipeline.settings.root import Settings
 from pipeline.sources import lambda_handler
 from pipeline.sources.dynamodb.records import cut
-from pipeline.sources.lambda_handler import MARGIN, Writer
+from pipeline.sources.lambda_handler import INVOCATION_MARGIN_S, IngestWriter
 from pipeline.topics.admin import admin, ensure
 from pipeline.topics.names import Topic, Topics
 
@@ -52,10 +52,10 @@ class Place:
 
     settings: Settings
     conf: dict[str, Any]
-    writer: Writer = field(init=False)
+    writer: IngestWriter = field(init=False)
 
     def __post_init__(self) -> None:
-        self.writer = Writer(self.settings)
+        self.writer = IngestWriter(self.settings)
 
     @property
     def topics(self) -> Topics:
@@ -138,8 +138,8 @@ def test_a_batch_that_runs_out_of_time_is_aborted_and_comes_again_from_its_first
     many = {"Records": DYNAMODB["Records"] * 20_000}
     with Recorder(place.conf, place.topics.ingest) as found:
         assert place.writer.handle(DYNAMODB, Context()) == FINE
-        assert place.writer.handle(many, Context(MARGIN + 0.3)) == first
-        assert place.writer.handle(DYNAMODB, Context(MARGIN)) == first
+        assert place.writer.handle(many, Context(INVOCATION_MARGIN_S + 0.3)) == first
+        assert place.writer.handle(DYNAMODB, Context(INVOCATION_MARGIN_S)) == first
         assert place.writer.handle(DYNAMODB, Context()) == FINE
         until(lambda: len(found) >= 4, "the two batches that were through")
         assert len(found) == 4, "nothing of those that were not"
@@ -149,11 +149,11 @@ def test_a_broker_that_is_away_or_refuses_is_an_error_and_no_silence(place: Plac
     elsewhere = place.settings.model_copy(
         update={"kafka": place.settings.kafka.model_copy(update={"bootstrap_servers": "127.0.0.1:1"})}
     )
-    away = Writer(elsewhere).handle(DYNAMODB, Context(MARGIN + 1))
+    away = IngestWriter(elsewhere).handle(DYNAMODB, Context(INVOCATION_MARGIN_S + 1))
     assert away["batchItemFailures"], "the time is out: Lambda repeats the batch"
     nowhere = place.settings.model_copy(update={"prefix": f"{place.settings.prefix}-none"})
     with pytest.raises(TransientError, match="was not written"):
-        Writer(nowhere).handle(DYNAMODB, Context())
+        IngestWriter(nowhere).handle(DYNAMODB, Context())
 
 
 def test_what_comes_twice_and_by_both_ways_is_one_change_on_raw(
@@ -196,7 +196,7 @@ def mortal(tmp_path: Path) -> Iterator[tuple[Stack, Place]]:
         yield stack, placed(stack.endpoints)
 
 
-class Struck(Writer):
+class Struck(IngestWriter):
     """Strikes once, when so many records of a batch are on the broker and the transaction is open."""
 
     def __init__(self, settings: Settings, after: int, strike: Callable[[], None]) -> None:
@@ -235,7 +235,7 @@ def test_a_broker_that_is_killed_in_the_middle_of_a_batch_fails_it_and_the_retry
     with Recorder(place.conf, place.topics.ingest) as ingest:
         assert writer.handle(batch(1), Context()) == FINE
         until(lambda: len(ingest) == 1, "a batch that was through")
-        assert writer.handle(event, Context(MARGIN + 8)) == {
+        assert writer.handle(event, Context(INVOCATION_MARGIN_S + 8)) == {
             "batchItemFailures": [{"itemIdentifier": event["Records"][0]["dynamodb"]["SequenceNumber"]}]
         }
         stack.start_broker()
@@ -261,7 +261,7 @@ def test_a_batch_whose_commit_has_no_answer_is_failed_and_what_comes_twice_is_dr
     }
     with Recorder(place.conf, place.topics.ingest) as ingest, Recorder(place.conf, place.topics.raw) as raw:
         try:
-            failed = writer.handle(event, Context(MARGIN + 4))
+            failed = writer.handle(event, Context(INVOCATION_MARGIN_S + 4))
         finally:
             os.kill(broker, signal.SIGCONT)
         assert failed["batchItemFailures"], "the commit was under way: nobody knows what has become of it"

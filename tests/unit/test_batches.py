@@ -15,7 +15,7 @@ from pipeline.transport import backlog as backlogs
 from pipeline.transport.backlog import Backlog, size_of
 from pipeline.transport.batch import Batch
 from pipeline.transport.participant import Slice
-from pipeline.transport.poison import MOST, Poison
+from pipeline.transport.poison import POISONED_IN_A_ROW, Poison
 
 A, B = TP("t", 0), TP("t", 1)
 MUCH = 1 << 30
@@ -179,7 +179,7 @@ def test_the_records_of_a_failed_batch_come_one_by_one_and_the_guilty_one_is_mar
 
 def test_an_agent_that_fails_at_everything_is_not_a_matter_of_records() -> None:
     poison, fine = Poison(), True
-    for offset in range(MOST + 1):
+    for offset in range(POISONED_IN_A_ROW + 1):
         fine = poison.blame(Batch("t", 0, records(b"1", first=offset)), ValueError("no"))
-        assert fine == (offset < MOST)
+        assert fine == (offset < POISONED_IN_A_ROW)
     assert not fine

@@ -14,8 +14,9 @@ from confluent_kafka import Message
 from rest_catalog import RestCatalog
 
 from pipeline.errors import FatalError, TransientError
+from pipeline.sinks.lake.iceberg.columns import columns_of
 from pipeline.sinks.lake.iceberg.commit import DEFAULTS
-from pipeline.sinks.lake.iceberg.sink import IcebergSink, columns_of
+from pipeline.sinks.lake.iceberg.sink import IcebergSink
 from pipeline.sinks.lake.layouts.columns import item_of
 from pipeline.sinks.lake.sink import Rotation
 

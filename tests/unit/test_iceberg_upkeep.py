@@ -18,7 +18,8 @@ from pyiceberg.table import Table, TableProperties
 from pipeline.sinks.lake.iceberg import maintain as iceberg_maintain
 from pipeline.sinks.lake.iceberg.commit import DEFAULTS
 from pipeline.sinks.lake.iceberg.maintain import Ages, Upkeep, maintain
-from pipeline.sinks.lake.iceberg.sink import OFFSET, IcebergSink
+from pipeline.sinks.lake.iceberg.parts import OFFSET
+from pipeline.sinks.lake.iceberg.sink import IcebergSink
 from pipeline.sinks.lake.sink import Rotation
 
 TOPIC = TP("p.sink.s", 0)

@@ -14,7 +14,7 @@ from conftest import Headwater
 from test_lake import written
 
 from pipeline.errors import FatalError, HeadwaterError, TransientError
-from pipeline.sinks.lake.maintain import HELD_FOR, LEASE, Lease, Maintained, maintain
+from pipeline.sinks.lake.maintain import HELD_FOR_S, LEASE, Lease, Maintained, maintain
 from pipeline.sinks.lake.objects import Objects, cause_of
 from pipeline.sinks.lake.verify import Carried, verify
 from pipeline.transport.committed import Committed
@@ -51,12 +51,12 @@ def test_a_lease_is_renewed_in_time_and_not_taken_back_once_it_was_lost(tmp_path
     first, second = Lease(objects, clock), Lease(objects, clock)
     first.take()
     for _ in range(5):
-        clock.now += HELD_FOR * 0.6
+        clock.now += HELD_FOR_S * 0.6
         first.require()
-    clock.now += HELD_FOR * 0.6
+    clock.now += HELD_FOR_S * 0.6
     with pytest.raises(TransientError):
         second.take()
-    clock.now += HELD_FOR  # the first is frozen
+    clock.now += HELD_FOR_S  # the first is frozen
     second.take()
     with pytest.raises(TransientError, match=second.owner):
         first.require()

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.sinks.base import Sink
-from pipeline.sinks.lake.iceberg.sink import IcebergSink, columns_of, spelling
+from pipeline.sinks.lake.iceberg.columns import columns_of, spelling
+from pipeline.sinks.lake.iceberg.sink import IcebergSink
 from pipeline.sinks.lake.layouts.columns import ColumnsLayout, TableSchema, item_of
 from pipeline.sinks.lake.objects import Objects
 from pipeline.sinks.lake.paths import Directories, escaped

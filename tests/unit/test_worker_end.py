@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.runtime import worker as app
+from pipeline.runtime import faust_app as app
 from pipeline.runtime.faust_app import QuietWorker
 
 HOUR = 3_600.0

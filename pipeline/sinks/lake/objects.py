@@ -34,7 +34,7 @@ FORMS = "s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or file:/
 ABSENT = (NotFoundError, FileNotFoundError)
 """obstore raises Python's own error where it has one of the name."""
 ERRORS = (BaseError, OSError)
-ATTEMPTS = 50
+CHANGE_ATTEMPTS = 50
 """Tries to change an object that others change at the same time."""
 AT_ONCE = 16
 """Requests at the same time, where many objects are asked for."""
@@ -47,7 +47,7 @@ LONGEST = 1_000
 """Characters of an error's cause at most."""
 
 
-class Stored(NamedTuple):
+class StoredObject(NamedTuple):
     """An object as a listing tells of it."""
 
     path: str
@@ -114,7 +114,7 @@ class Objects:
         if isinstance(self._store, LocalStore):
             self._change_locally(path, change)
             return
-        for _ in range(ATTEMPTS):
+        for _ in range(CHANGE_ATTEMPTS):
             try:
                 self.requests.count("get")
                 found = obstore.get(self._store, path)
@@ -235,12 +235,14 @@ class Objects:
             except ERRORS as error:
                 raise self._explain(some[0], error) from error
 
-    def listed(self, prefix: str = "") -> list[Stored]:
+    def listed(self, prefix: str = "") -> list[StoredObject]:
         """Return all objects below a prefix, sorted by path; not the lock of a directory."""
         try:
             chunks = obstore.list(self._store, prefix or None, chunk_size=PAGE)
             found = [
-                Stored(entry["path"], entry["size"], entry["last_modified"]) for chunk in chunks for entry in chunk
+                StoredObject(entry["path"], entry["size"], entry["last_modified"])
+                for chunk in chunks
+                for entry in chunk
             ]
         except ERRORS as error:
             raise self._explain(prefix, error) from error

@@ -14,10 +14,10 @@ from botocore.exceptions import ClientError
 from pipeline.errors import FatalError, TransientError
 from pipeline.services.aws import ERRORS, client, explain, take_body, taken_body
 from pipeline.settings.sources import DynamoDBStreamSettings
-from pipeline.sources.dynamodb.records import Cut, cut
+from pipeline.sources.base import Cut, ShardStart, Stream, StreamApi
+from pipeline.sources.dynamodb.records import cut
 from pipeline.sources.shard_positions import ShardOf
 from pipeline.sources.shards import Shard
-from pipeline.sources.streams import Start, Stream, StreamApi
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mypy_boto3_resourcegroupstaggingapi import ResourceGroupsTaggingAPIClient
 
 VIEW_TYPES = {"NEW_AND_OLD_IMAGES", "NEW_IMAGE", "OLD_IMAGE"}
-MOST = 1_000
+ANSWER_RECORDS = 1_000
 """Records in a GetRecords answer: the most that AWS gives."""
 
 
@@ -133,7 +133,7 @@ class DynamoDBStreams(StreamApi):
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    def iterator(self, arn: str, shard_id: str, start: Start) -> str:
+    def iterator(self, arn: str, shard_id: str, start: ShardStart) -> str:
         """Return an iterator; raise TrimmedError when what it should begin at is gone."""
         for where in _places(start):
             try:
@@ -152,7 +152,7 @@ class DynamoDBStreams(StreamApi):
     def records(self, iterator: str, shard: ShardOf) -> Cut:
         """Return a GetRecords answer, cut into changes; its checksum has been checked."""
         try:
-            answer = self._streams.get_records(ShardIterator=iterator, Limit=MOST)
+            answer = self._streams.get_records(ShardIterator=iterator, Limit=ANSWER_RECORDS)
         except ERRORS as error:
             raise explain(error, str(shard)) from error
         body = taken_body(answer, str(shard))
@@ -172,7 +172,7 @@ def is_pattern(name: str) -> bool:
     return "*" in name or "?" in name
 
 
-def _places(start: Start) -> Iterator[dict[str, Any]]:
+def _places(start: ShardStart) -> Iterator[dict[str, Any]]:
     if start.after is not None:
         yield {"ShardIteratorType": "AFTER_SEQUENCE_NUMBER", "SequenceNumber": start.after}
     elif start.since is not None:

@@ -22,19 +22,18 @@ from pipeline.errors import HeadwaterError, TransientError
 from pipeline.limits import MESSAGE_MAX
 from pipeline.services.aws import ERRORS, TrimmedError, VanishedError, client, explain, take_body, taken_body
 from pipeline.settings.sources import KinesisSettings
-from pipeline.sources.dynamodb.records import Cut
+from pipeline.sources.base import Cut, ShardStart, Stream, StreamApi
 from pipeline.sources.dynamodb.streams import is_pattern
 from pipeline.sources.kinesis.records import Answer, cut, name_of, plain, read
 from pipeline.sources.kinesis.resequence import Window, Windowed
 from pipeline.sources.shard_positions import ShardOf
 from pipeline.sources.shards import Shard
-from pipeline.sources.streams import Start, Stream, StreamApi
 
 if TYPE_CHECKING:
     from mypy_boto3_kinesis import KinesisClient
 
 log = logging.getLogger(__name__)
-MOST = 2_000
+KINESIS_ANSWER_RECORDS = 2_000
 """Records in a GetRecords answer: more than the 1,000 a second that a shard takes, and 2 MiB where each has 1 KiB."""
 LIST = "aws kinesis list-streams; headwater check"
 
@@ -141,7 +140,7 @@ class KinesisStreams(StreamApi):
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    def iterator(self, arn: str, shard_id: str, start: Start) -> str:
+    def iterator(self, arn: str, shard_id: str, start: ShardStart) -> str:
         """Return an iterator that begins with the record at the position, which `records` expects and leaves out.
 
         When the record that it should go on after is gone, Kinesis itself says nothing: it begins with what is left.
@@ -173,7 +172,7 @@ class KinesisStreams(StreamApi):
         Kinesis is behind: the next one is looked at as well.
         """
         expected = _expected(iterator)
-        answer, expected = behind(expected, self._ask(iterator, shard, MOST), shard)
+        answer, expected = behind(expected, self._ask(iterator, shard, KINESIS_ANSWER_RECORDS), shard)
         following = answer.next_iterator
         if following is not None and expected is not None:
             answer = answer._replace(next_iterator=At.of(following, expected))

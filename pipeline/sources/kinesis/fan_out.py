@@ -26,27 +26,26 @@ from pipeline.errors import HeadwaterError, TransientError
 from pipeline.limits import MESSAGE_MAX
 from pipeline.services.aws import ERRORS, ExpiredIteratorError, NothingYetError, TrimmedError, VanishedError, client
 from pipeline.settings.sources import KinesisSettings
-from pipeline.sources.dynamodb.records import Cut
+from pipeline.sources.base import Cut, ShardStart, Stream
 from pipeline.sources.kinesis.api import KinesisStreams, behind, refused
 from pipeline.sources.kinesis.consumers import Consumers
 from pipeline.sources.kinesis.pushed import Connection, take_stream
 from pipeline.sources.kinesis.records import Answer, name_of, plain, read_event
 from pipeline.sources.kinesis.subscription import Subscription
 from pipeline.sources.shard_positions import ShardOf
-from pipeline.sources.streams import Start, Stream
 
 if TYPE_CHECKING:
     from mypy_boto3_kinesis import KinesisClient
 
 log = logging.getLogger(__name__)
 IN_USE = "ResourceInUseException"
-AGAIN = 5.2
+SUBSCRIBE_AGAIN_S = 5.2
 """Seconds after which a shard may be subscribed to again: before 5 s, Kinesis says ResourceInUseException."""
-SLOWEST = 10.0
+FAN_OUT_SLOWEST_S = 10.0
 """Seconds of the longest pause between two calls that fail; the shortest is 1 s, as Kinesis wants it."""
-SILENCE = 35.0
+FAN_OUT_SILENCE_S = 35.0
 """Seconds without an event (an idle shard gives one in a few seconds) after which the connection is given up."""
-FORGETFUL = 3_600.0
+FORGETFUL_S = 3_600.0
 """Seconds after which what a subscription left off at may have been trimmed, so that its place is looked at again."""
 CONNECTIONS = 64
 """Connections that are kept for the next call."""
@@ -73,7 +72,7 @@ class FanOutStreams(KinesisStreams):
 
     @cached_property
     def _subscriber(self) -> KinesisClient:
-        found: KinesisClient = client("kinesis", self._settings.region, CONNECTIONS, read_timeout=SILENCE)
+        found: KinesisClient = client("kinesis", self._settings.region, CONNECTIONS, read_timeout=FAN_OUT_SILENCE_S)
         found.meta.events.register("before-parse.kinesis.SubscribeToShard", take_stream)
         return found
 
@@ -91,7 +90,7 @@ class FanOutStreams(KinesisStreams):
         self._consumers[stream_arn] = self._registry.active(stream_arn)
         return self._consumers[stream_arn]
 
-    def iterator(self, arn: str, shard_id: str, start: Start) -> str:
+    def iterator(self, arn: str, shard_id: str, start: ShardStart) -> str:
         """Return a name for a subscription that begins there; that its place is trimmed comes later, from `records`."""
         self._require_newest(arn)
         shard = ShardOf(name_of(arn), arn, shard_id)
@@ -143,7 +142,7 @@ class FanOutStreams(KinesisStreams):
     # -- in the thread of a subscription ------------------------------------------------------------------------------
 
     def _follow(
-        self, shard: ShardOf, start: Start, closed: threading.Event
+        self, shard: ShardOf, start: ShardStart, closed: threading.Event
     ) -> Generator[Answer | Exception, None, None]:
         """Yield the events of a shard, and errors; subscribe again when a subscription ends, from where it ended."""
         where, expected, failed = _where(start), start.after, 0
@@ -164,14 +163,14 @@ class FanOutStreams(KinesisStreams):
             except HeadwaterError as error:
                 failed += 1
                 yield error
-            if time.monotonic() - heard > FORGETFUL:
+            if time.monotonic() - heard > FORGETFUL_S:
                 yield ExpiredIteratorError(f"{shard}: nothing has come for long")
                 return
 
     def _until_next(self, shard: ShardOf, failed: int) -> float:
         """Return the seconds until the shard may be subscribed to."""
         since = time.monotonic() - self._subscribed.get(shard, float("-inf"))
-        return max(AGAIN - since, min(SLOWEST, 2.0 ** (failed - 1)) if failed else 0.0)
+        return max(SUBSCRIBE_AGAIN_S - since, min(FAN_OUT_SLOWEST_S, 2.0 ** (failed - 1)) if failed else 0.0)
 
     def _events(self, shard: ShardOf, where: dict[str, Any]) -> Iterator[tuple[Answer, str | None]]:
         self._require_newest(shard.arn)
@@ -205,7 +204,7 @@ class FanOutStreams(KinesisStreams):
             raise TransientError(f"{shard}: the consumer {consumer} is gone; it is registered again")
 
 
-def _where(start: Start) -> dict[str, Any]:
+def _where(start: ShardStart) -> dict[str, Any]:
     if start.after is not None:
         # The record itself, which must come first: so it is noticed when it is gone, and what follows with it.
         return _at("AT_SEQUENCE_NUMBER", start.after)

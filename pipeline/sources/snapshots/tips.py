@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
-from pipeline.sources.shard_positions import Place
+from pipeline.sources.shard_positions import ShardPosition
 from pipeline.sources.shards import Shard
 
-CHILDLESS = 300.0
+CHILDLESS_S = 300.0
 """Seconds after which a shard that is read to its end, and of which no child is listed, has none."""
 
 
@@ -26,7 +26,7 @@ def tip_of(last: float | None, empty_before: int, asked: float) -> float:
     return asked if empty_before > 0 else 0.0
 
 
-def is_reached(listed: Iterable[Shard], places: Mapping[str, Place], since: float) -> bool:
+def is_reached(listed: Iterable[Shard], places: Mapping[str, ShardPosition], since: float) -> bool:
     """Say whether all that a stream had at a time has been read and committed.
 
     A shard that was open, and read to its tip, at that time or later has nothing from before, and no more has any child
@@ -48,6 +48,6 @@ def is_reached(listed: Iterable[Shard], places: Mapping[str, Place], since: floa
         place = places.get(shard_id)
         if place is None or not place.finished:
             return False
-        return shard_id not in parents or bool(children[shard_id]) or place.at + CHILDLESS < since
+        return shard_id not in parents or bool(children[shard_id]) or place.at + CHILDLESS_S < since
 
     return bool(parents or places) and all(has_ended(shard_id) for shard_id in {*parents, *places} - done)

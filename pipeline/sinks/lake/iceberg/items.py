@@ -34,11 +34,11 @@ from pipeline.errors import TransientError
 from pipeline.sinks.lake.iceberg.columns import DOC, VERSION
 from pipeline.sinks.lake.iceberg.commit import PARTITION, begin, partition_of, set_properties
 from pipeline.sinks.lake.iceberg.errors import OVERTAKEN
-from pipeline.sinks.lake.rows import Rows
+from pipeline.sinks.rows import Rows
 from pipeline.sinks.versions import version, version_before
 
 log = logging.getLogger(__name__)
-ATTEMPTS = 10
+COMMIT_ATTEMPTS = 10
 """Commits that are tried in a row when others commit to the same table."""
 TOMBSTONES = "headwater.tombstones"
 """Property of a table of tombstones: the namespace of the table whose deleted items it holds."""
@@ -53,7 +53,7 @@ TOMBSTONE = pa.schema(
 )
 
 
-class Change(NamedTuple):
+class NewestChange(NamedTuple):
     """The newest change of an item among those of a flush."""
 
     version: str
@@ -61,17 +61,17 @@ class Change(NamedTuple):
     """Where it stands among them."""
 
 
-def newest_of(rows: Rows) -> dict[str, Change]:
+def newest_of(rows: Rows) -> dict[str, NewestChange]:
     """Return the newest change of each item, by its key; of two of one age, the later one."""
-    found: dict[str, Change] = {}
+    found: dict[str, NewestChange] = {}
     for place, (key, change, offset) in enumerate(zip(rows.keys, rows.changes, rows.offsets, strict=True)):
         this, key_text = version(change, offset), key.decode()
         if key_text not in found or found[key_text].version <= this:
-            found[key_text] = Change(this, place)
+            found[key_text] = NewestChange(this, place)
     return found
 
 
-class There(NamedTuple):
+class ItemsInTable(NamedTuple):
     """What a table has of some items."""
 
     versions: dict[str, str]
@@ -80,9 +80,9 @@ class There(NamedTuple):
     """The data files that have rows of them."""
 
 
-def look_for(table: Table | None, keys: Iterable[str], partition: int | None) -> There:
+def look_for(table: Table | None, keys: Iterable[str], partition: int | None) -> ItemsInTable:
     """Return what a table has of items; `partition`: that of the topic in which all of them are, None if in any."""
-    wanted, found = pa.array(sorted(keys), pa.string()), There({}, [])
+    wanted, found = pa.array(sorted(keys), pa.string()), ItemsInTable({}, [])
     if table is None or not len(wanted) or table.current_snapshot() is None:
         return found
     names = [name for name in ("_key", VERSION, "_changed_at", "_sequence", "_offset") if name in _plain(table)]
@@ -180,7 +180,7 @@ class Tombstones:
             pa.array([now] * len(deleted), pa.int64()).cast(TOMBSTONE.field("_written_at").type),
         ]
         data = pa.Table.from_arrays(columns, schema=TOMBSTONE)
-        for _ in range(ATTEMPTS):
+        for _ in range(COMMIT_ATTEMPTS):
             try:
                 with self._begin() as transaction:
                     transaction.append(data)

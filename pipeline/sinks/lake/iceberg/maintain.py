@@ -28,7 +28,7 @@ from pipeline.sinks.lake.iceberg.columns import VERSION
 from pipeline.sinks.lake.iceberg.commit import PARTITION, delete, once, read_file, replace, write
 from pipeline.sinks.lake.iceberg.errors import OVERTAKEN, explained
 from pipeline.sinks.lake.iceberg.io import COUNTED, counted, files_below, path_of
-from pipeline.sinks.lake.iceberg.items import ATTEMPTS, TOMBSTONE, TOMBSTONES, deleted_of
+from pipeline.sinks.lake.iceberg.items import COMMIT_ATTEMPTS, TOMBSTONE, TOMBSTONES, deleted_of
 
 log = logging.getLogger(__name__)
 SMALL = 16 << 20
@@ -74,7 +74,7 @@ class Upkeep:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class UpkeepReport:
     """What was done."""
 
     tables: Sequence[Upkeep]
@@ -92,7 +92,7 @@ def maintain(
     dry_run: bool = False,
     progress: Step = lambda _step: None,
     now: datetime | None = None,
-) -> Report:
+) -> UpkeepReport:
     """Keep the tables of a namespace that are ours; `dry_run`: only say what there is to do.
 
     `small`: bytes below which a data file is compacted, where a partition has `fewest` of them. `now`: from which ages count.
@@ -113,7 +113,7 @@ def maintain(
         except TransientError as error:
             log.warning("%s", error)
             keeper.upkeep.left.append(str(error))
-    return Report(tables, None if own else counted(token))
+    return UpkeepReport(tables, None if own else counted(token))
 
 
 def tables_of(catalog: Catalog, namespace: str) -> Iterator[tuple[str, str]]:
@@ -200,7 +200,7 @@ class Keeper:
         for group in groups:
             added += write(transaction, table, group)
         wanted = {_mark(task) for task in tasks}
-        for _ in range(ATTEMPTS):
+        for _ in range(COMMIT_ATTEMPTS):
             fresh = self._load()
             if not wanted <= {_mark(task) for tasks in by_partition(fresh) for task in tasks}:
                 break
@@ -220,7 +220,7 @@ class Keeper:
 
     def _expire(self) -> set[int]:
         """Let go of old snapshots; return them."""
-        for _ in range(ATTEMPTS):
+        for _ in range(COMMIT_ATTEMPTS):
             table = self._load()
             expired = self._old(table)
             self.upkeep.snapshots = len(expired)
