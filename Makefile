@@ -16,7 +16,7 @@ setup: $(VENV)/.done ## make .venv with the headwater command in it (quick when 
 
 # Compiled now, once: a process that starts then takes a third of the time, also where Python may write no bytecode.
 $(VENV)/.done: pyproject.toml uv.lock
-	@$(PYTHON) -c 'import sys; sys.exit("Headwater needs Python 3.11 or newer; this is %s. Try: make setup PYTHON=python3.12" % sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -c 'import sys; sys.exit("Headwater needs Python 3.11 to 3.13; this is %s. Try: make setup PYTHON=python3.12" % sys.version.split()[0] if not (3, 11) <= sys.version_info < (3, 14) else 0)'
 	@if command -v uv >/dev/null 2>&1; then \
 	  uv sync --frozen --quiet --compile-bytecode --python $(PYTHON) && touch $@; \
 	else \

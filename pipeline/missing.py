@@ -15,7 +15,7 @@ WHAT = {
     "sql": "a step of the kind sql",
     "pubsub": "the Pub/Sub sink",
     "registry": "the schema registry",
-    "lab": "the lab (demo, local, simulate, soak, chaos)",
+    "lab": "the lab (demo, local, simulate)",
 }
 """By extra: what needs it. Where several extras have a package, the first of these is named, unless the import tells more."""
 DISTRIBUTIONS = {
