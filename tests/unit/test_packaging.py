@@ -85,8 +85,8 @@ def test_the_metadata_of_the_installed_package_have_the_extras() -> None:
 def test_a_missing_package_names_its_extra(module: str, lacks: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, module, raising=False)
     for name in [name for name in sys.modules if name == lacks or name.startswith(f"{lacks}.")]:
-        monkeypatch.setitem(sys.modules, name, None)  # type: ignore[arg-type]
-    monkeypatch.setitem(sys.modules, lacks, None)  # type: ignore[arg-type]
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, lacks, None)
     with pytest.raises(ModuleNotFoundError) as error:
         importlib.import_module(module)
     assert str(missing.explained(error.value)) == line
