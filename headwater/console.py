@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +14,7 @@ from pipeline.errors import UsageError
 from pipeline.files import exact_json
 
 out, err = Console(), Console(stderr=True)
+Directory = Annotated[Path, typer.Option("--dir", help="Where the stack keeps its data.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 
 

@@ -1,1 +1,1 @@
-"""The commands of `headwater` that have sub-commands of their own, one group a file."""
+"""The commands of `headwater`, one group a file."""

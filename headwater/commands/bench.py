@@ -1,0 +1,131 @@
+"""`headwater bench`: measure Headwater against peers, on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+import typer
+
+from headwater.console import Json, err, one_of, print_json, say
+from pipeline.errors import HeadwaterError
+
+app = typer.Typer(help="Measure Headwater against peers, on this machine.", no_args_is_help=True)
+
+
+class _Results(Protocol):
+    def as_json(self) -> Any: ...
+
+    @property
+    def failures(self) -> list[str]: ...
+
+
+def _end(results: _Results, as_json: bool) -> None:
+    """Print what was measured, and fail when an output was wrong."""
+    if as_json:
+        print_json(results.as_json())
+    if results.failures:
+        raise HeadwaterError("; ".join(results.failures), hint="run it again; keep the directory it names")
+
+
+@app.command()
+def dedup(
+    messages: Annotated[int, typer.Option(min=1_000, help="Records a run.")] = 600_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of all systems by turns; medians are shown.")] = 3,
+    peers: Annotated[bool, typer.Option("--peers", help="Quix Streams and Kafka Streams too.")] = False,
+    growth: Annotated[bool, typer.Option("--growth", help="Throughput with ten million IDs in the table too.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw a picture into this directory.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Deduplication, exactly once: against a loop by hand, the textbook Faust agent, and peers."""
+    from headwater.lab.bench import (
+        dedup,
+        report,  # its picture is drawn by matplotlib, of the extra `bench`
+    )
+
+    options = dedup.Options(messages=messages, rounds=rounds, peers=peers, growth=growth)
+    results = dedup.measure(options, say)
+    report.show(results, err)
+    if plot is not None:
+        say(f"wrote {report.plot(results, plot)}")
+    _end(results, as_json)
+
+
+@app.command()
+def flows(
+    messages: Annotated[int, typer.Option(min=5_000, help="Changes a run.")] = 300_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of all systems by turns; medians are shown.")] = 3,
+    peers: Annotated[
+        bool, typer.Option("--peers/--no-peers", help="Quix Streams, Faust and Kafka Streams too.")
+    ] = True,
+    task: Annotated[list[str] | None, typer.Option(help="A flow; more than one may be named; without, all.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Flows, exactly once, from raw to a sink topic: pass-through, filters, a join, SQL, envelopes; and peers at the same."""
+    from headwater.lab.bench import flow_report
+    from headwater.lab.bench import flows as flow_bench
+
+    tasks = tuple(one_of("--task", one, *flow_bench.TASKS) for one in task or flow_bench.TASKS)
+    results = flow_bench.measure(flow_bench.Options(messages=messages, rounds=rounds, peers=peers, tasks=tasks), say)
+    flow_report.show(results, err)
+    _end(results, as_json)
+
+
+@app.command()
+def lake(
+    messages: Annotated[int, typer.Option(min=300_000, help="Changes a run.")] = 600_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of all by turns; medians are shown.")] = 3,
+    peers: Annotated[bool, typer.Option("--peers/--no-peers", help="Quix Streams' file sink too.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Measure Parquet files of a sink topic, in both layouts, to a directory and to S3; pyarrow alone; and a peer."""
+    from headwater.lab.bench import lake as lake_bench
+
+    results = lake_bench.measure(lake_bench.Options(messages=messages, rounds=rounds, peers=peers), say)
+    lake_bench.show(results, err)
+    _end(results, as_json)
+
+
+@app.command()
+def replay(
+    messages: Annotated[int, typer.Option(min=5_000, help="Changes a run.")] = 300_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of both by turns; medians are shown.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Measure flows, exactly once: live by a worker, and again by a replay."""
+    from headwater.lab.bench import replay as replay_bench
+
+    results = replay_bench.measure(replay_bench.Options(messages=messages, rounds=rounds), say)
+    replay_bench.show(results, err)
+    _end(results, as_json)
+
+
+@app.command()
+def ingest(
+    messages: Annotated[int, typer.Option(min=5_000, help="Changes a run.")] = 600_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of all systems by turns; medians are shown.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Ingest, exactly once: a worker that reads 1, 8 and 64 canned shards against a plain boto3 loop; and 64 idle shards."""
+    from headwater.lab.bench import ingest, ingest_report
+
+    results = ingest.measure(ingest.Options(messages=messages, rounds=rounds), say)
+    ingest_report.show(results, err)
+    _end(results, as_json)
+
+
+@app.command()
+def mirror(
+    messages: Annotated[int, typer.Option(min=5_000, help="Records a run.")] = 400_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of both by turns; medians are shown.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Mirrors, exactly once: a worker that copies a sink topic to another cluster against a plain loop."""
+    from headwater.lab.bench import mirror
+
+    results = mirror.measure(mirror.Options(messages=messages, rounds=rounds), say)
+    mirror.show(results, err)
+    if as_json:
+        print_json(results.as_json())
+    if results.failures:
+        raise HeadwaterError("; ".join(results.failures), hint="run it again")

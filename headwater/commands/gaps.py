@@ -1,0 +1,71 @@
+"""`headwater gaps`: what is known to be lost, and how to have it again."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.table import Table
+
+from headwater.commands.snapshot import Detach, take_snapshots
+from headwater.console import Json, out, print_json, say
+from pipeline.operate import snapshots as snapshotting
+from pipeline.operate import status as statuses
+from pipeline.settings import root as settings_module
+
+app = typer.Typer(help="What is known to be lost, and how to have it again.", invoke_without_command=True)
+
+
+@app.callback()
+def gaps(context: typer.Context, as_json: Json = False) -> None:
+    """List what is known to be lost: which changes, and why. Exit 1 when there is something that is not repaired."""
+    if context.invoked_subcommand is not None:
+        return
+    found = statuses.gaps(settings_module.load())
+    if as_json:
+        print_json([{**msgspec.to_builtins(gap), "repaired": repaired} for gap, repaired in found])
+    elif found:
+        table = Table("noticed", "of", "where", "after", "before", "at most", "cause", "repaired")
+        for gap, repaired in found:
+            noticed = f"{datetime.fromtimestamp(gap.at, UTC):%Y-%m-%d %H:%M:%S}Z"
+            if gap.topic:
+                place = gap.topic, f"partition {gap.partition}", f"{gap.first - 1}", f"{gap.last + 1}", f"{gap.count:,}"
+            else:
+                place = gap.table, gap.shard or "all", gap.after or "", gap.before or "", ""
+            table.add_row(noticed, *place, gap.cause, "yes" if repaired else "no")
+        out.print(table)
+    if not all(repaired for _, repaired in found):
+        raise typer.Exit(1)
+
+
+@app.command()
+def repair(
+    tables: Annotated[list[str] | None, typer.Argument(help="The tables; without, all with gaps.")] = None,
+    detach: Detach = False,
+    as_json: Json = False,
+) -> None:
+    """Read all items of the tables with gaps anew, as rows of a snapshot. Deletions within a gap stay unknown."""
+    settings = settings_module.load()
+    newest = dict[str, float]()
+    for gap, repaired in statuses.gaps(settings):
+        found = [] if repaired else statuses.tables_of(gap, settings)
+        newest |= {table: max(gap.at, newest.get(table, 0.0)) for table in found}
+        if gap.topic and not repaired and not found:
+            say(
+                f"{gap.topic}[{gap.partition}]: no snapshot brings back what a sink topic has lost; "
+                "headwater replay sends it again from raw, or from the lake"
+            )
+    chosen = sorted(newest.keys() & set(tables) if tables else newest)
+    wanted = [table for table in chosen if snapshotting.source_of(settings, table) is not None]
+    for table in [one for one in chosen if one not in wanted]:
+        say(f"{table}: no source of kind dynamodb-stream captures it, so its items cannot be read anew")
+    if not wanted:
+        say("there is nothing to repair")
+        return
+    say(
+        "what was deleted within a gap cannot be read any more: consumers keep such items until they change or are compared"
+    )
+    gaps = {table: newest[table] for table in wanted}
+    take_snapshots(settings, gaps, snapshotting.Wish(), detach=detach, as_json=as_json)

@@ -1,0 +1,151 @@
+"""`headwater demo`, `chaos`, `simulate`, `soak`: try the product on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from headwater.console import Directory, Json, err, one_of, out, print_json, say
+from pipeline.errors import HeadwaterError
+
+soak = typer.Typer(help="Run for a while with everything that can happen, and prove the outcome.", no_args_is_help=True)
+DEMO = Path(".headwater/demo")
+
+
+def demo(
+    changes: Annotated[int, typer.Option(min=40, help="How many changes to write.")] = 5_000,
+    seed: Annotated[int, typer.Option(help="Same seed, same changes.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, max=16, help="Worker processes.")] = 2,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave everything running and say how to look around.")] = False,
+    broker: Annotated[str, typer.Option(help="auto, kafka or noida.")] = "auto",
+    aws: Annotated[str, typer.Option(help="ministack or dynamodb-local.")] = "ministack",
+    fault: Annotated[
+        str, typer.Option(help="Hurt a worker half-way: none, kill (SIGKILL) or freeze (SIGSTOP).")
+    ] = "none",
+    directory: Directory = DEMO,
+    as_json: Json = False,
+) -> None:
+    """Carry changes from DynamoDB to Parquet on this machine, and prove that none was lost, doubled or reordered."""
+    from headwater.lab import demo as demos
+    from headwater.lab.screen import Screen, show
+    from headwater.lab.stack import local_status
+
+    if any(process.alive for process in local_status(directory)):
+        raise HeadwaterError(f"a demo is still running in {directory}", hint=f"headwater local down --dir {directory}")
+    shutil.rmtree(directory, ignore_errors=True)
+    options = demos.Options(
+        directory=directory.absolute(),
+        changes=changes,
+        seed=seed,
+        workers=workers,
+        broker=one_of("--broker", broker, "auto", "kafka", "noida"),
+        aws=one_of("--aws", aws, "ministack", "dynamodb-local"),
+        fault=one_of("--fault", fault, "none", "kill", "freeze"),
+        keep=keep,
+    )
+    progress = demos.Progress()
+    with Screen(err, progress) as screen:
+        report, ran = demos.run(options, progress, screen.say)
+    show(err, report)
+    if keep:
+        say(ran.how_to_look_around())
+    if as_json:
+        print_json(report.json())
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def chaos(
+    faults: Annotated[int, typer.Option(min=1, help="How many faults.")] = 12,
+    seed: Annotated[int, typer.Option(help="Same seed, same schedule.")] = 1,
+    rate: Annotated[int, typer.Option(min=1, help="Changes a second.")] = 5_000,
+    only: Annotated[list[str] | None, typer.Option(help="Only this fault; more than one may be named.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Write the outcome into this file, as a section.")] = None,
+    directory: Directory = Path(".headwater/chaos"),
+    as_json: Json = False,
+) -> None:
+    """Hurt workers, broker and topics under load, and prove that nothing was lost, doubled, reordered or stuck."""
+    from headwater.lab import chaos as chaoses
+    from headwater.lab.chaos_report import Options
+
+    shutil.rmtree(directory, ignore_errors=True)
+    options = Options(directory.absolute(), faults, seed, rate, only=tuple(only or ()), page=page)
+    say(f"seed {seed}")
+    report = chaoses.run(options, say=say)
+    for name, why in report.left_out.items():
+        say(f"left out: {name}: {why}")
+    verdict = "[bold green]PROVED[/]" if report.ok else "[bold red]FAILED[/]"
+    err.print(
+        f"{verdict} {sum(report.faults.values())} faults, {report.input:,} changes; lost {report.lost}, "
+        f"duplicated {report.duplicated}, out of order {report.out_of_order}, stuck {report.stuck}; "
+        f"{report.in_gaps:,} in gaps, {report.dead_letters} dead letters, {report.aborted} slices aborted",
+        highlight=False,
+    )
+    if as_json:
+        print_json(report.json())
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def simulate(
+    table: Annotated[list[str] | None, typer.Option(help="A table; more than one may be named.")] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same history.")] = 1,
+    rate: Annotated[int, typer.Option(min=1, help="Changes a second.")] = 1_000,
+    changes: Annotated[int | None, typer.Option(min=1, help="Changes after which nothing more happens.")] = None,
+    rough: Annotated[bool, typer.Option("--rough", help="With throttles, errors, trimming and all else.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Change nothing until the first GetRecords or SubscribeToShard.")
+    ] = False,
+    kinesis: Annotated[
+        bool, typer.Option("--kinesis", help="Deliver into Kinesis streams of the tables' names.")
+    ] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
+) -> None:
+    """Simulate DynamoDB tables, or Kinesis streams, for boto3, until Ctrl-C; print the AWS_ENDPOINT_URL to use."""
+    from headwater.lab.simulator import faults, server, world
+
+    tables = tuple(table or world.Plan().tables)
+    plan = world.Plan(seed, tables, reshape_every=60 * rate, kinesis=kinesis)
+    if rough:
+        plan = world.Plan.rough(tables, seed, rate, kinesis=kinesis)
+    rates = faults.Rates.rough() if rough else faults.Rates()
+    lasts = 10.0 if rough else 300.0
+    options = server.Options(plan, rates, rate, changes, subscription_seconds=lasts, wait_for_reader=wait, port=port)
+    with suppress(KeyboardInterrupt):
+        asyncio.run(server.Simulator(options).run(lambda address: out.print(f"AWS_ENDPOINT_URL={address}")))
+
+
+@soak.command(name="sources")
+def soak_sources(
+    seconds: Annotated[float, typer.Option(min=10, help="How long changes are made.")] = 60,
+    seed: Annotated[int, typer.Option(help="Same seed, same history of the streams.")] = 1,
+    rate: Annotated[int, typer.Option(min=1, help="Changes a second.")] = 1_500,
+    kinesis: Annotated[
+        bool, typer.Option("--kinesis", help="Kinesis streams, polled and pushed, that grow to 64 shards.")
+    ] = False,
+    page: Annotated[Path | None, typer.Option(help="Write the outcome into this file, as a section.")] = None,
+    directory: Directory = Path(".headwater/soak"),
+    as_json: Json = False,
+) -> None:
+    """Read simulated streams with three workers that are killed in turn, and hold raw against the truth."""
+    from headwater.lab import soak as soaks
+
+    shutil.rmtree(directory, ignore_errors=True)
+    options = soaks.Options(directory.absolute(), seconds=seconds, seed=seed, rate=rate, kinesis=kinesis, page=page)
+    report = soaks.run(options, say=say)
+    verdict = "[bold green]PROVED[/]" if report.ok else "[bold red]FAILED[/]"
+    err.print(
+        f"{verdict} {report.changes:,} changes, {report.reshards} reshardings, {report.kills} kills; lost {report.lost}, "
+        f"duplicated {report.duplicated}, out of order {report.out_of_order}; {report.trimmed_ranges} ranges trimmed "
+        f"unread, {report.gaps_recorded} gaps written",
+        highlight=False,
+    )
+    if as_json:
+        print_json(report.json())
+    if not report.ok:
+        raise typer.Exit(1)

@@ -1,0 +1,68 @@
+"""`headwater local`: a Kafka broker and AWS stand-ins on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from headwater.console import Directory, Json, one_of, out, print_json, say
+
+app = typer.Typer(help="A Kafka broker and AWS stand-ins on this machine.", no_args_is_help=True)
+LOCAL = Path(".headwater/local")
+
+
+@app.command()
+def up(
+    directory: Directory = LOCAL,
+    broker: Annotated[str, typer.Option(help="auto, kafka or noida.")] = "auto",
+    aws: Annotated[str, typer.Option(help="ministack or dynamodb-local.")] = "ministack",
+    as_json: Json = False,
+) -> None:
+    """Start a broker and AWS stand-ins; they run until `headwater local down`."""
+    from headwater.lab.stack import local_up
+
+    endpoints = local_up(
+        directory,
+        one_of("--broker", broker, "auto", "kafka", "noida"),
+        one_of("--aws", aws, "ministack", "dynamodb-local"),
+        progress=say,
+    )
+    if as_json:
+        print_json(endpoints.environment())
+        return
+    say(f"{endpoints.broker}: {endpoints.reason}")
+    for name, value in endpoints.environment().items():
+        out.print(f"export {name}={value}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def down(directory: Directory = LOCAL, as_json: Json = False) -> None:
+    """Stop the local stack; its data stay."""
+    from headwater.lab.stack import local_down
+
+    stopped = local_down(directory)
+    if as_json:
+        print_json([process._asdict() for process in stopped])
+    else:
+        say(f"stopped: {', '.join(process.name for process in stopped) or 'nothing was running'}")
+
+
+@app.command(name="status")
+def status(directory: Directory = LOCAL, as_json: Json = False) -> None:
+    """Show what runs; exit 1 if nothing does."""
+    from headwater.lab.stack import local_status
+
+    found = local_status(directory)
+    if as_json:
+        print_json([process._asdict() for process in found])
+    else:
+        for process in found:
+            out.print(
+                f"{process.name}  {process.address}  pid {process.pid}  {'running' if process.alive else 'ended'}"
+            )
+    if not any(process.alive for process in found):
+        if not found:
+            say(f"no local stack in {directory}; try: headwater local up")
+        raise typer.Exit(1)

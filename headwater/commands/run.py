@@ -1,0 +1,30 @@
+"""`headwater run`: start a worker."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from pipeline.runtime.app import create_app
+from pipeline.settings import root as settings_module
+
+
+def run(
+    agents: Annotated[list[str] | None, typer.Argument(help="The agents to run; without, all that have work.")] = None,
+    web: Annotated[bool, typer.Option("--web/--without-web", help="Serve /livez, /readyz and /metrics.")] = True,
+    loglevel: Annotated[str, typer.Option("--loglevel", "-l", help="info, warn, error or debug.")] = "info",
+) -> None:
+    """Start a worker."""
+    if agents:
+        os.environ["HEADWATER_AGENTS"] = json.dumps(agents)
+    if not web:
+        os.environ["HEADWATER_WEB__ENABLED"] = "false"
+    settings = settings_module.load()
+    create_app(settings).worker.prepare()  # what is missing is said here, in one line
+    command = [sys.executable, "-m", "faust", "-A", "pipeline.worker", "worker", "-l", loglevel]
+    command += [] if settings.web.enabled else ["--without-web"]
+    os.execv(sys.executable, command)  # noqa: S606 - the worker takes this process's place: signals reach it

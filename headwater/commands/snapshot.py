@@ -1,0 +1,123 @@
+"""`headwater snapshot`: ask for snapshots of tables, show how they go on, end them."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from headwater.console import Json, err, out, print_json, say
+from pipeline.errors import UsageError
+from pipeline.operate import snapshots as snapshotting
+from pipeline.settings import root as settings_module
+
+Detach = Annotated[bool, typer.Option("--detach", help="Do not wait for the end; headwater status shows how it goes.")]
+QUIET = 20.0
+"""Seconds without progress of a snapshot after which that is worth a word."""
+
+
+def snapshot(
+    tables: Annotated[list[str], typer.Argument(help="Captured tables.")],
+    units: Annotated[float | None, typer.Option(min=0.1, help="Read units a second, instead of the share set.")] = None,
+    segments: Annotated[int | None, typer.Option(min=1, max=1_000, help="Segments scanned side by side.")] = None,
+    export: Annotated[
+        str | None, typer.Option(help="s3://bucket/prefix: export the table to there, and read that.")
+    ] = None,
+    forecast: Annotated[bool, typer.Option("--forecast", help="Say what it would take, and stop.")] = False,
+    cancel: Annotated[bool, typer.Option("--cancel", help="End the snapshots of the tables that run.")] = False,
+    detach: Detach = False,
+    as_json: Json = False,
+) -> None:
+    """Read all items of tables into raw, as changes of the kind READ, beside the capture of their streams."""
+    settings = settings_module.load()
+    if export is not None and not re.match(settings_module.S3_URL, export):
+        raise UsageError(f"--export {export}: expected s3://bucket/prefix", hint="headwater snapshot --help")
+    wish = snapshotting.Wish(units, segments, export)
+    if cancel:
+        ended = snapshotting.cancel(settings, tables)
+        for one in ended:
+            say(f"{one.table}: the snapshot {one.id} will end")
+        if not ended:
+            say("there is none that runs")
+    elif forecast:
+        found = [snapshotting.outlook(table, wish) for table in snapshotting.look_at(settings, tables)]
+        if as_json:
+            print_json([asdict(one) for one in found])
+        for table in found if not as_json else ():
+            out.print(f"{table}", highlight=False, soft_wrap=True)
+    else:
+        take_snapshots(settings, dict.fromkeys(tables, 0.0), wish, detach=detach, as_json=as_json)
+
+
+def take_snapshots(
+    settings: settings_module.Settings,
+    newest_gaps: Mapping[str, float],
+    wish: snapshotting.Wish,
+    *,
+    detach: bool,
+    as_json: bool,
+) -> None:
+    """Ask for snapshots of tables, those under way excepted, and show how they go on; Ctrl-C leaves them to the workers."""
+    found = snapshotting.look_at(settings, newest_gaps)
+    there = snapshotting.under_way(settings, newest_gaps)
+    for one in there:
+        say(f"{one.table}: the snapshot {one.id} is {one.state} already; --cancel ends it")
+    found = [table for table in found if table.facts.table not in {one.table for one in there}]
+    for table in found:
+        say(f"{snapshotting.outlook(table, wish)}")
+    new = [snapshotting.new(table, wish) for table in found]
+    snapshotting.ask_for(settings, new)
+    wanted = there + new
+    outcome = [snapshotting.Progress(one, 0, 0.0) for one in wanted]
+    if not detach:
+        say("the workers take it from here; Ctrl-C does not stop them, headwater snapshot --cancel does")
+        with suppress(KeyboardInterrupt), snapshotting.watching(settings, wanted) as look:
+            outcome = _watch(look)
+    if as_json:
+        print_json([one.json() for one in outcome])
+    failed = [one.snapshot for one in outcome if one.snapshot.state in {"cancelled", "failed"}]
+    for one in failed:
+        say(f"{one.table}: the snapshot {one.id} was {one.state}" if not one.reason else f"{one.table}: {one.reason}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _watch(look: Callable[[], list[snapshotting.Progress]]) -> list[snapshotting.Progress]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.completed:,.0f} rows, {task.fields[rate]:,.0f}/s"),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=err) as bars:
+        tasks = {one.snapshot.stream: bars.add_task("", total=None, rate=0.0) for one in look()}
+        before, moved, said = look(), time.monotonic(), False
+        while True:
+            now = look()
+            if now != before:
+                before, moved, said = now, time.monotonic(), False
+            elif not said and time.monotonic() > moved + QUIET:
+                said = True
+                bars.console.print(
+                    f"nothing has come for {QUIET:.0f} s: does a worker with the agent ingest run, and are the shards being "
+                    "read? headwater status; the worker's log says what it waits for",
+                    highlight=False,
+                )
+            for one in now:
+                snapshot, since = one.snapshot, time.time() - (one.snapshot.began or time.time())
+                done = snapshot.has_ended
+                total = one.rows if done else max(snapshot.expected, one.rows) or None
+                rate = one.rows / since if since > 0 else 0.0
+                what = f"{snapshot.table} ({snapshot.state})"
+                bars.update(tasks[snapshot.stream], description=what, total=total, completed=one.rows, rate=rate)
+            if all(one.snapshot.has_ended for one in now):
+                return now
+            time.sleep(0.2)
