@@ -11,7 +11,7 @@ from faust import Stream
 from pipeline.errors import UsageError
 from pipeline.runtime.app import Worker
 from pipeline.services import aws
-from pipeline.settings.root import Kinesis
+from pipeline.settings.sources import KinesisSettings
 from pipeline.sources.dynamodb.records import Unreadable, refused, too_large
 from pipeline.sources.kinds import snapshotter, stream_api
 from pipeline.sources.preflight import Looked, preflight
@@ -36,7 +36,7 @@ def attach(worker: Worker) -> None:
             worker.topics.shards,
             worker.topics.gaps,
             since=partial(since, settings.start),
-            start_after=settings.start_after if isinstance(settings, Kinesis) else None,
+            start_after=settings.start_after if isinstance(settings, KinesisSettings) else None,
             snapshots=snapshotter(settings),
         )
         worker.transport.join(source)

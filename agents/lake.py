@@ -9,7 +9,7 @@ from faust import Stream
 
 from pipeline.errors import UsageError
 from pipeline.runtime.app import Worker
-from pipeline.settings.root import Lake
+from pipeline.settings.sinks import LakeSettings
 from pipeline.sinks.base import Sink
 from pipeline.sinks.carrier import Carrier
 from pipeline.sinks.lake.known_gaps import KnownGaps
@@ -37,7 +37,7 @@ def attach(worker: Worker) -> None:
         await worker.process(stream, "lake", carrier.gather)
 
 
-def parquet(worker: Worker, settings: Lake, url: str, sinks: Mapping[str, str], rotation: Rotation) -> Sink:
+def parquet(worker: Worker, settings: LakeSettings, url: str, sinks: Mapping[str, str], rotation: Rotation) -> Sink:
     """Return the lake of files, with the schemas that their columns follow."""
     schemas = Schemas(worker.transport, worker.topics.lake_schemas)
     gaps = KnownGaps(worker.transport, worker.topics.gaps)
@@ -62,7 +62,7 @@ def parquet(worker: Worker, settings: Lake, url: str, sinks: Mapping[str, str], 
     )
 
 
-def iceberg(worker: Worker, settings: Lake, url: str, sinks: Mapping[str, str], rotation: Rotation) -> Sink:
+def iceberg(worker: Worker, settings: LakeSettings, url: str, sinks: Mapping[str, str], rotation: Rotation) -> Sink:
     """Return the lake of tables."""
     from pipeline.sinks.lake.iceberg.sink import IcebergSink  # noqa: PLC0415 - an extra
 

@@ -6,7 +6,7 @@ import sys
 
 from pipeline.errors import HeadwaterError
 from pipeline.runtime.app import create_app
-from pipeline.settings.root import load
+from pipeline.settings.load import load
 
 try:
     app = create_app(load())

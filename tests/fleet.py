@@ -19,7 +19,8 @@ from headwater.lab.recorder import Recorder, lag
 from headwater.lab.stack import Endpoints
 from headwater.lab.workers import Worker, Workers
 from pipeline.settings.root import Settings
-from pipeline.topics.names import Topics, admin, ensure
+from pipeline.topics.admin import admin, ensure
+from pipeline.topics.names import Topics
 
 SESSION = 6.0
 KILLER = "headwater.lab.chaos_worker"

@@ -16,7 +16,8 @@ from waiting import until
 from headwater.lab.recorder import Recorder
 from headwater.lab.stack import Endpoints
 from pipeline.settings.root import Settings
-from pipeline.topics.names import Topics, admin, ensure
+from pipeline.topics.admin import admin, ensure
+from pipeline.topics.names import Topics
 
 
 class Flowing:

@@ -17,7 +17,8 @@ from confluent_kafka.admin import AdminClient
 from earlier import FIXTURES
 from waiting import until
 
-from pipeline.topics.names import Topic, admin, ensure
+from pipeline.topics.admin import admin, ensure
+from pipeline.topics.names import Topic
 
 Record = dict[str, Any]
 

@@ -22,21 +22,20 @@ from pydantic.fields import FieldInfo
 
 from headwater.cli import app
 from pipeline.metrics import Metrics
-from pipeline.settings.flows import Compute, Envelope, Flow, Format, Join, KeyFormat, Lookup, Mask, Python, Route, Sql
-from pipeline.settings.root import (
-    ENV_PREFIX,
-    DynamoDBStream,
-    Kafka,
-    Kinesis,
-    Lake,
-    Mirror,
-    NamedLake,
-    PubSub,
-    Registry,
-    Replica,
-    Settings,
-    Web,
+from pipeline.settings.enrich import (
+    ComputeSettings,
+    JoinSettings,
+    LookupSettings,
+    MaskSettings,
+    PythonSettings,
+    SqlSettings,
 )
+from pipeline.settings.flows import FlowSettings, RouteSettings
+from pipeline.settings.formats import EnvelopeSettings, FormatSettings, KeyFormatSettings
+from pipeline.settings.kafka import KafkaSettings, RegistrySettings
+from pipeline.settings.root import ENV_PREFIX, Settings, WebSettings
+from pipeline.settings.sinks import LakeSettings, MirrorSettings, NamedLakeSettings, PubSubSettings, ReplicaSettings
+from pipeline.settings.sources import DynamoDBStreamSettings, KinesisSettings
 from pipeline.topics.names import Topics
 
 HERE = Path(__file__).parent
@@ -62,31 +61,31 @@ def code(words: str) -> str:
 # -- settings ---------------------------------------------------------------------------------------------------------
 
 ENRICH: Mapping[str, type[BaseModel]] = {
-    "join": Join,
-    "compute": Compute,
-    "sql": Sql,
-    "lookup": Lookup,
-    "python": Python,
+    "join": JoinSettings,
+    "compute": ComputeSettings,
+    "sql": SqlSettings,
+    "lookup": LookupSettings,
+    "python": PythonSettings,
 }
 SECTIONS: Sequence[tuple[str, str, type[BaseModel]]] = [
     ("Top level", "", Settings),
-    ("[kafka]", "kafka", Kafka),
-    ("[[sources]] of kind dynamodb-stream", "sources", DynamoDBStream),
-    ("[[sources]] of kind kinesis", "sources", Kinesis),
-    ("[[flows]]", "flows", Flow),
+    ("[kafka]", "kafka", KafkaSettings),
+    ("[[sources]] of kind dynamodb-stream", "sources", DynamoDBStreamSettings),
+    ("[[sources]] of kind kinesis", "sources", KinesisSettings),
+    ("[[flows]]", "flows", FlowSettings),
     *((f'flows: enrich, kind = "{name}"', "flows.enrich", model) for name, model in ENRICH.items()),
-    ("flows: mask", "flows.mask", Mask),
-    ("flows: to", "flows.to", Route),
-    ("flows: envelope", "flows.envelope", Envelope),
-    ("flows: format", "flows.format", Format),
-    ("flows: key_format", "flows.key_format", KeyFormat),
-    ("[schema_registry]", "schema_registry", Registry),
-    ("[lake]", "lake", Lake),
-    ("[[lakes]]", "lakes", NamedLake),
-    ("[[mirrors]]", "mirrors", Mirror),
-    ("[[pubsubs]]", "pubsubs", PubSub),
-    ("[[replicas]]", "replicas", Replica),
-    ("[web]", "web", Web),
+    ("flows: mask", "flows.mask", MaskSettings),
+    ("flows: to", "flows.to", RouteSettings),
+    ("flows: envelope", "flows.envelope", EnvelopeSettings),
+    ("flows: format", "flows.format", FormatSettings),
+    ("flows: key_format", "flows.key_format", KeyFormatSettings),
+    ("[schema_registry]", "schema_registry", RegistrySettings),
+    ("[lake]", "lake", LakeSettings),
+    ("[[lakes]]", "lakes", NamedLakeSettings),
+    ("[[mirrors]]", "mirrors", MirrorSettings),
+    ("[[pubsubs]]", "pubsubs", PubSubSettings),
+    ("[[replicas]]", "replicas", ReplicaSettings),
+    ("[web]", "web", WebSettings),
 ]
 LISTS = ("sources", "flows", "lakes", "mirrors", "pubsubs", "replicas")
 """Lists have one variable for the whole of them, as JSON."""

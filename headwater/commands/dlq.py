@@ -20,7 +20,8 @@ from pipeline.files import exact_json
 from pipeline.files.content import content
 from pipeline.operate import dead_letters
 from pipeline.operate.dead_letters import Letter, Wanted
-from pipeline.settings import root as settings_module
+from pipeline.settings.load import load
+from pipeline.settings.root import Settings
 
 app = typer.Typer(help="Dead letters: what was rejected, why, and what to do about it.", no_args_is_help=True)
 Ids = Annotated[list[str] | None, typer.Argument(help="Letters, by their IDs; without, all that the options choose.")]
@@ -41,7 +42,7 @@ def list_letters(
     as_json: Json = False,
 ) -> None:
     """List dead letters, oldest first; JSON lines where the output is no terminal. Exit 1 when there are any open."""
-    found = dead_letters.letters(settings_module.load(), Wanted((), flow, stage, reason, done))
+    found = dead_letters.letters(load(), Wanted((), flow, stage, reason, done))
     if as_json or not sys.stdout.isatty():
         print_lines(one.json() for one in found)
     else:
@@ -57,7 +58,7 @@ def list_letters(
 @app.command()
 def show(ids: Annotated[list[str], typer.Argument(help="Letters, by their IDs.")], as_json: Json = False) -> None:
     """Print letters whole, as JSON: why, from where, headers, and the value."""
-    settings = settings_module.load()
+    settings = load()
     found = [dead_letters.opened(settings, one) for one in dead_letters.letters(settings, Wanted(ids, done=True))]
     if as_json or not sys.stdout.isatty():
         print_lines(one.whole() for one in found)
@@ -76,7 +77,7 @@ def retry(
     as_json: Json = False,
 ) -> None:
     """Have letters tried again by the step that rejected them; what waits behind them goes on when that works."""
-    settings = settings_module.load()
+    settings = load()
     chosen = _chosen(settings, ids, flow, stage, reason, yes)
     _report("retried", dead_letters.retry(settings, chosen), as_json)
 
@@ -91,7 +92,7 @@ def skip(
     as_json: Json = False,
 ) -> None:
     """Give letters up: they stay on the topic, count no more, and what waits behind them goes on."""
-    settings = settings_module.load()
+    settings = load()
     chosen = _chosen(settings, ids, flow, stage, reason, yes)
     _report("skipped", dead_letters.skip(settings, chosen), as_json)
 
@@ -105,7 +106,7 @@ def edit(
     as_json: Json = False,
 ) -> None:
     """Have a letter tried again with another value. The letter itself stays as it is."""
-    settings = settings_module.load()
+    settings = load()
     (sealed,) = dead_letters.letters(settings, Wanted((letter,), done=True))
     one = dead_letters.opened(settings, sealed)
     value = _edited(one) if file is None else sys.stdin.buffer.read() if file == Path("-") else content(file)
@@ -115,9 +116,7 @@ def edit(
     _report("edited", dead_letters.retry(settings, [sealed], value), as_json)
 
 
-def _chosen(
-    settings: settings_module.Settings, ids: list[str] | None, flow: str, stage: str, reason: str, yes: bool
-) -> list[Letter]:
+def _chosen(settings: Settings, ids: list[str] | None, flow: str, stage: str, reason: str, yes: bool) -> list[Letter]:
     if not ids and not yes:
         raise UsageError(
             "name letters by their IDs, or choose them by options and say --yes", hint="headwater dlq list"

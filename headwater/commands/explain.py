@@ -20,10 +20,11 @@ from pipeline.flows import given_items
 from pipeline.flows.compile import onlooking
 from pipeline.flows.explain import FlowTrace
 from pipeline.flows.explain import explain as explain_event
-from pipeline.operate.status import TIMEOUT, reading
-from pipeline.settings import root as settings_module
+from pipeline.settings.load import load
 from pipeline.settings.root import Settings
-from pipeline.topics.names import Topic, admin, look
+from pipeline.topics.admin import admin, look
+from pipeline.topics.names import Topic
+from pipeline.topics.read import TIMEOUT, reading
 
 
 def explain(
@@ -40,7 +41,7 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Show what each flow makes of an event: which predicate decided, what each step did, where it would go."""
-    settings = settings_module.load()
+    settings = load()
     if (event is None) == (offset < 0):
         raise UsageError("name a file, or --topic, --partition and --offset", hint="headwater explain --help")
     value = content(event) if event is not None else _fetch(settings, topic, partition, offset)

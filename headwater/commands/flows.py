@@ -18,6 +18,7 @@ from pipeline.flows import golden
 from pipeline.flows import graph as graphing
 from pipeline.flows.check import doubts_of, examine
 from pipeline.settings import root as settings_module
+from pipeline.settings.load import load
 
 app = typer.Typer(help="Look at flows, try them, and have the workers run them.", no_args_is_help=True)
 
@@ -30,7 +31,7 @@ def apply(
     as_json: Json = False,
 ) -> None:
     """Have all workers run the flows of the settings file, without a restart. Exit 1 when one has not taken them up."""
-    settings, file = settings_module.load(), settings_module.config_file(os.environ)
+    settings, file = load(), settings_module.config_file(os.environ)
     for warning in applying.validate(settings, file):
         say(f"warning: {warning}")
     if check:
@@ -63,7 +64,7 @@ def apply(
 @app.command()
 def lint(as_json: Json = False) -> None:
     """Show what of the flows can hardly have an effect: patterns and names that no change has. Exit 1 when there is any."""
-    settings = settings_module.load()
+    settings = load()
     for flow in settings.flows:
         examine(settings, flow)
     found = [one for flow in settings.flows for one in doubts_of(flow)]
@@ -83,7 +84,7 @@ def test(
     as_json: Json = False,
 ) -> None:
     """Run the flows on the events of golden files, and compare with what they expect. Exit 1 when one differs."""
-    settings = settings_module.load()
+    settings = load()
     verdicts = [golden.check(file, settings, update=update) for file in golden.cases(place)]
     if as_json:
         print_json([{"file": str(one.file), "ok": one.ok, "differences": one.differences} for one in verdicts])
@@ -109,7 +110,7 @@ def graph(
     form: Annotated[str, typer.Option("--format", help="mermaid or svg.")] = "mermaid",
 ) -> None:
     """Print the flows of the settings as a picture: tables, what is done with their changes, sinks."""
-    flows = settings_module.load().flows
+    flows = load().flows
     draw = {"mermaid": graphing.mermaid, "svg": graphing.svg}[one_of("--format", form, "mermaid", "svg")]
     sys.stdout.write(draw(flows))
 

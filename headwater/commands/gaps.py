@@ -12,8 +12,9 @@ from rich.table import Table
 from headwater.commands.snapshot import Detach, take_snapshots
 from headwater.console import Json, out, print_json, say
 from pipeline.operate import snapshots as snapshotting
-from pipeline.operate import status as statuses
-from pipeline.settings import root as settings_module
+from pipeline.operate.gaps import gaps as known_gaps
+from pipeline.operate.gaps import tables_of
+from pipeline.settings.load import load
 
 app = typer.Typer(help="What is known to be lost, and how to have it again.", invoke_without_command=True)
 
@@ -23,7 +24,7 @@ def gaps(context: typer.Context, as_json: Json = False) -> None:
     """List what is known to be lost: which changes, and why. Exit 1 when there is something that is not repaired."""
     if context.invoked_subcommand is not None:
         return
-    found = statuses.gaps(settings_module.load())
+    found = known_gaps(load())
     if as_json:
         print_json([{**msgspec.to_builtins(gap), "repaired": repaired} for gap, repaired in found])
     elif found:
@@ -47,10 +48,10 @@ def repair(
     as_json: Json = False,
 ) -> None:
     """Read all items of the tables with gaps anew, as rows of a snapshot. Deletions within a gap stay unknown."""
-    settings = settings_module.load()
+    settings = load()
     newest = dict[str, float]()
-    for gap, repaired in statuses.gaps(settings):
-        found = [] if repaired else statuses.tables_of(gap, settings)
+    for gap, repaired in known_gaps(settings):
+        found = [] if repaired else tables_of(gap, settings)
         newest |= {table: max(gap.at, newest.get(table, 0.0)) for table in found}
         if gap.topic and not repaired and not found:
             say(

@@ -14,10 +14,11 @@ from rich.table import Table
 
 from headwater.console import Json, err, out, print_json, say
 from pipeline.errors import HeadwaterError, UsageError
-from pipeline.settings import root as settings_module
+from pipeline.settings.load import load
+from pipeline.settings.sinks import LakeSettings
 
 if TYPE_CHECKING:
-    from pipeline.settings.root import Lake, Settings
+    from pipeline.settings.root import Settings
     from pipeline.sinks.lake.configured import Chosen
     from pipeline.sinks.lake.maintain import Maintained
     from pipeline.sinks.lake.maintain import Progress as Told
@@ -53,7 +54,7 @@ def verify(
     What should be there of a partition goes from where the lake began to the offset that its workers have committed. With
     --json, one line for each lake.
     """
-    settings = settings_module.load()
+    settings = load()
     lakes = [_at(url)] if url else _of_settings(settings, name)
     if not any(lake.is_files for lake in lakes):
         raise UsageError("this lake is Iceberg tables: there are no files to check", hint='table = "parquet"')
@@ -125,7 +126,7 @@ def maintain(
     Workers may write meanwhile. Of two runs on one lake the second says that the first is at work. Readers of what the lake
     lists see each row once at any time. With --json, one line for each lake.
     """
-    settings = settings_module.load()
+    settings = load()
     failed = False
     if at_rest and not url:
         raise UsageError("--at-rest: which lake is at rest?", hint="headwater lake maintain --url URL --at-rest")
@@ -184,7 +185,7 @@ def _tables(lake: Chosen, *, dry_run: bool, as_json: bool) -> None:
     """Maintain Iceberg tables, and show what was done."""
     from pipeline.sinks.lake.iceberg import maintain as iceberg_maintain
 
-    wanted = cast("Lake", lake.settings)
+    wanted = cast("LakeSettings", lake.settings)
     catalog = {"warehouse": lake.url, **wanted.catalog}
     report = iceberg_maintain.maintain(catalog, wanted.namespace, dry_run=dry_run, progress=say)
     if as_json:
@@ -298,8 +299,8 @@ def ddl(
         printed = list(lake_ddl.statements(engine, lake_ddl.tables_of(objects, series.known_path(objects, ""))))
     else:
         printed = []
-        for lake in lake_settings.choose_all(settings_module.load(), name):
-            wanted = cast("Lake", lake.settings)
+        for lake in lake_settings.choose_all(load(), name):
+            wanted = cast("LakeSettings", lake.settings)
             if lake.is_files:
                 objects = Objects(lake.url, make=False)
                 tables = lake_ddl.tables_of(objects, series.known_path(objects, wanted.path))

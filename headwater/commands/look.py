@@ -10,14 +10,15 @@ from rich.table import Table
 from headwater.console import Json, out, print_json
 from pipeline.operate import check as checks
 from pipeline.operate import status as statuses
-from pipeline.settings import root as settings_module
-from pipeline.topics.names import Topics, admin, ensure, look, look_again
+from pipeline.settings.load import load
+from pipeline.topics.admin import admin, ensure, look, look_again
+from pipeline.topics.names import Topics
 
 
 def check(as_json: Json = False) -> None:
     """Look at everything a worker needs, change nothing, say what to type next."""
     findings = []
-    for finding in checks.check(settings_module.load()):
+    for finding in checks.check(load()):
         findings.append(finding)
         if not as_json:
             mark = "[red]FAIL[/]" if not finding.ok else "[yellow]warn[/]" if finding.is_warning else "[green]ok  [/]"
@@ -33,7 +34,7 @@ def check(as_json: Json = False) -> None:
 
 def status(as_json: Json = False) -> None:
     """Show shards and positions, lag, dead letters, gaps, replays, and what does not go on."""
-    found = statuses.status(settings_module.load())
+    found = statuses.status(load())
     if as_json:
         print_json(found.json())
         return
@@ -69,7 +70,7 @@ def topics(
     create: Annotated[bool, typer.Option("--create", help="Make those that are missing.")] = False,
 ) -> None:
     """List the topics: what each is for, and whether it is there."""
-    settings = settings_module.load()
+    settings = load()
     client = admin(settings.kafka.conf)
     if create:
         ensure(client, Topics(settings).all(), settings.kafka.replication_factor)

@@ -10,7 +10,7 @@ from rich.table import Table
 from headwater.console import Json, out, print_json, say
 from pipeline.errors import UsageError
 from pipeline.operate import positions as them
-from pipeline.settings import root as settings_module
+from pipeline.settings.load import load
 
 app = typer.Typer(help="Where the agents are in their topics.")
 AT: dict[str, them.At] = {"": "", "beginning": "beginning", "end": "end"}
@@ -20,7 +20,7 @@ AT: dict[str, them.At] = {"": "", "beginning": "beginning", "end": "end"}
 def show(context: typer.Context, as_json: Json = False) -> None:
     """List the committed offsets of all groups, and what is wrong with them. Exit 1 when something is."""
     if context.invoked_subcommand is None:
-        _print(them.positions(settings_module.load()), as_json=as_json)
+        _print(them.positions(load()), as_json=as_json)
 
 
 @app.command()
@@ -39,7 +39,7 @@ def accept(
     """Go on in a topic as it is now, when workers stop because it is not the log that they have read. Stop them first."""
     if at not in AT:
         raise UsageError(f"--at {at}: expected beginning or end", hint="headwater positions accept --help")
-    found = them.accept(settings_module.load(), topic, group, AT[at], say=say)
+    found = them.accept(load(), topic, group, AT[at], say=say)
     say("the workers may be started again")
     _print(found, as_json=as_json)
 

@@ -24,7 +24,7 @@ from pipeline.replay.plan import Replay
 from pipeline.replay.promote import promote as make_live
 from pipeline.replay.range import require_left, require_logs
 from pipeline.replay.run import Run, compiled, measured
-from pipeline.settings import root as settings_module
+from pipeline.settings.load import load
 from pipeline.settings.root import Settings
 
 app = typer.Typer(help="Changes of the past through the flows again.", invoke_without_command=True)
@@ -66,7 +66,7 @@ def replay(
     """Run a range of raw through the flows again, into topics of its own: exactly once, also when it is killed and resumed."""
     if context.invoked_subcommand is not None:
         return
-    settings = settings_module.load()
+    settings = load()
     if resume:
         if begin or end or table or key or flow or into or publish or dry_run or partial:
             raise UsageError(
@@ -236,7 +236,7 @@ class _Progress:
 @app.command(name="list")
 def list_replays(as_json: Json = False) -> None:
     """List the replays, oldest first."""
-    found = manage.replays(settings_module.load())
+    found = manage.replays(load())
     if as_json:
         print_json([manage.as_data(one) for one in found])
         return
@@ -252,7 +252,7 @@ def list_replays(as_json: Json = False) -> None:
 @app.command()
 def diff(replay_id: ReplayId, as_json: Json = False) -> None:
     """Compare what a replay has written with what is live, message by message. Exit 1 when they differ."""
-    settings = settings_module.load()
+    settings = load()
     replay = manage.replay_of(settings, replay_id)
     if not replay.suffix:
         raise UsageError(f"the replay {replay_id} has no topics of its own", hint="headwater replay list")
@@ -284,7 +284,7 @@ def _print_diff(found: list[TopicDiff]) -> None:
 @app.command()
 def promote(replay_id: ReplayId, as_json: Json = False) -> None:
     """Copy what a replay has written to the live topics: each message once, with the header `replay`."""
-    settings = settings_module.load()
+    settings = load()
     done = make_live(settings, manage.replay_of(settings, replay_id))
     if as_json:
         print_json(manage.as_data(done))

@@ -9,8 +9,9 @@ from rich.table import Table
 
 from headwater.console import Json, out, print_json, say
 from pipeline.errors import UsageError
-from pipeline.settings import root as settings_module
-from pipeline.settings.root import Replica, Settings
+from pipeline.settings.load import load
+from pipeline.settings.root import Settings
+from pipeline.settings.sinks import ReplicaSettings
 
 app = typer.Typer(help="The replicas of tables in other tables.", no_args_is_help=True)
 
@@ -31,7 +32,7 @@ def verify(
     """Compare the tables of a replica with their sources, item by item. Exit 1 when something differs."""
     from pipeline.sinks.replica import verify as replica_verify
 
-    settings = settings_module.load()
+    settings = load()
     found = list(replica_verify.verify(settings, _chosen(settings, name), segments, say=say))
     if as_json:
         print_json([one.json() for one in found])
@@ -50,7 +51,7 @@ def verify(
         raise typer.Exit(1)
 
 
-def _chosen(settings: Settings, name: str) -> Replica:
+def _chosen(settings: Settings, name: str) -> ReplicaSettings:
     known = {replica.name: replica for replica in settings.replicas}
     if not known:
         raise UsageError("the settings have no replica", hint="add [[replicas]] to headwater.toml")

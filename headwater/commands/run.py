@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from pipeline.runtime.app import create_app
-from pipeline.settings import root as settings_module
+from pipeline.settings.load import load
 
 
 def run(
@@ -23,7 +23,7 @@ def run(
         os.environ["HEADWATER_AGENTS"] = json.dumps(agents)
     if not web:
         os.environ["HEADWATER_WEB__ENABLED"] = "false"
-    settings = settings_module.load()
+    settings = load()
     create_app(settings).worker.prepare()  # what is missing is said here, in one line
     command = [sys.executable, "-m", "faust", "-A", "pipeline.worker", "worker", "-l", loglevel]
     command += [] if settings.web.enabled else ["--without-web"]

@@ -16,7 +16,9 @@ from rich.progress import Progress as Bars
 from headwater.console import Json, err, out, print_json, say
 from pipeline.errors import UsageError
 from pipeline.operate import snapshots as snapshotting
-from pipeline.settings import root as settings_module
+from pipeline.settings.load import load
+from pipeline.settings.root import Settings
+from pipeline.settings.sources import S3_URL
 
 Detach = Annotated[bool, typer.Option("--detach", help="Do not wait for the end; headwater status shows how it goes.")]
 QUIET = 20.0
@@ -36,8 +38,8 @@ def snapshot(
     as_json: Json = False,
 ) -> None:
     """Read all items of tables into raw, as changes of the kind READ, beside the capture of their streams."""
-    settings = settings_module.load()
-    if export is not None and not re.match(settings_module.S3_URL, export):
+    settings = load()
+    if export is not None and not re.match(S3_URL, export):
         raise UsageError(f"--export {export}: expected s3://bucket/prefix", hint="headwater snapshot --help")
     wish = snapshotting.Wish(units, segments, export)
     if cancel:
@@ -57,7 +59,7 @@ def snapshot(
 
 
 def take_snapshots(
-    settings: settings_module.Settings,
+    settings: Settings,
     newest_gaps: Mapping[str, float],
     wish: snapshotting.Wish,
     *,

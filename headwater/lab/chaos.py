@@ -27,7 +27,8 @@ from headwater.lab.recorder import Recorder, lag
 from headwater.lab.stack import Stack
 from pipeline.errors import FatalError, UsageError
 from pipeline.settings.root import Settings
-from pipeline.topics.names import Topics, admin, ensure
+from pipeline.topics.admin import admin, ensure
+from pipeline.topics.names import Topics
 
 PARTITIONS = 4
 SINK = "all"

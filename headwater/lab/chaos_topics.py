@@ -22,7 +22,8 @@ from headwater.lab.chaos_ledger import Ledger, change_in
 from headwater.lab.chaos_load import Load, Special
 from headwater.lab.recorder import Recorder
 from headwater.lab.workers import Worker, Workers
-from pipeline.topics.names import MAX_BYTES, Topics, admin, ensure
+from pipeline.topics.admin import admin, ensure
+from pipeline.topics.names import MAX_BYTES, Topics
 from pipeline.transport.committed import committed
 
 Over = Callable[[], bool]

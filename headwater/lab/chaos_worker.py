@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from headwater.lab.killer import Killer
 from pipeline.runtime.app import create_app
-from pipeline.settings.root import load
+from pipeline.settings.load import load
 from pipeline.state.seen import SeenTable
 
 RECENT = 5_000

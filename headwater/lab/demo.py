@@ -26,10 +26,12 @@ from headwater.lab.workers import Workers
 from headwater.lab.workload import CUSTOMERS, Workload
 from models.change import decode
 from pipeline.errors import FatalError
-from pipeline.settings.root import Settings, load
+from pipeline.settings.load import load
+from pipeline.settings.root import Settings
 from pipeline.sinks.lake.objects import Objects
 from pipeline.sinks.lake.paths import origin_of
-from pipeline.topics.names import Topics, admin, ensure
+from pipeline.topics.admin import admin, ensure
+from pipeline.topics.names import Topics
 
 Fault = Literal["none", "kill", "freeze"]
 CONFIG = Path(__file__).with_name("demo.toml")

@@ -21,7 +21,8 @@ from headwater.lab.recorder import Recorder, lag
 from headwater.lab.workers import Worker, Workers, stop_all
 from headwater.lab.workload import KEYS, ORDERS
 from pipeline.errors import FatalError, HeadwaterError
-from pipeline.settings.root import Settings, group_of
+from pipeline.settings.root import Settings
+from pipeline.settings.sinks import group_of
 from pipeline.sinks.lake.iceberg.sink import columns_of
 from pipeline.sinks.lake.layouts.columns import item_of
 from pipeline.sinks.lake.objects import Objects

@@ -31,7 +31,8 @@ from models.change import decode
 from pipeline.errors import FatalError
 from pipeline.settings.root import Settings
 from pipeline.sources.places import Gap
-from pipeline.topics.names import Topics, admin, ensure
+from pipeline.topics.admin import admin, ensure
+from pipeline.topics.names import Topics
 
 WORKERS, PARTITIONS, SESSION = 3, 4, 6.0
 TABLES = ("orders", "customers")

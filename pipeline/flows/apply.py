@@ -12,10 +12,12 @@ from confluent_kafka import Producer
 
 from pipeline.errors import FatalError, UsageError
 from pipeline.flows.check import examine
-from pipeline.flows.versions import KEY, Version, Versions, dump, encode, text_of
-from pipeline.operate.status import clients, flow_versions, reading
+from pipeline.flows.versions import KEY, Version, Versions, dump, encode, flow_versions, text_of
 from pipeline.settings.root import Settings
-from pipeline.topics.names import Topics, admin, ensure, look, silent
+from pipeline.topics.admin import admin, ensure, look, silent
+from pipeline.topics.group import clients
+from pipeline.topics.names import Topics
+from pipeline.topics.read import reading
 
 TIMEOUT = 20.0
 

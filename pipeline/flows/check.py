@@ -10,20 +10,23 @@ from pipeline.flows.compile import FlowError, compile_flow, onlooking, parts_of
 from pipeline.flows.lint import lint
 from pipeline.services.keys import mask_key
 from pipeline.services.lookups import headers, secrets_of
-from pipeline.settings.flows import TOPIC, EnrichSettings, Flow, Join, Lookup, Sql
-from pipeline.settings.root import DynamoDBStream, Settings, place_of
+from pipeline.settings.enrich import TOPIC, EnrichSettings, JoinSettings, LookupSettings, SqlSettings
+from pipeline.settings.flows import FlowSettings
+from pipeline.settings.load import place_of
+from pipeline.settings.root import Settings
+from pipeline.settings.sources import DynamoDBStreamSettings
 from pipeline.sources.dynamodb.streams import is_pattern
 from pipeline.sources.kinds import captures
 
 
-def examine(settings: Settings, flow: Flow) -> list[str]:
+def examine(settings: Settings, flow: FlowSettings) -> list[str]:
     """Compile a flow, and look for what it needs here: return what may be wrong, raise UsageError for what is.
 
     Neither AWS nor Kafka is asked, but AWS KMS where a mask's key needs it.
     """
     compile_flow(flow, onlooking([flow], settings.modules))
     for number, step in enumerate(flow.enrich):
-        if isinstance(step, Lookup):
+        if isinstance(step, LookupSettings):
             try:
                 headers(step, os.environ)
             except UsageError as error:
@@ -62,12 +65,12 @@ class Warned:
         return f"{before}flow {self.flow}, {self.place}: {self.problem}"
 
 
-def doubts_of(flow: Flow) -> list[Warned]:
+def doubts_of(flow: FlowSettings) -> list[Warned]:
     """Return what of a flow can hardly have an effect."""
     return [Warned(flow.name, one.place, one.problem, place_of(flow, parts_of(one.place))) for one in lint(flow)]
 
 
-def _references_are_captured(settings: Settings, flow: Flow) -> None:
+def _references_are_captured(settings: Settings, flow: FlowSettings) -> None:
     for number, step in enumerate(flow.enrich):
         for table in _read_by(step):
             if not _captured(settings, table):
@@ -77,17 +80,19 @@ def _references_are_captured(settings: Settings, flow: Flow) -> None:
 
 def _read_by(step: EnrichSettings) -> list[str]:
     """Return the captured tables that a step reads."""
-    if isinstance(step, Join):
+    if isinstance(step, JoinSettings):
         return [] if step.table is None else [step.table]
-    return [table for table in step.tables if not table.startswith(TOPIC)] if isinstance(step, Sql) else []
+    return [table for table in step.tables if not table.startswith(TOPIC)] if isinstance(step, SqlSettings) else []
 
 
-def _tables_are_captured(settings: Settings, flow: Flow) -> list[str]:
+def _tables_are_captured(settings: Settings, flow: FlowSettings) -> list[str]:
     missing = [table for table in flow.tables if not _captured(settings, table)]
     if not missing:
         return []
     problem = f"no source captures {', '.join(missing)}"
-    if all(isinstance(one, DynamoDBStream) and not any(map(is_pattern, one.tables)) for one in settings.sources):
+    if all(
+        isinstance(one, DynamoDBStreamSettings) and not any(map(is_pattern, one.tables)) for one in settings.sources
+    ):
         raise FlowError(flow, "from", UsageError(f"{problem}: nothing would come", hint=_add(missing[0])))
     return [f"flow {flow.name}, from: {problem} as it is named now"]
 

@@ -18,8 +18,20 @@ from pipeline.flows.given_items import by_key, finder, own_key_finder
 from pipeline.flows.leaving import compile_leaving, patterns_look_at
 from pipeline.services.keys import mask_key
 from pipeline.services.lookups import canned, lookup
-from pipeline.settings import flows as settings
-from pipeline.settings.root import Settings, place_of
+from pipeline.settings.enrich import (
+    PARTITIONED,
+    TOPIC,
+    ComputeSettings,
+    Condition,
+    EnrichSettings,
+    JoinSettings,
+    LookupSettings,
+    SqlSettings,
+)
+from pipeline.settings.flows import FlowSettings, fill, holds_items, is_template
+from pipeline.settings.formats import EnvelopeSettings
+from pipeline.settings.load import place_of
+from pipeline.settings.root import Settings
 from pipeline.steps.enrich import JoinStep, Lookup, compute, join, reference, text_of_key
 from pipeline.steps.envelope import Encoder, compile_envelope
 from pipeline.steps.event import Event, Step
@@ -42,7 +54,7 @@ if TYPE_CHECKING:  # of extras
 class FlowError(UsageError):
     """A flow that cannot run: which, where in it and in the settings file, and why."""
 
-    def __init__(self, flow: settings.Flow, place: str, error: Exception) -> None:
+    def __init__(self, flow: FlowSettings, place: str, error: Exception) -> None:
         at = place_of(flow, parts_of(place))
         reason = error.message if isinstance(error, UsageError) else str(error)
         hint = (error.hint if isinstance(error, UsageError) else "") or PAGES.get(place.rpartition(".")[2], PAGE)
@@ -76,7 +88,7 @@ class Means:
     """What steps need from outside."""
 
     references: Mapping[str, Lookup] = field(default_factory=dict)
-    """By reference (see `settings.Join`), what finds its current items."""
+    """By reference (see `JoinSettings`), what finds its current items."""
     key_schema: Callable[[str], str] = field(default=lambda table: "")
     """Returns the key attributes of a partitioned table; '': nobody knows them yet."""
     rows: Mapping[str, Rows] = field(default_factory=dict)
@@ -85,13 +97,13 @@ class Means:
     """What users have declared by `@enrich`."""
     mask_key: Callable[[str], MaskKey] = field(default=mask_key)
     """Returns the key of a URI."""
-    lookup: Callable[[settings.Lookup], Step] = field(default=lambda step: lookup(step, os.environ))
+    lookup: Callable[[LookupSettings], Step] = field(default=lambda step: lookup(step, os.environ))
     """Returns the step of a lookup."""
     topic: Callable[[str], str] = field(default=lambda sink: sink)
     """Returns the topic of a sink."""
     registry: Registry | None = None
     """The Schema Registry; None: there is none."""
-    lacks: Callable[[settings.EnrichSettings], str] = field(default=lambda step: "")
+    lacks: Callable[[EnrichSettings], str] = field(default=lambda step: "")
     """Says what a step is not given here, though a worker would ask for it; '' when nothing."""
 
 
@@ -144,7 +156,7 @@ STAND_IN = MaskKey(bytes(KEY_BYTES))
 
 
 def onlooking(
-    flows: Iterable[settings.Flow],
+    flows: Iterable[FlowSettings],
     modules: Sequence[str] = (),
     references: Mapping[str, Sequence[Any]] | None = None,
     answers: Mapping[str, Any] | None = None,
@@ -158,20 +170,20 @@ def onlooking(
     tables = {table for flow in flows for table in flow.references} | set(given)
     partitioned = {table for flow in flows for table in flow.partitioned}
 
-    def lacks(step: settings.EnrichSettings) -> str:
-        if isinstance(step, settings.Lookup):
+    def lacks(step: EnrichSettings) -> str:
+        if isinstance(step, LookupSettings):
             return "" if step.into in known else "not asked here: null"
-        if isinstance(step, settings.Join):
+        if isinstance(step, JoinSettings):
             wanted: Sequence[str] = (step.table or step.reference,)
         else:
-            wanted = step.tables if isinstance(step, settings.Sql) else ()
+            wanted = step.tables if isinstance(step, SqlSettings) else ()
         missing = ", ".join(table for table in wanted if table not in given)
         return f"no items of {missing} are given here" if missing else ""
 
     return Means(
         references={
             **{table: finder(table, given.get(table, ())) for table in tables},
-            **{f"{settings.PARTITIONED}{table}": own_key_finder(given.get(table, ())) for table in partitioned},
+            **{f"{PARTITIONED}{table}": own_key_finder(given.get(table, ())) for table in partitioned},
         },
         rows={table: GivenRows(by_key(table, given.get(table, ()))) for table in tables},
         functions=load(modules),
@@ -182,20 +194,18 @@ def onlooking(
     )
 
 
-def compile_flow(flow: settings.Flow, means: Means) -> Flow:
+def compile_flow(flow: FlowSettings, means: Means) -> Flow:
     """Compile a flow; raise UsageError that names the flow and the place in its pattern or expression."""
     compiler = _Compiler(flow, means)
     looked_at = patterns_look_at(flow)
     where = compiler.where()
     first = _first(flow.where) if isinstance(flow.where, Mapping) else None
     rules = [
-        Rule(_name(to.sink, means.topic), compiler.rule(to.where, f"to.{n}.where"), settings.holds_items(to.sink))
+        Rule(_name(to.sink, means.topic), compiler.rule(to.where, f"to.{n}.where"), holds_items(to.sink))
         for n, to in enumerate(flow.to)
     ]
     otherwise = (
-        None
-        if flow.otherwise is None
-        else Rule(_name(flow.otherwise, means.topic), None, settings.holds_items(flow.otherwise))
+        None if flow.otherwise is None else Rule(_name(flow.otherwise, means.topic), None, holds_items(flow.otherwise))
     )
     route = router(rules, every=flow.match == "all", otherwise=None if otherwise is None else otherwise.sink)
     return Flow(
@@ -210,7 +220,7 @@ def compile_flow(flow: settings.Flow, means: Means) -> Flow:
         router=route,
         shape=compiler.shape(),
         output=compiler.output(),
-        through=None if flow.through is None else compile_envelope(settings.Envelope()),
+        through=None if flow.through is None else compile_envelope(EnvelopeSettings()),
         leaving=compile_leaving(flow, where, first, rules, otherwise, route),
     )
 
@@ -245,12 +255,12 @@ def _held(name: str, rest: Any) -> Callable[[str], bool]:
 
 def _name(sink: str, topic: Callable[[str], str]) -> Callable[[Change], str]:
     """Return what names the sink of a change; it raises RejectedError where a template makes no name that Kafka takes."""
-    if not settings.is_template(sink):
+    if not is_template(sink):
         return lambda change: sink
 
     @lru_cache(maxsize=4096)
     def filled(table: str, op: str, source: str) -> str:
-        name = settings.fill(sink, table=table, op=op, source=source)
+        name = fill(sink, table=table, op=op, source=source)
         if not LEGAL(name) or len(topic(name)) > LONGEST_NAME:
             raise RejectedError(
                 f"the sink {sink!r} becomes {name[:300]!r}: the name of a topic has letters, digits, . _ - and at most "
@@ -262,15 +272,15 @@ def _name(sink: str, topic: Callable[[str], str]) -> Callable[[Change], str]:
     return lambda change: filled(change.table, change.op, change.source)
 
 
-def re_emits(step: settings.EnrichSettings) -> bool:
+def re_emits(step: EnrichSettings) -> bool:
     """Say whether a step has changes sent again."""
-    return isinstance(step, settings.Join) and step.re_emits
+    return isinstance(step, JoinSettings) and step.re_emits
 
 
 class _Compiler:
     """Compiles the parts of one flow."""
 
-    def __init__(self, flow: settings.Flow, means: Means) -> None:
+    def __init__(self, flow: FlowSettings, means: Means) -> None:
         self._flow, self._means = flow, means
 
     def _fail(self, place: str, error: Exception) -> UsageError:
@@ -291,7 +301,7 @@ class _Compiler:
             raise self._fail("where", PatternError("enriched: nothing is added yet here, use it in `to`"))
         return lambda value, change, looked: match(looked)
 
-    def rule(self, where: settings.Where | None, place: str) -> Callable[[Event], bool] | None:
+    def rule(self, where: Condition | None, place: str) -> Callable[[Event], bool] | None:
         if where is None:
             return None
         try:
@@ -302,8 +312,8 @@ class _Compiler:
             raise self._fail(place, error) from error
         return _enriched_rule(match) if ENRICHED in fields(where) else lambda event: match(event.looked)
 
-    def enrich(self, step: settings.EnrichSettings, place: str) -> Step:
-        if isinstance(step, settings.Join):
+    def enrich(self, step: EnrichSettings, place: str) -> Step:
+        if isinstance(step, JoinSettings):
             lookup = self._means.references[step.reference]
             key_of = reference if step.topic is None else text_of_key
             return join(
@@ -319,14 +329,14 @@ class _Compiler:
                     key_schema=partial(self._means.key_schema, step.table or ""),
                 )
             )
-        if isinstance(step, settings.Compute):
+        if isinstance(step, ComputeSettings):
             try:
                 return compute(step.expression, step.into)
             except ExpressionError as error:
                 raise self._fail(f"{place}.as", error) from error
-        if isinstance(step, settings.Sql):
+        if isinstance(step, SqlSettings):
             return self._sql(step, place)
-        if isinstance(step, settings.Lookup):
+        if isinstance(step, LookupSettings):
             return self._means.lookup(step)
         if (function := self._means.functions.get(step.name)) is None:
             known = ", ".join(sorted(self._means.functions)) or "none"
@@ -335,14 +345,14 @@ class _Compiler:
             )
         return call(function)
 
-    def _sql(self, step: settings.Sql, place: str) -> Step:
+    def _sql(self, step: SqlSettings, place: str) -> Step:
         try:
             from pipeline.steps.sql import QueryError, compile_query  # noqa: PLC0415 - of the extra `sql`
         except ModuleNotFoundError as error:
             raise self._fail(place, ValueError("SQL needs DuckDB: pip install 'headwater[sql]'")) from error
         try:
             rows = {name: self._means.rows[name] for name in step.tables}
-            topics = {name.removeprefix(settings.TOPIC): rows.pop(name) for name in step.topics}
+            topics = {name.removeprefix(TOPIC): rows.pop(name) for name in step.topics}
             return compile_query(step.query, rows, topics)
         except QueryError as error:
             raise self._fail(f"{place}.query", error) from error

@@ -13,7 +13,8 @@ from msgspec.json import decode as decode_json
 from models.change import Change, decode, item_key
 from pipeline.files import exact_json
 from pipeline.flows.compile import Means, compile_flow
-from pipeline.settings import flows as settings
+from pipeline.settings.enrich import Condition
+from pipeline.settings.flows import FlowSettings, fill
 from pipeline.steps.enrich import MissingReferenceError
 from pipeline.steps.event import Event, Value
 from pipeline.steps.expression import ENRICHED, clauses, compile_value, truth
@@ -67,14 +68,14 @@ MARGIN = 0.001
 MISSING: Any = object()
 
 
-def explain(flows: Sequence[settings.Flow], value: bytes, means: Means) -> list[FlowTrace]:
+def explain(flows: Sequence[FlowSettings], value: bytes, means: Means) -> list[FlowTrace]:
     """Return what each flow makes of an event that came to raw just now; raise MalformedChangeError when it is no change."""
     change = decode(value)
     given = Given(0, item_key(change.body.keys), value, change, time.monotonic())
     return [_flow(flow, given, means) for flow in flows]
 
 
-def _flow(flow: settings.Flow, given: Given, means: Means) -> FlowTrace:
+def _flow(flow: FlowSettings, given: Given, means: Means) -> FlowTrace:
     change = given.change
     if flow.tables and change.table not in flow.tables:
         return FlowTrace(flow.name, "left out", f"from: the table is {change.table}, not {' or '.join(flow.tables)}")
@@ -176,7 +177,7 @@ def _left(result: Result) -> list[str]:
     return list(dict.fromkeys(message.sink for message in result.messages if message.left))
 
 
-def _deletion_sinks(flow: settings.Flow, result: Result) -> set[str] | None:
+def _deletion_sinks(flow: FlowSettings, result: Result) -> set[str] | None:
     """Return the sinks of a deletion that goes by its old image; None for all other changes."""
     change = result.given.change
     if flow.leaves is None or change.op != "d" or change.before is None or result.error is not None:
@@ -184,9 +185,7 @@ def _deletion_sinks(flow: settings.Flow, result: Result) -> set[str] | None:
     return {message.sink for message in result.messages}
 
 
-def _routes(
-    flow: settings.Flow, given: Given, added: Mapping[str, Value], deletion: set[str] | None
-) -> list[StepTrace]:
+def _routes(flow: FlowSettings, given: Given, added: Mapping[str, Value], deletion: set[str] | None) -> list[StepTrace]:
     """Return what the rules of `to` say, as far as they are asked; of a `deletion` that goes by its old image, its sinks."""
     if len(flow.to) == 1 and flow.to[0].where is None:
         return []  # there is nothing to decide
@@ -218,10 +217,10 @@ def _routes(
 
 
 def _sink(name: str, change: Change) -> str:
-    return settings.fill(name, table=change.table, op=change.op, source=change.source)
+    return fill(name, table=change.table, op=change.op, source=change.source)
 
 
-def predicate(where: settings.Where, value: bytes, change: Change, added: Mapping[str, Value]) -> tuple[str, list[str]]:
+def predicate(where: Condition, value: bytes, change: Change, added: Mapping[str, Value]) -> tuple[str, list[str]]:
     """Say whether a filter holds of a change with what was added to it, or rejects it, and what in it decides that."""
     if isinstance(where, str):
         return _condition(where, lambda text: truth(text, compile_value(text)(value, change, added)))

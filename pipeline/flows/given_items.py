@@ -18,7 +18,7 @@ from models.change import canonical
 from pipeline.errors import UsageError
 from pipeline.files import exact_json
 from pipeline.files.content import content
-from pipeline.settings.flows import TOPIC
+from pipeline.settings.enrich import TOPIC
 from pipeline.steps.enrich import Lookup
 
 HINT = "docs/how-to/test-flows.md"

@@ -29,7 +29,7 @@ from pipeline.files.json_lines import line_of, line_of_error
 from pipeline.flows import given_items
 from pipeline.flows.compile import onlooking
 from pipeline.flows.explain import FlowTrace, explain
-from pipeline.settings.flows import Lookup
+from pipeline.settings.enrich import LookupSettings
 from pipeline.settings.root import Settings
 
 
@@ -130,7 +130,12 @@ def outcome(file: Path, case: Case, settings: Settings) -> list[FlowTrace]:
 
 
 def _check_answer(place: str, name: str, answer: Any, settings: Settings) -> None:
-    asking = [step for flow in settings.flows for step in flow.enrich if isinstance(step, Lookup) and step.into == name]
+    asking = [
+        step
+        for flow in settings.flows
+        for step in flow.enrich
+        if isinstance(step, LookupSettings) and step.into == name
+    ]
     if not asking:
         raise UsageError(f"{place}: lookups: no step of the kind lookup adds {name}", hint=given_items.HINT)
     if answer is not None and any(step.table is not None for step in asking):

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
-from pipeline.settings.flows import EnrichSettings, Flow, Join, Lookup, Python, Sql
+from pipeline.settings.enrich import EnrichSettings, JoinSettings, LookupSettings, PythonSettings, SqlSettings
+from pipeline.settings.flows import FlowSettings
 
 LEFT, WIDTH, LINE, GAP = 20, 250, 17, 26
 COLUMNS = (LEFT, LEFT + WIDTH + 90, LEFT + 2 * WIDTH + 90 + 230)
@@ -38,7 +39,7 @@ class Way(NamedTuple):
     """What leads there; '' for everything."""
 
 
-def steps(flow: Flow) -> list[str]:
+def steps(flow: FlowSettings) -> list[str]:
     """Return what a flow does, a line a step."""
     lines = []
     if flow.where is not None:
@@ -58,16 +59,16 @@ def steps(flow: Flow) -> list[str]:
 
 def _target(step: EnrichSettings) -> str:
     """Return what a step asks, or the name of what it adds."""
-    if isinstance(step, Join):
+    if isinstance(step, JoinSettings):
         return step.table or step.reference
-    if isinstance(step, Sql):
+    if isinstance(step, SqlSettings):
         return ", ".join(step.tables)
-    if isinstance(step, Python):
+    if isinstance(step, PythonSettings):
         return step.name
-    return (step.table if isinstance(step, Lookup) else None) or step.into
+    return (step.table if isinstance(step, LookupSettings) else None) or step.into
 
 
-def ways(flow: Flow) -> list[Way]:
+def ways(flow: FlowSettings) -> list[Way]:
     """Return the ways out of a flow, one a topic, with their rules in the order in which they are asked."""
     rules: dict[str, list[str]] = {f"enriched.{flow.through}": ["through"]} if flow.through else {}
     for number, to in enumerate(flow.to, 1):
@@ -88,7 +89,7 @@ def _short(where: object) -> str:
     return text if len(text) <= 32 else f"{text[:31]}…"
 
 
-def mermaid(flows: Sequence[Flow]) -> str:
+def mermaid(flows: Sequence[FlowSettings]) -> str:
     """Return the flows as a Mermaid flowchart."""
     lines = ["flowchart LR"]
     tables = {table: f"t{n}" for n, table in enumerate(_tables(flows))}
@@ -111,19 +112,19 @@ def _quoted(words: str) -> str:
     return words.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _tables(flows: Sequence[Flow]) -> list[str]:
+def _tables(flows: Sequence[FlowSettings]) -> list[str]:
     return list(dict.fromkeys(t for flow in flows for t in (*(flow.tables or ("all tables",)), *_joined(flow))))
 
 
-def _joined(flow: Flow) -> list[str]:
+def _joined(flow: FlowSettings) -> list[str]:
     return list(dict.fromkeys([*flow.references, *flow.partitioned]))
 
 
-def _topics(flows: Sequence[Flow]) -> list[str]:
+def _topics(flows: Sequence[FlowSettings]) -> list[str]:
     return list(dict.fromkeys(way.topic for flow in flows for way in ways(flow)))
 
 
-def svg(flows: Sequence[Flow]) -> str:
+def svg(flows: Sequence[FlowSettings]) -> str:
     """Return the flows as a picture: tables, flows with their steps, sinks, from left to right."""
     columns: list[list[tuple[str, str, list[str]]]] = [
         [(table, "table", []) for table in _tables(flows)],

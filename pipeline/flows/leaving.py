@@ -6,7 +6,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from models.change import Change
-from pipeline.settings import flows as settings
+from pipeline.settings.enrich import (
+    PLACE,
+    ComputeSettings,
+    Condition,
+    EnrichSettings,
+    JoinSettings,
+    LookupSettings,
+    PythonSettings,
+    SqlSettings,
+)
+from pipeline.settings.flows import FlowSettings
 from pipeline.steps.attribute_path import is_added, parse, readings
 from pipeline.steps.cel_tokens import attributes, free_names, tokens
 from pipeline.steps.expression import ENRICHED
@@ -19,7 +29,7 @@ IMAGES = ("NewImage", "OldImage")
 
 
 def compile_leaving(
-    flow: settings.Flow,
+    flow: FlowSettings,
     where: Where | None,
     first: Callable[[Change], bool] | None,
     rules: Sequence[Rule],
@@ -49,7 +59,7 @@ def compile_leaving(
     )
 
 
-def patterns_look_at(flow: settings.Flow) -> dict[str, Any]:
+def patterns_look_at(flow: FlowSettings) -> dict[str, Any]:
     """Return what the patterns of a flow look at in a change, as `fields` says it; nothing of what is added.
 
     Where an item may leave a sink, they look at the same in both images.
@@ -67,29 +77,29 @@ def patterns_look_at(flow: settings.Flow) -> dict[str, Any]:
     return found
 
 
-def _look_at_images(flow: settings.Flow) -> bool:
+def _look_at_images(flow: FlowSettings) -> bool:
     body = patterns_look_at(flow).get("dynamodb", {})
     return body is True or not body.keys().isdisjoint(IMAGES)
 
 
-def _conditions(flow: settings.Flow) -> Iterator[settings.Where]:
+def _conditions(flow: FlowSettings) -> Iterator[Condition]:
     for where in (flow.where, *(to.where for to in flow.to)):
         if where is not None:
             yield where
 
 
-def _asks_enriched(where: settings.Where) -> bool:
+def _asks_enriched(where: Condition) -> bool:
     return ENRICHED in (free_names(tokens(where)) if isinstance(where, str) else fields(where))
 
 
-def _may_drop(step: settings.EnrichSettings) -> bool:
+def _may_drop(step: EnrichSettings) -> bool:
     """Say whether a step may leave changes out."""
-    if isinstance(step, settings.Join):
+    if isinstance(step, JoinSettings):
         return step.missing == "drop"
-    return isinstance(step, settings.Sql | settings.Python)
+    return isinstance(step, SqlSettings | PythonSettings)
 
 
-def _attributes(flow: settings.Flow, *, steps: bool) -> set[str] | None:
+def _attributes(flow: FlowSettings, *, steps: bool) -> set[str] | None:
     """Return the attributes that decide, beside what patterns look at, in which sinks an item is; None where that may be any.
 
     `steps`: also those that decide what is added to it.
@@ -110,14 +120,14 @@ def _named(text: str) -> frozenset[str] | set[str] | None:
     return None if before is None or after is None else before | after
 
 
-def _asked(step: settings.EnrichSettings) -> frozenset[str] | set[str] | None:
+def _asked(step: EnrichSettings) -> frozenset[str] | set[str] | None:
     """Return the attributes of an item that a step asks for; None: perhaps all."""
-    if isinstance(step, settings.Join):
+    if isinstance(step, JoinSettings):
         return _own([step.on] if step.on is not None else [])
-    if isinstance(step, settings.Compute):
+    if isinstance(step, ComputeSettings):
         return _named(step.expression)
-    if isinstance(step, settings.Lookup):
-        return _own([*settings.PLACE.findall(step.url or ""), *step.key.values()])
+    if isinstance(step, LookupSettings):
+        return _own([*PLACE.findall(step.url or ""), *step.key.values()])
     return None
 
 

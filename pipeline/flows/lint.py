@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 from models.attributes import type_tags
 from models.change import OPS
-from pipeline.settings.flows import PLACE, Compute, Flow, Join, Lookup, Python, Sql
+from pipeline.settings.enrich import PLACE, ComputeSettings, JoinSettings, LookupSettings, PythonSettings, SqlSettings
+from pipeline.settings.flows import FlowSettings
 from pipeline.steps.attribute_path import is_added, parse, readings
 from pipeline.steps.cel_tokens import Token, attributes, tokens
 from pipeline.steps.expression import ENRICHED
@@ -64,12 +65,12 @@ class Doubt(NamedTuple):
     problem: str
 
 
-def lint(flow: Flow) -> list[Doubt]:
+def lint(flow: FlowSettings) -> list[Doubt]:
     """Return what of a flow can hardly have an effect, in the order of its settings."""
     return [*_filters(flow), *_steps(flow), *_shapes(flow)]
 
 
-def _filters(flow: Flow) -> Iterator[Doubt]:
+def _filters(flow: FlowSettings) -> Iterator[Doubt]:
     places = [("where", flow.where), *((f"to.{n}.where", route.where) for n, route in enumerate(flow.to))]
     for place, where in places:
         if isinstance(where, str):
@@ -92,7 +93,7 @@ def _fields(pattern: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield name, rest
 
 
-def _record(flow: Flow, pattern: Mapping[str, Any]) -> Iterator[str]:
+def _record(flow: FlowSettings, pattern: Mapping[str, Any]) -> Iterator[str]:
     for name, rest in _fields(pattern):
         if name not in RECORD:
             yield _unknown(name, RECORD, "a record")
@@ -162,7 +163,7 @@ def _none_of(name: str, rest: Any, known: Iterable[str]) -> Iterator[str]:
                 yield f"{name}: {entry!r} is none of {', '.join(values)}"
 
 
-def _added(flow: Flow, pattern: Mapping[str, Any]) -> Iterator[str]:
+def _added(flow: FlowSettings, pattern: Mapping[str, Any]) -> Iterator[str]:
     known = added_by(flow)
     for name, _ in _fields(pattern):
         if known is not None and name not in known:
@@ -173,12 +174,12 @@ def _unadded(path: str, known: Sequence[str]) -> str:
     return f"{path}: no step adds it, only {', '.join(known) or 'nothing'}"
 
 
-def added_by(flow: Flow, before: int | None = None) -> list[str] | None:
+def added_by(flow: FlowSettings, before: int | None = None) -> list[str] | None:
     """Return the names that the steps of a flow add (those before one of them); None: nobody knows what a step adds."""
     steps = flow.enrich[:before]
-    if any(isinstance(step, Sql | Python) for step in steps):
+    if any(isinstance(step, SqlSettings | PythonSettings) for step in steps):
         return None
-    return [step.into for step in steps if isinstance(step, Join | Compute | Lookup)]
+    return [step.into for step in steps if isinstance(step, JoinSettings | ComputeSettings | LookupSettings)]
 
 
 def _unknown(name: str, known: Sequence[str], of: str) -> str:
@@ -189,7 +190,7 @@ def _unknown(name: str, known: Sequence[str], of: str) -> str:
 # -- expressions ------------------------------------------------------------------------------------------------------
 
 
-def _expression(flow: Flow, place: str, text: str, step: int | None = None) -> Iterator[Doubt]:
+def _expression(flow: FlowSettings, place: str, text: str, step: int | None = None) -> Iterator[Doubt]:
     try:
         found = tokens(text)
     except ValueError:  # said where it is compiled
@@ -223,27 +224,27 @@ def _compared(found: Sequence[Token], name: str) -> Iterator[str]:
 # -- steps and shapes -------------------------------------------------------------------------------------------------
 
 
-def _steps(flow: Flow) -> Iterator[Doubt]:
+def _steps(flow: FlowSettings) -> Iterator[Doubt]:
     taken: dict[str, int] = {}
     for number, step in enumerate(flow.enrich):
-        if isinstance(step, Compute):
+        if isinstance(step, ComputeSettings):
             yield from _expression(flow, f"enrich.{number}.as", step.expression, number)
-        if isinstance(step, Join) and step.on is not None:
+        if isinstance(step, JoinSettings) and step.on is not None:
             yield from _not_added(flow, [(f"enrich.{number}.on", step.on)], number)
-        if isinstance(step, Lookup):
+        if isinstance(step, LookupSettings):
             yield from _not_added(
                 flow, [(f"enrich.{number}.key.{name}", path) for name, path in step.key.items()], number
             )
             yield from _not_added(
                 flow, [(f"enrich.{number}.url", path) for path in PLACE.findall(step.url or "")], number
             )
-        if isinstance(step, Join | Compute | Lookup):
+        if isinstance(step, JoinSettings | ComputeSettings | LookupSettings):
             if (first := taken.get(step.into)) is not None:
                 yield Doubt(f"enrich.{number}.into", f"{step.into} replaces what enrich.{first} has added")
             taken[step.into] = number
 
 
-def _not_added(flow: Flow, named: Sequence[tuple[str, str]], step: int | None = None) -> Iterator[Doubt]:
+def _not_added(flow: FlowSettings, named: Sequence[tuple[str, str]], step: int | None = None) -> Iterator[Doubt]:
     """Name the paths into what is added that lead to nothing that a step (before this one) adds."""
     known = added_by(flow, step)
     for place, path in named:
@@ -252,7 +253,7 @@ def _not_added(flow: Flow, named: Sequence[tuple[str, str]], step: int | None = 
             yield Doubt(place, _unadded(path, known))
 
 
-def _shapes(flow: Flow) -> Iterator[Doubt]:
+def _shapes(flow: FlowSettings) -> Iterator[Doubt]:
     yield from _not_added(flow, [(f"select.{n}", path) for n, path in enumerate(flow.select)])
     yield from _not_added(flow, [(f"drop.{n}", path) for n, path in enumerate(flow.drop)])
     yield from _not_added(flow, [(f"rename.{old}", old) for old in flow.rename])

@@ -23,7 +23,8 @@ from pipeline.flows.lint import lint
 from pipeline.flows.versions import FlowVersions
 from pipeline.runtime.app import Worker
 from pipeline.services.keys import mask_key
-from pipeline.settings import flows as settings
+from pipeline.settings.enrich import PARTITIONED, TOPIC, JoinSettings
+from pipeline.settings.flows import FlowSettings
 from pipeline.state.joined import Entry, Joined, Joint, Reference
 from pipeline.state.parked import Head, Lot, Place, Waiting
 from pipeline.state.reference import ReferenceTable, ReferenceTopic
@@ -69,7 +70,7 @@ class RejectLimit:
 class RunningFlow:
     """A flow that runs."""
 
-    settings: settings.Flow
+    settings: FlowSettings
     steps: Flow
     limit: RejectLimit
     parks: bool
@@ -132,27 +133,27 @@ class FlowRunner:
 
     # -- flows are built ----------------------------------------------------------------------------------------------
 
-    def _prepare(self, flows: Sequence[settings.Flow]) -> None:
+    def _prepare(self, flows: Sequence[FlowSettings]) -> None:
         """Follow the reference tables that are new; on the event loop."""
         for table in {table for flow in flows for table in flow.references}:
             if self._reference(table):
                 consumer = cast("Consumer", self._worker.app.consumer)
                 self._references[table].assigned(frozenset(consumer.assignment()))
 
-    def _build(self, flows: Sequence[settings.Flow]) -> list[RunningFlow]:
+    def _build(self, flows: Sequence[FlowSettings]) -> list[RunningFlow]:
         """Compile flows; in a thread of its own."""
         tables = {table for flow in flows for table in flow.references}
         self._watched_by = {
             step.reference: True
             for flow in flows
             for step in flow.enrich
-            if isinstance(step, settings.Join) and step.re_emits and not step.is_partitioned
+            if isinstance(step, JoinSettings) and step.re_emits and not step.is_partitioned
         }
         means = Means(
             references={
                 **{table: self._references[table].get for table in tables},
                 **{
-                    f"{settings.PARTITIONED}{table}": partial(self._own_item, table)
+                    f"{PARTITIONED}{table}": partial(self._own_item, table)
                     for flow in flows
                     for table in flow.partitioned
                 },
@@ -173,7 +174,7 @@ class FlowRunner:
                 flow,
                 compile_flow(flow, means),
                 RejectLimit(flow.reject_limit),
-                flow.order == "strict" or any(isinstance(step, settings.Join) and step.hold for step in flow.enrich),
+                flow.order == "strict" or any(isinstance(step, JoinSettings) and step.hold for step in flow.enrich),
                 any(map(re_emits, flow.enrich)),
                 any(step.kind in {"sql", "lookup", "python"} for step in flow.enrich),
                 keys.get(flow.name),
@@ -186,7 +187,7 @@ class FlowRunner:
         if table in self._references:
             return False
         topic = self._topic_of(table)
-        kind = ReferenceTopic if table.startswith(settings.TOPIC) else ReferenceTable
+        kind = ReferenceTopic if table.startswith(TOPIC) else ReferenceTable
         self._references[table] = kind(
             self._worker.transport,
             topic,
@@ -206,8 +207,8 @@ class FlowRunner:
         return {table: self._topic_of(table) for table in self._watched_by}
 
     def _topic_of(self, table: str) -> str:
-        if table.startswith(settings.TOPIC):
-            return table.removeprefix(settings.TOPIC)
+        if table.startswith(TOPIC):
+            return table.removeprefix(TOPIC)
         return self.topics.reference(table)
 
     def _own_item(self, table: str, key: bytes) -> bytes | None:
@@ -216,8 +217,8 @@ class FlowRunner:
 
     def _item(self, partition: int, reference: str, key: bytes) -> bytes | None:
         """Return an item of a reference, as it is for a partition now; None as well where no flow joins it any more."""
-        if reference.startswith(settings.PARTITIONED):
-            return self.state.items(partition).get(reference.removeprefix(settings.PARTITIONED), key)
+        if reference.startswith(PARTITIONED):
+            return self.state.items(partition).get(reference.removeprefix(PARTITIONED), key)
         table = self._references.get(reference)
         return None if table is None else table.get(key)
 
@@ -276,7 +277,7 @@ class FlowRunner:
             change = one.change
             if change.table in partitioned and one.key is not None:
                 items.put(change.table, one.key, change.after, key_schema(change))
-                put.append(Reference(f"{settings.PARTITIONED}{change.table}", one.key))
+                put.append(Reference(f"{PARTITIONED}{change.table}", one.key))
         return put
 
     def _settle(self, flow: RunningFlow, partition: int, given: Sequence[Given], *, fresh: bool) -> None:
@@ -455,7 +456,7 @@ class FlowRunner:
 
     def _emit(self, partition: int, reference: Reference, entries: Sequence[Entry]) -> None:
         """Send the last changes of items again, joined with the reference as it is now, where they have not that already."""
-        mark = (RE_EMITTED, reference.table.removeprefix(settings.PARTITIONED).encode())
+        mark = (RE_EMITTED, reference.table.removeprefix(PARTITIONED).encode())
         lot, joins = self.state.lot(partition), self.state.joins(partition)
         last = {one.last.offset: one.last for one in entries}
         has_it = Joint(*reference, digest(self._item(partition, *reference)))

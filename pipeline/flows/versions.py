@@ -14,13 +14,16 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
+import confluent_kafka
 import msgspec
-from confluent_kafka import Message
+from confluent_kafka import OFFSET_BEGINNING, Message
 from faust.types import TP
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import HeadwaterError, TransientError, UsageError, backoff
-from pipeline.settings.flows import PUBLISHED, Flow
+from pipeline.settings.base import PUBLISHED
+from pipeline.settings.flows import FlowSettings
+from pipeline.topics.read import read
 from pipeline.transport import Follower, Participant, Slice, Transport
 from pipeline.transport.consumer import Consumer
 from pipeline.transport.fatal import stop_process
@@ -31,7 +34,7 @@ PATIENCE = 60.0
 KEY = b"flows"
 WORKER = b"worker/"
 T = TypeVar("T")
-_flows = TypeAdapter(tuple[Flow, ...])
+_flows = TypeAdapter(tuple[FlowSettings, ...])
 
 
 class Version(msgspec.Struct, frozen=True):
@@ -72,7 +75,7 @@ decode_worker = msgspec.json.Decoder(WorkerFlows).decode
 encode = msgspec.json.encode
 
 
-def parse(flows: Sequence[Any]) -> tuple[Flow, ...]:
+def parse(flows: Sequence[Any]) -> tuple[FlowSettings, ...]:
     """Return the flows of a version; raise UsageError when this program does not know them.
 
     A secret in them, from before such were refused, is said: it stops no worker, since it is there already.
@@ -98,7 +101,7 @@ def _warn_of_secrets(flows: Sequence[Any]) -> None:
         log.warning("The flows topic holds a secret; replace the secret, and: headwater flows apply: %s", said)
 
 
-def dump(flows: Sequence[Flow]) -> list[dict[str, Any]]:
+def dump(flows: Sequence[FlowSettings]) -> list[dict[str, Any]]:
     """Return flows as plain data, without what is not set."""
     return cast(
         "list[dict[str, Any]]", _flows.dump_python(tuple(flows), mode="json", by_alias=True, exclude_defaults=True)
@@ -119,9 +122,9 @@ class FlowVersions(Participant, Generic[T]):
         transport: Transport,
         topic: str,
         gate: Sequence[str],
-        own: Sequence[Flow],
-        prepare: Callable[[Sequence[Flow]], None],
-        build: Callable[[Sequence[Flow]], T],
+        own: Sequence[FlowSettings],
+        prepare: Callable[[Sequence[FlowSettings]], None],
+        build: Callable[[Sequence[FlowSettings]], T],
         client_id: str,
     ) -> None:
         self.topic, self.gate = topic, frozenset(gate)
@@ -204,7 +207,7 @@ class FlowVersions(Participant, Generic[T]):
             self._caught_up = True
             self._heard_of(self._seen)  # of what came meanwhile
 
-    async def _built(self, flows: Sequence[Flow]) -> T:
+    async def _built(self, flows: Sequence[FlowSettings]) -> T:
         """Build the flows; what may pass, such as a throttle of AWS KMS, is tried again for a minute."""
         deadline, tries = time.monotonic() + PATIENCE, 0
         while True:
@@ -284,6 +287,19 @@ class FlowVersions(Participant, Generic[T]):
             self._loop.call_soon_threadsafe(self._go_on)
 
 
-def text_of(flows: Sequence[Flow]) -> str:
+def text_of(flows: Sequence[FlowSettings]) -> str:
     """Return flows in a form in which equal flows are equal."""
     return json.dumps(dump(flows), sort_keys=True)
+
+
+def flow_versions(consumer: confluent_kafka.Consumer, topic: str, partitions: int) -> Versions:
+    """Read the flows topic."""
+    applied, workers = Version(0), dict[str, WorkerFlows]()
+    for record in read(consumer, topic, dict.fromkeys(range(partitions), OFFSET_BEGINNING), None):
+        key, value = bytes(record.key() or b""), record.value()
+        if key == KEY and value:
+            applied = decode_version(value)
+        elif key.startswith(WORKER) and value:
+            said = decode_worker(value)
+            workers[said.client] = said
+    return Versions(applied, workers)

@@ -20,8 +20,11 @@ from pipeline.flows.check import examine
 from pipeline.flows.compile import FlowError
 from pipeline.runtime.app import known_agents, wanted_agents
 from pipeline.services.aws import ERRORS, TABLES, client, explain
-from pipeline.settings.flows import TOPIC, Flow
-from pipeline.settings.root import DynamoDBStream, Kinesis, Lake, Mirror, Replica, Settings
+from pipeline.settings.enrich import TOPIC
+from pipeline.settings.flows import FlowSettings
+from pipeline.settings.root import Settings
+from pipeline.settings.sinks import LakeSettings, MirrorSettings, ReplicaSettings
+from pipeline.settings.sources import DynamoDBStreamSettings, KinesisSettings
 from pipeline.sinks.mirror.other_cluster import OtherCluster
 from pipeline.sinks.mirror.sink import copied
 from pipeline.sinks.replica.client import connect, preflight
@@ -31,19 +34,8 @@ from pipeline.sources.kinesis.records import plain
 from pipeline.sources.places import ShardOf
 from pipeline.sources.snapshots.snapshotter import Snapshotter
 from pipeline.sources.streams import Start, StreamApi
-from pipeline.topics.names import (
-    LIMITED,
-    MAX_BYTES,
-    Found,
-    Topic,
-    TopicRefusedError,
-    Topics,
-    admin,
-    look,
-    lowered,
-    refusals,
-    sized,
-)
+from pipeline.topics.admin import LIMITED, Found, TopicRefusedError, admin, look, lowered, refusals, sized
+from pipeline.topics.names import MAX_BYTES, Topic, Topics
 
 LEAST_DISK = 1 << 30
 
@@ -105,7 +97,7 @@ def _agents(settings: Settings) -> str:
     return f"{', '.join(wanted)} have work"
 
 
-def _flow(settings: Settings, flow: Flow, warnings: list[str]) -> str:
+def _flow(settings: Settings, flow: FlowSettings, warnings: list[str]) -> str:
     try:
         warnings += examine(settings, flow)
     except FlowError as error:
@@ -201,7 +193,7 @@ def _identity() -> str:
     return str(client.get_caller_identity()["Arn"])
 
 
-def _source(settings: DynamoDBStream | Kinesis) -> Iterator[Finding]:
+def _source(settings: DynamoDBStreamSettings | KinesisSettings) -> Iterator[Finding]:
     what = f"source {settings.kind}"
     api, snapshots = onlooker(settings), snapshotter(settings)
     tables: Sequence[str]
@@ -212,7 +204,7 @@ def _source(settings: DynamoDBStream | Kinesis) -> Iterator[Finding]:
         tables = api.named()
         if not tables:
             return
-    name, hint = ("stream", "aws kinesis list-streams") if isinstance(settings, Kinesis) else ("table", TABLES)
+    name, hint = ("stream", "aws kinesis list-streams") if isinstance(settings, KinesisSettings) else ("table", TABLES)
     if not tables:
         yield Finding(what, False, f"there is no {name} of these names or tags yet", hint)
     for table in tables:
@@ -220,12 +212,14 @@ def _source(settings: DynamoDBStream | Kinesis) -> Iterator[Finding]:
         yield from _try(f"{name} {table}", look_at)
 
 
-def _table(api: StreamApi, settings: DynamoDBStream | Kinesis, snapshots: Snapshotter | None, table: str) -> str:
+def _table(
+    api: StreamApi, settings: DynamoDBStreamSettings | KinesisSettings, snapshots: Snapshotter | None, table: str
+) -> str:
     stream = api.stream_of(table)
     if snapshots is not None:
         snapshots.preflight(table)
     shards = api.shards_of(stream.arn)
-    if isinstance(settings, Kinesis) and settings.read == "fan-out":
+    if isinstance(settings, KinesisSettings) and settings.read == "fan-out":
         return f"stream {table}, {len(shards)} shards listed, {_consumer(settings, plain(stream.arn))}"
     if shards:  # the permissions that reading needs, used once
         last = shards[-1].shard_id
@@ -233,7 +227,7 @@ def _table(api: StreamApi, settings: DynamoDBStream | Kinesis, snapshots: Snapsh
     return f"stream {stream.arn.rpartition('/')[2]}, {len(shards)} shards listed"
 
 
-def _consumer(settings: Kinesis, stream_arn: str) -> str:
+def _consumer(settings: KinesisSettings, stream_arn: str) -> str:
     found = Consumers(client("kinesis", settings.region, 1), settings.consumer).find(stream_arn)
     if found is not None:
         return f"the consumer {found[0].rpartition('/')[2]} is {found[1]}"
@@ -245,18 +239,18 @@ def _consumer(settings: Kinesis, stream_arn: str) -> str:
     return f"the consumer {settings.consumer} is not there yet: the first worker registers it"
 
 
-def _mirror(settings: Settings, mirror: Mirror) -> str:
+def _mirror(settings: Settings, mirror: MirrorSettings) -> str:
     wanted = copied(mirror, Topics(settings).sinks, settings.partitions)
     OtherCluster(mirror).look(list(wanted.values()), make=False)
     return f"{mirror.bootstrap_servers} answers; {', '.join(wanted)}"
 
 
-def _replica(settings: Settings, replica: Replica) -> str:
+def _replica(settings: Settings, replica: ReplicaSettings) -> str:
     preflight(settings, replica, connect(replica, 2))
     return "the tables are there"
 
 
-def _lake(lake: Lake) -> str:
+def _lake(lake: LakeSettings) -> str:
     url = lake.url or ""
     if lake.table == "iceberg":
         from pipeline.sinks.lake.iceberg.sink import look as look_at_catalog  # noqa: PLC0415 - an extra

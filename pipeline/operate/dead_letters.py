@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal, cast
 
 import msgspec
-from confluent_kafka import OFFSET_BEGINNING, KafkaException, Message, Producer
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message, Producer
 
 from models.change import MalformedChangeError, decode, item_key
 from models.dead_letter import (
@@ -35,12 +35,13 @@ from models.dead_letter import (
 from pipeline.errors import FatalError, UsageError
 from pipeline.files import exact_json
 from pipeline.flows.runner import SKIP
-from pipeline.operate.status import each, letter_states, reading
 from pipeline.services.keys import mask_key
 from pipeline.settings.root import Settings
 from pipeline.sources.members import read_again
 from pipeline.steps.secrecy import MaskKey, fingerprint_of, is_sealed, open_letter, with_value
-from pipeline.topics.names import Topics, admin, look, silent, unreachable
+from pipeline.topics.admin import admin, look, silent, unreachable
+from pipeline.topics.names import Topics
+from pipeline.topics.read import each, reading
 from pipeline.transport.producer import partition_of
 
 TIMEOUT = 30.0
@@ -317,3 +318,11 @@ def _act(settings: Settings, chosen: Iterable[Letter], done: Done, make: Callabl
     except BufferError as error:
         raise FatalError("too many letters at once", hint="headwater dlq retry ID ID ...") from error
     return len(acts)
+
+
+def letter_states(consumer: Consumer, topic: str, partitions: int) -> dict[str, str]:
+    """Return what was done about dead letters, by ID (`partition-offset`); an open one is not among them."""
+    states: dict[str, str] = {}
+    for record in each(consumer, topic, dict.fromkeys(range(partitions), OFFSET_BEGINNING)):
+        states[bytes(record.key() or b"").decode()] = msgspec.json.decode(record.value() or b"{}").get("state", "open")
+    return {letter: state for letter, state in states.items() if state != "open"}

@@ -12,12 +12,14 @@ from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaExcepti
 from faust.types import TP
 
 from pipeline.errors import FatalError, UsageError
-from pipeline.operate.status import read, reading
-from pipeline.settings.root import Settings, group_of
+from pipeline.settings.root import Settings
+from pipeline.settings.sinks import group_of
 from pipeline.state.seen import source_log, source_offset
 from pipeline.state.table_partitions import HEADER, SAID, encode_positions, positions_in
 from pipeline.state.table_partitions import Position as Told
-from pipeline.topics.names import Admin, Topics, admin, look, unreachable
+from pipeline.topics.admin import Admin, admin, look, unreachable
+from pipeline.topics.names import Topics
+from pipeline.topics.read import read, reading
 from pipeline.transport import clients
 from pipeline.transport.committed import Committed, committed
 from pipeline.transport.logs import UNKNOWN, Log, logs_of

@@ -13,13 +13,15 @@ import msgspec
 from confluent_kafka import OFFSET_BEGINNING, Message, Producer
 
 from pipeline.errors import FatalError, UsageError
-from pipeline.operate.status import read, reading
-from pipeline.settings.root import DynamoDBStream, Settings
+from pipeline.settings.root import Settings
+from pipeline.settings.sources import DynamoDBStreamSettings
 from pipeline.sources.dynamodb.streams import captures
 from pipeline.sources.snapshots.known import CANCEL, Snapshot, Snapshots, is_snapshot
 from pipeline.sources.snapshots.scan import Facts, Forecast, Scanner, export_forecast, forecast, segments_for
 from pipeline.sources.snapshots.snapshotter import plan
-from pipeline.topics.names import FENCE_PARTITIONS, Topics, admin, look, silent
+from pipeline.topics.admin import admin, look, silent
+from pipeline.topics.names import FENCE_PARTITIONS, Topics
+from pipeline.topics.read import read, reading
 from pipeline.transport import Follower
 from pipeline.transport.producer import partition_of
 
@@ -31,12 +33,14 @@ class Table:
     """A table of which a snapshot can be taken, and the source that captures it."""
 
     facts: Facts
-    source: DynamoDBStream
+    source: DynamoDBStreamSettings
 
 
-def source_of(settings: Settings, table: str) -> DynamoDBStream | None:
+def source_of(settings: Settings, table: str) -> DynamoDBStreamSettings | None:
     """Return the source that captures a table from its stream, None when there is none."""
-    return next((one for one in settings.sources if isinstance(one, DynamoDBStream) and captures(one, table)), None)
+    return next(
+        (one for one in settings.sources if isinstance(one, DynamoDBStreamSettings) and captures(one, table)), None
+    )
 
 
 def look_at(settings: Settings, names: Iterable[str]) -> list[Table]:

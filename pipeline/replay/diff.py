@@ -16,7 +16,8 @@ from pipeline.replay.range import require_logs
 from pipeline.replay.run import is_end, on_cluster, reader
 from pipeline.settings.root import Settings
 from pipeline.steps.route import REPLAY
-from pipeline.topics.names import Topics, admin
+from pipeline.topics.admin import admin
+from pipeline.topics.names import Topics
 
 EXAMPLES = 5
 TIMEOUT = 30.0

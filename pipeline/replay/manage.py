@@ -10,14 +10,15 @@ import msgspec
 from confluent_kafka import TopicPartition
 
 from pipeline.errors import FatalError, UsageError
-from pipeline.operate.status import latest
 from pipeline.replay.plan import Replay, decode, new_id, of_suffix, place, placed
 from pipeline.replay.range import of_raw, require_whole
 from pipeline.replay.run import all_of, id_of, on_cluster, reader
 from pipeline.replay.source import LakeSource, RawSource, Source
 from pipeline.settings.root import Settings
 from pipeline.sinks.lake.paths import origin_of
-from pipeline.topics.names import Topics, admin, ensure
+from pipeline.topics.admin import admin, ensure
+from pipeline.topics.names import Topics
+from pipeline.topics.read import latest
 from pipeline.transport.producer import partition_of
 
 TIMEOUT = 30.0

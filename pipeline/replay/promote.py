@@ -13,7 +13,8 @@ from pipeline.replay.plan import Replay, encode, of_suffix
 from pipeline.replay.run import finish, group_of, is_end, on_cluster, produce, reader, transactional
 from pipeline.settings.root import Settings
 from pipeline.steps.route import REPLAY
-from pipeline.topics.names import Topics, admin
+from pipeline.topics.admin import admin
+from pipeline.topics.names import Topics
 
 MOST = 5_000
 TIMEOUT = 30.0

@@ -13,7 +13,7 @@ from pipeline.errors import FatalError
 from pipeline.replay.plan import Gone, Replay, described, place, placed
 from pipeline.replay.run import is_end, on_cluster, reader
 from pipeline.settings.root import Settings
-from pipeline.topics.names import admin
+from pipeline.topics.admin import admin
 from pipeline.transport.logs import Log, logs_of
 
 TIMEOUT = 30.0

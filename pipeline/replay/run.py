@@ -24,11 +24,11 @@ from models.dead_letter import DeadLetter, Headers
 from pipeline.errors import FatalError, UsageError
 from pipeline.flows.compile import GivenRows, Means, compile_flow, schema_registry
 from pipeline.limits import HEADROOM
-from pipeline.operate.status import read
 from pipeline.replay.plan import Progress, Replay, State, encode, place
 from pipeline.replay.source import Lot, Source
 from pipeline.services.keys import mask_key
-from pipeline.settings import flows as flow_settings
+from pipeline.settings.enrich import PARTITIONED, TOPIC, JoinSettings
+from pipeline.settings.flows import FlowSettings
 from pipeline.settings.root import Settings
 from pipeline.state.items import ITEMS, SCHEMAS, place_of, schema_of
 from pipeline.state.reference import plain_item
@@ -37,7 +37,9 @@ from pipeline.steps.flow import Flow, Given, Result
 from pipeline.steps.python import load
 from pipeline.steps.route import REPLAY
 from pipeline.steps.secrecy import seal_letter
-from pipeline.topics.names import Topics, admin, ensure, unreachable
+from pipeline.topics.admin import admin, ensure, unreachable
+from pipeline.topics.names import Topics
+from pipeline.topics.read import read
 from pipeline.transport import clients
 
 log = logging.getLogger(__name__)
@@ -59,7 +61,7 @@ class Run:
 
     settings: Settings
     replay: Replay
-    flows: Mapping[str, tuple[flow_settings.Flow, Flow]]
+    flows: Mapping[str, tuple[FlowSettings, Flow]]
     source: Source
     on_progress: Callable[[Replay, Mapping[str, int], str], None] = lambda _replay, _positions, _note: None
     """Told after each transaction: the replay, how far each range is, and why it pauses, or ''."""
@@ -161,7 +163,7 @@ class Run:
         )
         self.replay = msgspec.structs.replace(self.replay, progress=progress)
 
-    def _send(self, flow: flow_settings.Flow, partition: int, results: Iterable[Result]) -> int:
+    def _send(self, flow: FlowSettings, partition: int, results: Iterable[Result]) -> int:
         """Write messages: an item stays in its partition; one whose key is masked goes where that belongs."""
         sent, write, topics, told = 0, self._producer.produce, self._topics_of, not self.replay.suffix
         for result in results:
@@ -191,7 +193,7 @@ class Run:
         """Return headers that say, on a live topic, which replay a message comes from."""
         return headers if self.replay.suffix else [*headers, (REPLAY, self.replay.id.encode())]
 
-    def _topic(self, flow: flow_settings.Flow, sink: str) -> str:
+    def _topic(self, flow: FlowSettings, sink: str) -> str:
         live = self._topics.sink(sink) if sink else self._topics.enriched(flow.through or "")
         topic = self.replay.topic(live)
         self._require(topic)
@@ -210,7 +212,7 @@ class Run:
         key: bytes | None,
         value: bytes,
         error: Exception,
-        flow: flow_settings.Flow | None = None,
+        flow: FlowSettings | None = None,
     ) -> None:
         name = "" if flow is None else flow.name
         letter = DeadLetter(lot.topic.partition("+")[0], lot.partition, offset, STAGE, error, key, value, [], name)
@@ -316,7 +318,7 @@ def on_cluster() -> Iterator[None]:
         raise unreachable(error) from error
 
 
-def compiled(settings: Settings, names: Iterable[str]) -> dict[str, tuple[flow_settings.Flow, Flow]]:
+def compiled(settings: Settings, names: Iterable[str]) -> dict[str, tuple[FlowSettings, Flow]]:
     """Compile the flows of a replay, with the references as they are now."""
     wanted = list(names)
     known = {flow.name: flow for flow in settings.flows}
@@ -329,7 +331,7 @@ def compiled(settings: Settings, names: Iterable[str]) -> dict[str, tuple[flow_s
     means = Means(
         references={
             **{table: items.get for table, items in references.items()},
-            **{f"{flow_settings.PARTITIONED}{table}": item_finder(state, table) for table in partitioned},
+            **{f"{PARTITIONED}{table}": item_finder(state, table) for table in partitioned},
         },
         key_schema=lambda table: state.get(schema_of(table), b"").decode(),
         rows={table: GivenRows(items) for table, items in references.items()},
@@ -340,10 +342,10 @@ def compiled(settings: Settings, names: Iterable[str]) -> dict[str, tuple[flow_s
     return {flow.name: (flow, compile_flow(flow, means)) for flow in chosen}
 
 
-def without_waiting(flow: flow_settings.Flow) -> flow_settings.Flow:
+def without_waiting(flow: FlowSettings) -> FlowSettings:
     """Return a flow whose joins do not wait: the references of a replay are all there, or never come."""
     enrich = tuple(
-        step.model_copy(update={"hold": 0.0}) if isinstance(step, flow_settings.Join) else step for step in flow.enrich
+        step.model_copy(update={"hold": 0.0}) if isinstance(step, JoinSettings) else step for step in flow.enrich
     )
     return flow.model_copy(update={"enrich": enrich})
 
@@ -351,8 +353,8 @@ def without_waiting(flow: flow_settings.Flow) -> flow_settings.Flow:
 def references_of(settings: Settings, table: str) -> dict[bytes, bytes]:
     """Return the items of a reference table, as they are now."""
     topics, items = Topics(settings), dict[bytes, bytes]()
-    is_topic = table.startswith(flow_settings.TOPIC)
-    topic = table.removeprefix(flow_settings.TOPIC) if is_topic else topics.reference(table)
+    is_topic = table.startswith(TOPIC)
+    topic = table.removeprefix(TOPIC) if is_topic else topics.reference(table)
     for record in all_of(settings, topic):
         item = plain_item(record) if is_topic else record.value()
         if item:

@@ -26,13 +26,14 @@ from pipeline.errors import FatalError, HeadwaterError, RejectedError, Transient
 from pipeline.files.private import private_directory
 from pipeline.limits import HEADROOM, spare_the_collector
 from pipeline.metrics import Metrics
-from pipeline.operate.status import read
 from pipeline.runtime.offsets import require_remembered
 from pipeline.runtime.web import add_pages
 from pipeline.settings.root import Settings
 from pipeline.sources.places import Gap
 from pipeline.state.table import Table
-from pipeline.topics.names import TopicRefusedError, Topics, UnreachableError, admin, ensure
+from pipeline.topics.admin import TopicRefusedError, UnreachableError, admin, ensure
+from pipeline.topics.names import Topics
+from pipeline.topics.read import read
 from pipeline.transport import Batch, BatchSchema, Transport, batches, clients
 from pipeline.transport.consumer import Consumer
 from pipeline.transport.fatal import end_within, stop_process

@@ -15,9 +15,10 @@ from faust.types import TP
 
 from pipeline.errors import FatalError
 from pipeline.operate.positions import kept
-from pipeline.operate.status import read
 from pipeline.settings.root import Settings
-from pipeline.topics.names import Topics, unreachable
+from pipeline.topics.admin import unreachable
+from pipeline.topics.names import Topics
+from pipeline.topics.read import read
 from pipeline.transport import clients
 from pipeline.transport.committed import UNDECIDED
 from pipeline.transport.logs import UNKNOWN, logs_of

@@ -20,7 +20,7 @@ from botocore.exceptions import ClientError
 from models.attributes import digits, from_client, normal_item, to_client, typed
 from pipeline.errors import UsageError
 from pipeline.services.aws import ERRORS, explain
-from pipeline.settings.flows import PLACE, Lookup
+from pipeline.settings.enrich import PLACE, LookupSettings
 from pipeline.settings.published import REFERENCE, VARIABLE, parameters
 from pipeline.steps.enrich import attribute
 from pipeline.steps.event import NULL, Event, Step, Value, each
@@ -47,19 +47,19 @@ _answer = msgspec.json.Decoder(float_hook=Decimal).decode
 _value = msgspec.json.Decoder(dict[str, Any]).decode
 
 
-def lookup(settings: Lookup, environment: Mapping[str, str]) -> Step:
+def lookup(settings: LookupSettings, environment: Mapping[str, str]) -> Step:
     """Return the step of a lookup; raise UsageError when a variable that its headers name is not there."""
     memory = Memory(settings.cache, settings.ttl, settings.missing_ttl)
     service = Http(settings, environment) if settings.url is not None else Items(settings)
     return compile_lookup(settings.into, service.question, service, memory, settings.on_failure)
 
 
-def headers(settings: Lookup, environment: Mapping[str, str]) -> dict[str, str]:
+def headers(settings: LookupSettings, environment: Mapping[str, str]) -> dict[str, str]:
     """Return the headers of a lookup; raise UsageError when a variable or a file that they name is not there."""
     return {name: _filled(value, environment) for name, value in settings.headers.items()}
 
 
-def secrets_of(settings: Lookup, environment: Mapping[str, str]) -> dict[str, str]:
+def secrets_of(settings: LookupSettings, environment: Mapping[str, str]) -> dict[str, str]:
     """Return what stands in the URL of a lookup for secrets, and what they are, as a part of its query.
 
     Raises UsageError when a variable or a file that it names is not there.
@@ -71,7 +71,7 @@ def secrets_of(settings: Lookup, environment: Mapping[str, str]) -> dict[str, st
     return found
 
 
-def canned(settings: Lookup, answer: Any) -> Step:
+def canned(settings: LookupSettings, answer: Any) -> Step:
     """Return the step of a lookup that is always answered the same: null when there is none.
 
     Of a `url` that is plain JSON, of a `table` an item in typed JSON. A change that lacks what is asked by gets null.
@@ -95,7 +95,7 @@ def threads(count: int) -> ThreadPoolExecutor:
 class Http:
     """GET, as many at once as the settings say."""
 
-    def __init__(self, settings: Lookup, environment: Mapping[str, str]) -> None:
+    def __init__(self, settings: LookupSettings, environment: Mapping[str, str]) -> None:
         self._template = settings.url or ""
         self._names = PLACE.findall(self._template)
         self._segments = [n for n, segment in enumerate(_segments(PLACE.sub("{}", self._template))) if "{}" in segment]
@@ -163,7 +163,7 @@ class Http:
 class Items:
     """BatchGetItem, 100 keys a call."""
 
-    def __init__(self, settings: Lookup) -> None:
+    def __init__(self, settings: LookupSettings) -> None:
         self._table, self._key = settings.table or "", settings.key
         config = Config(
             connect_timeout=settings.timeout,

@@ -10,7 +10,7 @@ from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
 from confluent_kafka.schema_registry.error import SchemaRegistryError
 
 from pipeline.errors import TransientError, UsageError
-from pipeline.settings.root import Registry as RegistrySettings
+from pipeline.settings.kafka import RegistrySettings
 from pipeline.steps.formats.registered import IncompatibleError, OvertakenError
 
 INCOMPATIBLE = 409

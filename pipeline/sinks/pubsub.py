@@ -28,7 +28,7 @@ from google.cloud.pubsub_v1.publisher.exceptions import MessageTooLargeError
 from google.cloud.pubsub_v1.types import BatchSettings, PublisherOptions, PubsubMessage
 
 from pipeline.errors import FatalError, RejectedError, TransientError
-from pipeline.settings.root import PubSub as PubSubSettings
+from pipeline.settings.sinks import PubSubSettings
 from pipeline.sinks.base import NOTHING, Flushed, Rejected, Sink, Writer
 from pipeline.transport.committed import Committed
 from pipeline.transport.logs import UNKNOWN, Log

@@ -17,7 +17,8 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from pipeline.errors import RejectedError, TransientError, UsageError
 from pipeline.limits import HEADROOM, REFUSED
-from pipeline.settings.root import Settings, load
+from pipeline.settings.load import load
+from pipeline.settings.root import Settings
 from pipeline.sources.dynamodb.records import Unreadable
 from pipeline.sources.dynamodb.records import refused as refused_record
 from pipeline.sources.members import Item, item

@@ -13,7 +13,8 @@ import msgspec
 
 from models.change import MalformedChangeError, decode, event_id, table_of
 from models.dead_letter import Origin
-from pipeline.settings.root import Kinesis, Settings
+from pipeline.settings.root import Settings
+from pipeline.settings.sources import KinesisSettings
 from pipeline.sources.dynamodb.records import Unreadable, item_key, key_in, read_one
 from pipeline.sources.kinesis.records import Put, changes, name_of, plain, read_put
 
@@ -102,11 +103,11 @@ def _malformed(member: Any, error: Exception) -> Item:
     return Item(sequence, f"{arn or LAMBDA}/{shard_id}", [Unreadable(value, error, key_in(value), origin)])
 
 
-def codec_of(settings: Settings, stream: str) -> Kinesis:
+def codec_of(settings: Settings, stream: str) -> KinesisSettings:
     """Return the source of the settings that means the stream; without one, its records are what DynamoDB delivers."""
-    kinesis = (source for source in settings.sources if isinstance(source, Kinesis))
+    kinesis = (source for source in settings.sources if isinstance(source, KinesisSettings))
     fitting = (source for source in kinesis if any(fnmatchcase(stream, name) for name in source.streams))
-    return next(fitting, Kinesis(kind="kinesis", streams=(stream,)))
+    return next(fitting, KinesisSettings(kind="kinesis", streams=(stream,)))
 
 
 def read_again(settings: Settings, value: bytes, origin: Origin) -> list[Record]:

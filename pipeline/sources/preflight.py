@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from pipeline.errors import FatalError, HeadwaterError, TransientError, backoff
 from pipeline.services.aws import CredentialsError, DeniedError
-from pipeline.settings.root import DynamoDBStream, Kinesis
+from pipeline.settings.sources import DynamoDBStreamSettings, KinesisSettings
 from pipeline.sources.dynamodb.streams import is_pattern
 from pipeline.sources.snapshots.snapshotter import Snapshotter
 from pipeline.sources.streams import StreamApi
@@ -40,15 +40,15 @@ class Patience:
 class Looked:
     """A source, and how it is looked at."""
 
-    settings: DynamoDBStream | Kinesis
+    settings: DynamoDBStreamSettings | KinesisSettings
     api: StreamApi
     snapshots: Snapshotter | None = None
 
     @property
     def is_open(self) -> bool:
         """Whether patterns or tags find more."""
-        names = self.settings.streams if isinstance(self.settings, Kinesis) else self.settings.tables
-        tags = not isinstance(self.settings, Kinesis) and bool(self.settings.tags)
+        names = self.settings.streams if isinstance(self.settings, KinesisSettings) else self.settings.tables
+        tags = not isinstance(self.settings, KinesisSettings) and bool(self.settings.tags)
         return tags or any(is_pattern(name) for name in names)
 
     def looks(self) -> Iterator[Callable[[], object]]:

@@ -18,7 +18,7 @@ import msgspec
 from confluent_kafka import Message
 from faust.types import TP
 
-from pipeline.settings.flows import PARTITIONED
+from pipeline.settings.enrich import PARTITIONED
 from pipeline.state import changelog
 from pipeline.state.items import Items
 from pipeline.state.parked import Parked, Place, Waiting

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from models.change import Change
-from pipeline.settings.flows import Envelope
+from pipeline.settings.formats import EnvelopeSettings
 from pipeline.steps.event import Event, Step, each, join, split
 from pipeline.steps.plain import encode, plain_added, plain_item, plain_json, with_members
 
@@ -39,7 +39,7 @@ class Encoder:
         self.step(events)
 
 
-def compile_envelope(settings: Envelope) -> Encoder:
+def compile_envelope(settings: EnvelopeSettings) -> Encoder:
     """Return the step that puts changes into an envelope, as JSON."""
     if settings.kind == "plain":
         return Encoder(each(_plain(settings)))
@@ -75,7 +75,7 @@ def _as_aws(event: Event) -> None:
 # -- plain ------------------------------------------------------------------------------------------------------------
 
 
-def _plain(settings: Envelope) -> Callable[[Event], None]:
+def _plain(settings: EnvelopeSettings) -> Callable[[Event], None]:
     tombstone, numbers = settings.tombstone is not False, settings.numbers
 
     def change(event: Event) -> None:
@@ -104,7 +104,7 @@ SLOT = msgspec.Raw(b"\0")
 """Stands in JSON for what differs from change to change: no JSON has that byte."""
 
 
-def _debezium(settings: Envelope) -> Callable[[Event], None]:
+def _debezium(settings: EnvelopeSettings) -> Callable[[Event], None]:
     numbers = settings.numbers
     image = _document if settings.images == "document" else partial(plain_json, numbers=numbers)
 
@@ -198,7 +198,7 @@ def _source(op: str, name: str, table: str, arn: str, **own: Any) -> dict[str, A
 # -- cloudevents ------------------------------------------------------------------------------------------------------
 
 
-def _cloudevents(settings: Envelope) -> Callable[[Event], None]:
+def _cloudevents(settings: EnvelopeSettings) -> Callable[[Event], None]:
     numbers, structured = settings.numbers, settings.mode == "structured"
 
     def change(event: Event) -> None:

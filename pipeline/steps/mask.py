@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from models.attributes import digits
-from pipeline.settings.flows import Mask
+from pipeline.settings.enrich import MaskSettings
 from pipeline.steps.attribute_path import Path, is_added, parse, readings
 from pipeline.steps.event import Event, Item, Step, Value, each
 from pipeline.steps.secrecy import MaskKey
@@ -34,7 +34,7 @@ class KeyMaskError(ValueError):
     """An attribute of the key is masked in a way that does not tell items apart."""
 
 
-def compile_masks(masks: Sequence[Mask], key: MaskKey) -> Step:
+def compile_masks(masks: Sequence[MaskSettings], key: MaskKey) -> Step:
     """Return the step that masks attributes; a path that a change does not have masks nothing."""
     compiled = []
     for mask in masks:
@@ -61,7 +61,7 @@ def compile_masks(masks: Sequence[Mask], key: MaskKey) -> Step:
     return each(step)
 
 
-def _change(mask: Mask, key: MaskKey) -> Change:
+def _change(mask: MaskSettings, key: MaskKey) -> Change:
     if mask.how == "hash":
         return lambda value: {"S": key.hash(canonical(value))}
     if mask.how == "tokenise":

@@ -20,7 +20,7 @@ from conditional import FakeDynamoDB, refused
 from confluent_kafka import Message
 
 from pipeline.errors import TransientError
-from pipeline.settings.root import Replica as ReplicaSettings
+from pipeline.settings.sinks import ReplicaSettings
 from pipeline.sinks.base import Sink
 from pipeline.sinks.lake.iceberg.sink import IcebergSink
 from pipeline.sinks.lake.layouts.columns import ColumnsLayout, TableSchema

@@ -16,7 +16,7 @@ from waiting import until
 from headwater.lab import kafka, processes
 from headwater.lab.processes import LOOPBACK, Process, free_port
 from headwater.lab.stack import Endpoints
-from pipeline.topics.names import admin
+from pipeline.topics.admin import admin
 
 pytestmark = pytest.mark.kafka
 NODES = (2, 3)

@@ -18,7 +18,8 @@ from headwater.lab.recorder import Recorder
 from headwater.lab.stack import Endpoints
 from headwater.lab.workers import Worker, Workers
 from pipeline.settings.root import Settings
-from pipeline.topics.names import Topics, admin, ensure
+from pipeline.topics.admin import admin, ensure
+from pipeline.topics.names import Topics
 
 pytestmark = pytest.mark.kafka
 PARTITIONS = 4

@@ -19,7 +19,7 @@ from headwater.lab.simulator.faults import Rates
 from headwater.lab.simulator.history import Stream
 from headwater.lab.simulator.world import World
 from headwater.lab.stack import Endpoints
-from pipeline.topics.names import admin, ensure
+from pipeline.topics.admin import admin, ensure
 
 pytestmark = pytest.mark.kafka
 FAN_OUT = {"kind": "kinesis", "streams": [TABLE], "read": "fan-out"}

@@ -25,7 +25,8 @@ from waiting import until
 from headwater.lab.recorder import Recorder
 from headwater.lab.stack import Endpoints
 from headwater.lab.workers import Worker, Workers
-from pipeline.topics.names import Topic, admin, ensure
+from pipeline.topics.admin import admin, ensure
+from pipeline.topics.names import Topic
 from pipeline.transport import Slice
 from pipeline.transport.producer import partition_of
 from pipeline.transport.transaction import Transaction

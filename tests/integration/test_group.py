@@ -18,7 +18,7 @@ from waiting import until
 
 from headwater.lab.stack import Endpoints
 from headwater.lab.workers import Worker, Workers
-from pipeline.topics.names import admin
+from pipeline.topics.admin import admin
 
 pytestmark = pytest.mark.kafka
 

@@ -33,7 +33,8 @@ from pipeline.runtime.app import Worker as App
 from pipeline.settings.root import Settings
 from pipeline.state.buckets import Buckets
 from pipeline.state.seen import SeenTable, pack, source_offset
-from pipeline.topics.names import Topic, admin, ensure
+from pipeline.topics.admin import admin, ensure
+from pipeline.topics.names import Topic
 from pipeline.transport import Slice, transaction
 from pipeline.transport.questions import Questions
 from pipeline.transport.reader import is_member, member_id

@@ -21,7 +21,8 @@ from waiting import until
 from headwater.lab.recorder import Recorder
 from headwater.lab.stack import Endpoints
 from headwater.lab.workers import Workers
-from pipeline.topics.names import Topic, admin, ensure
+from pipeline.topics.admin import admin, ensure
+from pipeline.topics.names import Topic
 
 pytestmark = pytest.mark.kafka
 PARTITIONS = 2

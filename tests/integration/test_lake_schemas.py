@@ -15,7 +15,8 @@ from confluent_kafka import OFFSET_BEGINNING, TopicPartition
 from headwater.lab.stack import Endpoints
 from pipeline.sinks.lake.layouts.columns import Kind, TableSchema
 from pipeline.sinks.lake.schemas import Schemas
-from pipeline.topics.names import Topic, admin, ensure
+from pipeline.topics.admin import admin, ensure
+from pipeline.topics.names import Topic
 from pipeline.transport import clients
 
 pytestmark = pytest.mark.kafka

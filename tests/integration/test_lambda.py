@@ -26,7 +26,8 @@ from pipeline.settings.root import Settings
 from pipeline.sources import lambda_handler
 from pipeline.sources.dynamodb.records import cut
 from pipeline.sources.lambda_handler import MARGIN, Writer
-from pipeline.topics.names import Topic, Topics, admin, ensure
+from pipeline.topics.admin import admin, ensure
+from pipeline.topics.names import Topic, Topics
 
 pytestmark = pytest.mark.kafka
 EVENTS = Path(__file__).parents[1] / "events"

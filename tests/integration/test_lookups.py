@@ -17,7 +17,7 @@ from headwater.lab.stack import Endpoints
 from pipeline.errors import FatalError, TransientError
 from pipeline.services.keys import mask_key
 from pipeline.services.lookups import lookup
-from pipeline.settings.flows import Lookup
+from pipeline.settings.enrich import LookupSettings
 from pipeline.steps.lookup import LookupFailedError
 from pipeline.steps.secrecy import MaskKey
 
@@ -31,9 +31,9 @@ def aws(stack: Endpoints, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
 
 
-def settings(table: str) -> Lookup:
+def settings(table: str) -> LookupSettings:
     key = {"sku": "product", "size": "size"}
-    return Lookup.model_validate({"kind": "lookup", "table": table, "key": key, "into": "price"})
+    return LookupSettings.model_validate({"kind": "lookup", "table": table, "key": key, "into": "price"})
 
 
 def order(sku: str, size: str) -> bytes:

@@ -28,10 +28,11 @@ from headwater.lab.recorder import Recorder, lag
 from headwater.lab.stack import Endpoints
 from headwater.lab.workers import Workers
 from pipeline.errors import FatalError
-from pipeline.settings.root import Mirror as MirrorSettings
+from pipeline.settings.sinks import MirrorSettings
 from pipeline.sinks.base import Writer
 from pipeline.sinks.mirror.sink import Mirror, copied
-from pipeline.topics.names import Topic, admin, ensure
+from pipeline.topics.admin import admin, ensure
+from pipeline.topics.names import Topic
 from pipeline.transport.logs import UNKNOWN, Log, logs_of
 
 pytestmark = pytest.mark.kafka

@@ -21,7 +21,8 @@ from headwater.lab.recorder import Recorder
 from headwater.lab.stack import Endpoints, Stack
 from headwater.lab.workers import Worker, Workers
 from pipeline.settings.root import Settings
-from pipeline.topics.names import Topics, admin, ensure
+from pipeline.topics.admin import admin, ensure
+from pipeline.topics.names import Topics
 from pipeline.transport.transaction import TIMEOUT_MS
 
 # Alone: it measures that a worker ends within ten seconds and goes on within forty, from the broker's restart on.

@@ -22,7 +22,8 @@ from headwater.lab import kafka, processes
 from headwater.lab.recorder import Recorder
 from headwater.lab.workers import Workers
 from pipeline.limits import HEADROOM
-from pipeline.topics.names import MAX_BYTES, admin
+from pipeline.topics.admin import admin
+from pipeline.topics.names import MAX_BYTES
 
 pytestmark = pytest.mark.kafka
 MOST = 8 << 20

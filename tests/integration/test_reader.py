@@ -13,7 +13,8 @@ from confluent_kafka import Message, Producer
 from faust.types import TP
 
 from headwater.lab.stack import Endpoints
-from pipeline.topics.names import Topic, admin, ensure
+from pipeline.topics.admin import admin, ensure
+from pipeline.topics.names import Topic
 from pipeline.transport.backlog import Backlog
 from pipeline.transport.reader import Reader
 

@@ -23,7 +23,7 @@ from pipeline.sinks.lake.manifests import read_manifests
 from pipeline.sinks.lake.objects import Objects
 from pipeline.sinks.lake.paths import origin_of
 from pipeline.sinks.lake.sink import Rotation
-from pipeline.topics.names import admin, ensure
+from pipeline.topics.admin import admin, ensure
 
 pytestmark = pytest.mark.kafka
 FLOWS = json.dumps([{"name": "f", "from": ["orders"], "to": "orders"}])

@@ -18,7 +18,8 @@ from waiting import until
 
 from headwater.lab.recorder import Recorder
 from headwater.lab.stack import Endpoints
-from pipeline.topics.names import Topic, admin, ensure
+from pipeline.topics.admin import admin, ensure
+from pipeline.topics.names import Topic
 
 pytestmark = pytest.mark.kafka
 SMALL = {"max.message.bytes": "20000", "retention.ms": "-1"}

@@ -22,7 +22,7 @@ from headwater.lab.stack import Endpoints
 from models.dead_letter import SEALED
 from pipeline.sinks.lake.manifests import entry_of, read_manifests
 from pipeline.sinks.lake.objects import Objects
-from pipeline.topics.names import admin, ensure
+from pipeline.topics.admin import admin, ensure
 
 pytestmark = pytest.mark.kafka
 FLOWS: list[dict[str, Any]] = [

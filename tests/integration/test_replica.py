@@ -29,7 +29,8 @@ from headwater.lab.workers import Workers
 from models.attributes import from_client
 from models.change import decode
 from pipeline.settings.root import Settings
-from pipeline.topics.names import Topics, admin, ensure
+from pipeline.topics.admin import admin, ensure
+from pipeline.topics.names import Topics
 
 pytestmark = pytest.mark.kafka
 FLOW = {"name": "all", "to": [{"sink": "all"}]}

@@ -18,8 +18,8 @@ from serving import Service
 from waiting import until
 
 from headwater.lab.stack import Endpoints
-from pipeline.operate.status import each, reading
 from pipeline.settings.root import Settings
+from pipeline.topics.read import each, reading
 
 pytestmark = pytest.mark.kafka
 PLANTED = {

@@ -28,7 +28,8 @@ from pipeline.operate import snapshots as snapshotting
 from pipeline.settings.root import Settings
 from pipeline.sources.snapshots import s3_export
 from pipeline.sources.snapshots.known import Export, Segment, Snapshot
-from pipeline.topics.names import Topics, admin, ensure
+from pipeline.topics.admin import admin, ensure
+from pipeline.topics.names import Topics
 
 pytestmark = pytest.mark.kafka
 TABLE = "orders"

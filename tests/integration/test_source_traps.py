@@ -25,7 +25,8 @@ from headwater.lab.stack import AWS_URL, Endpoints
 from headwater.lab.workers import Workers
 from pipeline.settings.root import Settings
 from pipeline.sources.places import ShardOf
-from pipeline.topics.names import Topics, admin, ensure
+from pipeline.topics.admin import admin, ensure
+from pipeline.topics.names import Topics
 
 pytestmark = pytest.mark.kafka
 TABLE = "orders"

@@ -8,7 +8,7 @@ import pytest
 from mypy_boto3_dynamodb import DynamoDBClient
 
 from headwater.lab.stack import Endpoints
-from pipeline.settings.root import DynamoDBStream
+from pipeline.settings.sources import DynamoDBStreamSettings
 from pipeline.sources.dynamodb.streams import DynamoDBStreams
 
 pytestmark = pytest.mark.kafka  # the stand-in comes with the stack
@@ -32,7 +32,7 @@ def prefix(stack: Endpoints, dynamodb: DynamoDBClient, monkeypatch: pytest.Monke
 
 
 def found(known: set[str], **source: object) -> list[str]:
-    return DynamoDBStreams(DynamoDBStream.model_validate(source)).tables(known)
+    return DynamoDBStreams(DynamoDBStreamSettings.model_validate(source)).tables(known)
 
 
 def test_names_are_taken_as_they_are_whether_the_tables_exist_or_not(prefix: str) -> None:

@@ -16,7 +16,8 @@ from waiting import until
 
 from headwater.lab.stack import Endpoints
 from pipeline.limits import MESSAGE_MAX
-from pipeline.topics.names import Topic, admin, ensure
+from pipeline.topics.admin import admin, ensure
+from pipeline.topics.names import Topic
 from pipeline.transport import Participant, Slice
 from pipeline.transport.follower import Follower
 from pipeline.transport.producer import partition_of

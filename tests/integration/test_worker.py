@@ -25,7 +25,8 @@ from headwater.lab.recorder import Recorder
 from headwater.lab.stack import Endpoints
 from headwater.lab.workers import Workers
 from pipeline.settings.root import Settings
-from pipeline.topics.names import Topic, Topics, admin, ensure
+from pipeline.topics.admin import admin, ensure
+from pipeline.topics.names import Topic, Topics
 
 pytestmark = pytest.mark.kafka
 ARN = "arn:aws:dynamodb:eu-west-1:000000000000:table/{table}/stream/2026-11-23T00:00:00.000"

@@ -22,7 +22,7 @@ from pipeline.files import exact_json
 from pipeline.flows import golden
 from pipeline.flows.compile import Means, NewRegistry, compile_flow, onlooking
 from pipeline.flows.explain import explain
-from pipeline.settings.flows import Flow
+from pipeline.settings.flows import FlowSettings
 from pipeline.settings.root import Settings
 from pipeline.steps.python import Function
 
@@ -71,8 +71,8 @@ def means(text: str) -> Means:
     )
 
 
-def flow(**more: Any) -> Flow:
-    return Flow.model_validate({"name": "f", "to": "s", "enrich": STEPS, "envelope": "plain", **more})
+def flow(**more: Any) -> FlowSettings:
+    return FlowSettings.model_validate({"name": "f", "to": "s", "enrich": STEPS, "envelope": "plain", **more})
 
 
 def record(text: str) -> bytes:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft7Validator
 
 from models.attributes import python_value
-from pipeline.settings.flows import Envelope, Format
+from pipeline.settings.formats import EnvelopeSettings, FormatSettings
 from pipeline.steps.envelope import compile_envelope, source
 from pipeline.steps.formats import avro, json_schema
 from pipeline.steps.formats.connect import compile_schemas
@@ -119,7 +119,7 @@ def test_members_are_added_to_written_json_as_to_the_item(item: dict[str, Any], 
 def test_debezium_is_written_as_its_members_would_be(value: bytes, more: dict[str, Any], numbers: Any) -> None:
     one = event(value)
     one.added = {name: msgspec.Raw(json.dumps(value).encode()) for name, value in more.items()}
-    compile_envelope(Envelope.model_validate({"kind": "debezium", "numbers": numbers}))([one])
+    compile_envelope(EnvelopeSettings.model_validate({"kind": "debezium", "numbers": numbers}))([one])
     change = one.change
     images = {
         name: None if image is None else plain_item(image, numbers)
@@ -152,9 +152,9 @@ def of_connect(schema: Any, value: Any) -> Any:
 @settings(max_examples=300, deadline=None)
 def test_json_with_its_schema_is_exact(value: bytes) -> None:
     one = event(value)
-    compile_schemas(Envelope(kind="debezium"), Format(kind="json", schemas=True, on_conflict="widen"), "p.sink.s")(
-        [one]
-    )
+    compile_schemas(
+        EnvelopeSettings(kind="debezium"), FormatSettings(kind="json", schemas=True, on_conflict="widen"), "p.sink.s"
+    )([one])
     assert one.error is None
     message = json.loads(one.output or b"")
     found = of_connect(message["schema"], message["payload"])

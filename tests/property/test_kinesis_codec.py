@@ -9,12 +9,12 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.settings.root import Kinesis
+from pipeline.settings.sources import KinesisSettings
 from pipeline.sources.dynamodb.records import Unreadable
 from pipeline.sources.kinesis.kpl import MAGIC, NotAggregatedError, Sub, aggregate, deaggregate
 from pipeline.sources.kinesis.records import Number, Put, changes
 
-AS_JSON = Kinesis(kind="kinesis", streams=("*",), codec="json")
+AS_JSON = KinesisSettings(kind="kinesis", streams=("*",), codec="json")
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 NUMBERS = st.builds(
     "{}{}{}".format,

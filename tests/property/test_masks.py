@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from models.attributes import normal
 from models.dead_letter import DeadLetter
-from pipeline.settings.flows import Envelope, Mask
+from pipeline.settings.enrich import MaskSettings
+from pipeline.settings.formats import EnvelopeSettings
 from pipeline.steps.envelope import compile_envelope
 from pipeline.steps.mask import canonical, compile_masks
 from pipeline.steps.secrecy import MaskKey, WrongKeyError, open_letter, seal_letter
@@ -40,11 +41,11 @@ holding = st.sampled_from(
 def test_nothing_of_a_masked_value_is_in_what_is_written(where: Any, how: str, others: Any, both: bool) -> None:
     path, value = where
     item = {"id": {"S": "x"}, **others, "secret": value}
-    step = compile_masks([Mask.model_validate({"path": path, "how": how, "keep": 2})], KEY)
+    step = compile_masks([MaskSettings.model_validate({"path": path, "how": how, "keep": 2})], KEY)
     for new, old in ((item, item if both else None), (None, item)):
         for envelope in ENVELOPES:
             (one,) = done(step, record(new, old))
-            compile_envelope(Envelope.model_validate(envelope)).step([one])
+            compile_envelope(EnvelopeSettings.model_validate(envelope)).step([one])
             assert one.error is None
             assert one.output is not None
             assert SECRET.encode() not in one.output
@@ -53,7 +54,7 @@ def test_nothing_of_a_masked_value_is_in_what_is_written(where: Any, how: str, o
 @given(value=values)
 @settings(max_examples=300, deadline=None)
 def test_a_token_gives_back_the_value_and_its_type(value: Any) -> None:
-    (one,) = done(compile_masks([Mask(path="a", how="tokenise")], KEY), record({"id": {"S": "x"}, "a": value}))
+    (one,) = done(compile_masks([MaskSettings(path="a", how="tokenise")], KEY), record({"id": {"S": "x"}, "a": value}))
     token = outcome(one)["after"]["a"]["S"]
     assert json.loads(KEY.detokenise(token)) == value
     with pytest.raises(WrongKeyError):
@@ -85,5 +86,5 @@ def test_a_sealed_letter_gives_back_what_it_hides_to_its_key_alone(key: Any, val
 def test_events_that_are_masked_twice_do_not_share_what_is_written() -> None:
     value = record({"id": {"S": "x"}, "a": {"S": SECRET}})
     one, other = event(value), event(value)
-    compile_masks([Mask(path="a", how="drop")], KEY)([one])
+    compile_masks([MaskSettings(path="a", how="drop")], KEY)([one])
     assert outcome(other)["after"]["a"] == {"S": SECRET}

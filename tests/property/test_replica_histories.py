@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import TransientError
-from pipeline.settings.root import Replica
+from pipeline.settings.sinks import ReplicaSettings
 from pipeline.sinks.replica.sink import ReplicaWriter
 from pipeline.sinks.replica.table import ReplicaTable
 
@@ -92,7 +92,9 @@ class Troubled:
                 raise refused("InternalServerError" if when == "before" else "RequestLimitExceeded")
 
 
-def carry(client: FakeDynamoDB, settings: Replica, records: list[Message], data: st.DataObject, begin: int = 0) -> None:
+def carry(
+    client: FakeDynamoDB, settings: ReplicaSettings, records: list[Message], data: st.DataObject, begin: int = 0
+) -> None:
     """Apply records as a worker does: in flushes of any size, tried again after errors, sometimes by a new owner."""
     with ThreadPoolExecutor(1) as calls:  # one: so that hypothesis can find the same again
         table = ReplicaTable(cast("Any", client), settings)
@@ -123,7 +125,7 @@ def test_changes_in_any_order_and_any_number_end_with_the_newest(
     again = data.draw(st.lists(st.sampled_from(values), max_size=4), label="again")
     shuffled = data.draw(st.permutations(values + again), label="order")
     client = FakeDynamoDB({"t": "id", "t.versions": "item"}, Troubled(plan))
-    settings = Replica(sinks=("s",), **MODES[mode])
+    settings = ReplicaSettings(sinks=("s",), **MODES[mode])
     records = [cast("Message", Record(value, offset)) for offset, value in enumerate(shuffled)]
     carry(client, settings, records, data)
     assert state(client) == folded(values)
@@ -142,5 +144,5 @@ def test_changes_in_order_end_with_the_newest_also_where_nothing_is_remembered(
 ) -> None:
     client = FakeDynamoDB({"t": "id", "t.versions": "item"}, Troubled(plan))
     records = [cast("Message", Record(value, offset)) for offset, value in enumerate(values)]
-    carry(client, Replica(sinks=("s",), **MODES[mode]), records, data)
+    carry(client, ReplicaSettings(sinks=("s",), **MODES[mode]), records, data)
     assert state(client) == folded(values)

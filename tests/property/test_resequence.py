@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from headwater.lab.simulator.world import delivered
 from models.change import decode
-from pipeline.settings.root import Kinesis
+from pipeline.settings.sources import KinesisSettings
 from pipeline.sources.kinesis.kpl import Sub, aggregate
 from pipeline.sources.kinesis.records import Answer, Put
 from pipeline.sources.kinesis.resequence import MOST_BYTES, Window
 from pipeline.state.newest import NewestTimes
 from pipeline.steps.late import late_ones
 
-HOW = Kinesis(kind="kinesis", streams=("t",))
+HOW = KinesisSettings(kind="kinesis", streams=("t",))
 EPOCH = 1_800_000_000.0
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from models.change import canonical, decode, item_key
 from pipeline.flows.compile import Means
-from pipeline.settings.flows import Flow
+from pipeline.settings.flows import FlowSettings
 from pipeline.steps import flow as steps
 from pipeline.steps.mask import canonical as in_normal_form
 from pipeline.steps.secrecy import MaskKey
@@ -225,7 +225,7 @@ def check(model: Model, changes: Sequence[tuple[int, Item | None, bytes]], names
 def test_each_sink_has_the_keys_of_the_items_that_its_route_matches(
     model: Model, writes: Any, names: Sequence[str], batch: int
 ) -> None:
-    if Flow.model_validate({"name": "f", **model.settings}).leaves is None:
+    if FlowSettings.model_validate({"name": "f", **model.settings}).leaves is None:
         return  # one condition, and one sink
     check(model, list(history(writes, names)), names, batch)
 

@@ -21,9 +21,9 @@ from models.change import decode, item_key
 from pipeline.flows.compile import GivenRows, Means
 from pipeline.services.lookups import Http, Items
 from pipeline.services.registry import SchemaRegistry
-from pipeline.settings.flows import Envelope, Format, Mask
-from pipeline.settings.flows import Lookup as LookupSettings
-from pipeline.settings.root import Registry
+from pipeline.settings.enrich import LookupSettings, MaskSettings
+from pipeline.settings.formats import EnvelopeSettings, FormatSettings
+from pipeline.settings.kafka import RegistrySettings
 from pipeline.steps.enrich import JoinStep, compute, join
 from pipeline.steps.envelope import compile_envelope
 from pipeline.steps.event import Event, Step
@@ -121,9 +121,9 @@ WITH_CUSTOMERS = (
 
 
 def registered(kind: str, envelope: str, on_conflict: str) -> Step:
-    registry = SchemaRegistry(Registry(url="mock://conformance"))
-    format_settings = Format.model_validate({"kind": kind, "on_conflict": on_conflict})
-    return compile_format(Envelope.model_validate({"kind": envelope}), format_settings, "p.sink.s", registry)
+    registry = SchemaRegistry(RegistrySettings(url="mock://conformance"))
+    format_settings = FormatSettings.model_validate({"kind": kind, "on_conflict": on_conflict})
+    return compile_format(EnvelopeSettings.model_validate({"kind": envelope}), format_settings, "p.sink.s", registry)
 
 
 STEPS: dict[str, Callable[[], Step]] = {
@@ -152,22 +152,22 @@ STEPS: dict[str, Callable[[], Step]] = {
     "rename": lambda: rename({"total": "status", "status": "total"}),
     "mask": lambda: compile_masks(
         [
-            Mask(path="id", how="hash"),
-            Mask(path="email", how="tokenise"),
-            Mask(path="address.n", how="redact"),
-            Mask(path="phones[*]", how="truncate"),
-            Mask(path="status[*]", how="hash"),
-            Mask(path="a-b", how="hash"),
-            Mask(path="total", how="drop"),
+            MaskSettings(path="id", how="hash"),
+            MaskSettings(path="email", how="tokenise"),
+            MaskSettings(path="address.n", how="redact"),
+            MaskSettings(path="phones[*]", how="truncate"),
+            MaskSettings(path="status[*]", how="hash"),
+            MaskSettings(path="a-b", how="hash"),
+            MaskSettings(path="total", how="drop"),
         ],
         KEY,
     ),
-    "dynamodb": lambda: compile_envelope(Envelope()),
-    "plain": lambda: compile_envelope(Envelope(kind="plain")),
-    "debezium": lambda: compile_envelope(Envelope(kind="debezium", numbers="string")),
-    "debezium, documents": lambda: compile_envelope(Envelope(kind="debezium", images="document")),
-    "cloudevents": lambda: compile_envelope(Envelope(kind="cloudevents")),
-    "cloudevents, structured": lambda: compile_envelope(Envelope(kind="cloudevents", mode="structured")),
+    "dynamodb": lambda: compile_envelope(EnvelopeSettings()),
+    "plain": lambda: compile_envelope(EnvelopeSettings(kind="plain")),
+    "debezium": lambda: compile_envelope(EnvelopeSettings(kind="debezium", numbers="string")),
+    "debezium, documents": lambda: compile_envelope(EnvelopeSettings(kind="debezium", images="document")),
+    "cloudevents": lambda: compile_envelope(EnvelopeSettings(kind="cloudevents")),
+    "cloudevents, structured": lambda: compile_envelope(EnvelopeSettings(kind="cloudevents", mode="structured")),
 }
 
 

@@ -24,7 +24,7 @@ from pipeline.services.aws import (
     explain,
 )
 from pipeline.services.aws_errors import CODES, Meaning, meaning_of
-from pipeline.settings.root import DynamoDBStream
+from pipeline.settings.sources import DynamoDBStreamSettings
 from pipeline.sources.dynamodb.streams import DynamoDBStreams
 
 SERVICES = ("dynamodb", "dynamodbstreams", "kinesis", "s3", "sts", "kms", "resourcegroupstaggingapi")
@@ -251,8 +251,8 @@ def test_a_provider_that_fails_at_a_look_is_an_error_of_the_look(
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
-    tagged = DynamoDBStreams(DynamoDBStream(kind="dynamodb-stream", tags={"cdc": "on"}))
-    named = DynamoDBStreams(DynamoDBStream(kind="dynamodb-stream", tables=("orders",)))
+    tagged = DynamoDBStreams(DynamoDBStreamSettings(kind="dynamodb-stream", tags={"cdc": "on"}))
+    named = DynamoDBStreams(DynamoDBStreamSettings(kind="dynamodb-stream", tables=("orders",)))
     for look in (lambda: tagged.tables(set()), lambda: named.stream_of("orders"), lambda: named.shards_of("arn")):
         with pytest.raises(CredentialsError, match="sso session expired"):
             look()

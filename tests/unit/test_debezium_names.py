@@ -27,8 +27,10 @@ from schema_registry import serve
 from pipeline.flows.compile import Means
 from pipeline.flows.graph import steps
 from pipeline.services.registry import SchemaRegistry
-from pipeline.settings.flows import Envelope, Flow, Format
-from pipeline.settings.root import Registry, Settings
+from pipeline.settings.flows import FlowSettings
+from pipeline.settings.formats import EnvelopeSettings, FormatSettings
+from pipeline.settings.kafka import RegistrySettings
+from pipeline.settings.root import Settings
 from pipeline.steps.envelope import Encoder
 from pipeline.steps.event import Event
 from pipeline.steps.flow import Message
@@ -63,15 +65,15 @@ def clients() -> Iterator[ExitStack]:
 
 
 def registry_of(served: Served, clients: ExitStack) -> SchemaRegistry:
-    registry = SchemaRegistry(Registry(url=served.url, properties={"max.retries": 0}))
+    registry = SchemaRegistry(RegistrySettings(url=served.url, properties={"max.retries": 0}))
     clients.callback(registry._client.close)
     return registry
 
 
 def worker(served: Served, clients: ExitStack, kind: str, **settings: Any) -> Encoder:
     """Return the last step of a worker of its own."""
-    form = Format.model_validate({"kind": kind, **settings})
-    return compile_format(Envelope(kind="debezium"), form, TOPIC, registry_of(served, clients))
+    form = FormatSettings.model_validate({"kind": kind, **settings})
+    return compile_format(EnvelopeSettings(kind="debezium"), form, TOPIC, registry_of(served, clients))
 
 
 def earlier(served: Served, kind: str) -> Event:
@@ -314,7 +316,9 @@ def test_the_key_of_a_masked_attribute_is_masked(served: Served, clients: ExitSt
 
 def written(value: bytes, envelope: dict[str, Any] | str = "debezium", **settings: Any) -> Any:
     whole = {"kind": envelope} if isinstance(envelope, str) else envelope
-    step = compile_schemas(Envelope.model_validate(whole), Format(kind="json", schemas=True, **settings), TOPIC)
+    step = compile_schemas(
+        EnvelopeSettings.model_validate(whole), FormatSettings(kind="json", schemas=True, **settings), TOPIC
+    )
     (one,) = done(step, value)
     return json.loads(one.output or b"")
 
@@ -351,7 +355,7 @@ def test_json_with_its_schema_as_plain_json() -> None:
 def test_a_number_that_does_not_fit_the_decimal_is_rejected_or_text() -> None:
     value = record({**ID, "n": {"N": "1E-130"}})
     (one,) = [event(value)]
-    compile_schemas(Envelope(kind="debezium"), Format(kind="json", schemas=True), TOPIC)([one])
+    compile_schemas(EnvelopeSettings(kind="debezium"), FormatSettings(kind="json", schemas=True), TOPIC)([one])
     assert "cannot hold this number" in str(one.error)
     assert written(value, on_conflict="widen")["payload"]["after"]["n"] == "1E-130"
 
@@ -359,15 +363,15 @@ def test_a_number_that_does_not_fit_the_decimal_is_rejected_or_text() -> None:
 def test_settings_that_do_not_go_together_are_refused() -> None:
     for form in ({"kind": "avro", "schemas": True}, {"kind": "json", "former_names": "keep"}):
         with pytest.raises(ValidationError):
-            Format.model_validate(form)
+            FormatSettings.model_validate(form)
     with pytest.raises(ValidationError, match="key_format avro: needs the envelope plain or debezium"):
-        Flow.model_validate({"name": "f", "to": "s", "key_format": "avro"})
+        FlowSettings.model_validate({"name": "f", "to": "s", "key_format": "avro"})
     with pytest.raises(ValidationError, match="format json with schemas: needs the envelope"):
-        Flow.model_validate({"name": "f", "to": "s", "format": {"schemas": True}})
+        FlowSettings.model_validate({"name": "f", "to": "s", "format": {"schemas": True}})
     with pytest.raises(ValidationError, match=r"flows\.0\.key_format: avro needs schema_registry\.url"):
         Settings.model_validate({"flows": [{"name": "f", "to": "s", "envelope": "debezium", "key_format": "avro"}]})
 
 
 def test_the_graph_of_flows_tells_the_formats() -> None:
     whole = {"name": "f", "to": "s", "envelope": "debezium", "format": {"schemas": True}, "key_format": "avro"}
-    assert steps(Flow.model_validate(whole)) == ["debezium with schemas, keys avro"]
+    assert steps(FlowSettings.model_validate(whole)) == ["debezium with schemas, keys avro"]

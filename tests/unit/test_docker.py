@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from headwater.lab import aws, kafka
-from pipeline.settings.root import load
+from pipeline.settings.load import load
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"

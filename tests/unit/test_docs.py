@@ -26,7 +26,9 @@ from headwater.testing import change
 from pipeline.flows import golden
 from pipeline.flows.compile import compile_flow, onlooking
 from pipeline.runtime.app import AGENTS, App, create_app
-from pipeline.settings.root import ENV_PREFIX, KINDS, NOT_SETTINGS, DynamoDBStream, Settings, load
+from pipeline.settings.load import NOT_SETTINGS, load
+from pipeline.settings.root import ENV_PREFIX, Settings
+from pipeline.settings.sources import KINDS, DynamoDBStreamSettings
 from pipeline.steps.filter import compile_pattern
 from pipeline.topics.names import Topics
 
@@ -170,7 +172,9 @@ def test_settings_files_on_the_pages_load(
     settings = load()
     for flow in settings.flows:
         compile_flow(flow, onlooking([flow]))
-    captured = {table for source in settings.sources if isinstance(source, DynamoDBStream) for table in source.tables}
+    captured = {
+        table for source in settings.sources if isinstance(source, DynamoDBStreamSettings) for table in source.tables
+    }
     joined = {table for flow in settings.flows for table in [*flow.references, *flow.partitioned]}
     assert captured >= {table for table in joined if not table.startswith("topic:")}, page
 

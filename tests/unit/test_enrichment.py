@@ -18,7 +18,8 @@ from headwater.testing import change, run
 from pipeline.errors import TransientError, UsageError
 from pipeline.flows.compile import GivenRows, Means, compile_flow
 from pipeline.services.lookups import lookup
-from pipeline.settings.flows import Flow, Lookup
+from pipeline.settings.enrich import LookupSettings
+from pipeline.settings.flows import FlowSettings
 from pipeline.steps.lookup import FAILURES, Breaker, Memory, compile_lookup
 from pipeline.steps.python import load
 from pipeline.steps.sql import QueryError, compile_query
@@ -72,7 +73,7 @@ def test_a_query_adds_its_columns_by_their_types() -> None:
 
 def test_a_query_reads_tables_with_a_sort_key_and_topics() -> None:
     item = b'{"tier":{"S":"gold"}}'
-    flow = Flow.model_validate(
+    flow = FlowSettings.model_validate(
         {
             "name": "f",
             "to": "a",
@@ -211,7 +212,9 @@ def service() -> Service:
 
 
 def looked_up(address: str, *values: bytes, **more: Any) -> list[Any]:
-    settings = Lookup.model_validate({"kind": "lookup", "url": f"{address}/c/{{customer}}", "into": "c", **more})
+    settings = LookupSettings.model_validate(
+        {"kind": "lookup", "url": f"{address}/c/{{customer}}", "into": "c", **more}
+    )
     step = lookup(settings, {"TOKEN": "s3cret"})
     return [outcome(one) for one in done(step, *values)]
 
@@ -252,7 +255,9 @@ def test_a_failure_is_tried_again_rejected_or_passed_on(service: Service) -> Non
 @pytest.mark.parametrize("text", ["", ".", ".."])
 def test_a_value_that_would_name_another_place_is_not_asked_for(service: Service, text: str) -> None:
     with service.running() as address:
-        settings = Lookup.model_validate({"kind": "lookup", "url": f"{address}/c/{{customer}}/open", "into": "c"})
+        settings = LookupSettings.model_validate(
+            {"kind": "lookup", "url": f"{address}/c/{{customer}}/open", "into": "c"}
+        )
         assert outcome(done(lookup(settings, {}), record({**ORDER, "customer": {"S": text}}))[0])["added"] == {
             "c": {"NULL": True}
         }
@@ -276,7 +281,7 @@ def test_a_batch_does_not_wait_for_each_of_its_questions_when_the_service_is_dow
 def test_one_question_that_always_fails_leaves_the_others_their_answers(service: Service) -> None:
     service.statuses = {"/c/odd": 500}
     with service.running() as address:
-        settings = Lookup.model_validate(
+        settings = LookupSettings.model_validate(
             {"kind": "lookup", "url": f"{address}/c/{{customer}}", "into": "c", "on_failure": "pass"}
         )
         step = lookup(settings, {})
@@ -311,7 +316,7 @@ def priced(service: Service, patch: pytest.MonkeyPatch, *skus: dict[str, Any]) -
     with service.running() as address:
         for name, value in (("ENDPOINT_URL_DYNAMODB", address), ("ACCESS_KEY_ID", "x"), ("SECRET_ACCESS_KEY", "x")):
             patch.setenv(f"AWS_{name}", value)
-        step = lookup(Lookup.model_validate(table), {})
+        step = lookup(LookupSettings.model_validate(table), {})
         return [outcome(one) for one in done(step, *[record({**ORDER, "sku": sku}) for sku in skus])]
 
 
@@ -330,7 +335,9 @@ def test_a_key_of_another_type_rejects_its_own_change_alone(service: Service, mo
 
 
 def test_a_variable_that_is_not_set_is_said_at_once() -> None:
-    settings = Lookup.model_validate({"kind": "lookup", "url": "http://x", "into": "c", "headers": {"A": "${NOTHING}"}})
+    settings = LookupSettings.model_validate(
+        {"kind": "lookup", "url": "http://x", "into": "c", "headers": {"A": "${NOTHING}"}}
+    )
     with pytest.raises(UsageError, match="the variable NOTHING"):
         lookup(settings, {})
 

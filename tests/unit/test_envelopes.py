@@ -9,7 +9,7 @@ import pytest
 from cloudevents.kafka import KafkaMessage, from_binary, from_structured
 from events_made import done, event, record
 
-from pipeline.settings.flows import Envelope
+from pipeline.settings.formats import EnvelopeSettings
 from pipeline.steps.envelope import compile_envelope
 from pipeline.steps.event import Event
 from pipeline.steps.plain import plain_value
@@ -44,7 +44,7 @@ def written(settings: dict[str, Any] | str, value: bytes, added: dict[str, Any] 
     raw = type(one.change.body.keys)
     one.added = {name: raw(json.dumps(value).encode()) for name, value in (added or {}).items()}
     whole = {"kind": settings} if isinstance(settings, str) else settings
-    compile_envelope(Envelope.model_validate(whole))([one])
+    compile_envelope(EnvelopeSettings.model_validate(whole))([one])
     assert one.error is None
     return one
 
@@ -112,7 +112,7 @@ def test_debezium_has_the_keys_of_confluents_connector() -> None:
 )
 def test_a_tombstone_follows_where_it_was_asked_for(settings: Any, follows: bool) -> None:
     whole = {"kind": settings} if isinstance(settings, str) else settings
-    assert compile_envelope(Envelope.model_validate(whole)).tombstone_follows is follows
+    assert compile_envelope(EnvelopeSettings.model_validate(whole)).tombstone_follows is follows
 
 
 def test_as_aws_gives_it_byte_for_byte_until_a_step_has_changed_it() -> None:
@@ -120,7 +120,7 @@ def test_as_aws_gives_it_byte_for_byte_until_a_step_has_changed_it() -> None:
     assert written("dynamodb", value).output == value
     assert (written("dynamodb", value, {"n": {"N": "1"}}).output or b"").startswith(value[:-1])
     (one,) = done(drop(["total"]), value)
-    compile_envelope(Envelope())([one])
+    compile_envelope(EnvelopeSettings())([one])
     found = json.loads(one.output or b"")
     was = json.loads(value)
     assert "total" not in found["dynamodb"]["NewImage"]
@@ -131,7 +131,7 @@ def test_as_aws_gives_it_byte_for_byte_until_a_step_has_changed_it() -> None:
 
 def test_what_is_no_attribute_value_is_rejected() -> None:
     for odd in ({"X": "1"}, {}, {"N": "one"}, {"N": "NaN"}, {"L": [{"S": 1, "Y": 2}]}):
-        (one,) = done(compile_envelope(Envelope(kind="plain")), record({"id": {"S": "1"}, "a": odd}))
+        (one,) = done(compile_envelope(EnvelopeSettings(kind="plain")), record({"id": {"S": "1"}, "a": odd}))
         assert isinstance(one.error, ValueError), odd
 
 

@@ -12,8 +12,9 @@ from pipeline.flows.check import examine
 from pipeline.flows.compile import FlowError, compile_flow, onlooking
 from pipeline.flows.explain import explain
 from pipeline.operate.check import check
-from pipeline.settings.flows import Flow
-from pipeline.settings.root import Settings, load
+from pipeline.settings.flows import FlowSettings
+from pipeline.settings.load import load
+from pipeline.settings.root import Settings
 
 FILE = Path("headwater.toml")
 EVENT = b'{"eventID":"e","eventName":"INSERT","tableName":"orders","dynamodb":{"Keys":{}}}'
@@ -102,7 +103,7 @@ def test_what_compiles_a_flow_says_where_it_stands() -> None:
 
 def test_a_flow_that_is_another_than_in_the_file_is_given_no_line() -> None:
     written('[[flows]]\nname = "a"\nwhere = "op == \'u\'"\nto = "x"')
-    applied = Flow.model_validate({"name": "a", "where": "op ==", "to": "x"})
+    applied = FlowSettings.model_validate({"name": "a", "where": "op ==", "to": "x"})
     with pytest.raises(FlowError, match=r"^flow a, where: "):
         compile_flow(applied, onlooking([applied]))
 
@@ -208,4 +209,4 @@ def test_a_setting_is_refused_in_words_and_with_its_line(flows: str, words: str)
 )
 def test_a_setting_that_an_envelope_does_not_have_is_refused(envelope: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        Flow.model_validate({"name": "a", "to": "x", "envelope": envelope})
+        FlowSettings.model_validate({"name": "a", "to": "x", "envelope": envelope})

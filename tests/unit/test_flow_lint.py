@@ -11,14 +11,14 @@ from conftest import Headwater
 from pydantic import ValidationError
 
 from pipeline.flows.lint import lint
-from pipeline.settings.flows import Flow
+from pipeline.settings.flows import FlowSettings
 
 JOIN = {"kind": "join", "table": "customers", "on": "customer_id", "into": "customer"}
 KEY: dict[str, Any] = {"mask_key": "file:mask.key"}
 
 
-def flow(**more: Any) -> Flow:
-    return Flow.model_validate({"name": "f", "from": ["orders"], "to": "s", **more})
+def flow(**more: Any) -> FlowSettings:
+    return FlowSettings.model_validate({"name": "f", "from": ["orders"], "to": "s", **more})
 
 
 def image(attributes: dict[str, Any], name: str = "NewImage") -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from pipeline.settings.flows import PARTITIONED
+from pipeline.settings.enrich import PARTITIONED
 from pipeline.state.items import Items
 from pipeline.state.joined import Joins, Joint, Reached, Reference
 from pipeline.state.parked import Head, Lot, Parked, Place, Times, Waiting

@@ -21,7 +21,7 @@ from pipeline.flows.explain import FlowTrace, explain
 from pipeline.flows.graph import NAME, RULE, TEXT, WIDTH, mermaid, svg
 from pipeline.flows.runner import AT_LEAST, RejectLimit
 from pipeline.flows.versions import dump, parse, text_of
-from pipeline.settings.flows import Flow
+from pipeline.settings.flows import FlowSettings
 from pipeline.settings.root import Settings
 
 SVG = "http://www.w3.org/2000/svg"
@@ -149,7 +149,7 @@ EVENT = {
 ADA = {"customer_id": {"S": "c-1"}, "tier": {"S": "gold"}}
 
 
-def flows() -> tuple[Flow, ...]:
+def flows() -> tuple[FlowSettings, ...]:
     return Settings.model_validate({"flows": FLOWS}).flows
 
 

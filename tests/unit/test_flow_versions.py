@@ -8,11 +8,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from pipeline.flows.versions import KEY, FlowVersions, Version, dump, encode
-from pipeline.settings.flows import Flow
+from pipeline.settings.flows import FlowSettings
 
 
-def flows(*names: str) -> tuple[Flow, ...]:
-    return tuple(Flow.model_validate({"name": name, "to": "s"}) for name in names)
+def flows(*names: str) -> tuple[FlowSettings, ...]:
+    return tuple(FlowSettings.model_validate({"name": name, "to": "s"}) for name in names)
 
 
 def version(number: int, *names: str, at: float = 0.0) -> Version:
@@ -29,7 +29,7 @@ class Worker:
             transport, "flows", ["raw"], flows("own"), lambda flows: None, self._build, "client"
         )
 
-    def _build(self, flows: Sequence[Flow]) -> list[str]:
+    def _build(self, flows: Sequence[FlowSettings]) -> list[str]:
         self.built.append([flow.name for flow in flows])
         return self.built[-1]
 

@@ -18,8 +18,8 @@ from events_made import event, record
 from jsonschema import Draft7Validator
 
 from pipeline.services.registry import SchemaRegistry
-from pipeline.settings.flows import Envelope, Format
-from pipeline.settings.root import Registry
+from pipeline.settings.formats import EnvelopeSettings, FormatSettings
+from pipeline.settings.kafka import RegistrySettings
 from pipeline.steps.event import Event
 from pipeline.steps.formats import avro, json_schema, protobuf
 from pipeline.steps.formats.names import escaped, original
@@ -45,7 +45,7 @@ ORDER: dict[str, Any] = {
 
 @pytest.fixture
 def registry() -> SchemaRegistry:
-    return SchemaRegistry(Registry(url="mock://tests"))
+    return SchemaRegistry(RegistrySettings(url="mock://tests"))
 
 
 def client(registry: SchemaRegistry) -> SchemaRegistryClient:
@@ -56,8 +56,8 @@ def client(registry: SchemaRegistry) -> SchemaRegistryClient:
 def encode(
     registry: SchemaRegistry, kind: str, *values: bytes, envelope: str = "plain", widen: bool = False
 ) -> list[Event]:
-    settings = Format.model_validate({"kind": kind, "on_conflict": "widen" if widen else "reject"})
-    step = compile_format(Envelope.model_validate({"kind": envelope}), settings, TOPIC, registry)
+    settings = FormatSettings.model_validate({"kind": kind, "on_conflict": "widen" if widen else "reject"})
+    step = compile_format(EnvelopeSettings.model_validate({"kind": envelope}), settings, TOPIC, registry)
     events = [event(value) for value in values]
     step(events)
     return events
@@ -139,9 +139,9 @@ def test_debezium_in_avro(registry: SchemaRegistry) -> None:
 
 
 def test_debezium_in_avro_with_documents_as_confluents_connector_has_them(registry: SchemaRegistry) -> None:
-    envelope = Envelope(kind="debezium", images="document")
+    envelope = EnvelopeSettings(kind="debezium", images="document")
     one = event(record(ORDER))
-    compile_format(envelope, Format(kind="avro"), TOPIC, registry)([one])
+    compile_format(envelope, FormatSettings(kind="avro"), TOPIC, registry)([one])
     found: Any = AvroDeserializer(client(registry))(output(one), CONTEXT)
     assert json.loads(found["after"]["document"]) == json.loads(one.value)["dynamodb"]["NewImage"]
     assert found["before"] is None
@@ -150,7 +150,9 @@ def test_debezium_in_avro_with_documents_as_confluents_connector_has_them(regist
 
 @pytest.mark.parametrize("kind", ["avro", "protobuf", "json-schema"])
 def test_schemas_grow_and_are_registered_once(kind: str, registry: SchemaRegistry) -> None:
-    step = compile_format(Envelope(kind="plain"), Format.model_validate({"kind": kind}), TOPIC, registry)
+    step = compile_format(
+        EnvelopeSettings(kind="plain"), FormatSettings.model_validate({"kind": kind}), TOPIC, registry
+    )
     first = [event(record({"id": {"S": "1"}})), event(record({"id": {"S": "1"}, "a": {"N": "1"}}))]
     step(first)
     assert output(first[0])[:5] == output(first[1])[:5], "one schema a batch"
@@ -163,7 +165,8 @@ def test_schemas_grow_and_are_registered_once(kind: str, registry: SchemaRegistr
 @pytest.mark.parametrize("kind", ["avro", "protobuf", "json-schema"])
 def test_two_workers_grow_one_schema(kind: str, registry: SchemaRegistry) -> None:
     steps = [
-        compile_format(Envelope(kind="plain"), Format.model_validate({"kind": kind}), TOPIC, registry) for _ in "ab"
+        compile_format(EnvelopeSettings(kind="plain"), FormatSettings.model_validate({"kind": kind}), TOPIC, registry)
+        for _ in "ab"
     ]
     steps[0]([event(record({"id": {"S": "1"}, "a": {"N": "1"}}))])
     steps[1]([event(record({"id": {"S": "1"}, "b": {"S": "1"}}))])

@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from models.change import decode
-from pipeline.settings.root import Kinesis
+from pipeline.settings.sources import KinesisSettings
 from pipeline.sources.dynamodb.records import Unreadable
 from pipeline.sources.kinesis.kpl import MAGIC, Sub, aggregate
 from pipeline.sources.kinesis.records import Put, changes, cut, read
@@ -19,16 +19,16 @@ from pipeline.sources.kinesis.records import Put, changes, cut, read
 DELIVERED = (Path(__file__).parents[1] / "events" / "kinesis-dynamodb-modify.json").read_bytes()
 ARN = "arn:aws:kinesis:eu-west-1:123456789012:stream/orders"
 SHARD = "shardId-000000000001"
-AS_DYNAMODB = Kinesis(kind="kinesis", streams=("*",))
-AS_JSON = Kinesis(kind="kinesis", streams=("*",), codec="json")
-AS_BYTES = Kinesis(kind="kinesis", streams=("*",), codec="bytes")
+AS_DYNAMODB = KinesisSettings(kind="kinesis", streams=("*",))
+AS_JSON = KinesisSettings(kind="kinesis", streams=("*",), codec="json")
+AS_BYTES = KinesisSettings(kind="kinesis", streams=("*",), codec="bytes")
 
 
 def put(data: bytes) -> Put:
     return Put(ARN, SHARD, "49", "user-1", 1_795_474_571.123, data)
 
 
-def one(data: bytes, how: Kinesis) -> Any:
+def one(data: bytes, how: KinesisSettings) -> Any:
     (found,) = changes(put(data), how)
     assert not isinstance(found, Unreadable)
     return json.loads(found["value"])
@@ -114,7 +114,7 @@ def test_the_event_id_can_come_from_a_field() -> None:
 
 def test_bytes_have_no_field_for_an_event_id() -> None:
     with pytest.raises(ValidationError, match="only records of codec"):
-        Kinesis(kind="kinesis", streams=("*",), codec="bytes", event_id_field="id")
+        KinesisSettings(kind="kinesis", streams=("*",), codec="bytes", event_id_field="id")
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_bytes_have_no_field_for_an_event_id() -> None:
         (b"not json", AS_DYNAMODB, "malformed"),
     ],
 )
-def test_what_cannot_be_read_is_kept_as_it_came_with_the_reason(data: bytes, how: Kinesis, words: str) -> None:
+def test_what_cannot_be_read_is_kept_as_it_came_with_the_reason(data: bytes, how: KinesisSettings, words: str) -> None:
     found = cut(read(body(data), ARN, SHARD), how)
     ((value, error, *_),) = found.unreadable
     assert value == data

@@ -16,7 +16,7 @@ from pipeline.flows.compile import Means, NewRegistry, onlooking
 from pipeline.flows.explain import explain
 from pipeline.flows.golden import check
 from pipeline.flows.graph import steps as drawn
-from pipeline.settings.flows import Flow
+from pipeline.settings.flows import FlowSettings
 from pipeline.settings.root import Settings
 from pipeline.steps.flow import Given, Message, Result
 from pipeline.steps.secrecy import MaskKey
@@ -356,7 +356,7 @@ def test_services_are_asked_for_the_old_state_only_where_it_matters() -> None:
     ],
 )
 def test_flows_with_several_sinks_tell_them(settings: dict[str, Any], leaves: str | None) -> None:
-    assert Flow.model_validate({"name": "f", **settings}).leaves == leaves
+    assert FlowSettings.model_validate({"name": "f", **settings}).leaves == leaves
     assert (flow(**settings).leaving is None) == (leaves is None)
 
 
@@ -371,12 +371,12 @@ def test_flows_with_several_sinks_tell_them(settings: dict[str, Any], leaves: st
 @pytest.mark.parametrize("on_leave", ["delete", "tombstone", "ignore"])
 def test_a_setting_that_does_nothing_is_an_error(settings: dict[str, Any], words: str, on_leave: str) -> None:
     with pytest.raises(ValidationError, match="on_leave: nothing ever leaves") as error:
-        Flow.model_validate({"name": "f", **settings, "on_leave": on_leave})
+        FlowSettings.model_validate({"name": "f", **settings, "on_leave": on_leave})
     assert words in str(error.value)
 
 
 def explained(value: bytes, **settings: Any) -> Any:
-    flows = (Flow.model_validate({"name": "f", "to": TO, **settings}),)
+    flows = (FlowSettings.model_validate({"name": "f", "to": TO, **settings}),)
     (trace,) = explain(flows, value, onlooking(flows))
     return trace
 
@@ -397,5 +397,5 @@ def test_explain_says_which_sinks_the_item_leaves_and_why_a_deletion_goes_where_
 
 
 def test_the_picture_of_a_flow_says_what_sinks_are_told() -> None:
-    assert drawn(Flow.model_validate({"name": "f", "to": TO})) == ["on_leave delete"]
-    assert drawn(Flow.model_validate({"name": "f", "to": "a"})) == []
+    assert drawn(FlowSettings.model_validate({"name": "f", "to": TO})) == ["on_leave delete"]
+    assert drawn(FlowSettings.model_validate({"name": "f", "to": "a"})) == []

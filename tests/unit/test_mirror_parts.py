@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from pipeline.errors import UsageError
 from pipeline.limits import MESSAGE_MAX
-from pipeline.settings.root import Mirror
+from pipeline.settings.sinks import MirrorSettings
 from pipeline.sinks.mirror.other_cluster import Position, metadata_of, position_of
 from pipeline.sinks.mirror.sink import copied
 from pipeline.transport.logs import UNKNOWN, Log
@@ -15,8 +15,8 @@ from pipeline.transport.logs import UNKNOWN, Log
 SINKS = {"orders": "headwater.sink.orders", "customers": "headwater.sink.customers"}
 
 
-def mirror(**settings: object) -> Mirror:
-    return Mirror.model_validate({"bootstrap_servers": "other:9092", **settings})
+def mirror(**settings: object) -> MirrorSettings:
+    return MirrorSettings.model_validate({"bootstrap_servers": "other:9092", **settings})
 
 
 def test_all_sinks_are_copied_unless_some_are_named() -> None:

@@ -15,7 +15,7 @@ from botocore.exceptions import ClientError
 
 from pipeline.errors import FatalError
 from pipeline.services.aws import TrimmedError, VanishedError
-from pipeline.settings.root import Kinesis
+from pipeline.settings.sources import KinesisSettings
 from pipeline.sources.kinesis.api import KinesisStreams
 from pipeline.sources.kinesis.consumers import Consumers
 from pipeline.sources.places import ShardOf
@@ -53,7 +53,7 @@ class Stream:
 
 def reading(stream: Stream, **settings: Any) -> Callable[[], list[str]]:
     """Read after the sequence number 100; return a function that gives the numbers of the next answer."""
-    api = KinesisStreams(Kinesis(kind="kinesis", streams=("clicks",), **{"codec": "json", **settings}))
+    api = KinesisStreams(KinesisSettings(kind="kinesis", streams=("clicks",), **{"codec": "json", **settings}))
     api.__dict__["_streams"] = stream
     arn = api.stream_of("clicks").arn
     iterator = api.iterator(arn, SHARD, Start(after="100"))

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.errors import FatalError, HeadwaterError, TransientError
 from pipeline.services.aws import CredentialsError, DeniedError, VanishedError
-from pipeline.settings.root import DynamoDBStream, Kinesis
+from pipeline.settings.sources import DynamoDBStreamSettings, KinesisSettings
 from pipeline.sources.dynamodb.streams import is_pattern
 from pipeline.sources.preflight import Looked, Patience, preflight
 from pipeline.sources.streams import Stream
@@ -58,7 +58,7 @@ class Api:
 
 def looked(api: Any, *tables: str, **more: Any) -> Looked:
     api.names = tables
-    return Looked(DynamoDBStream(kind="dynamodb-stream", tables=tables, **more), api)
+    return Looked(DynamoDBStreamSettings(kind="dynamodb-stream", tables=tables, **more), api)
 
 
 NO_STREAM = FatalError("the table b has no stream", hint="aws dynamodb update-table --table-name b")
@@ -95,7 +95,7 @@ def test_a_table_that_is_named_keeps_a_worker_from_starting() -> None:
 def test_all_that_is_wrong_is_told_at_once() -> None:
     first, second = Api(a=[gone("a")], b=[NO_STREAM]), Api(c=[gone("c")])
     second.names = ("c",)
-    clicks = Looked(Kinesis(kind="kinesis", streams=("c",)), second)  # type: ignore[arg-type]  # a stand-in
+    clicks = Looked(KinesisSettings(kind="kinesis", streams=("c",)), second)  # type: ignore[arg-type]  # a stand-in
     with pytest.raises(FatalError) as told:
         preflight([looked(first, "a", "b"), clicks], Clock().patience)
     message = str(told.value)

@@ -11,7 +11,8 @@ from serving import Service
 from pipeline.errors import UsageError
 from pipeline.flows.versions import dump, parse
 from pipeline.services.lookups import Http, headers
-from pipeline.settings.flows import Flow, Lookup
+from pipeline.settings.enrich import LookupSettings
+from pipeline.settings.flows import FlowSettings
 
 SECRET = "s3cr3t-Zq8"
 
@@ -23,7 +24,7 @@ def flow(**lookup: Any) -> dict[str, Any]:
 
 def refusal(**lookup: Any) -> str:
     with pytest.raises(ValidationError) as told:
-        Flow.model_validate(flow(**lookup))
+        FlowSettings.model_validate(flow(**lookup))
     (error,) = told.value.errors(include_input=False)
     return str(error["msg"])
 
@@ -109,7 +110,7 @@ def test_a_secret_in_a_url_is_refused(url: str) -> None:
     ],
 )
 def test_what_is_no_secret_or_says_where_it_is_is_taken(lookup: dict[str, Any]) -> None:
-    assert Flow.model_validate(flow(**lookup)).name == "orders"
+    assert FlowSettings.model_validate(flow(**lookup)).name == "orders"
 
 
 def test_a_secret_that_is_on_the_topic_already_is_said_and_stops_no_worker(caplog: pytest.LogCaptureFixture) -> None:
@@ -123,9 +124,9 @@ def test_a_secret_that_is_on_the_topic_already_is_said_and_stops_no_worker(caplo
 def test_what_a_secret_is_is_found_out_at_the_worker_and_never_published(tmp_path: Path) -> None:
     (tmp_path / "token").write_text(f"{SECRET}\n")
     values = {"A": "env:TOKEN", "B": f"Bearer file:{tmp_path / 'token'}", "C": "Bearer ${TOKEN}"}
-    made = Flow.model_validate(flow(headers=values))
+    made = FlowSettings.model_validate(flow(headers=values))
     step = made.enrich[0]
-    assert isinstance(step, Lookup)
+    assert isinstance(step, LookupSettings)
     assert headers(step, {"TOKEN": SECRET}) == {"A": SECRET, "B": f"Bearer {SECRET}", "C": f"Bearer {SECRET}"}
     assert SECRET not in json.dumps(dump([made]))
     assert SECRET not in repr(made)
@@ -134,14 +135,16 @@ def test_what_a_secret_is_is_found_out_at_the_worker_and_never_published(tmp_pat
 @pytest.mark.parametrize("value", ["env:NO_SUCH", "file:/no/such/file", "Bearer ${NO_SUCH}"])
 def test_a_secret_that_is_not_there_is_named(value: str) -> None:
     with pytest.raises(UsageError, match=r"NO_SUCH|/no/such/file"):
-        headers(Lookup(kind="lookup", into="x", url="http://h/x", headers={"A": value}), {})
+        headers(LookupSettings(kind="lookup", into="x", url="http://h/x", headers={"A": value}), {})
 
 
 def test_a_secret_of_the_query_is_sent_and_in_no_question(tmp_path: Path) -> None:
     service = Service()
     (tmp_path / "key").write_text("a&b")
     with service.running() as url:
-        settings = Lookup(kind="lookup", into="x", url=f"{url}/c?token=env:T&key=file:{tmp_path / 'key'}&t=env:TT")
+        settings = LookupSettings(
+            kind="lookup", into="x", url=f"{url}/c?token=env:T&key=file:{tmp_path / 'key'}&t=env:TT"
+        )
         http = Http(settings, {"T": SECRET, "TT": "two"})
         question = http.question(None)  # type: ignore[arg-type]  # it names no attribute
         assert question is not None

@@ -13,7 +13,7 @@ from confluent_kafka import Message
 from google.cloud.pubsub_v1.types import GetTopicRequest, PublishRequest, PublishResponse, Topic
 
 from pipeline.errors import FatalError
-from pipeline.settings.root import PubSub as PubSubSettings
+from pipeline.settings.sinks import PubSubSettings
 from pipeline.sinks.pubsub import KEY_BYTES, MESSAGE_BYTES, PubSub, attributes, ordering_key
 
 TOPIC = "projects/p/topics/p.sink.s"

@@ -20,8 +20,8 @@ from schema_registry import goes_with, serve
 
 from pipeline.errors import TransientError
 from pipeline.services.registry import SchemaRegistry
-from pipeline.settings.flows import Envelope, Format
-from pipeline.settings.root import Registry
+from pipeline.settings.formats import EnvelopeSettings, FormatSettings
+from pipeline.settings.kafka import RegistrySettings
 from pipeline.steps.envelope import Encoder
 from pipeline.steps.event import Event
 from pipeline.steps.formats import json_schema, protobuf, registered, shape
@@ -47,11 +47,11 @@ def served() -> Iterator[Served]:
 
 def worker(served: Served, kind: str, envelope: Any = "plain", topic: str = TOPIC, **settings: Any) -> Encoder:
     """Return the last step of a worker of its own, with a client of its own."""
-    registry = SchemaRegistry(Registry(url=served.url, properties={"max.retries": 0}))
+    registry = SchemaRegistry(RegistrySettings(url=served.url, properties={"max.retries": 0}))
     OPEN[served].callback(registry._client.close)
     return compile_format(
-        Envelope.model_validate(envelope if isinstance(envelope, dict) else {"kind": envelope}),
-        Format.model_validate({"kind": kind, **settings}),
+        EnvelopeSettings.model_validate(envelope if isinstance(envelope, dict) else {"kind": envelope}),
+        FormatSettings.model_validate({"kind": kind, **settings}),
         topic,
         registry,
     )

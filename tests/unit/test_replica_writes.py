@@ -13,7 +13,7 @@ from confluent_kafka import Message
 
 from models.change import decode
 from pipeline.errors import FatalError, RejectedError, TransientError
-from pipeline.settings.root import Replica
+from pipeline.settings.sinks import ReplicaSettings
 from pipeline.sinks.base import Flushed
 from pipeline.sinks.replica.changes import newest_first, write
 from pipeline.sinks.replica.sink import ReplicaWriter
@@ -21,7 +21,7 @@ from pipeline.sinks.replica.table import KEY_BYTES, ReplicaTable, meaning, versi
 from pipeline.sinks.versions import ROW_AGE, version
 
 SECOND = 1_764_000_000
-REPLICA = Replica(sinks=("s",), table="copy-of-{table}")
+REPLICA = ReplicaSettings(sinks=("s",), table="copy-of-{table}")
 KEYS = {"copy-of-orders": "id", "orders.versions": "item"}
 
 
@@ -150,12 +150,12 @@ def calls() -> Any:
         yield pool
 
 
-def writer(client: FakeDynamoDB, calls: ThreadPoolExecutor, settings: Replica = REPLICA) -> ReplicaWriter:
+def writer(client: FakeDynamoDB, calls: ThreadPoolExecutor, settings: ReplicaSettings = REPLICA) -> ReplicaWriter:
     return ReplicaWriter(0, ReplicaTable(cast("Any", client), settings), settings, calls)
 
 
 def test_an_item_that_moves_between_sinks_of_a_replica_stays_in_it(calls: ThreadPoolExecutor) -> None:
-    both = Replica(sinks=("s", "t"), table="copy-of-{table}")
+    both = ReplicaSettings(sinks=("s", "t"), table="copy-of-{table}")
     for to, end in ((b"t", 1), (b"elsewhere", 0)):
         client = FakeDynamoDB(KEYS)
         one = writer(client, calls, both)

@@ -9,7 +9,9 @@ from pydantic import ValidationError
 
 from pipeline.errors import UsageError
 from pipeline.runtime.app import Worker
-from pipeline.settings.root import Kafka, Settings, load
+from pipeline.settings.kafka import KafkaSettings
+from pipeline.settings.load import load
+from pipeline.settings.root import Settings
 
 
 @pytest.fixture(autouse=True)
@@ -101,12 +103,12 @@ def test_json_that_does_not_parse_is_named_by_its_variable(monkeypatch: pytest.M
 
 def test_how_the_group_is_formed_is_said_in_one_place() -> None:
     with pytest.raises(ValidationError, match=r"group.protocol: set kafka.group_protocol instead"):
-        Kafka.model_validate({"properties": {"group.protocol": "consumer"}})
+        KafkaSettings.model_validate({"properties": {"group.protocol": "consumer"}})
     with pytest.raises(ValidationError, match=r"group.instance.id: set kafka.instance_id instead"):
-        Kafka.model_validate({"properties": {"group.instance.id": "a"}})
+        KafkaSettings.model_validate({"properties": {"group.instance.id": "a"}})
     with pytest.raises(ValidationError, match="the broker sets it"):
-        Kafka.model_validate({"group_protocol": "consumer", "session_timeout": 6})
-    assert "secret" not in repr(Kafka.model_validate({"properties": {"sasl.password": "secret"}}))
+        KafkaSettings.model_validate({"group_protocol": "consumer", "session_timeout": 6})
+    assert "secret" not in repr(KafkaSettings.model_validate({"properties": {"sasl.password": "secret"}}))
 
 
 def test_with_kip_848_no_time_outs_are_set_also_those_of_a_pasted_properties_file() -> None:

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from models.dead_letter import DeadLetter
 from pipeline.errors import UsageError
 from pipeline.services.keys import mask_key, new_key
-from pipeline.settings.flows import Flow, Mask
+from pipeline.settings.enrich import MaskSettings
+from pipeline.settings.flows import FlowSettings
 from pipeline.steps.attribute_path import parse
 from pipeline.steps.enrich import attribute
 from pipeline.steps.event import Step
@@ -35,7 +36,7 @@ OLD = {**ADA, "email": {"S": "old@example.com"}}
 
 
 def masked(*masks: dict[str, Any], new: Any = ADA, old: Any = OLD) -> Any:
-    (one,) = done(compile_masks([Mask.model_validate(mask) for mask in masks], KEY), record(new, old))
+    (one,) = done(compile_masks([MaskSettings.model_validate(mask) for mask in masks], KEY), record(new, old))
     return outcome(one)
 
 
@@ -67,7 +68,7 @@ def test_a_hash_is_the_same_for_equal_values_and_another_with_another_key() -> N
     one = masked({"path": "born", "how": "hash"}, old={**OLD, "born": {"N": "1815.0"}})
     assert one["after"]["born"] == one["before"]["born"]
     assert len(one["after"]["born"]["S"]) == 64
-    other = done(compile_masks([Mask(path="born", how="hash")], MaskKey(bytes(32))), record(ADA))
+    other = done(compile_masks([MaskSettings(path="born", how="hash")], MaskKey(bytes(32))), record(ADA))
     assert outcome(other[0])["after"]["born"] != one["after"]["born"]
     text = masked({"path": "born", "how": "hash"}, new={**ADA, "born": {"S": "1815"}})
     assert text["after"]["born"] != one["after"]["born"], "text is no number"
@@ -181,10 +182,10 @@ def test_names_with_dots_are_masked_and_nothing_stays_nothing() -> None:
 def test_a_mask_of_what_no_step_adds_is_refused() -> None:
     flow = {"name": "a", "to": "a", "mask_key": "file:/k", "enrich": [{"kind": "compute", "as": "1", "into": "n"}]}
     for path in ("enriched.n", "enriched.n.a", "enriched.n[*]", "enriched"):
-        Flow.model_validate({**flow, "mask": [{"path": path, "how": "hash"}]})
+        FlowSettings.model_validate({**flow, "mask": [{"path": path, "how": "hash"}]})
     with pytest.raises(ValidationError, match=r"enriched\.m is not among what the steps add \(enriched\.n\)"):
-        Flow.model_validate({**flow, "mask": [{"path": "enriched.m", "how": "hash"}]})
-    Flow.model_validate(
+        FlowSettings.model_validate({**flow, "mask": [{"path": "enriched.m", "how": "hash"}]})
+    FlowSettings.model_validate(
         {**flow, "enrich": [{"kind": "python", "name": "f"}], "mask": [{"path": "enriched.m", "how": "hash"}]}
     )
 
@@ -192,7 +193,7 @@ def test_a_mask_of_what_no_step_adds_is_refused() -> None:
 def test_what_a_join_has_added_is_masked() -> None:
     one = event(record(ADA))
     one.added["customer"] = type(one.change.body.keys)(b'{"M":{"email":{"S":"x@y"},"tier":{"S":"gold"}}}')
-    compile_masks([Mask(path="enriched.customer.email", how="redact")], KEY)([one])
+    compile_masks([MaskSettings(path="enriched.customer.email", how="redact")], KEY)([one])
     assert outcome(one)["added"] == {"customer": {"M": {"email": {"S": "***"}, "tier": {"S": "gold"}}}}
 
 

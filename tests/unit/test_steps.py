@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from models.change import decode, item_key
 from pipeline.errors import UsageError
 from pipeline.flows.compile import Means, compile_flow
-from pipeline.settings.flows import Flow
+from pipeline.settings.flows import FlowSettings
 from pipeline.steps.deduplicate import deduplicate
 from pipeline.steps.enrich import MissingReferenceError, OtherKeyError, has_sort_key, key_schema, reference_key
 from pipeline.steps.filter import PatternError, compile_pattern
@@ -136,7 +136,9 @@ def by_own_key(items: dict[bytes, bytes], schema: str = "", **more: Any) -> Resu
     """What a join by own key makes of VALUE, whose item has a composite key."""
     whole = {"name": "f", "from": ["orders"], "enrich": [{**OWN, **more}], "to": "s"}
     means = Means(references={"partitioned:totals": items.get}, key_schema=lambda table: schema)
-    (result,) = compile_flow(Flow.model_validate(whole), means).run([Given(0, OWN_KEY, VALUE, decode(VALUE), 0.0)])
+    (result,) = compile_flow(FlowSettings.model_validate(whole), means).run(
+        [Given(0, OWN_KEY, VALUE, decode(VALUE), 0.0)]
+    )
     return result
 
 

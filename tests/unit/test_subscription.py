@@ -15,7 +15,7 @@ from waiting import until
 from headwater.lab.simulator.event_stream import event, exception
 from pipeline.errors import TransientError
 from pipeline.services.aws import TrimmedError
-from pipeline.settings.root import Kinesis
+from pipeline.settings.sources import KinesisSettings
 from pipeline.sources.kinesis.api import behind as expect
 from pipeline.sources.kinesis.consumers import Consumers
 from pipeline.sources.kinesis.pushed import EVENT, Connection
@@ -165,7 +165,7 @@ def test_a_consumer_that_does_not_become_active_is_an_error_that_says_what_to_ty
 
 def test_a_consumer_is_a_name_or_the_arn_of_one_of_the_stream() -> None:
     arn = "arn:aws:kinesis:eu-west-1:000000000000:stream/orders/consumer/mine:1767225600"
-    assert Kinesis(kind="kinesis", streams=("orders",), consumer=arn).consumer == arn
+    assert KinesisSettings(kind="kinesis", streams=("orders",), consumer=arn).consumer == arn
     for streams, consumer in ((("customers",), arn), (("ord*",), arn), (("orders",), "a/b"), (("orders",), "")):
         with pytest.raises(ValueError, match="consumer"):
-            Kinesis(kind="kinesis", streams=streams, consumer=consumer)
+            KinesisSettings(kind="kinesis", streams=streams, consumer=consumer)

@@ -7,7 +7,8 @@ from confluent_kafka import KafkaError
 
 from pipeline.limits import HEADROOM
 from pipeline.settings.root import Settings
-from pipeline.topics.names import MAX_BYTES, Allowed, Found, Topic, TopicRefusedError, Topics
+from pipeline.topics.admin import Allowed, Found, TopicRefusedError
+from pipeline.topics.names import MAX_BYTES, Topic, Topics
 
 CAUSES = {
     KafkaError.INVALID_REPLICATION_FACTOR: "kafka.replication_factor",

@@ -36,7 +36,8 @@ from headwater.lab.workers import Workers
 from pipeline.errors import HeadwaterError
 from pipeline.settings.root import Settings
 from pipeline.sources.places import Place as Position
-from pipeline.topics.names import FENCE_PARTITIONS, Topics, admin, ensure
+from pipeline.topics.admin import admin, ensure
+from pipeline.topics.names import FENCE_PARTITIONS, Topics
 
 Say = Callable[[str], None]
 PLAIN = "plain_boto3"

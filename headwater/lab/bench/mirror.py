@@ -27,7 +27,7 @@ from headwater.lab.kafka import Broker
 from headwater.lab.processes import Process
 from headwater.lab.workers import Workers
 from pipeline.errors import HeadwaterError
-from pipeline.topics.names import admin
+from pipeline.topics.admin import admin
 
 Say = Callable[[str], None]
 VALUE_BYTES = 1_000

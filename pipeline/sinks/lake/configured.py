@@ -11,11 +11,13 @@ from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]
 from faust.types import TP
 
 from pipeline.errors import UsageError
-from pipeline.operate.status import read
-from pipeline.settings.root import Lake, Settings, group_of
+from pipeline.settings.root import Settings
+from pipeline.settings.sinks import LakeSettings, group_of
 from pipeline.sinks.lake.verify import Carried, Lost
 from pipeline.sources.places import Gap
-from pipeline.topics.names import Topics, admin, unreachable
+from pipeline.topics.admin import admin, unreachable
+from pipeline.topics.names import Topics
+from pipeline.topics.read import read
 from pipeline.transport import clients
 from pipeline.transport.committed import committed
 from pipeline.transport.logs import logs_of
@@ -37,7 +39,7 @@ class Chosen(NamedTuple):
     """Their topics, by name."""
     name: str = ""
     """As in [[lakes]]; that of [lake] is `lake`."""
-    settings: Lake | None = None
+    settings: LakeSettings | None = None
 
     @property
     def is_files(self) -> bool:
@@ -67,7 +69,9 @@ def choose_all(settings: Settings, name: str = "", url: str = "") -> list[Chosen
 
     Raises UsageError where there is none.
     """
-    lakes: list[tuple[str, Lake, str]] = [(UNNAMED, settings.lake, settings.prefix)] if settings.lake.url else []
+    lakes: list[tuple[str, LakeSettings, str]] = (
+        [(UNNAMED, settings.lake, settings.prefix)] if settings.lake.url else []
+    )
     lakes += [(lake.name, lake, group_of(settings.prefix, "lake", lake.name)) for lake in settings.lakes]
     names = [known for known, *_ in lakes]
     if name and name not in names:

@@ -10,8 +10,9 @@ from confluent_kafka.cimpl import NewTopic
 
 from pipeline.errors import FatalError, HeadwaterError, TransientError
 from pipeline.limits import MESSAGE_MAX
-from pipeline.settings.root import Mirror
-from pipeline.topics.names import Topic, admin, look, silent
+from pipeline.settings.sinks import MirrorSettings
+from pipeline.topics.admin import admin, look, silent
+from pipeline.topics.names import Topic
 from pipeline.transport.logs import UNKNOWN, Log, logs_of
 
 TIMEOUT = 20.0
@@ -45,7 +46,7 @@ class Position(NamedTuple):
 class OtherCluster:
     """Clients of the other cluster. Each question has a handle of its own: see pipeline/transport/questions.py."""
 
-    def __init__(self, settings: Mirror) -> None:
+    def __init__(self, settings: MirrorSettings) -> None:
         self._settings = settings
         self._client: Any = None
         self._refusal = ""

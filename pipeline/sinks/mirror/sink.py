@@ -29,10 +29,11 @@ from faust.types import TP
 
 from pipeline.errors import FatalError, RejectedError, TransientError, UsageError
 from pipeline.limits import MESSAGE_MAX
-from pipeline.settings.root import Mirror as MirrorSettings
+from pipeline.settings.sinks import MirrorSettings
 from pipeline.sinks.base import NOTHING, Flushed, Rejected, Sink, Writer, standing
 from pipeline.sinks.mirror.other_cluster import TIMEOUT, OtherCluster, Position, metadata_of
-from pipeline.topics.names import Topic, admin, look
+from pipeline.topics.admin import admin, look
+from pipeline.topics.names import Topic
 from pipeline.transport.committed import Committed
 from pipeline.transport.fatal import ends_process_after
 from pipeline.transport.logs import UNKNOWN, Log

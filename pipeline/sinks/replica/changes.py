@@ -12,7 +12,7 @@ from confluent_kafka import Message
 from models.attributes import to_client
 from models.change import decode, item_key
 from pipeline.errors import RejectedError
-from pipeline.settings.root import Replica
+from pipeline.settings.sinks import ReplicaSettings
 from pipeline.sinks.versions import version
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
@@ -51,7 +51,7 @@ class Write:
         return None if self.image is None else {**_for_client(self.image), **self.key()}
 
 
-def write(record: Message, replica: Replica) -> Write:
+def write(record: Message, replica: ReplicaSettings) -> Write:
     """Return what a record of a sink topic does; raise ValueError or RejectedError when that cannot be known."""
     change = decode(cast("bytes", record.value()))
     if change.op != "d" and change.after is None:

@@ -19,7 +19,9 @@ from botocore.exceptions import NoCredentialsError
 
 from pipeline.errors import FatalError, TransientError
 from pipeline.services import aws
-from pipeline.settings.root import DynamoDBStream, Replica, Settings
+from pipeline.settings.root import Settings
+from pipeline.settings.sinks import ReplicaSettings
+from pipeline.settings.sources import DynamoDBStreamSettings
 from pipeline.sinks.replica.changes import target
 from pipeline.sources.dynamodb.streams import captures, is_pattern
 from pipeline.topics.names import Topics
@@ -58,7 +60,7 @@ class _Role(CredentialProvider):
         return DeferredRefreshableCredentials(fetcher.fetch_credentials, self.METHOD)
 
 
-def connect(settings: Replica, threads: int) -> DynamoDBClient:
+def connect(settings: ReplicaSettings, threads: int) -> DynamoDBClient:
     """Return a client of the replica's tables that this many threads can use at once."""
     session = botocore.session.get_session()
     if settings.role_arn is not None:
@@ -83,18 +85,20 @@ def connect(settings: Replica, threads: int) -> DynamoDBClient:
         ) from error
 
 
-Naming = Callable[[DynamoDBStream], Iterable[str]]
+Naming = Callable[[DynamoDBStreamSettings], Iterable[str]]
 
 
-def named(source: DynamoDBStream) -> list[str]:
+def named(source: DynamoDBStreamSettings) -> list[str]:
     """Return the tables that a source names itself: those that patterns or tags find are not among them."""
     return [table for table in source.tables if not is_pattern(table)]
 
 
-def sources(settings: Settings, replica: Replica, naming: Naming = named) -> Mapping[str, DynamoDBStream | None]:
+def sources(
+    settings: Settings, replica: ReplicaSettings, naming: Naming = named
+) -> Mapping[str, DynamoDBStreamSettings | None]:
     """Return the tables that are replicated, each with its source; `naming` says which tables a source has."""
-    found: dict[str, DynamoDBStream | None] = {}
-    reading = [one for one in settings.sources if isinstance(one, DynamoDBStream)]
+    found: dict[str, DynamoDBStreamSettings | None] = {}
+    reading = [one for one in settings.sources if isinstance(one, DynamoDBStreamSettings)]
     for flow in settings.flows:
         if set(Topics(settings, [flow]).sinks) & set(replica.sinks):
             for table in flow.tables or [name for source in reading for name in naming(source)]:
@@ -102,7 +106,7 @@ def sources(settings: Settings, replica: Replica, naming: Naming = named) -> Map
     return found
 
 
-def preflight(settings: Settings, replica: Replica, client: DynamoDBClient) -> None:
+def preflight(settings: Settings, replica: ReplicaSettings, client: DynamoDBClient) -> None:
     """Look at the tables; raise FatalError when one is not there or has another key.
 
     What it cannot tell it leaves: tables found by patterns, and sources that do not answer. A replica must begin also when its
@@ -143,7 +147,7 @@ def _how_to_make(name: str) -> str:
     )
 
 
-def _missing(replica: Replica, table: str) -> str:
+def _missing(replica: ReplicaSettings, table: str) -> str:
     return "aws dynamodb list-tables" + (f" --region {replica.region}" if replica.region else "")
 
 
@@ -159,7 +163,7 @@ def _shape(client: DynamoDBClient, table: str, hint: str) -> Shape:
     return tuple((key["AttributeName"], key["KeyType"], types[key["AttributeName"]]) for key in found["KeySchema"])
 
 
-def _shape_of_source(table: str, source: DynamoDBStream) -> Shape | None:
+def _shape_of_source(table: str, source: DynamoDBStreamSettings) -> Shape | None:
     try:
         return _shape(aws.client("dynamodb", source.region, 1), table, "")
     except (FatalError, TransientError) as error:

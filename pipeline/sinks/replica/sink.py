@@ -19,7 +19,7 @@ from confluent_kafka import Message
 from faust.types import TP
 
 from pipeline.errors import HeadwaterError, RejectedError, TransientError
-from pipeline.settings.root import Replica as ReplicaSettings
+from pipeline.settings.sinks import ReplicaSettings
 from pipeline.sinks.base import NOTHING, Flushed, Rejected, Sink, Writer
 from pipeline.sinks.moves import Moves
 from pipeline.sinks.replica.changes import Place, Write, newest_first, write

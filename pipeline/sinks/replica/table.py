@@ -21,7 +21,7 @@ from botocore.exceptions import ClientError, ParamValidationError
 
 from pipeline.errors import FatalError, HeadwaterError, RejectedError, TransientError
 from pipeline.services.aws import ERRORS, explain
-from pipeline.settings.root import Replica
+from pipeline.settings.sinks import ReplicaSettings
 from pipeline.sinks.replica.changes import Place, Write
 from pipeline.sinks.replica.client import EXPIRES, VERSION_KEY
 
@@ -57,7 +57,9 @@ Attributes = dict[str, Any]
 class ReplicaTable:
     """Applies writes, one item a call. Blocking, thread-safe."""
 
-    def __init__(self, client: DynamoDBClient, settings: Replica, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, client: DynamoDBClient, settings: ReplicaSettings, clock: Callable[[], float] = time.time
+    ) -> None:
         self._client, self._settings, self._clock = client, settings, clock
 
     def apply(self, write: Write) -> str:

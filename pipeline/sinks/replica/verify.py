@@ -26,7 +26,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from models.attributes import from_client, to_client
 from pipeline.errors import FatalError, TransientError, UsageError, backoff
 from pipeline.services import aws
-from pipeline.settings.root import DynamoDBStream, Replica, Settings
+from pipeline.settings.root import Settings
+from pipeline.settings.sinks import ReplicaSettings
+from pipeline.settings.sources import DynamoDBStreamSettings
 from pipeline.sinks.replica.changes import target
 from pipeline.sinks.replica.client import connect, sources
 from pipeline.sources.kinds import onlooker
@@ -88,7 +90,12 @@ class Compared:
 
 
 def verify(
-    settings: Settings, replica: Replica, segments: int, *, pause: Pause = time.sleep, say: Callable[[str], None]
+    settings: Settings,
+    replica: ReplicaSettings,
+    segments: int,
+    *,
+    pause: Pause = time.sleep,
+    say: Callable[[str], None],
 ) -> Iterator[Compared]:
     """Compare table by table; raise FatalError when one is not there."""
     tables = sources(settings, replica, lambda source: onlooker(source).tables(set()))
@@ -111,7 +118,7 @@ def verify(
             yield _compare(Compared(name, own), left, right, Work(pool, segments, pause, Path(place)))
 
 
-def _client(source: DynamoDBStream | None, threads: int) -> DynamoDBClient:
+def _client(source: DynamoDBStreamSettings | None, threads: int) -> DynamoDBClient:
     client: DynamoDBClient = aws.client("dynamodb", None if source is None else source.region, threads)
     return client
 

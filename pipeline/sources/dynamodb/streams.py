@@ -13,7 +13,7 @@ from botocore.exceptions import ClientError
 
 from pipeline.errors import FatalError, TransientError
 from pipeline.services.aws import ERRORS, client, explain, take_body, taken_body
-from pipeline.settings.root import DynamoDBStream
+from pipeline.settings.sources import DynamoDBStreamSettings
 from pipeline.sources.dynamodb.records import Cut, cut
 from pipeline.sources.places import ShardOf
 from pipeline.sources.shards import Shard
@@ -32,7 +32,7 @@ MOST = 1_000
 class DynamoDBStreams(StreamApi):
     """The calls that the source needs (see `streams.StreamApi`)."""
 
-    def __init__(self, settings: DynamoDBStream) -> None:
+    def __init__(self, settings: DynamoDBStreamSettings) -> None:
         self._settings = settings
 
     @cached_property
@@ -162,7 +162,7 @@ class DynamoDBStreams(StreamApi):
             raise TransientError(f"{shard}: the answer of GetRecords cannot be read: {error}") from error
 
 
-def captures(settings: DynamoDBStream, table: str) -> bool:
+def captures(settings: DynamoDBStreamSettings, table: str) -> bool:
     """Say whether the settings may mean a table; which tags it carries only AWS knows."""
     return bool(settings.tags) or any(fnmatchcase(table, name) for name in settings.tables)
 

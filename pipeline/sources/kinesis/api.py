@@ -21,7 +21,7 @@ from botocore.exceptions import ClientError
 from pipeline.errors import HeadwaterError, TransientError
 from pipeline.limits import MESSAGE_MAX
 from pipeline.services.aws import ERRORS, TrimmedError, VanishedError, client, explain, take_body, taken_body
-from pipeline.settings.root import Kinesis
+from pipeline.settings.sources import KinesisSettings
 from pipeline.sources.dynamodb.records import Cut
 from pipeline.sources.dynamodb.streams import is_pattern
 from pipeline.sources.kinesis.records import Answer, cut, name_of, plain, read
@@ -55,7 +55,7 @@ class At(str):
 class KinesisStreams(StreamApi):
     """The calls that the source needs (see `streams.StreamApi`)."""
 
-    def __init__(self, settings: Kinesis, most: int = MESSAGE_MAX) -> None:
+    def __init__(self, settings: KinesisSettings, most: int = MESSAGE_MAX) -> None:
         """`most`: bytes of a record on the ingest topic; what makes a larger one is a dead letter."""
         self._settings, self._most = settings, most
         self._newest: dict[str, str] = {}
@@ -223,7 +223,7 @@ def _expected(iterator: str) -> str | None:
     return text.expected if isinstance(text, At) else None
 
 
-def captures(settings: Kinesis, stream: str) -> bool:
+def captures(settings: KinesisSettings, stream: str) -> bool:
     """Say whether the settings mean a stream."""
     return any(fnmatchcase(stream, name) for name in settings.streams)
 

@@ -25,7 +25,7 @@ from urllib3.exceptions import HTTPError
 from pipeline.errors import HeadwaterError, TransientError
 from pipeline.limits import MESSAGE_MAX
 from pipeline.services.aws import ERRORS, ExpiredIteratorError, NothingYetError, TrimmedError, VanishedError, client
-from pipeline.settings.root import Kinesis
+from pipeline.settings.sources import KinesisSettings
 from pipeline.sources.dynamodb.records import Cut
 from pipeline.sources.kinesis.api import KinesisStreams, behind, refused
 from pipeline.sources.kinesis.consumers import Consumers
@@ -59,7 +59,7 @@ class TakenOverError(TransientError):
 class FanOutStreams(KinesisStreams):
     """The calls that the source needs (see `streams.StreamApi`): records come by subscriptions."""
 
-    def __init__(self, settings: Kinesis, most: int = MESSAGE_MAX) -> None:
+    def __init__(self, settings: KinesisSettings, most: int = MESSAGE_MAX) -> None:
         super().__init__(settings, most)
         self._consumers: dict[str, str] = {}
         """The consumer's ARN, by the stream's."""

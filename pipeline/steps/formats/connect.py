@@ -11,7 +11,7 @@ from decimal import Decimal
 from functools import lru_cache, partial
 from typing import Any, TypeAlias
 
-from pipeline.settings.flows import Envelope, Format
+from pipeline.settings.formats import EnvelopeSettings, FormatSettings
 from pipeline.steps.envelope import Encoder
 from pipeline.steps.event import Event, Step, each
 from pipeline.steps.formats import avro
@@ -55,7 +55,7 @@ ENVELOPE_VERSION, TRANSACTION_VERSION = 2, 1
 """Of Debezium's schemas."""
 
 
-def compile_schemas(envelope: Envelope, settings: Format, topic: str) -> Encoder:
+def compile_schemas(envelope: EnvelopeSettings, settings: FormatSettings, topic: str) -> Encoder:
     """Return the step that puts the changes of a topic into an envelope, with their schemas."""
     values = _Values(envelope.numbers, widen=settings.on_conflict == "widen")
     if envelope.kind == "plain":
@@ -64,7 +64,7 @@ def compile_schemas(envelope: Envelope, settings: Format, topic: str) -> Encoder
     return Encoder(each(write), tombstone_follows=bool(envelope.tombstone))
 
 
-def compile_key_schemas(envelope: Envelope, topic: str) -> Step:
+def compile_key_schemas(envelope: EnvelopeSettings, topic: str) -> Step:
     """Return the step that encodes the keys of a topic, with their schemas."""
     values = _Values(envelope.numbers, widen=False)
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Protocol, cast
 
 from pipeline.errors import TransientError
-from pipeline.settings.flows import Envelope, Format, KeyFormat
+from pipeline.settings.formats import EnvelopeSettings, FormatSettings, KeyFormatSettings
 from pipeline.steps.envelope import Encoder, compile_envelope
 from pipeline.steps.event import Event, Step, each
 from pipeline.steps.formats import avro, json_schema, protobuf
@@ -72,7 +72,7 @@ class Registry(Protocol):
         """
 
 
-def compile_format(envelope: Envelope, settings: Format, topic: str, registry: Registry) -> Encoder:
+def compile_format(envelope: EnvelopeSettings, settings: FormatSettings, topic: str, registry: Registry) -> Encoder:
     """Return the step that encodes changes for a topic, with the subject `<topic>-value`.
 
     What conflicts with the schema, or needs one that the registry refuses, is rejected. The step raises TransientError when the
@@ -85,7 +85,7 @@ def compile_format(envelope: Envelope, settings: Format, topic: str, registry: R
 class _Step:
     """Encodes the changes of one topic."""
 
-    def __init__(self, envelope: Envelope, settings: Format, topic: str, registry: Registry) -> None:
+    def __init__(self, envelope: EnvelopeSettings, settings: FormatSettings, topic: str, registry: Registry) -> None:
         self._subject, self._registry = f"{topic}-value", registry
         self._format, self._codec = settings.kind, CODECS[settings.kind]
         self._widen = settings.on_conflict == "widen"
@@ -298,7 +298,7 @@ class _Step:
             event.error = error
 
 
-def compile_keys(envelope: Envelope, settings: KeyFormat, topic: str, registry: Registry) -> Step:
+def compile_keys(envelope: EnvelopeSettings, settings: KeyFormatSettings, topic: str, registry: Registry) -> Step:
     """Return the step that encodes the keys of a topic, with the subject `<topic>-key`.
 
     Their schema never changes, for it is part of them: with another one the same item would have another key, in another
@@ -310,7 +310,7 @@ def compile_keys(envelope: Envelope, settings: KeyFormat, topic: str, registry: 
 class _Keys:
     """Encodes the keys of one topic."""
 
-    def __init__(self, envelope: Envelope, settings: KeyFormat, topic: str, registry: Registry) -> None:
+    def __init__(self, envelope: EnvelopeSettings, settings: KeyFormatSettings, topic: str, registry: Registry) -> None:
         self._topic, self._subject, self._registry = topic, f"{topic}-key", registry
         self._format, self._codec, self._numbers = settings.kind, CODECS[settings.kind], envelope.numbers
         self._schema: Callable[[Shape], str] = (
