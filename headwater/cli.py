@@ -3,43 +3,22 @@
 from __future__ import annotations
 
 import sys
-from importlib.metadata import version
 from typing import Annotated, NoReturn
 
 import typer
 
-from headwater.commands import bench, dlq, explain, flows, gaps, lab, lake, local, look, positions, replay, replica
-from headwater.commands import run as running
-from headwater.commands import snapshot as snapshots
 from headwater.console import err, out
+from headwater.groups import LazyGroup
 from pipeline.errors import HeadwaterError
 
 app = typer.Typer(
     name="headwater",
     help="Every change of a DynamoDB table in Kafka: once, in order, enriched, routed, replayable.",
+    cls=LazyGroup,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
 )
-app.command(rich_help_panel="Look")(explain.explain)
-app.command(rich_help_panel="Run")(running.run)
-app.command(rich_help_panel="Look")(look.check)
-app.command(rich_help_panel="Look")(look.status)
-app.command(rich_help_panel="Run")(snapshots.snapshot)
-app.command(rich_help_panel="Look")(look.topics)
-app.command(rich_help_panel="Lab")(lab.demo)
-app.command(rich_help_panel="Lab")(lab.chaos)
-app.command(rich_help_panel="Lab")(lab.simulate)
-app.add_typer(local.app, name="local", rich_help_panel="Lab")
-app.add_typer(bench.app, name="bench", rich_help_panel="Lab")
-app.add_typer(lab.soak, name="soak", rich_help_panel="Lab")
-app.add_typer(flows.app, name="flows", rich_help_panel="Look")
-app.add_typer(dlq.app, name="dlq", rich_help_panel="Repair")
-app.add_typer(replica.app, name="replica", rich_help_panel="Look")
-app.add_typer(lake.app, name="lake", rich_help_panel="Repair")
-app.add_typer(replay.app, name="replay", rich_help_panel="Repair")
-app.add_typer(gaps.app, name="gaps", rich_help_panel="Look")
-app.add_typer(positions.app, name="positions", rich_help_panel="Repair")
 
 
 def main() -> NoReturn:
@@ -64,6 +43,8 @@ def main() -> NoReturn:
 
 def _version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version
+
         out.print(f"headwater {version('headwater')}", highlight=False)
         raise typer.Exit
 

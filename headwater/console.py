@@ -11,7 +11,6 @@ import typer
 from rich.console import Console
 
 from pipeline.errors import UsageError
-from pipeline.files import exact_json
 
 out, err = Console(), Console(stderr=True)
 Directory = Annotated[Path, typer.Option("--dir", help="Where the stack keeps its data.")]
@@ -20,6 +19,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 
 def print_json(data: Any) -> None:
     """Print data as one line of JSON."""
+    from pipeline.files import exact_json
+
     sys.stdout.write(exact_json.dumps(data, ascii_only=True) + "\n")
 
 

@@ -21,6 +21,7 @@ from pydantic import AwareDatetime, BaseModel
 from pydantic.fields import FieldInfo
 
 from headwater.cli import app
+from headwater.groups import commands_of
 from pipeline.metrics import Metrics
 from pipeline.settings.enrich import (
     ComputeSettings,
@@ -187,7 +188,7 @@ def commands(command: Any = None, path: str = "headwater") -> Iterator[tuple[str
     """Walk through the commands: the words that are typed, and Typer's command."""
     command = typer.main.get_command(app) if command is None else command
     yield path, command
-    for name, inner in getattr(command, "commands", {}).items():
+    for name, inner in commands_of(command).items():
         yield from commands(inner, f"{path} {name}")
 
 
@@ -205,7 +206,7 @@ def cli_page() -> str:
         page.append(f"{command.help}\n\n")
         rows = [[_option(p), _option_default(p), p.help or ""] for p in command.params if not p.hidden]
         page.append(table(["option", "default", "meaning"], rows) if rows else "")
-        inner = [f"[{path} {name}](#{path.replace(' ', '-')}-{name})" for name in getattr(command, "commands", {})]
+        inner = [f"[{path} {name}](#{path.replace(' ', '-')}-{name})" for name in commands_of(command)]
         page.append(f"Commands: {', '.join(inner)}.\n\n" if inner else "")
     return "".join(page)
 

@@ -8,20 +8,16 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import msgspec
 import typer
-from rich.table import Table
 
 from headwater.console import Json, out, print_json, print_lines, say
 from pipeline.errors import UsageError
-from pipeline.files import exact_json
-from pipeline.files.content import content
-from pipeline.operate import dead_letters
-from pipeline.operate.dead_letters import Letter, Wanted
-from pipeline.settings.load import load
-from pipeline.settings.root import Settings
+
+if TYPE_CHECKING:
+    from pipeline.operate.dead_letters import Letter
+    from pipeline.settings.root import Settings
 
 app = typer.Typer(help="Dead letters: what was rejected, why, and what to do about it.", no_args_is_help=True)
 Ids = Annotated[list[str] | None, typer.Argument(help="Letters, by their IDs; without, all that the options choose.")]
@@ -42,6 +38,12 @@ def list_letters(
     as_json: Json = False,
 ) -> None:
     """List dead letters, oldest first; JSON lines where the output is no terminal. Exit 1 when there are any open."""
+    from rich.table import Table
+
+    from pipeline.operate import dead_letters
+    from pipeline.operate.dead_letters import Wanted
+    from pipeline.settings.load import load
+
     found = dead_letters.letters(load(), Wanted((), flow, stage, reason, done))
     if as_json or not sys.stdout.isatty():
         print_lines(one.json() for one in found)
@@ -58,6 +60,11 @@ def list_letters(
 @app.command()
 def show(ids: Annotated[list[str], typer.Argument(help="Letters, by their IDs.")], as_json: Json = False) -> None:
     """Print letters whole, as JSON: why, from where, headers, and the value."""
+    from pipeline.files import exact_json
+    from pipeline.operate import dead_letters
+    from pipeline.operate.dead_letters import Wanted
+    from pipeline.settings.load import load
+
     settings = load()
     found = [dead_letters.opened(settings, one) for one in dead_letters.letters(settings, Wanted(ids, done=True))]
     if as_json or not sys.stdout.isatty():
@@ -77,6 +84,9 @@ def retry(
     as_json: Json = False,
 ) -> None:
     """Have letters tried again by the step that rejected them; what waits behind them goes on when that works."""
+    from pipeline.operate import dead_letters
+    from pipeline.settings.load import load
+
     settings = load()
     chosen = _chosen(settings, ids, flow, stage, reason, yes)
     _report("retried", dead_letters.retry(settings, chosen), as_json)
@@ -92,6 +102,9 @@ def skip(
     as_json: Json = False,
 ) -> None:
     """Give letters up: they stay on the topic, count no more, and what waits behind them goes on."""
+    from pipeline.operate import dead_letters
+    from pipeline.settings.load import load
+
     settings = load()
     chosen = _chosen(settings, ids, flow, stage, reason, yes)
     _report("skipped", dead_letters.skip(settings, chosen), as_json)
@@ -106,6 +119,11 @@ def edit(
     as_json: Json = False,
 ) -> None:
     """Have a letter tried again with another value. The letter itself stays as it is."""
+    from pipeline.files.content import content
+    from pipeline.operate import dead_letters
+    from pipeline.operate.dead_letters import Wanted
+    from pipeline.settings.load import load
+
     settings = load()
     (sealed,) = dead_letters.letters(settings, Wanted((letter,), done=True))
     one = dead_letters.opened(settings, sealed)
@@ -117,6 +135,9 @@ def edit(
 
 
 def _chosen(settings: Settings, ids: list[str] | None, flow: str, stage: str, reason: str, yes: bool) -> list[Letter]:
+    from pipeline.operate import dead_letters
+    from pipeline.operate.dead_letters import Wanted
+
     if not ids and not yes:
         raise UsageError(
             "name letters by their IDs, or choose them by options and say --yes", hint="headwater dlq list"
@@ -137,6 +158,8 @@ def _report(what: str, count: int, as_json: bool) -> None:
 
 def _edited(one: Letter) -> bytes:
     """Let the user edit the value, indented where it is JSON."""
+    import msgspec
+
     editor = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi")
     try:
         text = msgspec.json.format(one.value or b"", indent=2)

@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from confluent_kafka import TopicPartition
-from rich.markup import escape
-from rich.tree import Tree
 
 from headwater.console import Json, out, print_json
-from models.change import MalformedChangeError
 from pipeline.errors import UsageError
-from pipeline.files import exact_json
-from pipeline.files.content import content
-from pipeline.flows import given_items
-from pipeline.flows.compile import onlooking
-from pipeline.flows.explain import FlowTrace
-from pipeline.flows.explain import explain as explain_event
-from pipeline.settings.load import load
-from pipeline.settings.root import Settings
-from pipeline.topics.admin import admin, look
-from pipeline.topics.names import Topic
-from pipeline.topics.read import TIMEOUT, reading
+
+if TYPE_CHECKING:
+    from rich.tree import Tree
+
+    from pipeline.flows.explain import FlowTrace
+    from pipeline.settings.root import Settings
 
 
 def explain(
@@ -41,6 +32,13 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Show what each flow makes of an event: which predicate decided, what each step did, where it would go."""
+    from models.change import MalformedChangeError
+    from pipeline.files.content import content
+    from pipeline.flows import given_items
+    from pipeline.flows.compile import onlooking
+    from pipeline.flows.explain import explain as explain_event
+    from pipeline.settings.load import load
+
     settings = load()
     if (event is None) == (offset < 0):
         raise UsageError("name a file, or --topic, --partition and --offset", hint="headwater explain --help")
@@ -61,6 +59,11 @@ COLOURS = {"sent": "green", "left out": "yellow", "rejected": "red"}
 
 
 def _tree(trace: FlowTrace) -> Tree:
+    from rich.markup import escape
+    from rich.tree import Tree
+
+    from pipeline.files import exact_json
+
     reason = f": {escape(trace.reason)}" if trace.reason else ""
     waits = f"waits up to {trace.waits:g} s for its reference, and without it is then " if trace.waits else ""
     tree = Tree(f"flow [bold]{escape(trace.flow)}[/]  {waits}[{COLOURS[trace.outcome]}]{trace.outcome}[/]{reason}")
@@ -77,6 +80,12 @@ def _tree(trace: FlowTrace) -> Tree:
 
 def _fetch(settings: Settings, topic: str, partition: int, offset: int) -> bytes:
     """Read one record of a topic; raise FatalError when the cluster cannot be reached."""
+    from confluent_kafka import TopicPartition
+
+    from pipeline.topics.admin import admin, look
+    from pipeline.topics.names import Topic
+    from pipeline.topics.read import TIMEOUT, reading
+
     wanted = topic or "raw"
     names = (f"{settings.prefix}.{wanted}", wanted)  # of both, that of this deployment
     asked = look(admin(settings.kafka.conf), [Topic(name, 0, "explained") for name in names])

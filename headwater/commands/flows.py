@@ -13,12 +13,6 @@ import typer
 
 from headwater.console import Json, one_of, out, print_json, say
 from pipeline.errors import HeadwaterError, UsageError
-from pipeline.flows import apply as applying
-from pipeline.flows import golden
-from pipeline.flows import graph as graphing
-from pipeline.flows.check import doubts_of, examine
-from pipeline.settings import root as settings_module
-from pipeline.settings.load import load
 
 app = typer.Typer(help="Look at flows, try them, and have the workers run them.", no_args_is_help=True)
 
@@ -31,6 +25,10 @@ def apply(
     as_json: Json = False,
 ) -> None:
     """Have all workers run the flows of the settings file, without a restart. Exit 1 when one has not taken them up."""
+    from pipeline.flows import apply as applying
+    from pipeline.settings import root as settings_module
+    from pipeline.settings.load import load
+
     settings, file = load(), settings_module.config_file(os.environ)
     for warning in applying.validate(settings, file):
         say(f"warning: {warning}")
@@ -64,6 +62,9 @@ def apply(
 @app.command()
 def lint(as_json: Json = False) -> None:
     """Show what of the flows can hardly have an effect: patterns and names that no change has. Exit 1 when there is any."""
+    from pipeline.flows.check import doubts_of, examine
+    from pipeline.settings.load import load
+
     settings = load()
     for flow in settings.flows:
         examine(settings, flow)
@@ -84,6 +85,9 @@ def test(
     as_json: Json = False,
 ) -> None:
     """Run the flows on the events of golden files, and compare with what they expect. Exit 1 when one differs."""
+    from pipeline.flows import golden
+    from pipeline.settings.load import load
+
     settings = load()
     verdicts = [golden.check(file, settings, update=update) for file in golden.cases(place)]
     if as_json:
@@ -110,6 +114,9 @@ def graph(
     form: Annotated[str, typer.Option("--format", help="mermaid or svg.")] = "mermaid",
 ) -> None:
     """Print the flows of the settings as a picture: tables, what is done with their changes, sinks."""
+    from pipeline.flows import graph as graphing
+    from pipeline.settings.load import load
+
     flows = load().flows
     draw = {"mermaid": graphing.mermaid, "svg": graphing.svg}[one_of("--format", form, "mermaid", "svg")]
     sys.stdout.write(draw(flows))

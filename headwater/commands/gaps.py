@@ -5,16 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated
 
-import msgspec
 import typer
-from rich.table import Table
 
 from headwater.commands.snapshot import Detach, take_snapshots
 from headwater.console import Json, out, print_json, say
-from pipeline.operate import snapshots as snapshotting
-from pipeline.operate.gaps import gaps as known_gaps
-from pipeline.operate.gaps import tables_of
-from pipeline.settings.load import load
 
 app = typer.Typer(help="What is known to be lost, and how to have it again.", invoke_without_command=True)
 
@@ -24,6 +18,12 @@ def gaps(context: typer.Context, as_json: Json = False) -> None:
     """List what is known to be lost: which changes, and why. Exit 1 when there is something that is not repaired."""
     if context.invoked_subcommand is not None:
         return
+    import msgspec
+    from rich.table import Table
+
+    from pipeline.operate.gaps import gaps as known_gaps
+    from pipeline.settings.load import load
+
     found = known_gaps(load())
     if as_json:
         print_json([{**msgspec.to_builtins(gap), "repaired": repaired} for gap, repaired in found])
@@ -48,6 +48,11 @@ def repair(
     as_json: Json = False,
 ) -> None:
     """Read all items of the tables with gaps anew, as rows of a snapshot. Deletions within a gap stay unknown."""
+    from pipeline.operate import snapshots as snapshotting
+    from pipeline.operate.gaps import gaps as known_gaps
+    from pipeline.operate.gaps import tables_of
+    from pipeline.settings.load import load
+
     settings = load()
     newest = dict[str, float]()
     for gap, repaired in known_gaps(settings):

@@ -9,16 +9,13 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Table
 
 from headwater.console import Json, err, out, print_json, say
 from pipeline.errors import HeadwaterError, UsageError
-from pipeline.settings.load import load
-from pipeline.settings.sinks import LakeSettings
 
 if TYPE_CHECKING:
     from pipeline.settings.root import Settings
+    from pipeline.settings.sinks import LakeSettings
     from pipeline.sinks.lake.configured import Chosen
     from pipeline.sinks.lake.maintain import Maintained
     from pipeline.sinks.lake.maintain import Progress as Told
@@ -54,6 +51,8 @@ def verify(
     What should be there of a partition goes from where the lake began to the offset that its workers have committed. With
     --json, one line for each lake.
     """
+    from pipeline.settings.load import load
+
     settings = load()
     lakes = [_at(url)] if url else _of_settings(settings, name)
     if not any(lake.is_files for lake in lakes):
@@ -126,6 +125,8 @@ def maintain(
     Workers may write meanwhile. Of two runs on one lake the second says that the first is at work. Readers of what the lake
     lists see each row once at any time. With --json, one line for each lake.
     """
+    from pipeline.settings.load import load
+
     settings = load()
     failed = False
     if at_rest and not url:
@@ -183,6 +184,8 @@ def _files(
 
 def _tables(lake: Chosen, *, dry_run: bool, as_json: bool) -> None:
     """Maintain Iceberg tables, and show what was done."""
+    from rich.table import Table
+
     from pipeline.sinks.lake.iceberg import maintain as iceberg_maintain
 
     wanted = cast("LakeSettings", lake.settings)
@@ -244,6 +247,8 @@ def _going_on(lake: Chosen, *, several: bool) -> Iterator[list[HeadwaterError]]:
 @contextmanager
 def _progress(name: str) -> Iterator[Told]:
     """Show how far it is, where somebody watches."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("directories")
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as shown:
         task = shown.add_task(name, total=None)
@@ -251,6 +256,8 @@ def _progress(name: str) -> Iterator[Told]:
 
 
 def _show(report: Maintained) -> None:
+    from rich.table import Table
+
     table = Table("directory", "files before", "after", "rows", "bytes before", "after", "deleted")
     for one in report.directories:
         if one["before"] != one["after"] or one["orphans"]:
@@ -287,6 +294,7 @@ def ddl(
 
     The columns are those of the newest files: print them again when new ones have come.
     """
+    from pipeline.settings.load import load
     from pipeline.sinks.lake import configured as lake_settings
     from pipeline.sinks.lake import ddl as lake_ddl
     from pipeline.sinks.lake import series

@@ -5,18 +5,15 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from headwater.console import Json, out, print_json
-from pipeline.operate import check as checks
-from pipeline.operate import status as statuses
-from pipeline.settings.load import load
-from pipeline.topics.admin import admin, ensure, look, look_again
-from pipeline.topics.names import Topics
 
 
 def check(as_json: Json = False) -> None:
     """Look at everything a worker needs, change nothing, say what to type next."""
+    from pipeline.operate import check as checks
+    from pipeline.settings.load import load
+
     findings = []
     for finding in checks.check(load()):
         findings.append(finding)
@@ -34,6 +31,11 @@ def check(as_json: Json = False) -> None:
 
 def status(as_json: Json = False) -> None:
     """Show shards and positions, lag, dead letters, gaps, replays, and what does not go on."""
+    from rich.table import Table
+
+    from pipeline.operate import status as statuses
+    from pipeline.settings.load import load
+
     found = statuses.status(load())
     if as_json:
         print_json(found.json())
@@ -70,6 +72,12 @@ def topics(
     create: Annotated[bool, typer.Option("--create", help="Make those that are missing.")] = False,
 ) -> None:
     """List the topics: what each is for, and whether it is there."""
+    from rich.table import Table
+
+    from pipeline.settings.load import load
+    from pipeline.topics.admin import admin, ensure, look, look_again
+    from pipeline.topics.names import Topics
+
     settings = load()
     client = admin(settings.kafka.conf)
     if create:

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from headwater.console import Json, out, print_json, say
 from pipeline.errors import UsageError
-from pipeline.operate import positions as them
-from pipeline.settings.load import load
+
+if TYPE_CHECKING:
+    from pipeline.operate.positions import At, Position
 
 app = typer.Typer(help="Where the agents are in their topics.")
-AT: dict[str, them.At] = {"": "", "beginning": "beginning", "end": "end"}
+AT: dict[str, At] = {"": "", "beginning": "beginning", "end": "end"}
 
 
 @app.callback(invoke_without_command=True)
 def show(context: typer.Context, as_json: Json = False) -> None:
     """List the committed offsets of all groups, and what is wrong with them. Exit 1 when something is."""
+    from pipeline.operate.positions import positions
+    from pipeline.settings.load import load
+
     if context.invoked_subcommand is None:
-        _print(them.positions(load()), as_json=as_json)
+        _print(positions(load()), as_json=as_json)
 
 
 @app.command()
@@ -37,14 +40,19 @@ def accept(
     as_json: Json = False,
 ) -> None:
     """Go on in a topic as it is now, when workers stop because it is not the log that they have read. Stop them first."""
+    from pipeline.operate.positions import accept as go_on
+    from pipeline.settings.load import load
+
     if at not in AT:
         raise UsageError(f"--at {at}: expected beginning or end", hint="headwater positions accept --help")
-    found = them.accept(load(), topic, group, AT[at], say=say)
+    found = go_on(load(), topic, group, AT[at], say=say)
     say("the workers may be started again")
     _print(found, as_json=as_json)
 
 
-def _print(found: list[them.Position], *, as_json: bool) -> None:
+def _print(found: list[Position], *, as_json: bool) -> None:
+    from rich.table import Table
+
     if as_json:
         print_json([one.json() for one in found])
     else:

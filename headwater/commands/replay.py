@@ -6,26 +6,19 @@ import signal
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
-import msgspec
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
-from rich.table import Table
 
 from headwater.console import Json, err, one_of, out, print_json, say
 from pipeline.errors import UsageError
-from pipeline.limits import spare_the_collector
-from pipeline.replay import manage, plan
-from pipeline.replay.diff import TopicDiff
-from pipeline.replay.diff import diff as compare
-from pipeline.replay.plan import Replay
-from pipeline.replay.promote import promote as make_live
-from pipeline.replay.range import require_left, require_logs
-from pipeline.replay.run import Run, compiled, measured
-from pipeline.settings.load import load
-from pipeline.settings.root import Settings
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from pipeline.replay.diff import TopicDiff
+    from pipeline.replay.plan import Replay
+    from pipeline.settings.root import Settings
 
 app = typer.Typer(help="Changes of the past through the flows again.", invoke_without_command=True)
 ReplayId = Annotated[str, typer.Argument(help="The replay, by its ID.")]
@@ -66,6 +59,10 @@ def replay(
     """Run a range of raw through the flows again, into topics of its own: exactly once, also when it is killed and resumed."""
     if context.invoked_subcommand is not None:
         return
+    from pipeline.replay import manage, plan
+    from pipeline.replay.plan import Replay
+    from pipeline.settings.load import load
+
     settings = load()
     if resume:
         if begin or end or table or key or flow or into or publish or dry_run or partial:
@@ -105,6 +102,11 @@ def replay(
 
 
 def _say_plan(settings: Settings, planned: Replay, as_json: bool) -> None:
+    from rich.table import Table
+
+    from pipeline.replay import manage, plan
+    from pipeline.replay.run import measured
+
     records = manage.sample(settings, planned)
     size = sum(len(value) for _, value, _ in records) / max(1, len(records))
     rate = measured(settings, planned, records)
@@ -129,6 +131,13 @@ def _say_plan(settings: Settings, planned: Replay, as_json: bool) -> None:
 
 def _run(settings: Settings, replay: Replay, rate: float, max_lag: int, as_json: bool) -> None:
     """Run it with a bar for each range; Ctrl-C stops it after the transaction under way."""
+    import msgspec
+
+    from pipeline.limits import spare_the_collector
+    from pipeline.replay import manage
+    from pipeline.replay.range import require_left, require_logs
+    from pipeline.replay.run import Run, compiled
+
     if replay.state in {"done", "promoting", "promoted"}:
         raise UsageError(f"the replay {replay.id} is {replay.state}", hint=f"headwater replay diff {replay.id}")
     require_logs(settings, replay)
@@ -189,6 +198,9 @@ class _Progress:
     """Bars on stderr: one for all of it, one a range."""
 
     def __init__(self, replay: Replay) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bars
+
         self._replay = replay
         self._bars = Bars(
             TextColumn("{task.description}"),
@@ -236,6 +248,11 @@ class _Progress:
 @app.command(name="list")
 def list_replays(as_json: Json = False) -> None:
     """List the replays, oldest first."""
+    from rich.table import Table
+
+    from pipeline.replay import manage
+    from pipeline.settings.load import load
+
     found = manage.replays(load())
     if as_json:
         print_json([manage.as_data(one) for one in found])
@@ -252,6 +269,10 @@ def list_replays(as_json: Json = False) -> None:
 @app.command()
 def diff(replay_id: ReplayId, as_json: Json = False) -> None:
     """Compare what a replay has written with what is live, message by message. Exit 1 when they differ."""
+    from pipeline.replay import manage
+    from pipeline.replay.diff import diff as compare
+    from pipeline.settings.load import load
+
     settings = load()
     replay = manage.replay_of(settings, replay_id)
     if not replay.suffix:
@@ -266,6 +287,8 @@ def diff(replay_id: ReplayId, as_json: Json = False) -> None:
 
 
 def _print_diff(found: list[TopicDiff]) -> None:
+    from rich.table import Table
+
     table = Table("topic", "same", "added", "missing", "different")
     for one in found:
         table.add_row(one.topic, *(f"{n:,}" for n in (one.same, one.added, one.missing, one.different)))
@@ -284,6 +307,10 @@ def _print_diff(found: list[TopicDiff]) -> None:
 @app.command()
 def promote(replay_id: ReplayId, as_json: Json = False) -> None:
     """Copy what a replay has written to the live topics: each message once, with the header `replay`."""
+    from pipeline.replay import manage
+    from pipeline.replay.promote import promote as make_live
+    from pipeline.settings.load import load
+
     settings = load()
     done = make_live(settings, manage.replay_of(settings, replay_id))
     if as_json:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from headwater.console import Json, out, print_json, say
 from pipeline.errors import UsageError
-from pipeline.settings.load import load
-from pipeline.settings.root import Settings
-from pipeline.settings.sinks import ReplicaSettings
+
+if TYPE_CHECKING:
+    from pipeline.settings.root import Settings
+    from pipeline.settings.sinks import ReplicaSettings
 
 app = typer.Typer(help="The replicas of tables in other tables.", no_args_is_help=True)
 
@@ -30,6 +30,9 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Compare the tables of a replica with their sources, item by item. Exit 1 when something differs."""
+    from rich.table import Table
+
+    from pipeline.settings.load import load
     from pipeline.sinks.replica import verify as replica_verify
 
     settings = load()

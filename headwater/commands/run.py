@@ -9,9 +9,6 @@ from typing import Annotated
 
 import typer
 
-from pipeline.runtime.app import create_app
-from pipeline.settings.load import load
-
 
 def run(
     agents: Annotated[list[str] | None, typer.Argument(help="The agents to run; without, all that have work.")] = None,
@@ -19,6 +16,9 @@ def run(
     loglevel: Annotated[str, typer.Option("--loglevel", "-l", help="info, warn, error or debug.")] = "info",
 ) -> None:
     """Start a worker."""
+    from pipeline.runtime.app import create_app
+    from pipeline.settings.load import load
+
     if agents:
         os.environ["HEADWATER_AGENTS"] = json.dumps(agents)
     if not web:

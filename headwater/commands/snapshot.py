@@ -7,18 +7,16 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
 
 from headwater.console import Json, err, out, print_json, say
 from pipeline.errors import UsageError
-from pipeline.operate import snapshots as snapshotting
-from pipeline.settings.load import load
-from pipeline.settings.root import Settings
-from pipeline.settings.sources import S3_URL
+
+if TYPE_CHECKING:
+    from pipeline.operate import snapshots as snapshotting
+    from pipeline.settings.root import Settings
 
 Detach = Annotated[bool, typer.Option("--detach", help="Do not wait for the end; headwater status shows how it goes.")]
 QUIET = 20.0
@@ -38,6 +36,10 @@ def snapshot(
     as_json: Json = False,
 ) -> None:
     """Read all items of tables into raw, as changes of the kind READ, beside the capture of their streams."""
+    from pipeline.operate import snapshots as snapshotting
+    from pipeline.settings.load import load
+    from pipeline.settings.sources import S3_URL
+
     settings = load()
     if export is not None and not re.match(S3_URL, export):
         raise UsageError(f"--export {export}: expected s3://bucket/prefix", hint="headwater snapshot --help")
@@ -67,6 +69,8 @@ def take_snapshots(
     as_json: bool,
 ) -> None:
     """Ask for snapshots of tables, those under way excepted, and show how they go on; Ctrl-C leaves them to the workers."""
+    from pipeline.operate import snapshots as snapshotting
+
     found = snapshotting.look_at(settings, newest_gaps)
     there = snapshotting.under_way(settings, newest_gaps)
     for one in there:
@@ -92,6 +96,9 @@ def take_snapshots(
 
 
 def _watch(look: Callable[[], list[snapshotting.Progress]]) -> list[snapshotting.Progress]:
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -42,7 +42,7 @@ from pipeline.steps.secrecy import MaskKey, fingerprint_of, is_sealed, open_lett
 from pipeline.topics.admin import admin, look, silent, unreachable
 from pipeline.topics.names import Topics
 from pipeline.topics.read import each, reading
-from pipeline.transport.producer import partition_of
+from pipeline.transport.partition import partition_of
 
 TIMEOUT = 30.0
 State = Literal["open", "retried", "skipped", "edited"]

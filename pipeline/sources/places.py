@@ -13,7 +13,7 @@ from typing import Literal
 import msgspec
 
 from pipeline.topics.names import FENCE_PARTITIONS
-from pipeline.transport.producer import partition_of
+from pipeline.transport.partition import partition_of
 
 Cause = Literal["trimmed", "vanished", "missed", "new stream", "retention"]
 """Trimmed: older than the stream keeps it. Vanished: the shard is gone. Missed: it came and went while nobody read.
