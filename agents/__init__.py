@@ -1,7 +1,7 @@
 """The map of the flow. One agent a file, all of one shape: topic in, pure steps, topic out.
 
     DynamoDB Streams, Kinesis           Lambda
-          |  pipeline/sources/streams.py  |  pipeline/sources/lambda_handler.py: writes <p>.ingest as the agent does
+          |  pipeline/sources/stream_source.py  |  pipeline/sources/lambda_handler.py: writes <p>.ingest as the agent does
           |  and snapshots: snapshot.py   |
           v                               v
     ingest        @<kind>               -> <p>.ingest, <p>.shards     agents/ingest.py

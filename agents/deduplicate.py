@@ -7,7 +7,7 @@ from functools import partial
 from faust import Stream
 
 from models.dead_letter import LATE
-from pipeline.runtime.app import Worker
+from pipeline.runtime.worker import Worker
 from pipeline.state.delivered import Delivered, Memory
 from pipeline.state.newest import NewestTimes
 from pipeline.state.seen import SeenTable

@@ -9,14 +9,14 @@ from functools import partial
 from faust import Stream
 
 from pipeline.errors import UsageError
-from pipeline.runtime.app import Worker
+from pipeline.runtime.worker import Worker
 from pipeline.services import aws
 from pipeline.settings.sources import KinesisSettings
-from pipeline.sources.dynamodb.records import Unreadable, refused, too_large
+from pipeline.sources.base import Reading, Unreadable
+from pipeline.sources.dynamodb.records import refused, too_large
 from pipeline.sources.kinds import snapshotter, stream_api
 from pipeline.sources.preflight import Looked, preflight
-from pipeline.sources.reading import Reading
-from pipeline.sources.streams import StreamSource
+from pipeline.sources.stream_source import StreamSource
 
 
 def attach(worker: Worker) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from faust import Stream
 
 from pipeline.errors import UsageError
-from pipeline.runtime.app import Worker
+from pipeline.runtime.worker import Worker
 from pipeline.settings.sinks import LakeSettings
 from pipeline.sinks.base import Sink
 from pipeline.sinks.carrier import Carrier

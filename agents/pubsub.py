@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from faust import Stream
 
-from pipeline.runtime.app import Worker
+from pipeline.runtime.worker import Worker
 from pipeline.sinks.carrier import Carrier
 from pipeline.sinks.pubsub import PubSub
 from pipeline.transport import Batch

@@ -7,7 +7,7 @@ from functools import partial
 from faust import Stream
 
 from pipeline.errors import UsageError
-from pipeline.runtime.app import Worker
+from pipeline.runtime.worker import Worker
 from pipeline.sinks.carrier import Carrier
 from pipeline.sinks.replica.client import connect, preflight
 from pipeline.sinks.replica.sink import Replica, calls

@@ -6,7 +6,7 @@ from faust import Stream
 
 from pipeline.errors import UsageError
 from pipeline.flows.runner import FlowRunner
-from pipeline.runtime.app import Worker
+from pipeline.runtime.worker import Worker
 from pipeline.transport import Batch
 
 

@@ -134,9 +134,12 @@ def soak_sources(
 ) -> None:
     """Read simulated streams with three workers that are killed in turn, and hold raw against the truth."""
     from headwater.lab import soak as soaks
+    from headwater.lab import soak_report
 
     shutil.rmtree(directory, ignore_errors=True)
-    options = soaks.Options(directory.absolute(), seconds=seconds, seed=seed, rate=rate, kinesis=kinesis, page=page)
+    options = soak_report.Options(
+        directory.absolute(), seconds=seconds, seed=seed, rate=rate, kinesis=kinesis, page=page
+    )
     report = soaks.run(options, say=say)
     verdict = "[bold green]PROVED[/]" if report.ok else "[bold red]FAILED[/]"
     err.print(

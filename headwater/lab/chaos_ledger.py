@@ -18,10 +18,10 @@ from headwater.lab.chaos_load import change_of, key_of
 from headwater.lab.chaos_report import Report
 from headwater.lab.recorder import Recorder
 from models.dead_letter import FLOW, OFFSET, PARTITION, STAGE
+from models.gap import Gap
 from pipeline.sinks.lake.manifests import read_manifests
 from pipeline.sinks.lake.objects import Objects
 from pipeline.sinks.lake.paths import origin_of
-from pipeline.sources.places import Gap
 
 EVENT_ID = re.compile(rb'"eventID":"([0-9a-f]{32})"')
 

@@ -10,10 +10,8 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import msgspec
@@ -25,12 +23,13 @@ from headwater.lab.processes import LOOPBACK
 from headwater.lab.provider import Provider
 from headwater.lab.recorder import Recorder, lag
 from headwater.lab.simulator.server import DRY, REST, TRUTH
+from headwater.lab.soak_report import Options, Report
 from headwater.lab.stack import AWS_URL, Stack
 from headwater.lab.workers import Workers
 from models.change import decode
+from models.gap import Gap
 from pipeline.errors import FatalError
 from pipeline.settings.root import Settings
-from pipeline.sources.places import Gap
 from pipeline.topics.admin import admin, ensure
 from pipeline.topics.names import Topics
 
@@ -55,64 +54,6 @@ QUIET, QUIET_KINESIS = 8.0, 25.0
 pause, and then changes are held."""
 IDLE_LIMIT = 120.0
 TICK = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What the soak is asked to do."""
-
-    directory: Path
-    seconds: float = 60.0
-    seed: int = 1
-    rate: int = 1_500
-    """Changes a second."""
-    kinesis: bool = False
-    """Tables that deliver into Kinesis, instead of streams of their own."""
-    page: Path | None = None
-    """Where to write the outcome, as a section of a page in Markdown."""
-
-
-@dataclass(slots=True)
-class Report:
-    """The outcome; printed by `--json`."""
-
-    changes: int = 0
-    lost: int = 0
-    """Changes that are neither in raw nor in a gap that was written down."""
-    duplicated: int = 0
-    out_of_order: int = 0
-    """Against the order in which the changes happened; where Kinesis is not resequenced, in which they were delivered."""
-    late: int = 0
-    """Changes that Kinesis delivered after a newer one of their item."""
-    marked: int = 0
-    """Changes that are marked late on raw."""
-    trimmed_ranges: int = 0
-    """Ranges that the simulator trimmed before they were read."""
-    gaps_recorded: int = 0
-    reshards: int = 0
-    most_shards: int = 0
-    """Open at once, of one stream."""
-    renewals: int = 0
-    """Streams that were switched off, and on again as new ones."""
-    tables_come: int = 0
-    tables_gone: int = 0
-    kills: int = 0
-    dry: int = 0
-    """Answers without records though there were some, for seconds on end."""
-    provider_failures: int = 0
-    """Times that the provider of credentials has failed, for `FAIL_SECONDS` each."""
-    calls: int = 0
-    seconds: float = 0.0
-    seed: int = 0
-
-    @property
-    def ok(self) -> bool:
-        """Whether every change came out once, in order, or is known to be lost."""
-        return not (self.lost or self.duplicated or self.out_of_order)
-
-    def json(self) -> dict[str, Any]:
-        """Return it as plain data."""
-        return asdict(self)
 
 
 def run(options: Options, say: Callable[[str], None]) -> Report:

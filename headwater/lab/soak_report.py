@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
 from headwater.lab.page import table
-
-if TYPE_CHECKING:
-    from headwater.lab.soak import Options, Report
 
 DYNAMODB = (
     "Made by `make soak-sources`. A simulator of DynamoDB and its streams does all that AWS may do: throttles, errors,",
@@ -86,3 +85,61 @@ def _of_kinesis(report: Report) -> list[tuple[str, float]]:
         ("shards that were split or merged", report.reshards),
         ("shards open at once, of one stream", report.most_shards),
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the soak is asked to do."""
+
+    directory: Path
+    seconds: float = 60.0
+    seed: int = 1
+    rate: int = 1_500
+    """Changes a second."""
+    kinesis: bool = False
+    """Tables that deliver into Kinesis, instead of streams of their own."""
+    page: Path | None = None
+    """Where to write the outcome, as a section of a page in Markdown."""
+
+
+@dataclass(slots=True)
+class Report:
+    """The outcome; printed by `--json`."""
+
+    changes: int = 0
+    lost: int = 0
+    """Changes that are neither in raw nor in a gap that was written down."""
+    duplicated: int = 0
+    out_of_order: int = 0
+    """Against the order in which the changes happened; where Kinesis is not resequenced, in which they were delivered."""
+    late: int = 0
+    """Changes that Kinesis delivered after a newer one of their item."""
+    marked: int = 0
+    """Changes that are marked late on raw."""
+    trimmed_ranges: int = 0
+    """Ranges that the simulator trimmed before they were read."""
+    gaps_recorded: int = 0
+    reshards: int = 0
+    most_shards: int = 0
+    """Open at once, of one stream."""
+    renewals: int = 0
+    """Streams that were switched off, and on again as new ones."""
+    tables_come: int = 0
+    tables_gone: int = 0
+    kills: int = 0
+    dry: int = 0
+    """Answers without records though there were some, for seconds on end."""
+    provider_failures: int = 0
+    """Times that the provider of credentials has failed, for `FAIL_SECONDS` each."""
+    calls: int = 0
+    seconds: float = 0.0
+    seed: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Whether every change came out once, in order, or is known to be lost."""
+        return not (self.lost or self.duplicated or self.out_of_order)
+
+    def json(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return asdict(self)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from models.attribute_path import is_added, parse, readings
 from models.change import Change
 from pipeline.settings.enrich import (
     PLACE,
@@ -17,7 +18,6 @@ from pipeline.settings.enrich import (
     SqlSettings,
 )
 from pipeline.settings.flows import FlowSettings
-from pipeline.steps.attribute_path import is_added, parse, readings
 from pipeline.steps.cel_tokens import attributes, free_names, tokens
 from pipeline.steps.expression import ENRICHED
 from pipeline.steps.filter import fields, merge

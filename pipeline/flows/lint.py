@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
+from models.attribute_path import is_added, parse, readings
 from models.attributes import type_tags
 from models.change import OPS
 from pipeline.settings.enrich import PLACE, ComputeSettings, JoinSettings, LookupSettings, PythonSettings, SqlSettings
 from pipeline.settings.flows import FlowSettings
-from pipeline.steps.attribute_path import is_added, parse, readings
 from pipeline.steps.cel_tokens import Token, attributes, tokens
 from pipeline.steps.expression import ENRICHED
 from pipeline.steps.filter import PatternError, compile_pattern

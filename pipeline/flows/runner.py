@@ -21,7 +21,7 @@ from pipeline.errors import HeadwaterError, RejectedError
 from pipeline.flows.compile import Means, compile_flow, re_emits, schema_registry
 from pipeline.flows.lint import lint
 from pipeline.flows.versions import FlowVersions
-from pipeline.runtime.app import Worker
+from pipeline.runtime.worker import Worker
 from pipeline.services.keys import mask_key
 from pipeline.settings.enrich import PARTITIONED, TOPIC, JoinSettings
 from pipeline.settings.flows import FlowSettings

@@ -18,7 +18,7 @@ from confluent_kafka import KafkaError, KafkaException
 from pipeline.errors import HeadwaterError
 from pipeline.flows.check import examine
 from pipeline.flows.compile import FlowError
-from pipeline.runtime.app import known_agents, wanted_agents
+from pipeline.runtime.entry_points import known_agents, wanted_agents
 from pipeline.services.aws import ERRORS, TABLES, client, explain
 from pipeline.settings.enrich import TOPIC
 from pipeline.settings.flows import FlowSettings
@@ -28,12 +28,12 @@ from pipeline.settings.sources import DynamoDBStreamSettings, KinesisSettings
 from pipeline.sinks.mirror.other_cluster import OtherCluster
 from pipeline.sinks.mirror.sink import copied
 from pipeline.sinks.replica.client import connect, preflight
+from pipeline.sources.base import Start, StreamApi
 from pipeline.sources.kinds import onlooker, snapshotter
 from pipeline.sources.kinesis.consumers import Consumers
 from pipeline.sources.kinesis.records import plain
-from pipeline.sources.places import ShardOf
+from pipeline.sources.shard_positions import ShardOf
 from pipeline.sources.snapshots.snapshotter import Snapshotter
-from pipeline.sources.streams import Start, StreamApi
 from pipeline.topics.admin import LIMITED, Found, TopicRefusedError, admin, look, lowered, refusals, sized
 from pipeline.topics.names import MAX_BYTES, Topic, Topics
 

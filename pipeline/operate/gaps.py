@@ -5,8 +5,9 @@ from __future__ import annotations
 import msgspec
 from confluent_kafka import OFFSET_BEGINNING, Consumer
 
+from models.gap import Gap
 from pipeline.settings.root import Settings
-from pipeline.sources.places import Gap, Known
+from pipeline.sources.shard_positions import Known
 from pipeline.sources.snapshots.known import Snapshots, is_snapshot, repaired
 from pipeline.topics.admin import admin, look
 from pipeline.topics.names import Topics

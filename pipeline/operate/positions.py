@@ -5,32 +5,30 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import msgspec
-from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, Producer, TopicPartition
 from faust.types import TP
 
 from pipeline.errors import FatalError, UsageError
 from pipeline.settings.root import Settings
 from pipeline.settings.sinks import group_of
-from pipeline.state.seen import source_log, source_offset
-from pipeline.state.table_partitions import HEADER, SAID, encode_positions, positions_in
+from pipeline.state.kept import Kept, kept
+from pipeline.state.table_partitions import HEADER, SAID, encode_positions
 from pipeline.state.table_partitions import Position as Told
 from pipeline.topics.admin import Admin, admin, look, unreachable
 from pipeline.topics.names import Topics
-from pipeline.topics.read import read, reading
+from pipeline.topics.read import reading
 from pipeline.transport import clients
 from pipeline.transport.committed import Committed, committed
-from pipeline.transport.logs import UNKNOWN, Log, logs_of
+from pipeline.transport.logs import UNKNOWN, logs_of
 from pipeline.transport.questions import EARLIEST, LATEST, offsets_of
 from pipeline.transport.starts import There, start_of
 
 TIMEOUT = 20.0
 LEAVING, LOOK = 3.0, 0.5
 """Seconds beyond the session time-out until a broker has taken note of a worker's end, and between two looks."""
-LAST = 100
-"""Offsets at a changelog's end among which its last message is looked for first."""
 Say = Callable[[str], None]
 Clock = Callable[[], float]
 Sleep = Callable[[float], None]
@@ -208,41 +206,9 @@ def _offset(there: There, kept: Kept, at: At) -> int:
     return min(max(offset, there.low), there.end)
 
 
-class Kept(NamedTuple):
-    """What the state of an agent knows of a partition that it reads."""
-
-    log: Log = UNKNOWN
-    """The log that it is of, as far as it was told."""
-    offset: int | None = None
-    """The offset up to which it was read, if it is known exactly."""
-
-
 def _kept(settings: Settings, topics: Topics, topic: str, tps: Iterable[TP]) -> dict[TP, Kept]:
     with reading(settings) as consumer:
         return {tp: kept(consumer, topics, tp) for tp in tps}
-
-
-def kept(consumer: Consumer, topics: Topics, tp: TP) -> Kept:
-    """Return what the changelog of the agent's state says of a partition of its topic. Blocks.
-
-    The seen table's tells exactly how far ingest was read; that of the flows at least which log raw was.
-    """
-    changelog = {topics.ingest: topics.seen, topics.raw: topics.flow_state}.get(tp.topic)
-    last = None if changelog is None else _last(consumer, TP(changelog, tp.partition))
-    if last is None:
-        return Kept()
-    if tp.topic == topics.ingest:
-        return Kept(source_log(last), source_offset(last))
-    logs = [one.log for one in positions_in(last) if TP(one.topic, one.partition) == tp]
-    return Kept(Log.parse(logs[0])) if logs else Kept()
-
-
-def _last(consumer: Consumer, tp: TP) -> Message | None:
-    low, end = consumer.get_watermark_offsets(TopicPartition(*tp), TIMEOUT)
-    for first in (max(low, end - LAST), low):  # ends of transactions take offsets, too
-        if records := read(consumer, tp.topic, {tp.partition: first}, None):
-            return records[-1]
-    return None
 
 
 def _tell_state(settings: Settings, topics: Topics, there: Mapping[TP, There], offsets: Mapping[TP, int]) -> None:

@@ -17,7 +17,7 @@ from pipeline.operate.gaps import _gaps, _is_repaired, _known
 from pipeline.replay.plan import decode as decode_replay
 from pipeline.settings.root import Settings
 from pipeline.settings.sinks import group_of
-from pipeline.sources.places import Known
+from pipeline.sources.shard_positions import Known
 from pipeline.sources.snapshots.known import Snapshots
 from pipeline.topics.admin import admin, look
 from pipeline.topics.group import _members

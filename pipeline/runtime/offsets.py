@@ -14,8 +14,8 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from faust.types import TP
 
 from pipeline.errors import FatalError
-from pipeline.operate.positions import kept
 from pipeline.settings.root import Settings
+from pipeline.state.kept import kept
 from pipeline.topics.admin import unreachable
 from pipeline.topics.names import Topics
 from pipeline.topics.read import read

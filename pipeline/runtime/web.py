@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from faust.web import Request, Response, View
 from prometheus_client import generate_latest
 
-from pipeline.sources.streams import StreamSource
-
-if TYPE_CHECKING:
-    from pipeline.runtime.app import Worker
-
+from pipeline.runtime.worker import Worker
+from pipeline.sources.stream_source import StreamSource
 
 STANDING = 60.0
 """Seconds without a commit after which a worker with work to do is not ready."""

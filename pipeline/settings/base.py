@@ -12,7 +12,7 @@ from pydantic import (
     Field,
 )
 
-from pipeline.steps.attribute_path import parse
+from models.attribute_path import parse
 
 PUBLISHED = "published"
 """In the context of a validation: the flows are on the topic already, where nothing is to be prevented any more."""

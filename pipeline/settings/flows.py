@@ -14,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from models.attribute_path import is_added, parse, readings
 from pipeline.settings.base import PUBLISHED, Name, NamePath, NewName, Path, Section, SinkName
 from pipeline.settings.enrich import (
     Condition,
@@ -27,7 +28,6 @@ from pipeline.settings.enrich import (
 )
 from pipeline.settings.formats import EnvelopeSettings, FormatSettings, KeyFormatSettings, as_kind
 from pipeline.settings.published import secrets_in_headers, secrets_in_url
-from pipeline.steps.attribute_path import is_added, parse, readings
 
 
 class RouteSettings(Section):

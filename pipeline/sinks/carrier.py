@@ -14,7 +14,7 @@ from faust.types import TP
 
 from models.dead_letter import DeadLetter, Headers
 from pipeline.errors import HeadwaterError, TransientError
-from pipeline.runtime.app import Worker
+from pipeline.runtime.worker import Worker
 from pipeline.sinks.base import Rejected, Sink, standing
 from pipeline.sinks.runner import SinkRunner, Start
 from pipeline.transport import Batch, Slice, clients

@@ -11,7 +11,7 @@ from typing import cast
 
 from confluent_kafka import Message
 
-from pipeline.sinks.lake.rows import Rows
+from pipeline.sinks.rows import Rows
 from pipeline.steps.leave import MOVED_TO
 
 

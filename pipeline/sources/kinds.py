@@ -6,6 +6,7 @@ from functools import partial
 
 from pipeline.limits import MESSAGE_MAX
 from pipeline.settings.sources import DynamoDBStreamSettings, KinesisSettings
+from pipeline.sources.base import StreamApi
 from pipeline.sources.dynamodb import streams as dynamodb
 from pipeline.sources.dynamodb.streams import DynamoDBStreams
 from pipeline.sources.kinesis import api as kinesis
@@ -14,7 +15,6 @@ from pipeline.sources.kinesis.fan_out import FanOutStreams
 from pipeline.sources.snapshots.s3_export import Exports
 from pipeline.sources.snapshots.scan import Scanner
 from pipeline.sources.snapshots.snapshotter import Snapshotter
-from pipeline.sources.streams import StreamApi
 
 
 def stream_api(settings: DynamoDBStreamSettings | KinesisSettings, most: int = MESSAGE_MAX) -> StreamApi:

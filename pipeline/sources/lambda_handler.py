@@ -19,7 +19,7 @@ from pipeline.errors import RejectedError, TransientError, UsageError
 from pipeline.limits import HEADROOM, REFUSED
 from pipeline.settings.load import load
 from pipeline.settings.root import Settings
-from pipeline.sources.dynamodb.records import Unreadable
+from pipeline.sources.base import Unreadable
 from pipeline.sources.dynamodb.records import refused as refused_record
 from pipeline.sources.members import Item, item
 from pipeline.topics.names import Topics

@@ -15,7 +15,8 @@ from models.change import MalformedChangeError, decode, event_id, table_of
 from models.dead_letter import Origin
 from pipeline.settings.root import Settings
 from pipeline.settings.sources import KinesisSettings
-from pipeline.sources.dynamodb.records import Unreadable, item_key, key_in, read_one
+from pipeline.sources.base import Unreadable
+from pipeline.sources.dynamodb.records import item_key, key_in, read_one
 from pipeline.sources.kinesis.records import Put, changes, name_of, plain, read_put
 
 if TYPE_CHECKING:

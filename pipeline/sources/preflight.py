@@ -15,9 +15,9 @@ from typing import TypeVar
 from pipeline.errors import FatalError, HeadwaterError, TransientError, backoff
 from pipeline.services.aws import CredentialsError, DeniedError
 from pipeline.settings.sources import DynamoDBStreamSettings, KinesisSettings
+from pipeline.sources.base import StreamApi
 from pipeline.sources.dynamodb.streams import is_pattern
 from pipeline.sources.snapshots.snapshotter import Snapshotter
-from pipeline.sources.streams import StreamApi
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import msgspec
 
+from models.attribute_path import Path, find, is_added, parse, readings
 from models.attributes import typed
 from models.change import NONE, Change, canonical
-from pipeline.steps.attribute_path import Path, find, is_added, parse, readings
 from pipeline.steps.event import NULL, Event, Item, Step, Value, each
 from pipeline.steps.expression import compile_value
 

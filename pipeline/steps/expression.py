@@ -30,9 +30,9 @@ from typing import Any, TypeAlias
 import cel
 import msgspec
 
+from models.attribute_path import find, parse
 from models.attributes import digits, normal
 from models.change import Change
-from pipeline.steps.attribute_path import find, parse
 from pipeline.steps.cel_tokens import PLAIN_STRING, Token, attributes, conjuncts, free_names, tokens, written
 from pipeline.steps.project import projection
 

@@ -14,9 +14,9 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from models.attribute_path import Path, is_added, parse, readings
 from models.attributes import digits
 from pipeline.settings.enrich import MaskSettings
-from pipeline.steps.attribute_path import Path, is_added, parse, readings
 from pipeline.steps.event import Event, Item, Step, Value, each
 from pipeline.steps.secrecy import MaskKey
 

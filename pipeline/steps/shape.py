@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from pipeline.steps.attribute_path import Path, is_added, parse, readings
+from models.attribute_path import Path, is_added, parse, readings
 from pipeline.steps.event import Event, Item, Step, each
 
 Wanted: TypeAlias = Mapping[str, list[Path]]

@@ -14,7 +14,7 @@ import time
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
+from typing import Any, NamedTuple, NoReturn, cast
 
 from confluent_kafka import Message, TopicPartition
 from faust.assignor.client_assignment import ClientAssignment
@@ -24,6 +24,7 @@ from faust.types import TP, ConsumerMessage
 from pipeline.errors import HeadwaterError
 from pipeline.transport.alarm import wait_at_most
 from pipeline.transport.backlog import Backlog
+from pipeline.transport.base import BaseTransport
 from pipeline.transport.batch import Batch, BatchSchema
 from pipeline.transport.committed import Committed
 from pipeline.transport.fatal import stop_process
@@ -35,9 +36,6 @@ from pipeline.transport.reader import Reader
 from pipeline.transport.recovery import end_recovery_at, seek
 from pipeline.transport.starts import Lost, There, start_of
 from pipeline.transport.transaction import CAREFUL, next_offsets
-
-if TYPE_CHECKING:
-    from pipeline.transport.driver import Transport
 
 BATCH, BATCH_BYTES = 4_000, 4 << 20
 """Records, and bytes of their values, in a batch at most."""
@@ -90,7 +88,7 @@ def _records_in(message: ConsumerMessage) -> int:
 class Consumer(faust_consumer.Consumer):
     """One per worker."""
 
-    transport: Transport
+    transport: BaseTransport
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -740,7 +738,7 @@ class Consumer(faust_consumer.Consumer):
 
     def _on_end(self, tp: TP, offset: int) -> None:
         if self._is_changelog_tp(tp) and not self._is_fence(tp.topic):
-            self._in_background(end_recovery_at(self, tp, offset))
+            self._in_background(end_recovery_at(self, self.backlog, tp, offset))
 
     # -- the rest of Faust's consumer interface -----------------------------------------------------------------------
 

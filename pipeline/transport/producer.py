@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from confluent_kafka import KafkaError, KafkaException, Message
 from faust.transport.producer import Producer as FaustProducer
@@ -13,12 +13,10 @@ from faust.types import TP, RecordMetadata
 from pipeline.errors import HeadwaterError
 from pipeline.limits import REFUSED
 from pipeline.transport.alarm import wait_at_most
+from pipeline.transport.base import BaseTransport
 from pipeline.transport.fatal import stop_process
 from pipeline.transport.partition import partition_of
 from pipeline.transport.transaction import Transaction, too_bad
-
-if TYPE_CHECKING:
-    from pipeline.transport.driver import Transport
 
 POLL, IDLE = 0.05, 0.5
 """Seconds between two looks for delivery reports while somebody waits for one, and else: then for errors alone."""
@@ -27,7 +25,7 @@ POLL, IDLE = 0.05, 0.5
 class Producer(FaustProducer):
     """Faust's producer interface over the worker's transaction."""
 
-    transport: Transport
+    transport: BaseTransport
     transaction: Transaction
 
     def __post_init__(self) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from confluent_kafka import Consumer as RdConsumer
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from faust.transport.consumer import Consumer as FaustConsumer
 from faust.types import TP
 
-if TYPE_CHECKING:
-    from pipeline.transport.consumer import Consumer
+from pipeline.transport.backlog import Backlog
 
 SEEK_DEADLINE = 2.0
 
@@ -35,7 +35,7 @@ def seek(tp: TP, offset: int) -> Callable[[RdConsumer], None]:
     return run
 
 
-async def end_recovery_at(consumer: Consumer, tp: TP, offset: int) -> None:
+async def end_recovery_at(consumer: FaustConsumer, backlog: Backlog, tp: TP, offset: int) -> None:
     """Tell Faust that a changelog has been read to its end.
 
     A transactional changelog ends in a commit marker, so no record ever has the offset that Faust waits for.
@@ -43,7 +43,7 @@ async def end_recovery_at(consumer: Consumer, tp: TP, offset: int) -> None:
     app = consumer.app
     recovery = cast("Any", app.tables).recovery
     while not app.should_stop and tp in consumer.assignment():
-        read = not consumer.backlog.queues.get(tp) and cast("Any", app.tables).changelog_queue.empty()
+        read = not backlog.queues.get(tp) and cast("Any", app.tables).changelog_queue.empty()
         if recovery.in_recovery and tp in recovery.active_tps and read:
             await asyncio.sleep(0.01)
             at = recovery.active_offsets[tp]

@@ -29,7 +29,7 @@ from headwater.lab.stack import Endpoints
 from headwater.lab.workers import Worker
 from pipeline.errors import FatalError
 from pipeline.operate.status import status
-from pipeline.runtime.app import Worker as App
+from pipeline.runtime.worker import Worker as App
 from pipeline.settings.root import Settings
 from pipeline.state.buckets import Buckets
 from pipeline.state.seen import SeenTable, pack, source_offset

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.kafka
 RECORDS = 900
 POISON = (0, 411, 412, 899)
 APP = """
-from pipeline.runtime.app import Worker
+from pipeline.runtime.worker import Worker
 from pipeline.settings.root import load
 
 worker = Worker(load())

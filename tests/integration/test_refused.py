@@ -154,7 +154,7 @@ def test_a_record_that_the_ingest_topic_refuses_is_a_dead_letter_and_its_shard_g
 
 
 OWN = """
-from pipeline.runtime.app import Worker
+from pipeline.runtime.worker import Worker
 from pipeline.settings.root import load
 
 worker = Worker(load())

@@ -24,7 +24,7 @@ from headwater.lab.simulator.world import Plan, World
 from headwater.lab.stack import AWS_URL, Endpoints
 from headwater.lab.workers import Workers
 from pipeline.settings.root import Settings
-from pipeline.sources.places import ShardOf
+from pipeline.sources.shard_positions import ShardOf
 from pipeline.topics.admin import admin, ensure
 from pipeline.topics.names import Topics
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.settings.sources import KinesisSettings
-from pipeline.sources.dynamodb.records import Unreadable
+from pipeline.sources.base import Unreadable
 from pipeline.sources.kinesis.kpl import MAGIC, NotAggregatedError, Sub, aggregate, deaggregate
 from pipeline.sources.kinesis.records import Number, Put, changes
 

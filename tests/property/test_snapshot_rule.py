@@ -21,7 +21,7 @@ from headwater.lab.simulator.world import Plan, World
 from models.change import decode
 from models.snapshot import BEGIN, END, mark
 from pipeline.sources.dynamodb.records import cut
-from pipeline.sources.places import Place
+from pipeline.sources.shard_positions import Place
 from pipeline.sources.shards import Lineage, Position, Shard
 from pipeline.sources.snapshots.known import Segment, Snapshot
 from pipeline.sources.snapshots.scan import rows

@@ -12,7 +12,7 @@ import pytest
 from headwater.lab.bench import canned, ingest, ingest_report, plain_boto3
 from headwater.lab.bench.load import Outcome
 from pipeline.sources.dynamodb.records import cut
-from pipeline.sources.places import Place
+from pipeline.sources.shard_positions import Place
 
 RECORDS = canned.PER_ANSWER + 5
 

@@ -20,8 +20,8 @@ from headwater.lab.chaos_load import change_of, key_of, sleep_of
 from headwater.lab.chaos_report import MEANING, Options, Report, section
 from headwater.lab.faults import plan
 from headwater.lab.killer import Killer, ask
+from models.gap import Gap
 from pipeline.errors import FatalError
-from pipeline.sources.places import Gap
 from pipeline.state.buckets import Buckets
 from pipeline.state.store import Store
 from pipeline.transport import Slice

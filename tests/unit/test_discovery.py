@@ -14,9 +14,10 @@ import msgspec
 from pipeline.errors import HeadwaterError
 from pipeline.metrics import Metrics
 from pipeline.services.aws import DeniedError, VanishedError
-from pipeline.sources.places import Beginning, Place, ShardOf
+from pipeline.sources.base import Pacing, Stream, StreamApi
+from pipeline.sources.shard_positions import Beginning, Place, ShardOf
 from pipeline.sources.shards import Lineage, Shard
-from pipeline.sources.streams import Pacing, Stream, StreamApi, StreamSource
+from pipeline.sources.stream_source import StreamSource
 from pipeline.transport import Transport
 
 ARN = "arn:aws:dynamodb:eu-west-1:0:table/orders/stream/2026-01-01T00:00:00.000"
@@ -68,14 +69,14 @@ def look(source: StreamSource, times: int = 1) -> list[str]:
 
     async def looks() -> None:
         for _ in range(times):
-            await source._list(TABLE, ARN)
+            await source._discovery.list(TABLE, ARN)
 
     asyncio.run(looks())
-    return [shard.shard_id for shard in source._listings[ARN].shards] if ARN in source._listings else []
+    return [shard.shard_id for shard in source._listings.of[ARN].shards] if ARN in source._listings.of else []
 
 
 def readable(source: StreamSource) -> list[str]:
-    listing = source._listings[ARN]
+    listing = source._listings.of[ARN]
     return list(Lineage(listing.shards, {}, listing.late).readable())
 
 
@@ -88,37 +89,39 @@ def test_a_shard_stays_in_the_listing_until_two_in_a_row_lack_it() -> None:
     assert look(source) == ["b", "a"], "one answer proves nothing"
     assert look(source) == ["a", "b"]
     assert look(source) == ["b", "a"]
-    assert not source._is_gone(ShardOf(TABLE, ARN, "a"))
+    assert not source.is_gone(ShardOf(TABLE, ARN, "a"))
     assert look(source) == ["b"]
-    assert source._is_gone(ShardOf(TABLE, ARN, "a"))
+    assert source.is_gone(ShardOf(TABLE, ARN, "a"))
 
 
 def test_a_shard_that_is_listed_again_counts_from_the_beginning() -> None:
     source = a_source(Api([A, B], [B], [A, B], [B]))
     look(source, 4)
-    assert not source._is_gone(ShardOf(TABLE, ARN, "a"))
+    assert not source.is_gone(ShardOf(TABLE, ARN, "a"))
 
 
 def test_a_finished_parent_is_not_forgotten_for_one_listing_without_it() -> None:
-    source = a_source(Api([A, B], [B], [A, B]))
-    source._ready = set(range(1000))
-    know(source, "", Beginning(TABLE, roots=("a",)))
-    know(source, "a", Place(TABLE, "9", finished=True, at=time.time()))
-    know(source, "b", Place(TABLE, "12"))
+    def a_knowing_source(api: Api) -> StreamSource:
+        source = a_source(api)
+        source._ready = set(range(1000))
+        know(source, "", Beginning(TABLE, roots=("a",)))
+        know(source, "a", Place(TABLE, "9", finished=True, at=time.time()))
+        know(source, "b", Place(TABLE, "12"))
+        return source
+
+    source = a_knowing_source(Api([A, B], [B], [A, B]))
     source._readers[ShardOf(TABLE, ARN, "b")] = cast("Any", SimpleNamespace(done=lambda: False))
     for listings in (2, 1):
         look(source, listings)
-        source._start_readers()
+        source.start_readers()
         assert source._forgotten == set()
-    gone = a_source(Api([B]))
-    gone._ready = set(range(1000))
-    gone._known = source._known
+    gone = a_knowing_source(Api([B]))
     gone._readers[ShardOf(TABLE, ARN, "b")] = cast("Any", SimpleNamespace(done=lambda: False))
     look(gone)
-    gone._start_readers()
+    gone.start_readers()
     assert gone._forgotten == set(), "a worker that has just started has one listing"
     look(gone)
-    gone._start_readers()
+    gone.start_readers()
     assert gone._forgotten == {ShardOf(TABLE, ARN, "a")}
 
 
@@ -126,7 +129,7 @@ def test_a_grandchild_waits_until_it_is_said_twice_that_its_parent_is_not_listed
     source = a_source(Api([A, C], [A, B, C]))
     look(source)
     assert readable(source) == ["a"]
-    assert source._look_now.is_set(), "the next look is not far"
+    assert source._discovery._look_now.is_set(), "the next look is not far"
     look(source)
     assert readable(source) == ["a"], "its parent has come: it waits for that"
     gone = a_source(Api([A, C]))
@@ -137,12 +140,12 @@ def test_a_grandchild_waits_until_it_is_said_twice_that_its_parent_is_not_listed
 def test_a_stream_is_begun_when_no_parent_may_be_late() -> None:
     source = a_source(Api([C]))
     begun: list[str] = []
-    source._begin = lambda arn, listing: begun.append(arn)  # type: ignore[method-assign]
+    source._discovery.begin = lambda arn, listing: begun.append(arn)  # type: ignore[method-assign]
     look(source)
-    source._start_readers()
+    source.start_readers()
     assert begun == []
     look(source)
-    source._start_readers()
+    source.start_readers()
     assert begun == [ARN]
 
 
@@ -152,18 +155,18 @@ def test_that_a_stream_does_not_exist_is_believed_when_it_is_said_twice() -> Non
     know(source, "", Beginning(TABLE, roots=("a",)))
     know(source, "a", Place(TABLE, "9"))
     look(source, 4)
-    assert not source._is_gone(ShardOf(TABLE, ARN, "a"))
+    assert not source.is_gone(ShardOf(TABLE, ARN, "a"))
     look(source)
-    assert source._is_gone(ShardOf(TABLE, ARN, "a"))
+    assert source.is_gone(ShardOf(TABLE, ARN, "a"))
 
 
 def test_a_shard_that_is_read_and_in_no_listing_is_gone_after_two() -> None:
     source = a_source(Api([B], [B], [B], [B]))
     source._readers[ShardOf(TABLE, ARN, "x")] = cast("Any", SimpleNamespace(done=lambda: False))
     look(source)
-    assert not source._is_gone(ShardOf(TABLE, ARN, "x"))
+    assert not source.is_gone(ShardOf(TABLE, ARN, "x"))
     look(source, 3)
-    assert source._is_gone(ShardOf(TABLE, ARN, "x"))
+    assert source.is_gone(ShardOf(TABLE, ARN, "x"))
 
 
 class EnoughError(Exception):
@@ -183,7 +186,7 @@ def discover(api: Api, looks: int) -> list[str]:
 
     async def run() -> None:
         with suppress(EnoughError):
-            await source._discover()
+            await source._discovery.run()
 
     asyncio.run(run())
     return api.looked[1:-1]

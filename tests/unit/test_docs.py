@@ -22,10 +22,13 @@ from conftest import Headwater
 
 import agents
 from headwater.cli import app as cli
+from headwater.groups import commands_of
 from headwater.testing import change
 from pipeline.flows import golden
 from pipeline.flows.compile import compile_flow, onlooking
-from pipeline.runtime.app import AGENTS, App, create_app
+from pipeline.runtime.app import create_app
+from pipeline.runtime.entry_points import AGENTS
+from pipeline.runtime.faust_app import App
 from pipeline.settings.load import NOT_SETTINGS, load
 from pipeline.settings.root import ENV_PREFIX, Settings
 from pipeline.settings.sources import KINDS, DynamoDBStreamSettings
@@ -117,10 +120,10 @@ def wrong(words: list[str]) -> str:
                 return f"no option {name}"
             if name in options and not options[name].is_flag and "=" not in word and next(rest, None) is None:
                 return f"{name} needs a value"
-        elif hasattr(command, "commands"):
-            if name not in command.commands:
+        elif inner := commands_of(command):
+            if name not in inner:
                 return f"no command {name}"
-            command = command.commands[name]
+            command = inner[name]
             options = {name: p for p in command.params for name in [*p.opts, *p.secondary_opts]}
         elif not any(p.param_type_name == "argument" for p in command.params):
             return f"{name} is one word too many"
@@ -492,6 +495,6 @@ def test_the_policies_for_kinesis_allow_what_the_code_calls_and_no_more() -> Non
         calls = re.findall(r"self\._(?:streams|subscriber)\.(?!get_paginator|meta)([a-z_]+)\(", source)
         return {f"kinesis:{call.title().replace('_', '')}" for call in calls}
 
-    assert called("kinesis.py") == set(reading["Action"])
-    assert called("fan_out.py", "consumers.py") == set(pushing["Action"])
+    assert called("kinesis/api.py") == set(reading["Action"])
+    assert called("kinesis/fan_out.py", "kinesis/consumers.py") == set(pushing["Action"])
     assert listing["Action"] == "kinesis:ListStreams"

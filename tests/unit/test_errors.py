@@ -15,8 +15,8 @@ from confluent_kafka import KafkaError, KafkaException, Message
 
 import pipeline
 from pipeline.errors import FatalError, HeadwaterError, RejectedError, TransientError
-from pipeline.runtime import app as apps
-from pipeline.runtime.app import Worker
+from pipeline.runtime import worker as apps
+from pipeline.runtime.worker import Worker
 from pipeline.services.aws import TrimmedError, VanishedError
 from pipeline.transport import Batch
 from pipeline.transport.consumer import TooSlowError

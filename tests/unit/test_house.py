@@ -10,7 +10,7 @@ from pathlib import Path
 
 from honcho.environ import parse_procfile  # type: ignore[import-untyped]
 
-from pipeline.runtime.app import known_agents
+from pipeline.runtime.entry_points import known_agents
 
 ROOT = Path(__file__).parents[2]
 

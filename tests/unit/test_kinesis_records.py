@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from models.change import decode
 from pipeline.settings.sources import KinesisSettings
-from pipeline.sources.dynamodb.records import Unreadable
+from pipeline.sources.base import Unreadable
 from pipeline.sources.kinesis.kpl import MAGIC, Sub, aggregate
 from pipeline.sources.kinesis.records import Put, changes, cut, read
 

@@ -26,9 +26,9 @@ from pipeline.sinks.lake.layouts.columns import ColumnsLayout, TableSchema, item
 from pipeline.sinks.lake.layouts.envelope import EnvelopeLayout
 from pipeline.sinks.lake.objects import Objects
 from pipeline.sinks.lake.paths import origin_of
-from pipeline.sinks.lake.rows import Reader, Rows
 from pipeline.sinks.lake.sink import LakeSink, Rotation
 from pipeline.sinks.lake.verify import verify
+from pipeline.sinks.rows import Reader, Rows
 
 KEY = {"k": {"S": "1"}}
 

@@ -15,7 +15,7 @@ from models.dead_letter import LATE, Origin, origin_in
 from pipeline.errors import UsageError
 from pipeline.operate.dead_letters import Letter, _again, letter
 from pipeline.settings.root import Settings
-from pipeline.sources.dynamodb.records import Unreadable
+from pipeline.sources.base import Unreadable
 from pipeline.sources.dynamodb.records import cut as cut_streams
 from pipeline.sources.kinesis.records import Answer, Put, cut
 from pipeline.sources.members import codec_of, item, read_again

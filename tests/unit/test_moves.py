@@ -15,9 +15,9 @@ from flowing import flow, run
 from pipeline.settings.root import Settings
 from pipeline.sinks.lake.layouts.envelope import EnvelopeLayout
 from pipeline.sinks.lake.objects import Objects
-from pipeline.sinks.lake.rows import Reader
 from pipeline.sinks.lake.sink import LakeSink, Rotation
 from pipeline.sinks.moves import Moves
+from pipeline.sinks.rows import Reader
 from pipeline.topics.names import Topics
 
 PAID = {"dynamodb": {"NewImage": {"status": {"S": ["paid"]}}}}

@@ -6,8 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from headwater.lab.page import put_section
-from headwater.lab.soak import Options, Report
-from headwater.lab.soak_report import section
+from headwater.lab.soak_report import Options, Report, section
 
 
 def test_a_section_is_written_anew_and_the_others_stay(tmp_path: Path) -> None:

@@ -16,12 +16,12 @@ from botocore.exceptions import ClientError
 from pipeline.errors import FatalError
 from pipeline.services.aws import TrimmedError, VanishedError
 from pipeline.settings.sources import KinesisSettings
+from pipeline.sources.base import Start
 from pipeline.sources.kinesis.api import KinesisStreams
 from pipeline.sources.kinesis.consumers import Consumers
-from pipeline.sources.places import ShardOf
+from pipeline.sources.shard_positions import ShardOf
 from pipeline.sources.snapshots import snapshotter as snapshots
 from pipeline.sources.snapshots.snapshotter import Host, Snapshotter
-from pipeline.sources.streams import Start
 
 ARN = "arn:aws:kinesis:eu-west-1:1:stream/clicks"
 SHARD = "shardId-000000000000"

@@ -9,9 +9,9 @@ import pytest
 from pipeline.errors import FatalError, HeadwaterError, TransientError
 from pipeline.services.aws import CredentialsError, DeniedError, VanishedError
 from pipeline.settings.sources import DynamoDBStreamSettings, KinesisSettings
+from pipeline.sources.base import Stream
 from pipeline.sources.dynamodb.streams import is_pattern
 from pipeline.sources.preflight import Looked, Patience, preflight
-from pipeline.sources.streams import Stream
 
 
 class Clock:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from pipeline.sources.purse import CREDITS, Purse
+from pipeline.sources.credit import CREDITS, Purse
 
 
 async def taken(purse: Purse, most: int) -> int:

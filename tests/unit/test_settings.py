@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.errors import UsageError
-from pipeline.runtime.app import Worker
+from pipeline.runtime.worker import Worker
 from pipeline.settings.kafka import KafkaSettings
 from pipeline.settings.load import load
 from pipeline.settings.root import Settings

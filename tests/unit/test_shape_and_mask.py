@@ -11,12 +11,12 @@ import pytest
 from events_made import done, event, outcome, record
 from pydantic import ValidationError
 
+from models.attribute_path import parse
 from models.dead_letter import DeadLetter
 from pipeline.errors import UsageError
 from pipeline.services.keys import mask_key, new_key
 from pipeline.settings.enrich import MaskSettings
 from pipeline.settings.flows import FlowSettings
-from pipeline.steps.attribute_path import parse
 from pipeline.steps.enrich import attribute
 from pipeline.steps.event import Step
 from pipeline.steps.mask import canonical, compile_masks

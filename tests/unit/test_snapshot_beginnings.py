@@ -11,11 +11,12 @@ import msgspec
 
 from models.snapshot import BEGIN, END, mark
 from pipeline.metrics import Metrics
-from pipeline.sources.places import Beginning, Place
+from pipeline.sources.base import Pacing, StreamApi
+from pipeline.sources.shard_positions import Beginning, Place
 from pipeline.sources.shards import Shard
 from pipeline.sources.snapshots.known import Snapshot
 from pipeline.sources.snapshots.s3_export import token
-from pipeline.sources.streams import Pacing, StreamApi, StreamSource
+from pipeline.sources.stream_source import StreamSource
 from pipeline.state.delivered import Delivered
 from pipeline.state.table_partitions import TablePartition
 from pipeline.steps.snapshot import join
@@ -44,11 +45,11 @@ def test_a_snapshot_waits_until_the_table_s_older_streams_are_read_to_their_ends
         source, found = a_source(), []
         for arn in (OLD, NEW):
             know(source, arn, "", Beginning("orders"))
-            await source._list("orders", arn)
+            await source._discovery.list("orders", arn)
         found.append(source.captured())
         know(source, OLD, "a", Place("orders", "1", finished=True))
         for _ in range(2):
-            await source._list("orders", OLD)
+            await source._discovery.list("orders", OLD)
             found.append(source.captured())
         return found
 

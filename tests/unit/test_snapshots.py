@@ -9,8 +9,9 @@ import msgspec
 import pytest
 
 from models.change import decode
+from models.gap import Gap
 from models.snapshot import BEGIN, END, mark, part, row, row_head
-from pipeline.sources.places import Gap, Place
+from pipeline.sources.shard_positions import Place
 from pipeline.sources.shards import Shard
 from pipeline.sources.snapshots.known import Segment, Snapshot, Snapshots, repaired
 from pipeline.sources.snapshots.scan import Facts, forecast, rows, segments_for

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from headwater.lab.soak import Came, Report, compare, lateness
+from headwater.lab.soak import Came, compare, lateness
+from headwater.lab.soak_report import Report
 
 HAPPENED = ["1", "2", "3"]
 STREAM = "arn:aws:kinesis:eu-west-1:0:stream/t"

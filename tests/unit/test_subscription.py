@@ -21,7 +21,7 @@ from pipeline.sources.kinesis.consumers import Consumers
 from pipeline.sources.kinesis.pushed import EVENT, Connection
 from pipeline.sources.kinesis.records import Answer, Put, read_event
 from pipeline.sources.kinesis.subscription import Subscription
-from pipeline.sources.places import ShardOf
+from pipeline.sources.shard_positions import ShardOf
 
 
 class Raw:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.runtime import app
-from pipeline.runtime.app import QuietWorker
+from pipeline.runtime import worker as app
+from pipeline.runtime.faust_app import QuietWorker
 
 HOUR = 3_600.0
 """Seconds in which no test ends: a worker that has so much time must have waited for the tasks themselves."""

@@ -35,7 +35,7 @@ from headwater.lab.stack import AWS_URL, Stack
 from headwater.lab.workers import Workers
 from pipeline.errors import HeadwaterError
 from pipeline.settings.root import Settings
-from pipeline.sources.places import Place as Position
+from pipeline.sources.shard_positions import Place as Position
 from pipeline.topics.admin import admin, ensure
 from pipeline.topics.names import FENCE_PARTITIONS, Topics
 

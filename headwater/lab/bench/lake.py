@@ -38,8 +38,8 @@ from pipeline.sinks.lake.layouts import Layout
 from pipeline.sinks.lake.layouts.columns import ColumnsLayout, TableSchema
 from pipeline.sinks.lake.layouts.envelope import EnvelopeLayout
 from pipeline.sinks.lake.objects import Objects
-from pipeline.sinks.lake.rows import Reader
 from pipeline.sinks.lake.verify import verify
+from pipeline.sinks.rows import Reader
 
 Say = Callable[[str], None]
 LAYOUTS = ("envelope", "columns")

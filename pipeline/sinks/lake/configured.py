@@ -10,11 +10,11 @@ from confluent_kafka import OFFSET_BEGINNING, KafkaException, TopicPartition
 from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]
 from faust.types import TP
 
+from models.gap import Gap
 from pipeline.errors import UsageError
 from pipeline.settings.root import Settings
 from pipeline.settings.sinks import LakeSettings, group_of
 from pipeline.sinks.lake.verify import Carried, Lost
-from pipeline.sources.places import Gap
 from pipeline.topics.admin import admin, unreachable
 from pipeline.topics.names import Topics
 from pipeline.topics.read import read

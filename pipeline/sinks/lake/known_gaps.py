@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import msgspec
 from confluent_kafka import Message
 
+from models.gap import Gap
 from pipeline.sinks.lake import manifests
 from pipeline.sinks.lake.followed import Followed
-from pipeline.sources.places import Gap
 from pipeline.transport import Transport
 
 _decode = msgspec.json.Decoder(Gap).decode

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import TransientError
 from pipeline.sinks.base import Rejected
 from pipeline.sinks.lake.layouts import Layout
-from pipeline.sinks.lake.rows import Rows
+from pipeline.sinks.rows import Rows
 
 GROUP_ROWS, GROUP_BYTES = 50_000, 32 << 20
 """Rows, or bytes in memory, that make a row group: large ones compress better and cost less a row."""

@@ -10,7 +10,7 @@ from itertools import chain
 from typing import NamedTuple
 from urllib.parse import quote
 
-from pipeline.sinks.lake.rows import Kind, Rows
+from pipeline.sinks.rows import Kind, Rows
 from pipeline.transport.logs import Log
 
 HOUR = 3_600_000_000

@@ -30,8 +30,8 @@ from pipeline.sinks.lake.layouts import Layout
 from pipeline.sinks.lake.objects import Objects
 from pipeline.sinks.lake.parquet import OpenFile, Range, first_row_in, range_in
 from pipeline.sinks.lake.paths import Directories, keys_of, mark_of, name_of
-from pipeline.sinks.lake.rows import Reader
 from pipeline.sinks.moves import Moves
+from pipeline.sinks.rows import Reader
 from pipeline.transport.committed import Committed
 from pipeline.transport.logs import UNKNOWN, Log
 

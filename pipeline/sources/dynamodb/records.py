@@ -4,32 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from models.change import NONE, canonical
-from models.dead_letter import DeadLetter, Origin
+from models.dead_letter import Origin
 from pipeline.errors import RejectedError
+from pipeline.sources.base import Cut, Unreadable
 
 if TYPE_CHECKING:
     from pipeline.transport.batch import Record
-
-
-class Unreadable(NamedTuple):
-    """A record that is no change: its bytes as they came, and why; its item key and where it was, if known."""
-
-    value: bytes
-    error: Exception
-    key: bytes | None = None
-    origin: Origin = Origin("")
-
-    def letter(self, arn: str, shard_id: str, table: str) -> DeadLetter:
-        """Return it as a dead letter of a shard."""
-        origin = self.origin._replace(
-            stream=self.origin.stream or arn, shard=self.origin.shard or shard_id, table=self.origin.table or table
-        )
-        return DeadLetter(f"{arn}/{shard_id}", -1, -1, "ingest", self.error, self.key, self.value, [], origin=origin)
 
 
 def too_large(size: int, most: int) -> RejectedError:
@@ -44,22 +29,6 @@ def refused(record: Record, error: Exception) -> Unreadable:
     """Return a record that the ingest topic does not take as what cannot be read, with its place if it says one."""
     value = bytes(record["value"])
     return Unreadable(value, error, record["key"], Origin("", sequence=_sequence(msgspec.Raw(value)) or ""))
-
-
-class Cut(NamedTuple):
-    """What a GetRecords answer holds. `last` is the last sequence number; `next_iterator` is None at a shard's end."""
-
-    records: list[Record]
-    """Changes, ready for the ingest topic: the item key, and the record's JSON as a Lambda trigger would get it."""
-    unreadable: list[Unreadable]
-    last: str | None
-    next_iterator: str | None
-    first: str | None = None
-    """The first sequence number."""
-    wait: float = 0.0
-    """Seconds in which AWS does not want to be asked about the shard again."""
-    behind: bool = False
-    """There is more, although this answer may be empty."""
 
 
 class _Body(msgspec.Struct, gc=False):

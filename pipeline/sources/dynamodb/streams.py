@@ -14,10 +14,10 @@ from botocore.exceptions import ClientError
 from pipeline.errors import FatalError, TransientError
 from pipeline.services.aws import ERRORS, client, explain, take_body, taken_body
 from pipeline.settings.sources import DynamoDBStreamSettings
-from pipeline.sources.dynamodb.records import Cut, cut
-from pipeline.sources.places import ShardOf
+from pipeline.sources.base import Cut, Start, Stream, StreamApi
+from pipeline.sources.dynamodb.records import cut
+from pipeline.sources.shard_positions import ShardOf
 from pipeline.sources.shards import Shard
-from pipeline.sources.streams import Start, Stream, StreamApi
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient

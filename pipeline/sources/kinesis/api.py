@@ -22,13 +22,12 @@ from pipeline.errors import HeadwaterError, TransientError
 from pipeline.limits import MESSAGE_MAX
 from pipeline.services.aws import ERRORS, TrimmedError, VanishedError, client, explain, take_body, taken_body
 from pipeline.settings.sources import KinesisSettings
-from pipeline.sources.dynamodb.records import Cut
+from pipeline.sources.base import Cut, Start, Stream, StreamApi
 from pipeline.sources.dynamodb.streams import is_pattern
 from pipeline.sources.kinesis.records import Answer, cut, name_of, plain, read
 from pipeline.sources.kinesis.resequence import Window, Windowed
-from pipeline.sources.places import ShardOf
+from pipeline.sources.shard_positions import ShardOf
 from pipeline.sources.shards import Shard
-from pipeline.sources.streams import Start, Stream, StreamApi
 
 if TYPE_CHECKING:
     from mypy_boto3_kinesis import KinesisClient

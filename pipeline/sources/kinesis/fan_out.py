@@ -26,14 +26,13 @@ from pipeline.errors import HeadwaterError, TransientError
 from pipeline.limits import MESSAGE_MAX
 from pipeline.services.aws import ERRORS, ExpiredIteratorError, NothingYetError, TrimmedError, VanishedError, client
 from pipeline.settings.sources import KinesisSettings
-from pipeline.sources.dynamodb.records import Cut
+from pipeline.sources.base import Cut, Start, Stream
 from pipeline.sources.kinesis.api import KinesisStreams, behind, refused
 from pipeline.sources.kinesis.consumers import Consumers
 from pipeline.sources.kinesis.pushed import Connection, take_stream
 from pipeline.sources.kinesis.records import Answer, name_of, plain, read_event
 from pipeline.sources.kinesis.subscription import Subscription
-from pipeline.sources.places import ShardOf
-from pipeline.sources.streams import Start, Stream
+from pipeline.sources.shard_positions import ShardOf
 
 if TYPE_CHECKING:
     from mypy_boto3_kinesis import KinesisClient

@@ -16,7 +16,8 @@ import msgspec
 from models.change import OPS
 from models.dead_letter import Origin
 from pipeline.limits import MESSAGE_MAX
-from pipeline.sources.dynamodb.records import Cut, Unreadable, item_key, key_in, too_large
+from pipeline.sources.base import Cut, Unreadable
+from pipeline.sources.dynamodb.records import item_key, key_in, too_large
 from pipeline.sources.kinesis.kpl import Sub, deaggregate, is_aggregated
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import Self
 
 from models.change import MalformedChangeError, decode
 from pipeline.limits import MESSAGE_MAX
-from pipeline.sources.dynamodb.records import Cut, Unreadable
+from pipeline.sources.base import Cut, Unreadable
 from pipeline.sources.kinesis.records import Answer, Codec, changes
 
 MOST_BYTES = 16 << 20

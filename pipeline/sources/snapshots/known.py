@@ -12,8 +12,9 @@ from typing import Literal
 
 import msgspec
 
+from models.gap import Gap
 from models.snapshot import PREFIX
-from pipeline.sources.places import Gap, ShardOf
+from pipeline.sources.shard_positions import ShardOf
 
 CANCEL, EXPORT = "cancel", "export"
 INITIAL = "initial"

@@ -18,7 +18,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from pipeline.errors import FatalError, HeadwaterError, TransientError
 from pipeline.services.aws import ERRORS, client, explain
-from pipeline.sources.dynamodb.records import Cut
+from pipeline.sources.base import Cut
 from pipeline.sources.snapshots.known import Export, Segment, Snapshot
 from pipeline.sources.snapshots.scan import Page, Rows
 

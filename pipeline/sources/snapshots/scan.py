@@ -16,7 +16,7 @@ from models.change import canonical
 from models.snapshot import row, row_head
 from pipeline.errors import FatalError, TransientError
 from pipeline.services.aws import ERRORS, client, explain, take_body, taken_body
-from pipeline.sources.dynamodb.records import Cut
+from pipeline.sources.base import Cut
 from pipeline.sources.snapshots.known import Segment, Snapshot
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from models.snapshot import BEGIN, END, mark
 from pipeline.errors import FatalError, HeadwaterError, TransientError, backoff
 from pipeline.services import aws
 from pipeline.services.aws import VanishedError
-from pipeline.sources.places import ShardOf
-from pipeline.sources.reading import NOTHING, Reading
+from pipeline.sources.base import NOTHING, Reading
+from pipeline.sources.shard_positions import ShardOf
 from pipeline.sources.snapshots.known import INITIAL, Export, Segment, Snapshot, Snapshots, ended
 from pipeline.sources.snapshots.s3_export import ExportFailedError, Exports
 from pipeline.sources.snapshots.scan import Facts, Page, Scanner, segments_for

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
-from pipeline.sources.places import Place
+from pipeline.sources.shard_positions import Place
 from pipeline.sources.shards import Shard
 
 CHILDLESS = 300.0

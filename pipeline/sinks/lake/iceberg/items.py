@@ -34,7 +34,7 @@ from pipeline.errors import TransientError
 from pipeline.sinks.lake.iceberg.columns import DOC, VERSION
 from pipeline.sinks.lake.iceberg.commit import PARTITION, begin, partition_of, set_properties
 from pipeline.sinks.lake.iceberg.errors import OVERTAKEN
-from pipeline.sinks.lake.rows import Rows
+from pipeline.sinks.rows import Rows
 from pipeline.sinks.versions import version, version_before
 
 log = logging.getLogger(__name__)

@@ -51,9 +51,9 @@ from pipeline.sinks.lake.iceberg.items import ATTEMPTS, TOMBSTONES, Tombstones, 
 from pipeline.sinks.lake.iceberg.parts import OFFSET, REFUSED, Held, Part, Stored, is_of_one_log
 from pipeline.sinks.lake.layouts.columns import META, ColumnsLayout, TableSchema
 from pipeline.sinks.lake.layouts.envelope import EnvelopeLayout
-from pipeline.sinks.lake.rows import Reader, Rows
 from pipeline.sinks.lake.sink import Rotation
 from pipeline.sinks.moves import Moves
+from pipeline.sinks.rows import Reader, Rows
 from pipeline.sinks.versions import version
 from pipeline.transport.committed import Committed
 from pipeline.transport.logs import UNKNOWN, Log

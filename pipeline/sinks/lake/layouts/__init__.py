@@ -7,7 +7,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from pipeline.sinks.lake.rows import Rows
+from pipeline.sinks.rows import Rows
 
 
 class Layout(Protocol):

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from confluent_kafka import Message
 
-from pipeline.sinks.lake.rows import Rows
+from pipeline.sinks.rows import Rows
 from pipeline.steps.route import REPLAY
 
 _sequence, _before, _after, _joined, _event_id = map(

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 
 from models.change import NONE
 from pipeline.sinks.lake.layouts.arrays import COMMON, common, images, texts
-from pipeline.sinks.lake.rows import Rows
+from pipeline.sinks.rows import Rows
 
 Kind = Literal[
     "string", "int", "decimal", "wide", "number", "bool", "binary", "strings", "numbers", "binaries", "map", "list"

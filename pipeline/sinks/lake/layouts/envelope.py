@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import pyarrow as pa
 
 from pipeline.sinks.lake.layouts.arrays import COMMON, after, common
-from pipeline.sinks.lake.rows import Rows
+from pipeline.sinks.rows import Rows
 
 NAMES = ["event_id", "table", "op", "source", "changed_at", "sequence", "key", "before", "after"]
 NAMES += ["enriched", "partition", "offset", "topic", "replay"]
