@@ -196,7 +196,11 @@ def cli_page() -> str:
     """Return every command with its arguments and options."""
     page = [
         NOTE,
-        "# Command line\n\nData go to stdout, progress and errors to stderr. Every command has `--help`.\n\n",
+        "# Command line\n\nData go to stdout, progress and errors to stderr. Every command has `--help`, or `-h`; "
+        "`headwater help lake verify` shows the same. `headwater --install-completion` has your shell complete commands and "
+        "options, from its next start on; `--show-completion` prints the script instead.\n\n",
+        "Every command that prints takes `--json`, but `run`, which becomes the worker and logs, and `help`. On a terminal "
+        "tables are folded to its width; nothing is cut off.\n\n",
         "Exit code 0: fine; 1: problems found; 2: wrong usage or settings.\n\n",
     ]
     for path, command in commands():

@@ -7,12 +7,13 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from headwater.console import Json, out, print_json, print_lines, say
+from headwater.console import Json, print_json, print_lines, print_table, print_text, say
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -38,8 +39,6 @@ def list_letters(
     as_json: Json = False,
 ) -> None:
     """List dead letters, oldest first; JSON lines where the output is no terminal. Exit 1 when there are any open."""
-    from rich.table import Table
-
     from pipeline.operate import dead_letters
     from pipeline.operate.dead_letters import Wanted
     from pipeline.settings.load import load
@@ -48,13 +47,14 @@ def list_letters(
     if as_json or not sys.stdout.isatty():
         print_lines(one.json() for one in found)
     else:
-        table = Table("id", "at", "state", "stage", "flow", "key", "reason")
-        for one in found:
-            row = one.json()
-            table.add_row(*(str(row[name] or "") for name in ("id", "at", "state", "stage", "flow", "key", "reason")))
-        out.print(table)
+        _print_letters(found)
     if any(one.state == "open" for one in found):
         raise typer.Exit(1)
+
+
+def _print_letters(found: Sequence[Letter]) -> None:
+    names = "id", "at", "state", "stage", "flow", "key", "reason"
+    print_table(names, [[str(one.json()[name] or "") for name in names] for one in found])
 
 
 @app.command()
@@ -71,7 +71,7 @@ def show(ids: Annotated[list[str], typer.Argument(help="Letters, by their IDs.")
         print_lines(one.whole() for one in found)
     else:
         for one in found:
-            out.print(exact_json.dumps(one.whole(), indent=2), markup=False, soft_wrap=True)
+            print_text(exact_json.dumps(one.whole(), indent=2))
 
 
 @app.command()
@@ -130,6 +130,8 @@ def edit(
     value = _edited(one) if file is None else sys.stdin.buffer.read() if file == Path("-") else content(file)
     if value.strip() == (one.value or b"").strip():
         say("the value is what it was: nothing was done")
+        if as_json:
+            print_json({"edited": 0})
         return
     _report("edited", dead_letters.retry(settings, [sealed], value), as_json)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from headwater.console import Json, out, print_json
+from headwater.console import Json, print_drawn, print_json
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def explain(
         print_json([trace.json() for trace in traces])
         return
     for trace in traces:
-        out.print(_tree(trace))
+        print_drawn(_tree(trace))
 
 
 COLOURS = {"sent": "green", "left out": "yellow", "rejected": "red"}

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from headwater.console import Json, one_of, out, print_json, say
+from headwater.console import Json, one_of, print_json, print_text, say
 from pipeline.errors import HeadwaterError, UsageError
 
 app = typer.Typer(help="Look at flows, try them, and have the workers run them.", no_args_is_help=True)
@@ -34,6 +34,8 @@ def apply(
         say(f"warning: {warning}")
     if check:
         say(f"{file}: {len(settings.flows)} flows can be applied")
+        if as_json:
+            print_json({"flows": [flow.name for flow in settings.flows]})
         return
     version, new = applying.apply(settings)
     say(f"version {version.number} {'is published' if new else 'has these flows already'}")
@@ -73,7 +75,7 @@ def lint(as_json: Json = False) -> None:
         print_json([asdict(one) for one in found])
     else:
         for one in found:
-            out.print(one.line, markup=False, highlight=False, soft_wrap=True)
+            print_text(one.line)
     if found:
         raise typer.Exit(1)
 
@@ -101,17 +103,23 @@ def test(
 
 
 @app.command(name="new-key")
-def new_key(file: Annotated[Path, typer.Argument(help="Where to write it; never over a file that is there.")]) -> None:
+def new_key(
+    file: Annotated[Path, typer.Argument(help="Where to write it; never over a file that is there.")],
+    as_json: Json = False,
+) -> None:
     """Write a key for masks: 32 random bytes that only the owner of the file may read."""
     from pipeline.services.keys import new_key as write
 
     write(file)
+    if as_json:
+        print_json({"mask_key": f"file:{file.absolute()}"})
     say(f'mask_key = "file:{file.absolute()}"; without this file nobody undoes a token or opens a dead letter')
 
 
 @app.command()
 def graph(
     form: Annotated[str, typer.Option("--format", help="mermaid or svg.")] = "mermaid",
+    as_json: Json = False,
 ) -> None:
     """Print the flows of the settings as a picture: tables, what is done with their changes, sinks."""
     from pipeline.flows import graph as graphing
@@ -119,7 +127,10 @@ def graph(
 
     flows = load().flows
     draw = {"mermaid": graphing.mermaid, "svg": graphing.svg}[one_of("--format", form, "mermaid", "svg")]
-    sys.stdout.write(draw(flows))
+    if as_json:
+        print_json({"format": form, "graph": draw(flows)})
+    else:
+        sys.stdout.write(draw(flows))
 
 
 @app.command()
@@ -127,6 +138,9 @@ def match(
     pattern: Annotated[Path, typer.Argument(help="A file with a pattern, as EventBridge takes it.")],
     events: Annotated[Path, typer.Argument(help="Events, one JSON object a line; -: stdin.")] = Path("-"),
     count: Annotated[bool, typer.Option("--count", help="Print how many match, not which.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --count, print JSON to stdout. Events are JSON already.")
+    ] = False,
 ) -> None:
     """Print the events that a pattern matches, as they came. Exit 1 when a line is no JSON."""
     from pipeline.flows.match import Matcher, Tally
@@ -136,7 +150,8 @@ def match(
         with suppress(BrokenPipeError), sys.stdin.buffer if events == Path("-") else events.open("rb") as lines:
             found = matcher.of(lines, tally)
             if count:
-                sys.stdout.write(f"{sum(1 for _ in found)}\n")
+                matched = sum(1 for _ in found)
+                sys.stdout.write(f"{matched}\n") if not as_json else print_json({"matched": matched, "of": tally.lines})
             else:
                 sys.stdout.buffer.writelines(found)
     except OSError as error:

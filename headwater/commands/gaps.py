@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from headwater.commands.snapshot import Detach, take_snapshots
-from headwater.console import Json, out, print_json, say
+from headwater.console import Json, print_json, print_table, say
+
+if TYPE_CHECKING:
+    from models.gap import Gap
 
 app = typer.Typer(help="What is known to be lost, and how to have it again.", invoke_without_command=True)
 
@@ -19,7 +23,6 @@ def gaps(context: typer.Context, as_json: Json = False) -> None:
     if context.invoked_subcommand is not None:
         return
     import msgspec
-    from rich.table import Table
 
     from pipeline.operate.gaps import gaps as known_gaps
     from pipeline.settings.load import load
@@ -28,17 +31,21 @@ def gaps(context: typer.Context, as_json: Json = False) -> None:
     if as_json:
         print_json([{**msgspec.to_builtins(gap), "repaired": repaired} for gap, repaired in found])
     elif found:
-        table = Table("noticed", "of", "where", "after", "before", "at most", "cause", "repaired")
-        for gap, repaired in found:
-            noticed = f"{datetime.fromtimestamp(gap.at, UTC):%Y-%m-%d %H:%M:%S}Z"
-            if gap.topic:
-                place = gap.topic, f"partition {gap.partition}", f"{gap.first - 1}", f"{gap.last + 1}", f"{gap.count:,}"
-            else:
-                place = gap.table, gap.shard or "all", gap.after or "", gap.before or "", ""
-            table.add_row(noticed, *place, gap.cause, "yes" if repaired else "no")
-        out.print(table)
+        _print_gaps(found)
     if not all(repaired for _, repaired in found):
         raise typer.Exit(1)
+
+
+def _print_gaps(found: Sequence[tuple[Gap, bool]]) -> None:
+    rows = []
+    for gap, repaired in found:
+        noticed = f"{datetime.fromtimestamp(gap.at, UTC):%Y-%m-%d %H:%M:%S}Z"
+        if gap.topic:
+            place = gap.topic, f"partition {gap.partition}", f"{gap.first - 1}", f"{gap.last + 1}", f"{gap.count:,}"
+        else:
+            place = gap.table, gap.shard or "all", gap.after or "", gap.before or "", ""
+        rows.append((noticed, *place, gap.cause, "yes" if repaired else "no"))
+    print_table(("noticed", "of", "where", "after", "before", "at most", "cause", "repaired"), rows)
 
 
 @app.command()
@@ -69,6 +76,8 @@ def repair(
         say(f"{table}: no source of kind dynamodb-stream captures it, so its items cannot be read anew")
     if not wanted:
         say("there is nothing to repair")
+        if as_json:
+            print_json([])
         return
     say(
         "what was deleted within a gap cannot be read any more: consumers keep such items until they change or are compared"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from headwater.console import Directory, Json, err, one_of, out, print_json, say
+from headwater.console import Directory, Json, err, one_of, print_json, print_text, say
 from pipeline.errors import HeadwaterError
 
 soak = typer.Typer(help="Run for a while with everything that can happen, and prove the outcome.", no_args_is_help=True)
@@ -105,6 +106,7 @@ def simulate(
         bool, typer.Option("--kinesis", help="Deliver into Kinesis streams of the tables' names.")
     ] = False,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
+    as_json: Json = False,
 ) -> None:
     """Simulate DynamoDB tables, or Kinesis streams, for boto3, until Ctrl-C; print the AWS_ENDPOINT_URL to use."""
     from headwater.lab.simulator import faults, server, world
@@ -116,8 +118,13 @@ def simulate(
     rates = faults.Rates.rough() if rough else faults.Rates()
     lasts = 10.0 if rough else 300.0
     options = server.Options(plan, rates, rate, changes, subscription_seconds=lasts, wait_for_reader=wait, port=port)
+
+    def tell(address: str) -> None:
+        print_json({"AWS_ENDPOINT_URL": address}) if as_json else print_text(f"AWS_ENDPOINT_URL={address}")
+        sys.stdout.flush()
+
     with suppress(KeyboardInterrupt):
-        asyncio.run(server.Simulator(options).run(lambda address: out.print(f"AWS_ENDPOINT_URL={address}")))
+        asyncio.run(server.Simulator(options).run(tell))
 
 
 @soak.command(name="sources")

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from headwater.console import Json, err, out, print_json, say
+from headwater.console import Json, err, print_json, print_table, print_text, say
 from pipeline.errors import HeadwaterError, UsageError
 
 if TYPE_CHECKING:
     from pipeline.settings.root import Settings
     from pipeline.settings.sinks import LakeSettings
     from pipeline.sinks.lake.configured import Chosen
+    from pipeline.sinks.lake.iceberg.maintain import Report
     from pipeline.sinks.lake.maintain import Maintained
     from pipeline.sinks.lake.maintain import Progress as Told
 
@@ -86,12 +87,7 @@ def _verify(
         print_json({"lake": lake.name, "url": lake.url, **checked.json()})
     else:
         for problem in (*checked.lost, *checked.problems):
-            out.print(
-                f"{before}{problem.what}: {problem.path}: {problem.detail}",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
+            print_text(f"{before}{problem.what}: {problem.path}: {problem.detail}")
         say(
             f"{before}{checked.files:,} files, {checked.rows:,} rows, {checked.bytes:,} bytes in {checked.manifests:,} "
             f"directories; {len(checked.problems):,} problems, {checked.gaps + len(checked.lost):,} gaps"
@@ -184,8 +180,6 @@ def _files(
 
 def _tables(lake: Chosen, *, dry_run: bool, as_json: bool) -> None:
     """Maintain Iceberg tables, and show what was done."""
-    from rich.table import Table
-
     from pipeline.sinks.lake.iceberg import maintain as iceberg_maintain
 
     wanted = cast("LakeSettings", lake.settings)
@@ -195,18 +189,24 @@ def _tables(lake: Chosen, *, dry_run: bool, as_json: bool) -> None:
         tables = [asdict(one) for one in report.tables]
         print_json({"lake": lake.name, "dry_run": dry_run, "tables": tables, "requests": report.requests})
         return
-    table = Table(
-        "table", "files before", "after", "bytes before", "after", "compacted", "snapshots", "orphans", "tombstones"
-    )
+    _show_tables(lake.name, report)
+
+
+def _show_tables(name: str, report: Report) -> None:
+    rows = []
     for one in report.tables:
         sizes = one.files_before, one.files_after, one.bytes_before, one.bytes_after
         counts = one.compacted, one.snapshots, one.orphans, one.tombstones
-        table.add_row(one.table, *(f"{number:,}" for number in (*sizes, *counts)))
-    out.print(table if table.row_count else f"{lake.name}: there is no table yet.")
+        rows.append((one.table, *(f"{number:,}" for number in (*sizes, *counts))))
+    heads = "table", "files before", "after", "bytes before", "after", "compacted", "snapshots", "orphans", "tombstones"
+    if rows:
+        print_table(heads, rows)
+    else:
+        print_text(f"{name}: there is no table yet.")
     for left in (left for one in report.tables for left in one.left):
-        say(f"{lake.name}: {left}")
+        say(f"{name}: {left}")
     if report.requests is not None:
-        say(f"{lake.name}: {', '.join(f'{count:,} {kind}' for kind, count in report.requests.items())}")
+        say(f"{name}: {', '.join(f'{count:,} {kind}' for kind, count in report.requests.items())}")
 
 
 # -- what both do -----------------------------------------------------------------------------------------------------
@@ -256,23 +256,18 @@ def _progress(name: str) -> Iterator[Told]:
 
 
 def _show(report: Maintained) -> None:
-    from rich.table import Table
-
-    table = Table("directory", "files before", "after", "rows", "bytes before", "after", "deleted")
+    rows = []
     for one in report.directories:
         if one["before"] != one["after"] or one["orphans"]:
             after = f"{one['bytes_after']:,}" if one["bytes_after"] else ""
-            table.add_row(
-                one["directory"],
-                str(one["before"]),
-                str(one["after"]),
-                f"{one['rows']:,}",
-                f"{one['bytes_before']:,}",
-                after,
-                str(one["before"] - one["after"] + one["orphans"]),
-            )
+            deleted = one["before"] - one["after"] + one["orphans"]
+            counts = f"{one['before']}", f"{one['after']}", f"{one['rows']:,}", f"{one['bytes_before']:,}"
+            rows.append((one["directory"], *counts, after, f"{deleted}"))
     name = report.lake or report.url
-    out.print(table if table.row_count else f"{name}: nothing to do.")
+    if rows:
+        print_table(("directory", "files before", "after", "rows", "bytes before", "after", "deleted"), rows)
+    else:
+        print_text(f"{name}: nothing to do.")
     for left in report.left:
         say(f"{name}: {left}")
     asked = report.requests
@@ -289,6 +284,7 @@ def ddl(
     engine: Annotated[str, typer.Option("--engine", help="athena, duckdb, spark or trino.")],
     name: Name = "",
     url: Annotated[str, typer.Option("--url", help="A lake of files that is not in the settings.")] = "",
+    as_json: Json = False,
 ) -> None:
     """Print the statements that make the lake tables of an engine. Nothing is changed.
 
@@ -318,5 +314,7 @@ def ddl(
                 printed += lake_ddl.registrations(engine, found)
     if not printed:
         say("no lake has a table yet")
-    for statement in printed:
-        out.print(f"{statement}\n", markup=False, highlight=False, soft_wrap=True)
+    if as_json:
+        print_json(printed)
+    for statement in printed if not as_json else ():
+        print_text(f"{statement}\n")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from headwater.console import Directory, Json, one_of, out, print_json, say
+from headwater.console import Directory, Json, one_of, print_json, print_text, say
 
 app = typer.Typer(help="A Kafka broker and AWS stand-ins on this machine.", no_args_is_help=True)
 LOCAL = Path(".headwater/local")
@@ -34,7 +34,7 @@ def up(
         return
     say(f"{endpoints.broker}: {endpoints.reason}")
     for name, value in endpoints.environment().items():
-        out.print(f"export {name}={value}", highlight=False, soft_wrap=True)
+        print_text(f"export {name}={value}")
 
 
 @app.command()
@@ -59,9 +59,8 @@ def status(directory: Directory = LOCAL, as_json: Json = False) -> None:
         print_json([process._asdict() for process in found])
     else:
         for process in found:
-            out.print(
-                f"{process.name}  {process.address}  pid {process.pid}  {'running' if process.alive else 'ended'}"
-            )
+            state = "running" if process.alive else "ended"
+            print_text(f"{process.name}  {process.address}  pid {process.pid}  {state}")
     if not any(process.alive for process in found):
         if not found:
             say(f"no local stack in {directory}; try: headwater local up")

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from headwater.console import Json, out, print_json
+from headwater.console import Json, print_json, print_table, print_text
+
+if TYPE_CHECKING:
+    from pipeline.operate.check import Finding
+    from pipeline.operate.status import Status
+    from pipeline.topics.admin import Found
 
 
 def check(as_json: Json = False) -> None:
@@ -18,53 +24,61 @@ def check(as_json: Json = False) -> None:
     for finding in checks.check(load()):
         findings.append(finding)
         if not as_json:
-            mark = "[red]FAIL[/]" if not finding.ok else "[yellow]warn[/]" if finding.is_warning else "[green]ok  [/]"
-            out.print(f"{mark} [bold]{finding.what}[/]: ", end="", highlight=False)
-            out.print(finding.detail, markup=False, highlight=False, soft_wrap=True)
-            if finding.hint:
-                out.print(f"     try: {finding.hint}", markup=False, highlight=False, soft_wrap=True)
+            _print_finding(finding)
     if as_json:
         print_json([finding.json() for finding in findings])
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
 
 
+def _print_finding(finding: Finding) -> None:
+    mark, style = ("FAIL", "red") if not finding.ok else ("warn", "yellow") if finding.is_warning else ("ok  ", "green")
+    print_text(mark, style, end=" ")
+    print_text(finding.what, "bold", end=": ")
+    print_text(finding.detail)
+    if finding.hint:
+        print_text(f"     try: {finding.hint}")
+
+
 def status(as_json: Json = False) -> None:
     """Show shards and positions, lag, dead letters, gaps, replays, and what does not go on."""
-    from rich.table import Table
-
     from pipeline.operate import status as statuses
     from pipeline.settings.load import load
 
     found = statuses.status(load())
     if as_json:
         print_json(found.json())
-        return
-    out.print(f"group {found.group}: {found.workers} workers, {found.dead_letters} dead letters, {found.gaps} gaps")
+    else:
+        _print_status(found)
+
+
+def _print_status(found: Status) -> None:
+    print_text(f"group {found.group}: {found.workers} workers, {found.dead_letters} dead letters, {found.gaps} gaps")
     if found.gaps:
-        out.print("[red]incomplete[/]: changes are known to be lost; headwater gaps says which")
+        print_text("incomplete", "red", end="")
+        print_text(": changes are known to be lost; headwater gaps says which")
     for worker in found.flows:
         version = f"version {worker.version}" if worker.version else "those of its settings"
         behind = f", {worker.applied} is applied" if worker.version < worker.applied else ""
-        out.print(f"flows of {worker.worker}: {version}{behind}", highlight=False)
-        for reason in [*worker.stopped.values(), *([f"refused {worker.refused}"] if worker.refused else [])]:
-            out.print(f"[red]stands[/]: {reason}" if worker.stopped else f"[red]{reason}[/]", highlight=False)
-    shards = Table("table", "shard", "read up to", "finished")
-    for shard in found.shards:
-        shards.add_row(shard.table, shard.shard, shard.after or "nothing yet", "yes" if shard.finished else "")
-    snapshots = Table("table", "snapshot", "state", "rows")
-    for one in found.snapshots:
-        snapshots.add_row(one.table, one.id, one.state, f"{one.rows:,}")
-    replays = Table("replay", "state", "into", "read", "of at most")
-    for replayed in found.replays:
-        replays.add_row(replayed.id, replayed.state, replayed.into, f"{replayed.read:,}", f"{replayed.records:,}")
+        print_text(f"flows of {worker.worker}: {version}{behind}")
+        for reason in worker.stopped.values():
+            print_text("stands", "red", end="")
+            print_text(f": {reason}")
+        if worker.refused:
+            print_text(f"refused {worker.refused}", "red")
     for sink in found.sinks:
-        out.print(f"[red]{sink.sink}[/] {sink.topic}\\[{sink.partition}] does not go on: ", end="", highlight=False)
-        out.print(sink.reason, markup=False, highlight=False, soft_wrap=True)
-    lag = Table("agent", "topic", "behind")
-    for agent in found.lag:
-        lag.add_row(agent.agent, agent.topic, f"{agent.records}" if agent.exact else f"about {agent.records}")
-    out.print(shards, *([snapshots] if found.snapshots else []), *([replays] if found.replays else []), lag)
+        print_text(sink.sink, "red", end="")
+        print_text(f" {sink.topic}[{sink.partition}] does not go on: {sink.reason}")
+    shards = [(one.table, one.shard, one.after or "nothing yet", "yes" if one.finished else "") for one in found.shards]
+    print_table(("table", "shard", "read up to", "finished"), shards)
+    if found.snapshots:
+        snapshots = [(one.table, one.id, one.state, f"{one.rows:,}") for one in found.snapshots]
+        print_table(("table", "snapshot", "state", "rows"), snapshots)
+    if found.replays:
+        replays = [(one.id, one.state, one.into, f"{one.read:,}", f"{one.records:,}") for one in found.replays]
+        print_table(("replay", "state", "into", "read", "of at most"), replays)
+    lag = [(one.agent, one.topic, f"{one.records}" if one.exact else f"about {one.records}") for one in found.lag]
+    print_table(("agent", "topic", "behind"), lag)
 
 
 def topics(
@@ -72,8 +86,6 @@ def topics(
     create: Annotated[bool, typer.Option("--create", help="Make those that are missing.")] = False,
 ) -> None:
     """List the topics: what each is for, and whether it is there."""
-    from rich.table import Table
-
     from pipeline.settings.load import load
     from pipeline.topics.admin import admin, ensure, look, look_again
     from pipeline.topics.names import Topics
@@ -89,9 +101,11 @@ def topics(
             [dict(zip(("name", "purpose", "wanted", "partitions", "problem"), row, strict=True)) for row in rows]
         )
     else:
-        table = Table("topic", "what for", "partitions")
-        for topic in found:
-            table.add_row(topic.wanted.name, topic.wanted.purpose, topic.problem or str(topic.partitions or "missing"))
-        out.print(table)
+        _print_topics(found)
     if any(topic.problem for topic in found):
         raise typer.Exit(1)
+
+
+def _print_topics(found: Sequence[Found]) -> None:
+    rows = [(one.wanted.name, one.wanted.purpose, one.problem or str(one.partitions or "missing")) for one in found]
+    print_table(("topic", "what for", "partitions"), rows)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from headwater.console import Json, out, print_json, say
+from headwater.console import Json, print_json, print_table, say
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -51,15 +51,21 @@ def accept(
 
 
 def _print(found: list[Position], *, as_json: bool) -> None:
-    from rich.table import Table
-
     if as_json:
         print_json([one.json() for one in found])
     else:
-        table = Table("group", "topic", "partition", "committed", "first", "end", "problem")
-        for one in found:
-            offset = "nothing" if one.offset is None else str(one.offset)
-            table.add_row(one.group, one.topic, str(one.partition), offset, str(one.low), str(one.end), one.problem)
-        out.print(table)
+        rows = [
+            (
+                one.group,
+                one.topic,
+                f"{one.partition}",
+                "nothing" if one.offset is None else f"{one.offset}",
+                f"{one.low}",
+                f"{one.end}",
+                one.problem,
+            )
+            for one in found
+        ]
+        print_table(("group", "topic", "partition", "committed", "first", "end", "problem"), rows)
     if any(one.problem for one in found):
         raise typer.Exit(1)

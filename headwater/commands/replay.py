@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
-from headwater.console import Json, err, one_of, out, print_json, say
+from headwater.console import Json, err, one_of, print_json, print_table, print_text, say
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -102,8 +102,6 @@ def replay(
 
 
 def _say_plan(settings: Settings, planned: Replay, as_json: bool) -> None:
-    from rich.table import Table
-
     from pipeline.replay import manage, plan
     from pipeline.replay.run import measured
 
@@ -120,13 +118,13 @@ def _say_plan(settings: Settings, planned: Replay, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    out.print(f"{planned.total:,} records at most, about {found['bytes_about']:,} bytes, {found['seconds_about']} s")
-    out.print(f"into {found['into']}", markup=False, highlight=False)
-    listed = Table("topic", "partition", "from offset", "before offset")
+    print_text(f"{planned.total:,} records at most, about {found['bytes_about']:,} bytes, {found['seconds_about']} s")
+    print_text(f"into {found['into']}")
+    rows = []
     for name, (begin, end) in planned.ranges.items():
         topic, partition = plan.placed(name)
-        listed.add_row(topic, str(partition), f"{begin:,}", f"{end:,}")
-    out.print(listed)
+        rows.append((topic, f"{partition}", f"{begin:,}", f"{end:,}"))
+    print_table(("topic", "partition", "from offset", "before offset"), rows)
 
 
 def _run(settings: Settings, replay: Replay, rate: float, max_lag: int, as_json: bool) -> None:
@@ -248,8 +246,6 @@ class _Progress:
 @app.command(name="list")
 def list_replays(as_json: Json = False) -> None:
     """List the replays, oldest first."""
-    from rich.table import Table
-
     from pipeline.replay import manage
     from pipeline.settings.load import load
 
@@ -257,13 +253,17 @@ def list_replays(as_json: Json = False) -> None:
     if as_json:
         print_json([manage.as_data(one) for one in found])
         return
-    table = Table("id", "state", "from", "to", "into", "read", "sent", "rejected")
+    _print_replays(found)
+
+
+def _print_replays(found: Sequence[Replay]) -> None:
+    rows = []
     for one in found:
         begin = "earliest" if one.begin is None else f"{datetime.fromtimestamp(one.begin, UTC):%Y-%m-%d %H:%M}Z"
         to, counts = f"{datetime.fromtimestamp(one.end, UTC):%Y-%m-%d %H:%M}Z", one.progress
         numbers = (f"{n:,}" for n in (counts.read, counts.sent, counts.rejected))
-        table.add_row(one.id, one.state, begin, to, one.suffix or "live", *numbers)
-    out.print(table)
+        rows.append((one.id, one.state, begin, to, one.suffix or "live", *numbers))
+    print_table(("id", "state", "from", "to", "into", "read", "sent", "rejected"), rows)
 
 
 @app.command()
@@ -287,21 +287,13 @@ def diff(replay_id: ReplayId, as_json: Json = False) -> None:
 
 
 def _print_diff(found: list[TopicDiff]) -> None:
-    from rich.table import Table
-
-    table = Table("topic", "same", "added", "missing", "different")
-    for one in found:
-        table.add_row(one.topic, *(f"{n:,}" for n in (one.same, one.added, one.missing, one.different)))
-    out.print(table)
+    rows = [(one.topic, *(f"{n:,}" for n in (one.same, one.added, one.missing, one.different))) for one in found]
+    print_table(("topic", "same", "added", "missing", "different"), rows)
     for one in found:
         for example in one.examples:
-            out.print(
-                f"{example.what}: {example.topic} {example.key} event {example.event_id}\n"
-                f"  live:   {example.live}\n  shadow: {example.shadow}",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
+            print_text(f"{example.what}: {example.topic} {example.key} event {example.event_id}")
+            print_text(f"  live:   {example.live}")
+            print_text(f"  shadow: {example.shadow}")
 
 
 @app.command()

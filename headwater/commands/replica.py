@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from headwater.console import Json, out, print_json, say
+from headwater.console import Json, print_json, print_table, print_text, say
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
     from pipeline.settings.root import Settings
     from pipeline.settings.sinks import ReplicaSettings
+    from pipeline.sinks.replica.verify import Compared
 
 app = typer.Typer(help="The replicas of tables in other tables.", no_args_is_help=True)
 
@@ -30,8 +32,6 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Compare the tables of a replica with their sources, item by item. Exit 1 when something differs."""
-    from rich.table import Table
-
     from pipeline.settings.load import load
     from pipeline.sinks.replica import verify as replica_verify
 
@@ -40,18 +40,22 @@ def verify(
     if as_json:
         print_json([one.json() for one in found])
     else:
-        table = Table("table", "replica", "items", "in the replica", "missing", "surplus", "different")
-        for one in found:
-            kinds = one.missing, one.surplus, one.different
-            counts = [f"{count:,}" for count in (one.items, one.replicated, *(kind.count for kind in kinds))]
-            table.add_row(", ".join(one.tables), one.replica, *counts)
-        out.print(table)
-        for one in found:
-            for what, kind in (("missing", one.missing), ("surplus", one.surplus), ("different", one.different)):
-                for key in kind.examples:
-                    out.print(f"{what} in {one.replica}: {key}", markup=False, highlight=False, soft_wrap=True)
+        _print_compared(found)
     if not all(one.equal for one in found):
         raise typer.Exit(1)
+
+
+def _print_compared(found: Sequence[Compared]) -> None:
+    rows = []
+    for one in found:
+        kinds = one.missing, one.surplus, one.different
+        counts = [f"{count:,}" for count in (one.items, one.replicated, *(kind.count for kind in kinds))]
+        rows.append([", ".join(one.tables), one.replica, *counts])
+    print_table(("table", "replica", "items", "in the replica", "missing", "surplus", "different"), rows)
+    for one in found:
+        for what, kind in (("missing", one.missing), ("surplus", one.surplus), ("different", one.different)):
+            for key in kind.examples:
+                print_text(f"{what} in {one.replica}: {key}")
 
 
 def _chosen(settings: Settings, name: str) -> ReplicaSettings:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from headwater.console import Json, err, out, print_json, say
+from headwater.console import Json, err, print_json, print_text, say
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -50,12 +50,14 @@ def snapshot(
             say(f"{one.table}: the snapshot {one.id} will end")
         if not ended:
             say("there is none that runs")
+        if as_json:
+            print_json([snapshotting.Progress(one, 0, 0.0).json() for one in ended])
     elif forecast:
         found = [snapshotting.outlook(table, wish) for table in snapshotting.look_at(settings, tables)]
         if as_json:
             print_json([asdict(one) for one in found])
         for table in found if not as_json else ():
-            out.print(f"{table}", highlight=False, soft_wrap=True)
+            print_text(f"{table}")
     else:
         take_snapshots(settings, dict.fromkeys(tables, 0.0), wish, detach=detach, as_json=as_json)
 

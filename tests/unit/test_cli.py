@@ -142,3 +142,15 @@ def test_a_mistyped_command_of_a_group_is_answered_with_the_near_one() -> None:
         result = CliRunner().invoke(app, words, prog_name="headwater")
         assert result.exit_code == 2
         assert "Did you mean 'verify'?" in result.output
+
+
+NO_JSON = {"run", "help"}
+"""`run` becomes the worker, which logs; `help` is text."""
+
+
+@pytest.mark.parametrize("path", [path for path, command in EVERY.items() if command.callback is not None])
+def test_every_command_that_prints_has_json(path: str) -> None:
+    command = EVERY[path]
+    if isinstance(command, TyperGroup) and not command.invoke_without_command:
+        return
+    assert any("--json" in parameter.opts for parameter in command.params) == (path not in NO_JSON)
