@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console, RenderableType
@@ -15,6 +15,8 @@ from pipeline.errors import UsageError
 
 out, err = Console(), Console(stderr=True)
 Directory = Annotated[Path, typer.Option("--dir", help="Where the stack keeps its data.")]
+Aws = Literal["ministack", "dynamodb-local"]
+Broker = Literal["auto", "kafka", "noida"]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 NUMBER = re.compile(r"(about )?-?[\d,.]{0,20}%?")
 UNBOUNDED = 1_000_000

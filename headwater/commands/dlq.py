@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from pipeline.settings.root import Settings
 
 app = typer.Typer(help="Dead letters: what was rejected, why, and what to do about it.", no_args_is_help=True)
-Ids = Annotated[list[str] | None, typer.Argument(help="Letters, by their IDs; without, all that the options choose.")]
+Ids = Annotated[
+    list[str] | None, typer.Argument(metavar="ID", help="Letters, by their IDs; without, all that the options choose.")
+]
 FlowOption = Annotated[str, typer.Option("--flow", help="Only those of this flow.")]
 StageOption = Annotated[
     str, typer.Option("--stage", help="Only those of this stage: ingest, deduplicate, transform, lake.")
@@ -58,7 +60,9 @@ def _print_letters(found: Sequence[Letter]) -> None:
 
 
 @app.command()
-def show(ids: Annotated[list[str], typer.Argument(help="Letters, by their IDs.")], as_json: Json = False) -> None:
+def show(
+    ids: Annotated[list[str], typer.Argument(metavar="ID", help="Letters, by their IDs.")], as_json: Json = False
+) -> None:
     """Print letters whole, as JSON: why, from where, headers, and the value."""
     from pipeline.files import exact_json
     from pipeline.operate import dead_letters
@@ -112,7 +116,7 @@ def skip(
 
 @app.command()
 def edit(
-    letter: Annotated[str, typer.Argument(help="A letter, by its ID.")],
+    letter: Annotated[str, typer.Argument(metavar="ID", help="A letter, by its ID.")],
     file: Annotated[
         Path | None, typer.Argument(help="A file with the new value, -: stdin; without, $EDITOR is opened.")
     ] = None,

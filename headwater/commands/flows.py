@@ -7,11 +7,11 @@ import sys
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from headwater.console import Json, one_of, print_json, print_text, say
+from headwater.console import Json, print_json, print_text, say
 from pipeline.errors import HeadwaterError, UsageError
 
 app = typer.Typer(help="Look at flows, try them, and have the workers run them.", no_args_is_help=True)
@@ -118,7 +118,7 @@ def new_key(
 
 @app.command()
 def graph(
-    form: Annotated[str, typer.Option("--format", help="mermaid or svg.")] = "mermaid",
+    form: Annotated[Literal["mermaid", "svg"], typer.Option("--format", help="The form of the picture.")] = "mermaid",
     as_json: Json = False,
 ) -> None:
     """Print the flows of the settings as a picture: tables, what is done with their changes, sinks."""
@@ -126,7 +126,7 @@ def graph(
     from pipeline.settings.load import load
 
     flows = load().flows
-    draw = {"mermaid": graphing.mermaid, "svg": graphing.svg}[one_of("--format", form, "mermaid", "svg")]
+    draw = {"mermaid": graphing.mermaid, "svg": graphing.svg}[form]
     if as_json:
         print_json({"format": form, "graph": draw(flows)})
     else:

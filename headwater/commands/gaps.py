@@ -50,7 +50,9 @@ def _print_gaps(found: Sequence[tuple[Gap, bool]]) -> None:
 
 @app.command()
 def repair(
-    tables: Annotated[list[str] | None, typer.Argument(help="The tables; without, all with gaps.")] = None,
+    tables: Annotated[
+        list[str] | None, typer.Argument(metavar="TABLE", help="The tables; without, all with gaps.")
+    ] = None,
     detach: Detach = False,
     as_json: Json = False,
 ) -> None:

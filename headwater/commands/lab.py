@@ -7,11 +7,11 @@ import shutil
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from headwater.console import Directory, Json, err, one_of, print_json, print_text, say
+from headwater.console import Aws, Broker, Directory, Json, err, print_json, print_text, say
 from pipeline.errors import HeadwaterError
 
 soak = typer.Typer(help="Run for a while with everything that can happen, and prove the outcome.", no_args_is_help=True)
@@ -23,10 +23,10 @@ def demo(
     seed: Annotated[int, typer.Option(help="Same seed, same changes.")] = 1,
     workers: Annotated[int, typer.Option(min=1, max=16, help="Worker processes.")] = 2,
     keep: Annotated[bool, typer.Option("--keep", help="Leave everything running and say how to look around.")] = False,
-    broker: Annotated[str, typer.Option(help="auto, kafka or noida.")] = "auto",
-    aws: Annotated[str, typer.Option(help="ministack or dynamodb-local.")] = "ministack",
+    broker: Annotated[Broker, typer.Option(help="The broker; auto: Apache Kafka where it can be had.")] = "auto",
+    aws: Annotated[Aws, typer.Option(help="The stand-in of AWS.")] = "ministack",
     fault: Annotated[
-        str, typer.Option(help="Hurt a worker half-way: none, kill (SIGKILL) or freeze (SIGSTOP).")
+        Literal["none", "kill", "freeze"], typer.Option(help="Hurt a worker half-way, by SIGKILL or by SIGSTOP.")
     ] = "none",
     directory: Directory = DEMO,
     as_json: Json = False,
@@ -44,9 +44,9 @@ def demo(
         changes=changes,
         seed=seed,
         workers=workers,
-        broker=one_of("--broker", broker, "auto", "kafka", "noida"),
-        aws=one_of("--aws", aws, "ministack", "dynamodb-local"),
-        fault=one_of("--fault", fault, "none", "kill", "freeze"),
+        broker=broker,
+        aws=aws,
+        fault=fault,
         keep=keep,
     )
     progress = demos.Progress()

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
@@ -281,7 +281,7 @@ def _show(report: Maintained) -> None:
 
 @app.command()
 def ddl(
-    engine: Annotated[str, typer.Option("--engine", help="athena, duckdb, spark or trino.")],
+    engine: Annotated[Literal["athena", "duckdb", "spark", "trino"], typer.Option("--engine", help="The engine.")],
     name: Name = "",
     url: Annotated[str, typer.Option("--url", help="A lake of files that is not in the settings.")] = "",
     as_json: Json = False,
@@ -296,8 +296,6 @@ def ddl(
     from pipeline.sinks.lake import series
     from pipeline.sinks.lake.objects import Objects
 
-    if engine not in lake_ddl.ENGINES:
-        raise UsageError(f"--engine {engine}: expected one of {', '.join(lake_ddl.ENGINES)}")
     if url:
         objects = Objects(url, make=False)
         printed = list(lake_ddl.statements(engine, lake_ddl.tables_of(objects, series.known_path(objects, ""))))

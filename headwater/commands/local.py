@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from headwater.console import Directory, Json, one_of, print_json, print_text, say
+from headwater.console import Aws, Broker, Directory, Json, print_json, print_text, say
 
 app = typer.Typer(help="A Kafka broker and AWS stand-ins on this machine.", no_args_is_help=True)
 LOCAL = Path(".headwater/local")
@@ -16,8 +16,8 @@ LOCAL = Path(".headwater/local")
 @app.command()
 def up(
     directory: Directory = LOCAL,
-    broker: Annotated[str, typer.Option(help="auto, kafka or noida.")] = "auto",
-    aws: Annotated[str, typer.Option(help="ministack or dynamodb-local.")] = "ministack",
+    broker: Annotated[Broker, typer.Option(help="The broker; auto: Apache Kafka where it can be had.")] = "auto",
+    aws: Annotated[Aws, typer.Option(help="The stand-in of AWS.")] = "ministack",
     as_json: Json = False,
 ) -> None:
     """Start a broker and AWS stand-ins; they run until `headwater local down`."""
@@ -25,8 +25,8 @@ def up(
 
     endpoints = local_up(
         directory,
-        one_of("--broker", broker, "auto", "kafka", "noida"),
-        one_of("--aws", aws, "ministack", "dynamodb-local"),
+        broker,
+        aws,
         progress=say,
     )
     if as_json:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from headwater.console import Json, print_json, print_table, say
-from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
-    from pipeline.operate.positions import At, Position
+    from pipeline.operate.positions import Position
 
 app = typer.Typer(help="Where the agents are in their topics.")
-AT: dict[str, At] = {"": "", "beginning": "beginning", "end": "end"}
 
 
 @app.callback(invoke_without_command=True)
@@ -30,12 +28,12 @@ def show(context: typer.Context, as_json: Json = False) -> None:
 def accept(
     topic: Annotated[str, typer.Argument(help="A topic that was recreated, restored or cut off.")],
     at: Annotated[
-        str,
+        Literal["beginning", "end"] | None,
         typer.Option(
-            help="Where to go on: beginning or end. Without it, where the state of the agent ends if that is known; at the "
+            help="Where to go on. Without it, where the state of the agent ends if that is known; at the "
             "beginning of another log than the one read before; else at the first offset that is left."
         ),
-    ] = "",
+    ] = None,
     group: Annotated[str, typer.Option(help="One of the groups that read it, instead of all.")] = "",
     as_json: Json = False,
 ) -> None:
@@ -43,9 +41,7 @@ def accept(
     from pipeline.operate.positions import accept as go_on
     from pipeline.settings.load import load
 
-    if at not in AT:
-        raise UsageError(f"--at {at}: expected beginning or end", hint="headwater positions accept --help")
-    found = go_on(load(), topic, group, AT[at], say=say)
+    found = go_on(load(), topic, group, at or "", say=say)
     say("the workers may be started again")
     _print(found, as_json=as_json)
 

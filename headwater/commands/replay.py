@@ -6,11 +6,11 @@ import signal
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import typer
 
-from headwater.console import Json, err, one_of, print_json, print_table, print_text, say
+from headwater.console import Json, err, print_json, print_table, print_text, say
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pipeline.settings.root import Settings
 
 app = typer.Typer(help="Changes of the past through the flows again.", invoke_without_command=True)
-ReplayId = Annotated[str, typer.Argument(help="The replay, by its ID.")]
+ReplayId = Annotated[str, typer.Argument(metavar="ID", help="The replay, by its ID.")]
 MAX_LAG = 50_000
 
 
@@ -45,7 +45,10 @@ def replay(
     max_lag: Annotated[
         int, typer.Option("--max-lag", min=0, help="Wait while the live workers are so many records behind; 0: never.")
     ] = MAX_LAG,
-    source: Annotated[str, typer.Option("--source", help="raw, or lake: the files of the lake.")] = "raw",
+    source: Annotated[
+        Literal["raw", "lake"],
+        typer.Option("--source", help="Where the changes are read: the topic, or the files of the lake."),
+    ] = "raw",
     dedup: Annotated[
         bool, typer.Option("--dedup", help="Leave out an event ID that came before in the range, however long ago.")
     ] = False,
@@ -85,7 +88,7 @@ def replay(
         key=plan.key_of(key) if key else "",
         flows=flow or [],
         suffix=plan.suffix_of(into, publish, replay_id),
-        source=one_of("--source", source, "raw", "lake"),
+        source=source,
         rate=rate,
         dedup=dedup,
     )

@@ -11,7 +11,9 @@ import typer
 
 
 def run(
-    agents: Annotated[list[str] | None, typer.Argument(help="The agents to run; without, all that have work.")] = None,
+    agents: Annotated[
+        list[str] | None, typer.Argument(metavar="AGENT", help="The agents to run; without, all that have work.")
+    ] = None,
     web: Annotated[bool, typer.Option("--web/--without-web", help="Serve /livez, /readyz and /metrics.")] = True,
     loglevel: Annotated[str, typer.Option("--loglevel", "-l", help="info, warn, error or debug.")] = "info",
 ) -> None:

@@ -24,7 +24,7 @@ QUIET = 20.0
 
 
 def snapshot(
-    tables: Annotated[list[str], typer.Argument(help="Captured tables.")],
+    tables: Annotated[list[str], typer.Argument(metavar="TABLE", help="Captured tables.")],
     units: Annotated[float | None, typer.Option(min=0.1, help="Read units a second, instead of the share set.")] = None,
     segments: Annotated[int | None, typer.Option(min=1, max=1_000, help="Segments scanned side by side.")] = None,
     export: Annotated[
