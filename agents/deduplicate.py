@@ -8,7 +8,7 @@ from faust import Stream
 
 from models.dead_letter import LATE
 from pipeline.runtime.worker import Worker
-from pipeline.state.delivered import Delivered, Memory
+from pipeline.state.delivered import Delivered, DeliveredItems
 from pipeline.state.newest import NewestTimes
 from pipeline.state.seen import SeenTable
 from pipeline.steps.deduplicate import deduplicate as deduplicate_step
@@ -55,7 +55,7 @@ def write(worker: Worker, seen: SeenTable, delivered: Delivered, newest: NewestT
     worker.metrics.count(worker.metrics.duplicates, duplicates)
 
 
-def join_snapshots(worker: Worker, memory: Memory, batch: Batch) -> Batch:
+def join_snapshots(worker: Worker, memory: DeliveredItems, batch: Batch) -> Batch:
     """Return what is left of a batch while snapshots run: without their marks, and the rows that the stream is ahead of."""
     joined = join(zip(batch.keys(), batch.values(), strict=True), memory)
     worker.metrics.count(worker.metrics.snapshot_rows, joined.written, "written")

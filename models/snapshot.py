@@ -18,7 +18,7 @@ SOURCE = "headwater:snapshot"
 encode = msgspec.json.encode
 
 
-class Part(NamedTuple):
+class SnapshotPart(NamedTuple):
     """What an event ID of a snapshot says. Tables have no colon in their names."""
 
     table: str
@@ -27,13 +27,13 @@ class Part(NamedTuple):
     """`begin`, `end`, or a digest: then it is a row."""
 
 
-def part(event_id: str) -> Part | None:
+def part(event_id: str) -> SnapshotPart | None:
     """Return what an event ID says, None when it is no snapshot's."""
     if not event_id.startswith(PREFIX):
         return None
     table, _, rest = event_id[len(PREFIX) :].partition(":")
     snapshot, _, what = rest.partition(":")
-    return Part(table, snapshot, what)
+    return SnapshotPart(table, snapshot, what)
 
 
 def mark(table: str, snapshot: str, what: str) -> bytes:

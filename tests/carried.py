@@ -11,7 +11,7 @@ from faust.types import TP
 
 from pipeline.metrics import Metrics
 from pipeline.sinks.base import Rejected, Sink
-from pipeline.sinks.runner import SinkRunner, Start
+from pipeline.sinks.runner import SinkRunner, SinkStart
 from pipeline.transport import Batch, Slice
 from pipeline.transport.committed import Committed
 from pipeline.transport.logs import Log
@@ -67,7 +67,7 @@ class Owner:
             reject=self._reject,
             state=lambda _work, _key, value: self.states.append(value),
             fatal=self.fatal.append,
-            start=lambda _tp, first: Start(min(first, start), log, known),
+            start=lambda _tp, first: SinkStart(min(first, start), log, known),
             clock=self.clock,
         )
         self.topic, self.at = topic, start

@@ -17,7 +17,7 @@ from headwater.lab.chaos_load import Load
 from headwater.lab.killer import ask
 from headwater.lab.recorder import Recorder, lag
 from headwater.lab.stack import Endpoints
-from headwater.lab.workers import Worker, Workers
+from headwater.lab.workers import WorkerProcess, Workers
 from pipeline.settings.root import Settings
 from pipeline.topics.admin import admin, ensure
 from pipeline.topics.names import Topics
@@ -131,17 +131,17 @@ def verdict(raw: Recorder, load: Load) -> dict[str, int]:
     return {"lost": load.written - len(seen), "doubled": doubled, "out of order": disordered}
 
 
-def log_of(worker: Worker) -> str:
+def log_of(worker: WorkerProcess) -> str:
     """Return what a worker has said."""
     return worker.log.read_text(errors="replace") if worker.log.exists() else ""
 
 
-def ready(worker: Worker) -> bool:
+def ready(worker: WorkerProcess) -> bool:
     """Say whether a worker has its partitions; fail when it has ended."""
     assert worker.alive(), log_of(worker)[-3000:]
     return "Worker ready" in log_of(worker) and "in all" in log_of(worker)
 
 
-def die_at(worker: Worker, point: str) -> None:
+def die_at(worker: WorkerProcess, point: str) -> None:
     """Let a worker of the module `KILLER` end itself at a point of one of its next slices."""
     ask(worker.directory / f"{worker.name}.state", point)

@@ -6,16 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from models.change import decode
-from pipeline.flows.compile import Means, compile_flow
+from pipeline.flows.compile import CompileContext, compile_flow
 from pipeline.settings.flows import FlowSettings
 from pipeline.steps import flow as steps
 from pipeline.steps.enrich import Lookup
 
 
-def flow(references: Mapping[str, Lookup] | None = None, means: Means | None = None, **settings: Any) -> steps.Flow:
+def flow(
+    references: Mapping[str, Lookup] | None = None, means: CompileContext | None = None, **settings: Any
+) -> steps.Flow:
     """Return a flow named f."""
     whole = {"name": "f", "to": "s", **settings}
-    return compile_flow(FlowSettings.model_validate(whole), means or Means(references=references or {}))
+    return compile_flow(FlowSettings.model_validate(whole), means or CompileContext(references=references or {}))
 
 
 def run(flow: steps.Flow, *values: bytes, at: float = 0.0) -> list[steps.Result]:

@@ -43,7 +43,7 @@ def dedup(
         report,  # its picture is drawn by matplotlib, of the extra `bench`
     )
 
-    options = dedup.Options(messages=messages, rounds=rounds, peers=peers, growth=growth)
+    options = dedup.DedupOptions(messages=messages, rounds=rounds, peers=peers, growth=growth)
     results = dedup.measure(options, say)
     report.show(results, err)
     if plot is not None:
@@ -66,7 +66,9 @@ def flows(
     from headwater.lab.bench import flows as flow_bench
 
     tasks = tuple(one_of("--task", one, *flow_bench.TASKS) for one in task or flow_bench.TASKS)
-    results = flow_bench.measure(flow_bench.Options(messages=messages, rounds=rounds, peers=peers, tasks=tasks), say)
+    results = flow_bench.measure(
+        flow_bench.FlowOptions(messages=messages, rounds=rounds, peers=peers, tasks=tasks), say
+    )
     flow_report.show(results, err)
     _end(results, as_json)
 
@@ -81,7 +83,7 @@ def lake(
     """Measure Parquet files of a sink topic, in both layouts, to a directory and to S3; pyarrow alone; and a peer."""
     from headwater.lab.bench import lake as lake_bench
 
-    results = lake_bench.measure(lake_bench.Options(messages=messages, rounds=rounds, peers=peers), say)
+    results = lake_bench.measure(lake_bench.LakeOptions(messages=messages, rounds=rounds, peers=peers), say)
     lake_bench.show(results, err)
     _end(results, as_json)
 
@@ -95,7 +97,7 @@ def replay(
     """Measure flows, exactly once: live by a worker, and again by a replay."""
     from headwater.lab.bench import replay as replay_bench
 
-    results = replay_bench.measure(replay_bench.Options(messages=messages, rounds=rounds), say)
+    results = replay_bench.measure(replay_bench.ReplayOptions(messages=messages, rounds=rounds), say)
     replay_bench.show(results, err)
     _end(results, as_json)
 
@@ -109,7 +111,7 @@ def ingest(
     """Ingest, exactly once: a worker that reads 1, 8 and 64 canned shards against a plain boto3 loop; and 64 idle shards."""
     from headwater.lab.bench import ingest, ingest_report
 
-    results = ingest.measure(ingest.Options(messages=messages, rounds=rounds), say)
+    results = ingest.measure(ingest.IngestOptions(messages=messages, rounds=rounds), say)
     ingest_report.show(results, err)
     _end(results, as_json)
 
@@ -123,7 +125,7 @@ def mirror(
     """Mirrors, exactly once: a worker that copies a sink topic to another cluster against a plain loop."""
     from headwater.lab.bench import mirror
 
-    results = mirror.measure(mirror.Options(messages=messages, rounds=rounds), say)
+    results = mirror.measure(mirror.MirrorOptions(messages=messages, rounds=rounds), say)
     mirror.show(results, err)
     if as_json:
         print_json(results.as_json())

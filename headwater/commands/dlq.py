@@ -42,10 +42,10 @@ def list_letters(
 ) -> None:
     """List dead letters, oldest first; JSON lines where the output is no terminal. Exit 1 when there are any open."""
     from pipeline.operate import dead_letters
-    from pipeline.operate.dead_letters import Wanted
+    from pipeline.operate.dead_letters import LetterFilter
     from pipeline.settings.load import load
 
-    found = dead_letters.letters(load(), Wanted((), flow, stage, reason, done))
+    found = dead_letters.letters(load(), LetterFilter((), flow, stage, reason, done))
     if as_json or not sys.stdout.isatty():
         print_lines(one.json() for one in found)
     else:
@@ -66,11 +66,11 @@ def show(
     """Print letters whole, as JSON: why, from where, headers, and the value."""
     from pipeline.files import exact_json
     from pipeline.operate import dead_letters
-    from pipeline.operate.dead_letters import Wanted
+    from pipeline.operate.dead_letters import LetterFilter
     from pipeline.settings.load import load
 
     settings = load()
-    found = [dead_letters.opened(settings, one) for one in dead_letters.letters(settings, Wanted(ids, done=True))]
+    found = [dead_letters.opened(settings, one) for one in dead_letters.letters(settings, LetterFilter(ids, done=True))]
     if as_json or not sys.stdout.isatty():
         print_lines(one.whole() for one in found)
     else:
@@ -125,11 +125,11 @@ def edit(
     """Have a letter tried again with another value. The letter itself stays as it is."""
     from pipeline.files.content import content
     from pipeline.operate import dead_letters
-    from pipeline.operate.dead_letters import Wanted
+    from pipeline.operate.dead_letters import LetterFilter
     from pipeline.settings.load import load
 
     settings = load()
-    (sealed,) = dead_letters.letters(settings, Wanted((letter,), done=True))
+    (sealed,) = dead_letters.letters(settings, LetterFilter((letter,), done=True))
     one = dead_letters.opened(settings, sealed)
     value = _edited(one) if file is None else sys.stdin.buffer.read() if file == Path("-") else content(file)
     if value.strip() == (one.value or b"").strip():
@@ -142,13 +142,13 @@ def edit(
 
 def _chosen(settings: Settings, ids: list[str] | None, flow: str, stage: str, reason: str, yes: bool) -> list[Letter]:
     from pipeline.operate import dead_letters
-    from pipeline.operate.dead_letters import Wanted
+    from pipeline.operate.dead_letters import LetterFilter
 
     if not ids and not yes:
         raise UsageError(
             "name letters by their IDs, or choose them by options and say --yes", hint="headwater dlq list"
         )
-    found = dead_letters.letters(settings, Wanted(tuple(ids or ()), flow, stage, reason, done=bool(ids)))
+    found = dead_letters.letters(settings, LetterFilter(tuple(ids or ()), flow, stage, reason, done=bool(ids)))
     for one in found:
         if one.state != "open":
             say(f"{one.id} was {one.state} already: left out")

@@ -39,7 +39,7 @@ def demo(
     if any(process.alive for process in local_status(directory)):
         raise HeadwaterError(f"a demo is still running in {directory}", hint=f"headwater local down --dir {directory}")
     shutil.rmtree(directory, ignore_errors=True)
-    options = demos.Options(
+    options = demos.DemoOptions(
         directory=directory.absolute(),
         changes=changes,
         seed=seed,
@@ -49,7 +49,7 @@ def demo(
         fault=fault,
         keep=keep,
     )
-    progress = demos.Progress()
+    progress = demos.DemoProgress()
     with Screen(err, progress) as screen:
         report, ran = demos.run(options, progress, screen.say)
     show(err, report)
@@ -72,10 +72,10 @@ def chaos(
 ) -> None:
     """Hurt workers, broker and topics under load, and prove that nothing was lost, doubled, reordered or stuck."""
     from headwater.lab import chaos as chaoses
-    from headwater.lab.chaos_report import Options
+    from headwater.lab.chaos_report import ChaosOptions
 
     shutil.rmtree(directory, ignore_errors=True)
-    options = Options(directory.absolute(), faults, seed, rate, only=tuple(only or ()), page=page)
+    options = ChaosOptions(directory.absolute(), faults, seed, rate, only=tuple(only or ()), page=page)
     say(f"seed {seed}")
     report = chaoses.run(options, say=say)
     for name, why in report.left_out.items():
@@ -111,13 +111,15 @@ def simulate(
     """Simulate DynamoDB tables, or Kinesis streams, for boto3, until Ctrl-C; print the AWS_ENDPOINT_URL to use."""
     from headwater.lab.simulator import faults, server, world
 
-    tables = tuple(table or world.Plan().tables)
-    plan = world.Plan(seed, tables, reshape_every=60 * rate, kinesis=kinesis)
+    tables = tuple(table or world.WorldPlan().tables)
+    plan = world.WorldPlan(seed, tables, reshape_every=60 * rate, kinesis=kinesis)
     if rough:
-        plan = world.Plan.rough(tables, seed, rate, kinesis=kinesis)
+        plan = world.WorldPlan.rough(tables, seed, rate, kinesis=kinesis)
     rates = faults.Rates.rough() if rough else faults.Rates()
     lasts = 10.0 if rough else 300.0
-    options = server.Options(plan, rates, rate, changes, subscription_seconds=lasts, wait_for_reader=wait, port=port)
+    options = server.SimulatorOptions(
+        plan, rates, rate, changes, subscription_seconds=lasts, wait_for_reader=wait, port=port
+    )
 
     def tell(address: str) -> None:
         print_json({"AWS_ENDPOINT_URL": address}) if as_json else print_text(f"AWS_ENDPOINT_URL={address}")
@@ -144,7 +146,7 @@ def soak_sources(
     from headwater.lab import soak_report
 
     shutil.rmtree(directory, ignore_errors=True)
-    options = soak_report.Options(
+    options = soak_report.SoakOptions(
         directory.absolute(), seconds=seconds, seed=seed, rate=rate, kinesis=kinesis, page=page
     )
     report = soaks.run(options, say=say)

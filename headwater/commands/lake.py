@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pipeline.settings.root import Settings
     from pipeline.settings.sinks import LakeSettings
     from pipeline.sinks.lake.configured import Chosen
-    from pipeline.sinks.lake.iceberg.maintain import Report
+    from pipeline.sinks.lake.iceberg.maintain import UpkeepReport
     from pipeline.sinks.lake.maintain import Maintained
     from pipeline.sinks.lake.maintain import Progress as Told
 
@@ -192,7 +192,7 @@ def _tables(lake: Chosen, *, dry_run: bool, as_json: bool) -> None:
     _show_tables(lake.name, report)
 
 
-def _show_tables(name: str, report: Report) -> None:
+def _show_tables(name: str, report: UpkeepReport) -> None:
     rows = []
     for one in report.tables:
         sizes = one.files_before, one.files_after, one.bytes_before, one.bytes_after

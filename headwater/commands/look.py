@@ -12,7 +12,7 @@ from headwater.console import Json, print_json, print_table, print_text
 if TYPE_CHECKING:
     from pipeline.operate.check import Finding
     from pipeline.operate.status import Status
-    from pipeline.topics.admin import Found
+    from pipeline.topics.admin import TopicState
 
 
 def check(as_json: Json = False) -> None:
@@ -106,6 +106,6 @@ def topics(
         raise typer.Exit(1)
 
 
-def _print_topics(found: Sequence[Found]) -> None:
+def _print_topics(found: Sequence[TopicState]) -> None:
     rows = [(one.wanted.name, one.wanted.purpose, one.problem or str(one.partitions or "missing")) for one in found]
     print_table(("topic", "what for", "partitions"), rows)

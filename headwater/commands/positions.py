@@ -9,7 +9,7 @@ import typer
 from headwater.console import Json, print_json, print_table, say
 
 if TYPE_CHECKING:
-    from pipeline.operate.positions import Position
+    from pipeline.operate.positions import GroupPosition
 
 app = typer.Typer(help="Where the agents are in their topics.")
 
@@ -46,7 +46,7 @@ def accept(
     _print(found, as_json=as_json)
 
 
-def _print(found: list[Position], *, as_json: bool) -> None:
+def _print(found: list[GroupPosition], *, as_json: bool) -> None:
     if as_json:
         print_json([one.json() for one in found])
     else:

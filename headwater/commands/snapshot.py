@@ -51,7 +51,7 @@ def snapshot(
         if not ended:
             say("there is none that runs")
         if as_json:
-            print_json([snapshotting.Progress(one, 0, 0.0).json() for one in ended])
+            print_json([snapshotting.SnapshotProgress(one, 0, 0.0).json() for one in ended])
     elif forecast:
         found = [snapshotting.outlook(table, wish) for table in snapshotting.look_at(settings, tables)]
         if as_json:
@@ -83,7 +83,7 @@ def take_snapshots(
     new = [snapshotting.new(table, wish) for table in found]
     snapshotting.ask_for(settings, new)
     wanted = there + new
-    outcome = [snapshotting.Progress(one, 0, 0.0) for one in wanted]
+    outcome = [snapshotting.SnapshotProgress(one, 0, 0.0) for one in wanted]
     if not detach:
         say("the workers take it from here; Ctrl-C does not stop them, headwater snapshot --cancel does")
         with suppress(KeyboardInterrupt), snapshotting.watching(settings, wanted) as look:
@@ -97,7 +97,7 @@ def take_snapshots(
         raise typer.Exit(1)
 
 
-def _watch(look: Callable[[], list[snapshotting.Progress]]) -> list[snapshotting.Progress]:
+def _watch(look: Callable[[], list[snapshotting.SnapshotProgress]]) -> list[snapshotting.SnapshotProgress]:
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 

@@ -16,9 +16,9 @@ from typing import Any
 from confluent_kafka import KafkaException
 
 from headwater.lab import chaos_steps
-from headwater.lab.chaos_ledger import Ledger, Outcome, compare, gaps_in, lake_at, letters_in, rows_in
+from headwater.lab.chaos_ledger import Ledger, LedgerOutcome, compare, gaps_in, lake_at, letters_in, rows_in
 from headwater.lab.chaos_load import Load
-from headwater.lab.chaos_report import MEANING, SECTION, STUCK, Options, Report, section
+from headwater.lab.chaos_report import MEANING, SECTION, STUCK, ChaosOptions, ChaosReport, section
 from headwater.lab.chaos_topics import TRANSACTION_MS, Scene, Sinks
 from headwater.lab.faults import ALONE, SESSION, Faults, plan
 from headwater.lab.machine import describe
@@ -61,7 +61,7 @@ class Pending:
 class Chaos:
     """One run."""
 
-    def __init__(self, options: Options, stack: Stack, say: Callable[[str], None]) -> None:
+    def __init__(self, options: ChaosOptions, stack: Stack, say: Callable[[str], None]) -> None:
         if stack.endpoints is None:
             raise FatalError("the stack is not up")
         self._options, self._stack, self._say = options, stack, say
@@ -111,11 +111,11 @@ class Chaos:
             lambda condition, _what: self._wait(condition),
         )
         self.faults.add(self.scene)
-        self.report = Report(seed=options.seed)
+        self.report = ChaosReport(seed=options.seed)
         self._pending: list[Pending] = []
         self._look_at = 0.0
 
-    def run(self) -> Report:
+    def run(self) -> ChaosReport:
         """Load, hurt, wait until everything has come through, compare."""
         began, done = time.monotonic(), Counter[str]()
         schedule = self._schedule()
@@ -234,7 +234,7 @@ class Chaos:
         report.input, report.output, report.sunk = self.load.written, len(self.raw), len(self.sinks)
         compare(
             report,
-            Outcome(
+            LedgerOutcome(
                 self.ingest.changes,
                 self.ingest.offsets,
                 self.raw.changes,
@@ -251,7 +251,7 @@ class Chaos:
         report.fenced = sum(any(word in line for word in words) for log in logs for line in log.splitlines())
 
 
-def run(options: Options, say: Callable[[str], None]) -> Report:
+def run(options: ChaosOptions, say: Callable[[str], None]) -> ChaosReport:
     """Run the chaos on an Apache Kafka of its own; raise HeadwaterError when it cannot be run."""
     began = datetime.now(UTC)
     with Stack(options.directory / "stack", broker="kafka", progress=say) as stack:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from confluent_kafka import Message
 
 from headwater.lab.chaos_load import change_of, key_of
-from headwater.lab.chaos_report import Report
+from headwater.lab.chaos_report import ChaosReport
 from headwater.lab.recorder import Recorder
 from models.dead_letter import FLOW, OFFSET, PARTITION, STAGE
 from models.gap import Gap
@@ -67,7 +67,7 @@ Changes = Mapping[int, Sequence[int]]
 
 
 @dataclass
-class Outcome:
+class LedgerOutcome:
     """What there is at the end."""
 
     ingest: Changes
@@ -87,7 +87,7 @@ class Outcome:
     """The first offset of ingest that was not deleted, by partition."""
 
 
-def compare(report: Report, outcome: Outcome) -> None:
+def compare(report: ChaosReport, outcome: LedgerOutcome) -> None:
     """Hold what came out against what went in."""
     gaps = list(outcome.gaps)
     report.gaps = len(gaps)
@@ -121,7 +121,7 @@ def compare(report: Report, outcome: Outcome) -> None:
     report.duplicated += (carried - wanted).total()
 
 
-def _hold(report: Report, places: Mapping[int, int], logs: Iterable[Sequence[int]]) -> None:
+def _hold(report: ChaosReport, places: Mapping[int, int], logs: Iterable[Sequence[int]]) -> None:
     """Count what is not in the logs, what is there twice or must not be, and what comes before an earlier one of its item."""
     seen: set[int] = set()
     last: dict[int, int] = {}

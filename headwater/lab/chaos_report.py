@@ -35,7 +35,7 @@ MEANING = {
 
 
 @dataclass(frozen=True)
-class Options:
+class ChaosOptions:
     """What the chaos is asked to do."""
 
     directory: Path
@@ -51,7 +51,7 @@ class Options:
 
 
 @dataclass
-class Report:
+class ChaosReport:
     """The outcome; printed by `--json`."""
 
     faults: dict[str, int] = field(default_factory=dict)
@@ -87,7 +87,7 @@ class Report:
         return asdict(self)
 
 
-def section(report: Report, options: Options, began: datetime, machine: str) -> str:
+def section(report: ChaosReport, options: ChaosOptions, began: datetime, machine: str) -> str:
     """Return the section as Markdown."""
     verdict = "Nothing was lost, doubled, reordered or stuck." if report.ok else "**The output was wrong.**"
     figures = [

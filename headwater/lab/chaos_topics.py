@@ -21,7 +21,7 @@ from faust.types import TP
 from headwater.lab.chaos_ledger import Ledger, change_in
 from headwater.lab.chaos_load import Load, Special
 from headwater.lab.recorder import Recorder
-from headwater.lab.workers import Worker, Workers
+from headwater.lab.workers import WorkerProcess, Workers
 from pipeline.topics.admin import admin, ensure
 from pipeline.topics.names import MAX_BYTES, Topics
 from pipeline.transport.committed import committed
@@ -99,7 +99,9 @@ class Scene:
 class TopicFaults:
     """Does them, with victims chosen by `chance`."""
 
-    def __init__(self, scene: Scene, workers: Workers, choose: Callable[[], Worker], chance: random.Random) -> None:
+    def __init__(
+        self, scene: Scene, workers: Workers, choose: Callable[[], WorkerProcess], chance: random.Random
+    ) -> None:
         self._scene, self._workers, self._choose, self._chance = scene, workers, choose, chance
         self._admin = admin(scene.conf)
 

@@ -19,7 +19,7 @@ from botocore.exceptions import ClientError
 from confluent_kafka import Message, Producer
 
 from headwater.lab.destinations import Copies, Destinations, create_replica, destination_settings, replay
-from headwater.lab.proof import Actual, Expected, Masks, PlainComparison, Truth, Verdict, compare
+from headwater.lab.proof import Actual, Masks, PlainComparison, ProofExpected, ProofVerdict, Truth, compare
 from headwater.lab.recorder import Recorder, lag
 from headwater.lab.stack import AwsChoice, BrokerChoice, Endpoints, Stack
 from headwater.lab.workers import Workers
@@ -48,7 +48,7 @@ LIST_EVERY = 1.0
 
 
 @dataclass(frozen=True)
-class Options:
+class DemoOptions:
     """What the demo is asked to do."""
 
     directory: Path
@@ -62,7 +62,7 @@ class Options:
 
 
 @dataclass
-class Progress:
+class DemoProgress:
     """How far each stage is, in changes."""
 
     note: str = "starting"
@@ -83,7 +83,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Report:
+class DemoReport:
     """The outcome; printed by `--json`."""
 
     written: int
@@ -122,7 +122,7 @@ class Report:
 class Demo:
     """One run, against a stack that is up. The workers run until `close`."""
 
-    def __init__(self, options: Options, endpoints: Endpoints, other_servers: str, progress: Progress) -> None:
+    def __init__(self, options: DemoOptions, endpoints: Endpoints, other_servers: str, progress: DemoProgress) -> None:
         self.options, self.endpoints, self.progress = options, endpoints, progress
         self.environment = {**os.environ, **endpoints.environment(), "HEADWATER_CONFIG": str(CONFIG)}
         self.environment["DEMO_MASK_KEY"] = base64.b64encode(os.urandom(32)).decode()
@@ -246,7 +246,7 @@ class Demo:
             ]
         )
 
-    def prove(self, started: float) -> Report:
+    def prove(self, started: float) -> DemoReport:
         """Compare raw, the sinks and the Parquet files, change by change, with what was written."""
         self.progress.note = "comparing"
         rows, joined, clear = self._parquet()
@@ -265,7 +265,9 @@ class Demo:
                 verdicts.append(compare(expected, rows.get(sink, [])))
         self.masked = len(masks)
         if clear:
-            verdicts.append(Verdict(0, clear, 0, 0, 0, clear, 0, (f"{clear} rows show the name of their customer",)))
+            verdicts.append(
+                ProofVerdict(0, clear, 0, 0, 0, clear, 0, (f"{clear} rows show the name of their customer",))
+            )
         seconds = time.monotonic() - started
         return self._report(verdicts, sum(len(found) for found in rows.values()), joined, copies, seconds)
 
@@ -359,9 +361,11 @@ class Demo:
             self.progress.parquet_rows += len(found)
         return rows, joined, clear
 
-    def _report(self, verdicts: list[Verdict], rows: int, joined: int, copies: Copies | None, seconds: float) -> Report:
+    def _report(
+        self, verdicts: list[ProofVerdict], rows: int, joined: int, copies: Copies | None, seconds: float
+    ) -> DemoReport:
         p = self.progress
-        return Report(
+        return DemoReport(
             written=p.written,
             ingested=p.ingested,
             duplicates_injected=p.duplicates_injected,
@@ -383,7 +387,7 @@ class Demo:
         )
 
 
-def sinks_of(change: Expected) -> set[str]:
+def sinks_of(change: ProofExpected) -> set[str]:
     """Say, apart from the flows' own code, to which sinks demo.toml sends a change."""
     if change.table == CUSTOMERS:
         return {"customers"}
@@ -416,7 +420,7 @@ def _actual_row(row: dict[str, Any]) -> Actual:
     )
 
 
-def run(options: Options, progress: Progress, say: Callable[[str], None]) -> tuple[Report, Demo]:
+def run(options: DemoOptions, progress: DemoProgress, say: Callable[[str], None]) -> tuple[DemoReport, Demo]:
     """Run the whole demo; raise HeadwaterError when it cannot be run. With `keep`, stack and workers go on."""
     started = time.monotonic()
     stack = Stack(

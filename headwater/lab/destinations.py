@@ -18,7 +18,7 @@ from pyiceberg.catalog import load_catalog
 
 from headwater.lab.proof import Item, Truth, json_item
 from headwater.lab.recorder import Recorder, lag
-from headwater.lab.workers import Worker, Workers, stop_all
+from headwater.lab.workers import WorkerProcess, Workers, stop_all
 from headwater.lab.workload import KEYS, ORDERS
 from pipeline.errors import FatalError, HeadwaterError
 from pipeline.settings.root import Settings
@@ -117,7 +117,7 @@ class Destinations:
         ]
 
     @property
-    def all(self) -> list[Worker]:
+    def all(self) -> list[WorkerProcess]:
         """The workers."""
         return [worker for workers in self._workers for worker in workers.all]
 

@@ -15,7 +15,7 @@ from headwater.lab.chaos_topics import Over, Scene, TopicFaults
 from headwater.lab.disk import Disk, why_not
 from headwater.lab.killer import POINTS, ask
 from headwater.lab.stack import Stack
-from headwater.lab.workers import Worker, Workers
+from headwater.lab.workers import WorkerProcess, Workers
 from pipeline.errors import FatalError, HeadwaterError
 
 SESSION = 6.0
@@ -168,8 +168,8 @@ class Faults:
 
     # -- their parts --------------------------------------------------------------------------------------------------
 
-    def _choose(self) -> Worker:
-        awake: list[Worker] = []
+    def _choose(self) -> WorkerProcess:
+        awake: list[WorkerProcess] = []
 
         def some_are_awake() -> bool:
             self.workers.watch()
@@ -181,18 +181,18 @@ class Faults:
         self.until(some_are_awake, "a worker that is awake")
         return self._chance.choice(awake)
 
-    def _end(self, worker: Worker, number: signal.Signals) -> None:
+    def _end(self, worker: WorkerProcess, number: signal.Signals) -> None:
         worker.signal(number)
         self.until(lambda: not worker.alive(), f"the end of {worker.name} by {number.name}")
 
-    def _lose(self, worker: Worker) -> None:
+    def _lose(self, worker: WorkerProcess) -> None:
         self._end(worker, signal.SIGKILL)
         if (disk := self._disks.get(worker.name)) is not None:
             disk.lose()
         else:
             shutil.rmtree(worker.state, ignore_errors=True)
 
-    def _give_disk(self, worker: Worker) -> None:
+    def _give_disk(self, worker: WorkerProcess) -> None:
         if self._no_disks is None:
             self._disks[worker.name] = disk = Disk(worker.state)
             disk.mount()
@@ -219,14 +219,14 @@ def _size(log: Path) -> int:
     return log.stat().st_size if log.exists() else 0
 
 
-def _said(worker: Worker, since: int) -> str:
+def _said(worker: WorkerProcess, since: int) -> str:
     """Return what a worker's log says from an offset on."""
     with worker.log.open("rb") as log:
         log.seek(since)
         return log.read().decode(errors="replace")
 
 
-def _require_reason(worker: Worker, since: int) -> None:
+def _require_reason(worker: WorkerProcess, since: int) -> None:
     """Raise FatalError unless the worker's log says, from an offset on, that the disk is full, and what to type."""
     lines = _said(worker, since).splitlines()
     if not any("No space left on device" in line and "(try: df -h" in line for line in lines):

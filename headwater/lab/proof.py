@@ -36,7 +36,7 @@ EXAMPLES = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Expected:
+class ProofExpected:
     """One change that was written and so must come out. `new` and `old` are items as boto3 takes them."""
 
     table: str
@@ -54,25 +54,25 @@ class Expected:
 class Truth:
     """All changes that were written: in order for each item, in no order between items."""
 
-    def __init__(self, changes: Iterable[Expected]) -> None:
-        self.items: dict[ItemId, list[Expected]] = {}
+    def __init__(self, changes: Iterable[ProofExpected]) -> None:
+        self.items: dict[ItemId, list[ProofExpected]] = {}
         for change in changes:
             self.items.setdefault((change.table, change.key), []).append(change)
 
-    def __iter__(self) -> Iterator[Expected]:
+    def __iter__(self) -> Iterator[ProofExpected]:
         for changes in self.items.values():
             yield from changes
 
     def __len__(self) -> int:
         return sum(len(changes) for changes in self.items.values())
 
-    def where(self, predicate: Callable[[Expected], bool]) -> Truth:
+    def where(self, predicate: Callable[[ProofExpected], bool]) -> Truth:
         """Return the part that the predicate holds for: what a sink must have, when a flow filters."""
         return Truth(change for change in self if predicate(change))
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ProofVerdict:
     """What the comparison found, in changes. `examples` names a few faults, one line each.
 
     `lost` were written and never seen; `duplicated` were seen again, by identity or by event ID; `out_of_order` came
@@ -94,7 +94,7 @@ class Verdict:
         return not (self.lost or self.duplicated or self.out_of_order or self.altered or self.unexpected)
 
 
-def compare(expected: Truth, actual: Iterable[Actual], comparison: Comparison | None = None) -> Verdict:
+def compare(expected: Truth, actual: Iterable[Actual], comparison: Comparison | None = None) -> ProofVerdict:
     """Compare what came out with what must have come out; in linear time.
 
     `actual` is in the order in which it was read, at least for each item: partition after partition will do.
@@ -146,7 +146,7 @@ class Comparison:
 
     def __init__(self, expected: Truth) -> None:
         self._written = len(expected)
-        self._places: dict[tuple[ItemId, int, bool], tuple[int, Expected]] = {
+        self._places: dict[tuple[ItemId, int, bool], tuple[int, ProofExpected]] = {
             (item, change.version, change.op == "d"): (place, change)
             for item, changes in expected.items.items()
             for place, change in enumerate(changes)
@@ -195,17 +195,17 @@ class Comparison:
         """Return the item's version, or -1, which no change has, when it cannot be read."""
         return _version(item)
 
-    def same(self, new: Item | None, old: Item | None, expected: Expected) -> bool:
+    def same(self, new: Item | None, old: Item | None, expected: ProofExpected) -> bool:
         """Say whether images are those that were written."""
         return _same(new, expected.new) and _same(old, expected.old)
 
-    def verdict(self) -> Verdict:
+    def verdict(self) -> ProofVerdict:
         """Count what never came, and judge."""
         for identity in self._unseen:
             if len(self._examples) >= EXAMPLES:
                 break
             self._show("lost", "", identity)
-        return Verdict(
+        return ProofVerdict(
             written=self._written,
             seen=self._seen,
             lost=len(self._unseen),
@@ -257,7 +257,7 @@ class PlainComparison(Comparison):
         plain: Mapping[str, Any] = item or {}
         return int(plain.get(VERSION, -1))
 
-    def same(self, new: Item | None, old: Item | None, expected: Expected) -> bool:
+    def same(self, new: Item | None, old: Item | None, expected: ProofExpected) -> bool:
         """Say whether the item is the one that was written, with a mask in its place."""
         shown = new if new is not None else old
         written = expected.new if expected.new is not None else expected.old

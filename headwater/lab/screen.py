@@ -11,13 +11,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from headwater.lab.demo import Progress, Report
+from headwater.lab.demo import DemoProgress, DemoReport
 
 
 class Screen:
     """Shows the progress while it runs: a live table on a terminal, a line for each new note elsewhere."""
 
-    def __init__(self, console: Console, progress: Progress) -> None:
+    def __init__(self, console: Console, progress: DemoProgress) -> None:
         self._console, self._progress = console, progress
         self._live = Live(console=console, get_renderable=self._render, refresh_per_second=8, transient=True)
 
@@ -52,7 +52,7 @@ class Screen:
         return Group(Text(p.note, style="dim"), table)
 
 
-def show(console: Console, report: Report) -> None:
+def show(console: Console, report: DemoReport) -> None:
     """Print the verdict."""
     mark = "[bold green]PROVED[/]" if report.ok else "[bold red]FAILED[/]"
     console.print(

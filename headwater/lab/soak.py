@@ -23,7 +23,7 @@ from headwater.lab.processes import LOOPBACK
 from headwater.lab.provider import Provider
 from headwater.lab.recorder import Recorder, lag
 from headwater.lab.simulator.server import DRY, REST, TRUTH
-from headwater.lab.soak_report import Options, Report
+from headwater.lab.soak_report import SoakOptions, SoakReport
 from headwater.lab.stack import AWS_URL, Stack
 from headwater.lab.workers import Workers
 from models.change import decode
@@ -56,7 +56,7 @@ IDLE_LIMIT = 120.0
 TICK = 0.2
 
 
-def run(options: Options, say: Callable[[str], None]) -> Report:
+def run(options: SoakOptions, say: Callable[[str], None]) -> SoakReport:
     """Run the soak on an Apache Kafka of its own; raise HeadwaterError when it cannot be run."""
     began = datetime.now(UTC)
     with Stack(options.directory / "stack", broker="kafka", progress=say) as stack:
@@ -73,7 +73,7 @@ def run(options: Options, say: Callable[[str], None]) -> Report:
 class _Soak:
     """One run."""
 
-    def __init__(self, options: Options, stack: Stack, say: Callable[[str], None]) -> None:
+    def __init__(self, options: SoakOptions, stack: Stack, say: Callable[[str], None]) -> None:
         if stack.endpoints is None:
             raise FatalError("the stack is not up")
         self._options, self._say = options, say
@@ -107,9 +107,9 @@ class _Soak:
             },
         )
 
-    def run(self) -> Report:
+    def run(self) -> SoakReport:
         """Let it happen, kill on the way, wait until everything has come through, compare."""
-        began, report = time.monotonic(), Report(seed=self._options.seed)
+        began, report = time.monotonic(), SoakReport(seed=self._options.seed)
         simulator = self._simulate()
         with Recorder(self._conf, self._topics.raw) as raw, Recorder(self._conf, self._topics.gaps) as gaps:
             self._workers.start()
@@ -151,7 +151,7 @@ class _Soak:
         except OSError:
             return b""
 
-    def _hurt(self, report: Report) -> None:
+    def _hurt(self, report: SoakReport) -> None:
         end, kill_at = time.monotonic() + self._options.seconds, time.monotonic() + KILL_EVERY / 2
         while (now := time.monotonic()) < end:
             self._watch()
@@ -165,7 +165,7 @@ class _Soak:
                 self._say(f"{end - now:.0f} s left, {report.kills} kills")
             time.sleep(TICK)
 
-    def _begin_troubles(self, report: Report, now: float) -> None:
+    def _begin_troubles(self, report: SoakReport, now: float) -> None:
         """Have AWS answer without records, also to the worker that comes back; then have the provider of credentials fail."""
         self._ask(DRY, b"1")
 
@@ -223,12 +223,12 @@ def _change(record: Any) -> Came:
 
 
 def compare(
-    report: Report,
+    report: SoakReport,
     truth: Mapping[str, Any],
     raw: Iterable[Came],
     gaps: Iterable[Gap],
     held: Mapping[str, float] | None = None,
-) -> Report:
+) -> SoakReport:
     """Hold raw, in order per item, and the gaps against the truth; `held` has the window of each Kinesis stream."""
     found: dict[tuple[str, str], list[Came]] = {}
     for change in raw:

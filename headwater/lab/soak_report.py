@@ -21,12 +21,12 @@ KINESIS = (
 )
 
 
-def name(options: Options) -> str:
+def name(options: SoakOptions) -> str:
     """Return the name of the section."""
     return "soak sources --kinesis" if options.kinesis else "soak sources"
 
 
-def section(report: Report, options: Options, began: datetime, machine: str) -> str:
+def section(report: SoakReport, options: SoakOptions, began: datetime, machine: str) -> str:
     """Return the section as Markdown."""
     verdict = "Nothing was lost without a word, doubled or reordered." if report.ok else "**The output was wrong.**"
     figures = [
@@ -67,7 +67,7 @@ def section(report: Report, options: Options, began: datetime, machine: str) -> 
     return "\n".join(lines) + "\n"
 
 
-def _of_dynamodb(report: Report) -> list[tuple[str, float]]:
+def _of_dynamodb(report: SoakReport) -> list[tuple[str, float]]:
     return [
         ("ranges of changes that were trimmed before they were read", report.trimmed_ranges),
         ("gaps written down", report.gaps_recorded),
@@ -78,7 +78,7 @@ def _of_dynamodb(report: Report) -> list[tuple[str, float]]:
     ]
 
 
-def _of_kinesis(report: Report) -> list[tuple[str, float]]:
+def _of_kinesis(report: SoakReport) -> list[tuple[str, float]]:
     return [
         ("changes delivered after a newer one of their item", report.late),
         ("of these, marked late on raw: the others were put in order", report.marked),
@@ -88,7 +88,7 @@ def _of_kinesis(report: Report) -> list[tuple[str, float]]:
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class SoakOptions:
     """What the soak is asked to do."""
 
     directory: Path
@@ -103,7 +103,7 @@ class Options:
 
 
 @dataclass(slots=True)
-class Report:
+class SoakReport:
     """The outcome; printed by `--json`."""
 
     changes: int = 0

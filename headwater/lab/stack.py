@@ -82,7 +82,7 @@ class Endpoints:
         }
 
 
-class Status(NamedTuple):
+class ProcessStatus(NamedTuple):
     """A process of a local stack, as `local_status` finds it."""
 
     name: str
@@ -262,7 +262,7 @@ def local_up(
     return Stack(directory, broker=broker, aws=aws, detached=True, progress=progress).start()
 
 
-def local_down(directory: Path) -> list[Status]:
+def local_down(directory: Path) -> list[ProcessStatus]:
     """Stop the stack of a directory, wherever it was started; return what was running."""
     found, _ = _recorded(directory)
     running = [_status(process) for process in found if process.alive()]
@@ -271,7 +271,7 @@ def local_down(directory: Path) -> list[Status]:
     return running
 
 
-def local_status(directory: Path) -> list[Status]:
+def local_status(directory: Path) -> list[ProcessStatus]:
     """Return the processes of the stack of a directory: empty if there is none."""
     return [_status(process) for process in _recorded(directory)[0]]
 
@@ -322,8 +322,8 @@ def _recorded(directory: Path) -> tuple[list[Process], Endpoints | None]:
         ) from error
 
 
-def _status(process: Process) -> Status:
-    return Status(process.name, process.pid, process.alive(), process.address)
+def _status(process: Process) -> ProcessStatus:
+    return ProcessStatus(process.name, process.pid, process.alive(), process.address)
 
 
 def _dummy_credentials() -> dict[str, str]:

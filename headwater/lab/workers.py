@@ -23,7 +23,7 @@ READY_SECONDS, STOP_SECONDS = 60.0, 20.0
 
 
 @dataclass
-class Worker:
+class WorkerProcess:
     """One worker: its state directory stays, its process may change."""
 
     name: str
@@ -88,7 +88,7 @@ class Workers:
         *,
         detached: bool = False,
         module: str = "pipeline.worker",
-        made: Callable[[Worker], None] = lambda worker: None,
+        made: Callable[[WorkerProcess], None] = lambda worker: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`made` is called with each worker before it is started for the first time."""
@@ -126,9 +126,11 @@ class Workers:
         self.all.append(self._make())
         self.all[-1].start()
 
-    def _make(self) -> Worker:
+    def _make(self) -> WorkerProcess:
         self._count += 1
-        worker = Worker(f"worker-{self._count}", self._directory, self._environment, self._detached, self._module)
+        worker = WorkerProcess(
+            f"worker-{self._count}", self._directory, self._environment, self._detached, self._module
+        )
         self._made(worker)
         return worker
 
@@ -137,7 +139,7 @@ class Workers:
         """Whether a worker stands still on purpose."""
         return bool(self._frozen_until)
 
-    def stands_still(self, worker: Worker) -> bool:
+    def stands_still(self, worker: WorkerProcess) -> bool:
         """Say whether this worker stands still on purpose."""
         return worker.name in self._frozen_until
 

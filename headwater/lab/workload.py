@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from headwater.lab.proof import VERSION, Expected, Item, Truth, item_key
+from headwater.lab.proof import VERSION, Item, ProofExpected, Truth, item_key
 from models.change import Op
 from pipeline.errors import HeadwaterError, TransientError
 
@@ -50,10 +50,10 @@ NAME_ENDINGS = ("", "-naïve-客户", '-🦊"\\/')
 
 
 @dataclass(frozen=True, slots=True)
-class Write:
+class WorkloadWrite:
     """One write: the change it makes, the key as boto3 takes it, and whether to put the item or to update it."""
 
-    change: Expected
+    change: ProofExpected
     key: Item
     update: bool = False
 
@@ -63,17 +63,17 @@ class Request:
     """One call of the API; its writes are of different items."""
 
     means: Means
-    writes: tuple[Write, ...]
+    writes: tuple[WorkloadWrite, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class WorkloadPlan:
     """All requests: those that write the customers, by lane, and after all of them the others, by lane."""
 
     customers: tuple[tuple[Request, ...], ...]
     lanes: tuple[tuple[Request, ...], ...]
 
-    def writes(self) -> Iterator[Write]:
+    def writes(self) -> Iterator[WorkloadWrite]:
         """Yield every write, each item's in order."""
         for phase in (self.customers, self.lanes):
             for lane in phase:
@@ -85,14 +85,16 @@ class Plan:
         return Truth(write.change for write in self.writes())
 
 
-def plan(seed: int, changes: int) -> Plan:
+def plan(seed: int, changes: int) -> WorkloadPlan:
     """Decide a workload that makes exactly `changes` stream records, none of its writes leaving an item as it was."""
     names = [_customer_id(number) for number in range(max(1, changes // 20))][:changes]
     lanes = [_Lane(number, seed, names) for number in range(LANES)]
     customers = tuple(lane.settle() for lane in lanes)
     rest = changes - len(names)
     shares = [rest // LANES + (number < rest % LANES) for number in range(LANES)]
-    return Plan(customers, tuple(tuple(lane.requests(share)) for lane, share in zip(lanes, shares, strict=True)))
+    return WorkloadPlan(
+        customers, tuple(tuple(lane.requests(share)) for lane, share in zip(lanes, shares, strict=True))
+    )
 
 
 class Workload:
@@ -180,7 +182,7 @@ def send(client: DynamoDBClient, request: Request, pause: Callable[[float], obje
         raise HeadwaterError(f"a {request.means} write to {tables} failed: {error}", hint="headwater check") from error
 
 
-def _send_batch(client: DynamoDBClient, writes: Iterable[Write], pause: Callable[[float], object]) -> None:
+def _send_batch(client: DynamoDBClient, writes: Iterable[WorkloadWrite], pause: Callable[[float], object]) -> None:
     pending: dict[str, Any] = {}
     for write in writes:
         put = {"PutRequest": {"Item": write.change.new}}
@@ -194,7 +196,7 @@ def _send_batch(client: DynamoDBClient, writes: Iterable[Write], pause: Callable
     raise TransientError(f"a batch write to {' and '.join(pending)} was still throttled after {TRIES} tries")
 
 
-def _send_single(client: DynamoDBClient, write: Write) -> None:
+def _send_single(client: DynamoDBClient, write: WorkloadWrite) -> None:
     ((action, arguments),) = _operation(write).items()
     if action == "Put":
         client.put_item(**arguments)
@@ -204,7 +206,7 @@ def _send_single(client: DynamoDBClient, write: Write) -> None:
         client.delete_item(**arguments)
 
 
-def _operation(write: Write) -> dict[str, dict[str, Any]]:
+def _operation(write: WorkloadWrite) -> dict[str, dict[str, Any]]:
     """Return a write as a member of TransactItems: the arguments are those of the single call, too."""
     change = write.change
     if change.new is None:
@@ -293,7 +295,7 @@ class _Lane:
         self._records.append(record)
         return record
 
-    def _change(self, record: _Record, means: Means) -> Write:
+    def _change(self, record: _Record, means: Means) -> WorkloadWrite:
         """Change the item once: insert it when it is not there, else modify it or, one time in five, delete it."""
         old = record.item
         op: Op = "c"
@@ -305,7 +307,7 @@ class _Lane:
             op, new = "u", self._next_item(record)
         record.item = new
         update = op == "u" and means != "batch" and self._random.random() < 0.7
-        return Write(Expected(record.table, record.item_key, op, new, old), record.key, update)
+        return WorkloadWrite(ProofExpected(record.table, record.item_key, op, new, old), record.key, update)
 
     def _next_item(self, record: _Record) -> Item:
         record.version += 1

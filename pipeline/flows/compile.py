@@ -37,7 +37,7 @@ from pipeline.steps.envelope import Encoder, compile_envelope
 from pipeline.steps.event import Event, Step
 from pipeline.steps.expression import ENRICHED, ExpressionError, compile_expression, compile_value, truth
 from pipeline.steps.filter import PatternError, Predicate, compile_pattern, fields
-from pipeline.steps.flow import Flow, Output, Where
+from pipeline.steps.flow import Flow, Where, WriteStep
 from pipeline.steps.formats.connect import compile_key_schemas, compile_schemas
 from pipeline.steps.mask import compile_masks
 from pipeline.steps.project import projection
@@ -48,7 +48,7 @@ from pipeline.steps.shape import drop, rename, select
 
 if TYPE_CHECKING:  # of extras
     from pipeline.steps.formats.registered import Registry
-    from pipeline.steps.sql import Rows
+    from pipeline.steps.sql import ReferenceRows
 
 
 class FlowError(UsageError):
@@ -84,14 +84,14 @@ PAGES = {
 
 
 @dataclass(frozen=True)
-class Means:
+class CompileContext:
     """What steps need from outside."""
 
     references: Mapping[str, Lookup] = field(default_factory=dict)
     """By reference (see `JoinSettings`), what finds its current items."""
     key_schema: Callable[[str], str] = field(default=lambda table: "")
     """Returns the key attributes of a partitioned table; '': nobody knows them yet."""
-    rows: Mapping[str, Rows] = field(default_factory=dict)
+    rows: Mapping[str, ReferenceRows] = field(default_factory=dict)
     """By table, all its current items."""
     functions: Mapping[str, Function] = field(default_factory=dict)
     """What users have declared by `@enrich`."""
@@ -120,7 +120,7 @@ def schema_registry(settings: Settings) -> Registry | None:
     return SchemaRegistry(settings.schema_registry)
 
 
-class GivenRows:
+class FixedRows:
     """A reference table that does not change."""
 
     def __init__(self, items: Mapping[bytes, bytes]) -> None:
@@ -160,7 +160,7 @@ def onlooking(
     modules: Sequence[str] = (),
     references: Mapping[str, Sequence[Any]] | None = None,
     answers: Mapping[str, Any] | None = None,
-) -> Means:
+) -> CompileContext:
     """Return what lets flows be compiled and run where no worker is.
 
     Reference tables hold the rows given (see `given_items`), and lookups answer what is given for their `into`, else null; no
@@ -180,12 +180,12 @@ def onlooking(
         missing = ", ".join(table for table in wanted if table not in given)
         return f"no items of {missing} are given here" if missing else ""
 
-    return Means(
+    return CompileContext(
         references={
             **{table: finder(table, given.get(table, ())) for table in tables},
             **{f"{PARTITIONED}{table}": own_key_finder(given.get(table, ())) for table in partitioned},
         },
-        rows={table: GivenRows(by_key(table, given.get(table, ()))) for table in tables},
+        rows={table: FixedRows(by_key(table, given.get(table, ()))) for table in tables},
         functions=load(modules),
         mask_key=lambda uri: STAND_IN,
         lookup=lambda step: canned(step, known.get(step.into)),
@@ -194,7 +194,7 @@ def onlooking(
     )
 
 
-def compile_flow(flow: FlowSettings, means: Means) -> Flow:
+def compile_flow(flow: FlowSettings, means: CompileContext) -> Flow:
     """Compile a flow; raise UsageError that names the flow and the place in its pattern or expression."""
     compiler = _Compiler(flow, means)
     looked_at = patterns_look_at(flow)
@@ -280,7 +280,7 @@ def re_emits(step: EnrichSettings) -> bool:
 class _Compiler:
     """Compiles the parts of one flow."""
 
-    def __init__(self, flow: FlowSettings, means: Means) -> None:
+    def __init__(self, flow: FlowSettings, means: CompileContext) -> None:
         self._flow, self._means = flow, means
 
     def _fail(self, place: str, error: Exception) -> UsageError:
@@ -371,7 +371,7 @@ class _Compiler:
             steps.append(("rename", rename(flow.rename)))
         return steps
 
-    def output(self) -> Callable[[str], Output]:
+    def output(self) -> Callable[[str], WriteStep]:
         flow, means = self._flow, self._means
         if not flow.format.has_schema and not flow.key_format.is_struct:
             encoder = compile_envelope(flow.envelope)

@@ -12,7 +12,7 @@ from msgspec.json import decode as decode_json
 
 from models.change import Change, decode, item_key
 from pipeline.files import exact_json
-from pipeline.flows.compile import Means, compile_flow
+from pipeline.flows.compile import CompileContext, compile_flow
 from pipeline.settings.enrich import Condition
 from pipeline.settings.flows import FlowSettings, fill
 from pipeline.steps.enrich import MissingReferenceError
@@ -68,14 +68,14 @@ MARGIN = 0.001
 MISSING: Any = object()
 
 
-def explain(flows: Sequence[FlowSettings], value: bytes, means: Means) -> list[FlowTrace]:
+def explain(flows: Sequence[FlowSettings], value: bytes, means: CompileContext) -> list[FlowTrace]:
     """Return what each flow makes of an event that came to raw just now; raise MalformedChangeError when it is no change."""
     change = decode(value)
     given = Given(0, item_key(change.body.keys), value, change, time.monotonic())
     return [_flow(flow, given, means) for flow in flows]
 
 
-def _flow(flow: FlowSettings, given: Given, means: Means) -> FlowTrace:
+def _flow(flow: FlowSettings, given: Given, means: CompileContext) -> FlowTrace:
     change = given.change
     if flow.tables and change.table not in flow.tables:
         return FlowTrace(flow.name, "left out", f"from: the table is {change.table}, not {' or '.join(flow.tables)}")

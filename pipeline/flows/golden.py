@@ -33,7 +33,7 @@ from pipeline.settings.enrich import LookupSettings
 from pipeline.settings.root import Settings
 
 
-class Expected(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+class ExpectedOutcome(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """An outcome; what is not set is not compared."""
 
     flow: str | UnsetType = UNSET
@@ -52,18 +52,18 @@ ALWAYS = ("rejected", "waits")
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
-class Case(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+class GoldenFile(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """What a golden file holds."""
 
     event: dict[str, Any]
     references: dict[str, list[Any]] = {}
     lookups: dict[str, Any] = {}
     """By `into`, what is answered."""
-    expect: list[Expected] = []
+    expect: list[ExpectedOutcome] = []
 
 
 @dataclass(frozen=True)
-class Verdict:
+class GoldenVerdict:
     """What came of a golden file."""
 
     file: Path
@@ -83,27 +83,27 @@ def cases(place: Path) -> list[Path]:
     return found
 
 
-def check(file: Path, settings: Settings, *, update: bool = False) -> Verdict:
+def check(file: Path, settings: Settings, *, update: bool = False) -> GoldenVerdict:
     """Run the flows on the event of a golden file and compare; with `update`, write what they made into it instead."""
     case = load(file)
     actual = [one for trace in outcome(file, case, settings) for one in _actual(trace)]
     if update:
         file.write_text(exact_json.with_member(file.read_text(), "expect", actual))
-        return Verdict(file, [])
+        return GoldenVerdict(file, [])
     expected = exact_json.loads(content(file)).get("expect", [])
     differences = []
     if len(expected) != len(actual):
         differences.append(f"expected {len(expected)} outcomes, there are {len(actual)}: {_short(actual)}")
     for number, (want, have) in enumerate(zip(expected, actual, strict=False)):
         differences += [f"{number}: {line}" for line in _differences(want, have)]
-    return Verdict(file, differences)
+    return GoldenVerdict(file, differences)
 
 
-def load(file: Path) -> Case:
+def load(file: Path) -> GoldenFile:
     """Read a golden file; raise UsageError with the line of what is none."""
     text = content(file)
     try:
-        case = msgspec.json.decode(text, type=Case)
+        case = msgspec.json.decode(text, type=GoldenFile)
         exact = exact_json.loads(text)
         return structs.replace(case, references=exact.get("references", {}), lookups=exact.get("lookups", {}))
     except msgspec.DecodeError as error:
@@ -111,7 +111,7 @@ def load(file: Path) -> Case:
         raise UsageError(f"{place}: this is no golden file: {error}", hint=given_items.HINT) from error
 
 
-def outcome(file: Path, case: Case, settings: Settings) -> list[FlowTrace]:
+def outcome(file: Path, case: GoldenFile, settings: Settings) -> list[FlowTrace]:
     """Return what the flows make of the event of a golden file; raise UsageError with the line of what is none of theirs."""
     text = content(file)
     references = {

@@ -28,13 +28,13 @@ from pipeline.settings.sources import DynamoDBStreamSettings, KinesisSettings
 from pipeline.sinks.mirror.other_cluster import OtherCluster
 from pipeline.sinks.mirror.sink import copied
 from pipeline.sinks.replica.client import connect, preflight
-from pipeline.sources.base import Start, StreamApi
+from pipeline.sources.base import ShardStart, StreamApi
 from pipeline.sources.kinds import onlooker, snapshotter
 from pipeline.sources.kinesis.consumers import Consumers
 from pipeline.sources.kinesis.records import plain
 from pipeline.sources.shard_positions import ShardOf
 from pipeline.sources.snapshots.snapshotter import Snapshotter
-from pipeline.topics.admin import LIMITED, Found, TopicRefusedError, admin, look, lowered, refusals, sized
+from pipeline.topics.admin import LIMITED, TopicRefusedError, TopicState, admin, look, lowered, refusals, sized
 from pipeline.topics.names import MAX_BYTES, Topic, Topics
 
 LEAST_DISK = 1 << 30
@@ -161,14 +161,14 @@ def _kafka(settings: Settings) -> Iterator[Finding]:
         yield _topic(topic, refused.get(topic.wanted.name))
 
 
-def _size_of_all(found: Sequence[Found]) -> int | None:
+def _size_of_all(found: Sequence[TopicState]) -> int | None:
     """Return the size of records that the topics take, where it is too small and the same for all: said once then."""
     there = [topic for topic in found if topic.partitions]
     sizes = {topic.max_bytes for topic in there}
     return sizes.pop() if len(there) > 1 and len(sizes) == 1 and all(topic.warning for topic in there) else None
 
 
-def _topic(topic: Found, refused: KafkaError | None) -> Finding:
+def _topic(topic: TopicState, refused: KafkaError | None) -> Finding:
     what = f"topic {topic.wanted.name}"
     if topic.problem:
         return Finding(what, False, topic.problem, "set partitions to the topic's number")
@@ -223,7 +223,7 @@ def _table(
         return f"stream {table}, {len(shards)} shards listed, {_consumer(settings, plain(stream.arn))}"
     if shards:  # the permissions that reading needs, used once
         last = shards[-1].shard_id
-        api.records(api.iterator(stream.arn, last, Start()), ShardOf(table, stream.arn, last))
+        api.records(api.iterator(stream.arn, last, ShardStart()), ShardOf(table, stream.arn, last))
     return f"stream {stream.arn.rpartition('/')[2]}, {len(shards)} shards listed"
 
 

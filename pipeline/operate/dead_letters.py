@@ -34,7 +34,7 @@ from models.dead_letter import (
 )
 from pipeline.errors import FatalError, UsageError
 from pipeline.files import exact_json
-from pipeline.flows.runner import SKIP
+from pipeline.flows.held import SKIP
 from pipeline.services.keys import mask_key
 from pipeline.settings.root import Settings
 from pipeline.sources.members import read_again
@@ -153,7 +153,7 @@ def letter(record: Message) -> Letter:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class LetterFilter:
     """Which letters are meant; what is not given does not matter."""
 
     ids: Sequence[str] = ()
@@ -175,7 +175,7 @@ class Wanted:
         )
 
 
-def letters(settings: Settings, wanted: Wanted) -> list[Letter]:
+def letters(settings: Settings, wanted: LetterFilter) -> list[Letter]:
     """Return dead letters, oldest first; raise FatalError when the cluster cannot be reached, UsageError for an unknown ID."""
     topics = Topics(settings)
     names = {topics.dead_letter, topics.dead_letter_states}

@@ -7,7 +7,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer
 
 from models.gap import Gap
 from pipeline.settings.root import Settings
-from pipeline.sources.shard_positions import Known
+from pipeline.sources.shard_positions import KnownPositions
 from pipeline.sources.snapshots.known import Snapshots, is_snapshot, repaired
 from pipeline.topics.admin import admin, look
 from pipeline.topics.names import Topics
@@ -36,18 +36,18 @@ def tables_of(gap: Gap, settings: Settings) -> list[str]:
     return sorted(_tables_of(gap, topics, known))
 
 
-def _tables_of(gap: Gap, topics: Topics, known: Known) -> set[str]:
+def _tables_of(gap: Gap, topics: Topics, known: KnownPositions) -> set[str]:
     if gap.table:
         return {gap.table}
     return known.tables() if gap.topic in {topics.ingest, topics.raw} else set()
 
 
-def _is_repaired(gap: Gap, topics: Topics, known: Known, snapshots: Snapshots) -> bool:
+def _is_repaired(gap: Gap, topics: Topics, known: KnownPositions, snapshots: Snapshots) -> bool:
     return repaired(gap, snapshots.all.values(), _tables_of(gap, topics, known))
 
 
-def _known(consumer: Consumer, topic: str, partitions: int) -> tuple[Known, Snapshots]:
-    known, snapshots = Known({}, {}), Snapshots()
+def _known(consumer: Consumer, topic: str, partitions: int) -> tuple[KnownPositions, Snapshots]:
+    known, snapshots = KnownPositions({}, {}), Snapshots()
     for record in read(consumer, topic, dict.fromkeys(range(partitions), OFFSET_BEGINNING), None):
         key = bytes(record.key() or b"")
         stream, _, shard_id = key.decode().rpartition("/")

@@ -16,7 +16,7 @@ from pipeline.settings.root import Settings
 from pipeline.settings.sinks import group_of
 from pipeline.state.kept import Kept, kept
 from pipeline.state.table_partitions import HEADER, SAID, encode_positions
-from pipeline.state.table_partitions import Position as Told
+from pipeline.state.table_partitions import SourcePosition as Told
 from pipeline.topics.admin import Admin, admin, look, unreachable
 from pipeline.topics.names import Topics
 from pipeline.topics.read import reading
@@ -24,7 +24,7 @@ from pipeline.transport import clients
 from pipeline.transport.committed import Committed, committed
 from pipeline.transport.logs import UNKNOWN, logs_of
 from pipeline.transport.questions import EARLIEST, LATEST, offsets_of
-from pipeline.transport.starts import There, start_of
+from pipeline.transport.starts import PartitionState, start_of
 
 TIMEOUT = 20.0
 LEAVING, LOOK = 3.0, 0.5
@@ -37,7 +37,7 @@ At = Literal["", "beginning", "end"]
 
 
 @dataclass(frozen=True, slots=True)
-class Position:
+class GroupPosition:
     """Where a group is in a partition."""
 
     group: str
@@ -57,7 +57,7 @@ class Position:
         return asdict(self)
 
 
-def positions(settings: Settings) -> list[Position]:
+def positions(settings: Settings) -> list[GroupPosition]:
     """Return where all groups of a deployment are. Raises FatalError when the cluster cannot be reached."""
     topics, client = Topics(settings), admin(settings.kafka.conf)
     counts = {found.wanted.name: found.partitions for found in look(client, topics.all())}
@@ -87,17 +87,20 @@ def _groups(settings: Settings, topics: Topics) -> dict[str, list[str]]:
     return {settings.prefix: [*own, *lake], **others}
 
 
-def _there(client: Admin, group: str, tps: list[TP]) -> dict[TP, There]:
+def _there(client: Admin, group: str, tps: list[TP]) -> dict[TP, PartitionState]:
     try:
         found = committed(client, group, tps)
         logs = logs_of(client, {tp.topic for tp in tps})
         lows, ends = offsets_of(client, tps, EARLIEST), offsets_of(client, tps, LATEST)
     except KafkaException as error:
         raise unreachable(error) from error
-    return {tp: There(found.get(tp, Committed(None)), logs.get(tp.topic, UNKNOWN), lows[tp], ends[tp]) for tp in tps}
+    return {
+        tp: PartitionState(found.get(tp, Committed(None)), logs.get(tp.topic, UNKNOWN), lows[tp], ends[tp])
+        for tp in tps
+    }
 
 
-def _position(group: str, tp: TP, there: There) -> Position:
+def _position(group: str, tp: TP, there: PartitionState) -> GroupPosition:
     problem = ""
     try:
         start = start_of(tp, there, group)
@@ -106,7 +109,7 @@ def _position(group: str, tp: TP, there: There) -> Position:
         problem = error.message
     if not there.committed.is_stable:
         problem = "a transaction is under way"
-    return Position(group, *tp, there.committed.offset, there.low, there.end, str(there.log), problem)
+    return GroupPosition(group, *tp, there.committed.offset, there.low, there.end, str(there.log), problem)
 
 
 def accept(
@@ -118,7 +121,7 @@ def accept(
     say: Say = lambda line: None,
     clock: Clock = time.monotonic,
     sleep: Sleep = time.sleep,
-) -> list[Position]:
+) -> list[GroupPosition]:
     """Have a group go on in a topic as it is now; return where. Its workers must be stopped: it waits for the session time-out.
 
     What was read before is not read again, where that is known: the seen table knows the offsets of the ingest topic. In
@@ -177,7 +180,9 @@ def _members(client: Admin, group: str) -> int:
         return 0
 
 
-def _require_known(settings: Settings, topic: str, there: Mapping[TP, There], kept: Mapping[TP, Kept], at: At) -> None:
+def _require_known(
+    settings: Settings, topic: str, there: Mapping[TP, PartitionState], kept: Mapping[TP, Kept], at: At
+) -> None:
     """Raise UsageError where nothing tells how far the group has come in this very log."""
     for tp, one in there.items():
         position = kept.get(tp, Kept())
@@ -192,7 +197,7 @@ def _require_known(settings: Settings, topic: str, there: Mapping[TP, There], ke
             )
 
 
-def _offset(there: There, kept: Kept, at: At) -> int:
+def _offset(there: PartitionState, kept: Kept, at: At) -> int:
     """Return where to go on."""
     if at:
         return there.low if at == "beginning" else there.end
@@ -211,7 +216,9 @@ def _kept(settings: Settings, topics: Topics, topic: str, tps: Iterable[TP]) -> 
         return {tp: kept(consumer, topics, tp) for tp in tps}
 
 
-def _tell_state(settings: Settings, topics: Topics, there: Mapping[TP, There], offsets: Mapping[TP, int]) -> None:
+def _tell_state(
+    settings: Settings, topics: Topics, there: Mapping[TP, PartitionState], offsets: Mapping[TP, int]
+) -> None:
     """Tell the state of the agent from where its source goes on: a recovery holds the committed offset against it."""
     records: list[tuple[str, bytes, bytes, int, list[tuple[str, bytes]]]] = []
     for tp, offset in offsets.items():
@@ -231,7 +238,7 @@ def _tell_state(settings: Settings, topics: Topics, there: Mapping[TP, There], o
         raise FatalError(f"the topic {records[0][0]} cannot be written", hint="headwater check")
 
 
-def _commit(client: Admin, group: str, there: Mapping[TP, There], offsets: Mapping[TP, int]) -> None:
+def _commit(client: Admin, group: str, there: Mapping[TP, PartitionState], offsets: Mapping[TP, int]) -> None:
     at = [TopicPartition(*tp, offset, str(there[tp].log)) for tp, offset in offsets.items()]
     (future,) = client.alter_consumer_group_offsets(
         [ConsumerGroupTopicPartitions(group, at)], request_timeout=TIMEOUT

@@ -29,7 +29,7 @@ TIMEOUT = 20.0
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class SnapshotTable:
     """A table of which a snapshot can be taken, and the source that captures it."""
 
     facts: Facts
@@ -43,7 +43,7 @@ def source_of(settings: Settings, table: str) -> DynamoDBStreamSettings | None:
     )
 
 
-def look_at(settings: Settings, names: Iterable[str]) -> list[Table]:
+def look_at(settings: Settings, names: Iterable[str]) -> list[SnapshotTable]:
     """Ask AWS about tables; raise UsageError for one that no source captures, FatalError for one that cannot be joined."""
     found = []
     for name in names:
@@ -60,7 +60,7 @@ def look_at(settings: Settings, names: Iterable[str]) -> list[Table]:
                 hint=f"aws dynamodb update-table --table-name {name} "
                 "--stream-specification StreamEnabled=true,StreamViewType=NEW_AND_OLD_IMAGES",
             )
-        found.append(Table(facts, source))
+        found.append(SnapshotTable(facts, source))
     return found
 
 
@@ -73,7 +73,7 @@ class Wish:
     export: str | None = None
 
 
-def outlook(table: Table, wish: Wish) -> Forecast:
+def outlook(table: SnapshotTable, wish: Wish) -> Forecast:
     """Return what a snapshot of a table takes."""
     if wish.export or table.source.snapshot_export:
         return export_forecast(table.facts)
@@ -81,7 +81,7 @@ def outlook(table: Table, wish: Wish) -> Forecast:
     return forecast(table.facts, wish.units or allowed, wish.segments or segments_for(table.facts.size))
 
 
-def new(table: Table, wish: Wish) -> Snapshot:
+def new(table: SnapshotTable, wish: Wish) -> Snapshot:
     """Return a snapshot to ask for, with an ID that says when, and is no other's."""
     snapshot_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
     found = plan(table.facts, snapshot_id, table.source, wish.segments)
@@ -155,7 +155,7 @@ def _take(snapshots: Snapshots, records: Iterable[Message]) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class SnapshotProgress:
     """How far a snapshot is."""
 
     snapshot: Snapshot
@@ -169,7 +169,7 @@ class Progress:
 
 
 @contextmanager
-def watching(settings: Settings, wanted: Sequence[Snapshot]) -> Iterator[Callable[[], list[Progress]]]:
+def watching(settings: Settings, wanted: Sequence[Snapshot]) -> Iterator[Callable[[], list[SnapshotProgress]]]:
     """Follow snapshots; yields a function that says how far each is now."""
     known = Snapshots({one.stream: one for one in wanted})
     follower = Follower(settings.kafka.conf, Topics(settings).shards, lambda records: _take(known, records))
@@ -180,6 +180,6 @@ def watching(settings: Settings, wanted: Sequence[Snapshot]) -> Iterator[Callabl
         follower.stop()
 
 
-def progress(known: Snapshots, snapshot: Snapshot) -> Progress:
+def progress(known: Snapshots, snapshot: Snapshot) -> SnapshotProgress:
     """Return how far a snapshot is."""
-    return Progress(snapshot, known.rows(snapshot), sum(segment.units for segment in known.scanned(snapshot)))
+    return SnapshotProgress(snapshot, known.rows(snapshot), sum(segment.units for segment in known.scanned(snapshot)))

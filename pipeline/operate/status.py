@@ -17,7 +17,7 @@ from pipeline.operate.gaps import _gaps, _is_repaired, _known
 from pipeline.replay.plan import decode as decode_replay
 from pipeline.settings.root import Settings
 from pipeline.settings.sinks import group_of
-from pipeline.sources.shard_positions import Known
+from pipeline.sources.shard_positions import KnownPositions
 from pipeline.sources.snapshots.known import Snapshots
 from pipeline.topics.admin import admin, look
 from pipeline.topics.group import _members
@@ -148,7 +148,7 @@ def status(settings: Settings) -> Status:
         )
 
 
-def _shards(known: Known) -> list[ShardStatus]:
+def _shards(known: KnownPositions) -> list[ShardStatus]:
     return [
         ShardStatus(place.table, shard_id, place.after, place.finished)
         for _, places in sorted(known.places.items())

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 from confluent_kafka import Message, TopicPartition
 
 from models.change import event_id
-from pipeline.flows.runner import RE_EMITTED
+from pipeline.flows.resend import RE_EMITTED
 from pipeline.replay.plan import Replay, of_suffix, placed
 from pipeline.replay.range import require_logs
 from pipeline.replay.run import is_end, on_cluster, reader
@@ -62,7 +62,7 @@ class TopicDiff:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WantedChanges:
     """The changes that should be in the shadow."""
 
     events: set[str]
@@ -98,7 +98,7 @@ def diff(settings: Settings, replay: Replay) -> list[TopicDiff]:
     ]
 
 
-def _wanted(settings: Settings, replay: Replay) -> Wanted:
+def _wanted(settings: Settings, replay: Replay) -> WantedChanges:
     """Return the event IDs of the replay's range: live topics hold others as well."""
     require_logs(settings, replay)
     ranges = {placed(name): (begin, end) for name, (begin, end) in replay.ranges.items()}
@@ -108,7 +108,7 @@ def _wanted(settings: Settings, replay: Replay) -> Wanted:
     if replay.begin is not None:
         gone |= set(map(placed, replay.gone))
     lows |= _lows(settings, gone)
-    found = Wanted(set(), set(), frozenset(partition for _, partition in gone))
+    found = WantedChanges(set(), set(), frozenset(partition for _, partition in gone))
     for record in _read(
         settings, {tp: lows[tp] if tp in gone else max(lows[tp], ranges[tp][0]) for tp in {*ranges, *gone}}
     ):
@@ -138,7 +138,7 @@ def _lows(settings: Settings, places: Iterable[tuple[str, int]]) -> dict[tuple[s
 
 
 def compare(
-    settings: Settings, replay: Replay, topic: str, shadow: str | None, is_live: bool, wanted: Wanted | None
+    settings: Settings, replay: Replay, topic: str, shadow: str | None, is_live: bool, wanted: WantedChanges | None
 ) -> TopicDiff:
     """Compare a live topic with its shadow."""
     found = TopicDiff(topic, shadow or replay.topic(topic))
@@ -161,7 +161,7 @@ def compare(
     return found
 
 
-class Known(NamedTuple):
+class KnownMessage(NamedTuple):
     """What is kept of a message."""
 
     digest: bytes
@@ -171,9 +171,9 @@ class Known(NamedTuple):
     partition: int
 
 
-def _messages(records: Iterable[Message]) -> dict[str, list[Known]]:
+def _messages(records: Iterable[Message]) -> dict[str, list[KnownMessage]]:
     """Return what a topic holds by event ID, in order; what was sent again, or replayed into it, is left out."""
-    found: dict[str, list[Known]] = {}
+    found: dict[str, list[KnownMessage]] = {}
     for record in records:
         headers = dict(cast("list[tuple[str, bytes]]", record.headers() or []))
         if RE_EMITTED in headers or REPLAY in headers or "event_id" not in headers:
@@ -183,12 +183,12 @@ def _messages(records: Iterable[Message]) -> dict[str, list[Known]]:
         for part in (key, value, *(f"{name}={text!r}".encode() for name, text in sorted(headers.items()))):
             digest.update(len(part).to_bytes(4, "big") + part)
         found.setdefault(headers["event_id"].decode(), []).append(
-            Known(digest.digest(), key, value[:SHOWN], cast("int", record.partition()))
+            KnownMessage(digest.digest(), key, value[:SHOWN], cast("int", record.partition()))
         )
     return found
 
 
-def _example(found: TopicDiff, what: str, event: str, live: Known | None, shadow: Known | None) -> None:
+def _example(found: TopicDiff, what: str, event: str, live: KnownMessage | None, shadow: KnownMessage | None) -> None:
     if sum(one.what == what for one in found.examples) < EXAMPLES:
         either = live or shadow
         key = "" if either is None else either.key.decode(errors="replace")

@@ -13,7 +13,7 @@ from pipeline.errors import FatalError, UsageError
 from pipeline.replay.plan import Replay, decode, new_id, of_suffix, place, placed
 from pipeline.replay.range import of_raw, require_whole
 from pipeline.replay.run import all_of, id_of, on_cluster, reader
-from pipeline.replay.source import LakeSource, RawSource, Source
+from pipeline.replay.source import LakeSource, RawSource, ReplaySource
 from pipeline.settings.root import Settings
 from pipeline.sinks.lake.paths import origin_of
 from pipeline.topics.admin import admin, ensure
@@ -145,7 +145,7 @@ def _lake_ranges(settings: Settings, replay: Replay, *, partial: bool) -> dict[s
     return ranges
 
 
-def source_of(settings: Settings, replay: Replay, positions: Mapping[str, int]) -> Source:
+def source_of(settings: Settings, replay: Replay, positions: Mapping[str, int]) -> ReplaySource:
     """Return what reads the rest of a replay's ranges."""
     if replay.source == "raw":
         return RawSource(settings.kafka.conf, replay, positions, time.monotonic)

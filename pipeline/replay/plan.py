@@ -17,7 +17,7 @@ SUFFIX = re.compile(r"^[A-Za-z0-9._-]{1,60}$")
 State = Literal["running", "stopped", "done", "promoting", "promoted"]
 
 
-class Progress(msgspec.Struct, frozen=True):
+class ReplayProgress(msgspec.Struct, frozen=True):
     """How far a replay is."""
 
     read: int = 0
@@ -72,7 +72,7 @@ class Replay(msgspec.Struct, frozen=True):
     dedup: bool = False
     """Whether an event ID that comes again in the range is left out."""
     state: State = "running"
-    progress: Progress = Progress()
+    progress: ReplayProgress = ReplayProgress()
     logs: dict[str, str] = {}
     """By topic, the log that the offsets are of; none in one that a version before has begun."""
     gone: dict[str, Gone] = {}

@@ -22,10 +22,10 @@ from models.change import Change, event_id
 from models.change import decode as decode_change
 from models.dead_letter import DeadLetter, Headers
 from pipeline.errors import FatalError, UsageError
-from pipeline.flows.compile import GivenRows, Means, compile_flow, schema_registry
+from pipeline.flows.compile import CompileContext, FixedRows, compile_flow, schema_registry
 from pipeline.limits import HEADROOM
-from pipeline.replay.plan import Progress, Replay, State, encode, place
-from pipeline.replay.source import Lot, Source
+from pipeline.replay.plan import Replay, ReplayProgress, State, encode, place
+from pipeline.replay.source import ReplayBatch, ReplaySource
 from pipeline.services.keys import mask_key
 from pipeline.settings.enrich import PARTITIONED, TOPIC, JoinSettings
 from pipeline.settings.flows import FlowSettings
@@ -62,7 +62,7 @@ class Run:
     settings: Settings
     replay: Replay
     flows: Mapping[str, tuple[FlowSettings, Flow]]
-    source: Source
+    source: ReplaySource
     on_progress: Callable[[Replay, Mapping[str, int], str], None] = lambda _replay, _positions, _note: None
     """Told after each transaction: the replay, how far each range is, and why it pauses, or ''."""
     stopping: Callable[[], bool] = lambda: False
@@ -105,7 +105,7 @@ class Run:
 
     def _transaction(self) -> None:
         """Read for a while, and commit what came of it."""
-        deadline, lots, begun = self.clock() + COMMIT_EVERY, list[Lot](), False
+        deadline, lots, begun = self.clock() + COMMIT_EVERY, list[ReplayBatch](), False
         while self.clock() < deadline and not self.source.done:
             for lot in self.source.lots():
                 if not begun:
@@ -119,7 +119,7 @@ class Run:
         if begun:
             self._commit(lots, "running", begun=True)
 
-    def _commit(self, lots: Iterable[Lot], state: State, *, begun: bool = False) -> None:
+    def _commit(self, lots: Iterable[ReplayBatch], state: State, *, begun: bool = False) -> None:
         if not begun:
             self._producer.begin_transaction()
         for lot in lots:
@@ -133,7 +133,7 @@ class Run:
         finish(self._producer, offsets, self._group)
         self.on_progress(self.replay, self.positions, "")
 
-    def _write(self, lot: Lot) -> None:
+    def _write(self, lot: ReplayBatch) -> None:
         """Run the flows over records of a partition, and write what they make, in their order."""
         given, rejected = [], 0
         only = self.replay.key.encode()
@@ -158,7 +158,7 @@ class Run:
                     rejected, one = rejected + 1, result.given
                     self._reject(lot, one.offset, one.key, one.value, cast("Exception", result.error), settings)
         before = self.replay.progress
-        progress = Progress(
+        progress = ReplayProgress(
             before.read + len(lot.records), before.taken + len(given), before.sent + sent, before.rejected + rejected
         )
         self.replay = msgspec.structs.replace(self.replay, progress=progress)
@@ -207,7 +207,7 @@ class Run:
 
     def _reject(
         self,
-        lot: Lot,
+        lot: ReplayBatch,
         offset: int,
         key: bytes | None,
         value: bytes,
@@ -328,13 +328,13 @@ def compiled(settings: Settings, names: Iterable[str]) -> dict[str, tuple[FlowSe
     references = {table: references_of(settings, table) for flow in chosen for table in flow.references}
     partitioned = {table for flow in chosen for table in flow.partitioned}
     state = items_of_flow_state(settings) if partitioned else {}
-    means = Means(
+    means = CompileContext(
         references={
             **{table: items.get for table, items in references.items()},
             **{f"{PARTITIONED}{table}": item_finder(state, table) for table in partitioned},
         },
         key_schema=lambda table: state.get(schema_of(table), b"").decode(),
-        rows={table: GivenRows(items) for table, items in references.items()},
+        rows={table: FixedRows(items) for table, items in references.items()},
         functions=load(settings.modules),
         topic=Topics(settings).sink,
         registry=schema_registry(settings),

@@ -20,7 +20,7 @@ SILENCE = 60.0
 """Seconds without a record before the end of a range after which that is an error."""
 
 
-class Record(NamedTuple):
+class ReplayRecord(NamedTuple):
     """One record of a range."""
 
     offset: int
@@ -30,20 +30,20 @@ class Record(NamedTuple):
     """When it was written to raw, in seconds since the epoch."""
 
 
-class Lot(NamedTuple):
+class ReplayBatch(NamedTuple):
     """Records of one partition, in order."""
 
     topic: str
     partition: int
-    records: Sequence[Record]
+    records: Sequence[ReplayRecord]
     position: int
     """The offset to go on from when these are done."""
 
 
-class Source(Protocol):
+class ReplaySource(Protocol):
     """Gives the records of a replay."""
 
-    def lots(self) -> list[Lot]:
+    def lots(self) -> list[ReplayBatch]:
         """Return some of the records that come next; none when there are none just now."""
 
     @property
@@ -86,11 +86,11 @@ class RawSource:
         """The consumer: its group metadata goes with the offsets."""
         return self._consumer
 
-    def lots(self) -> list[Lot]:
+    def lots(self) -> list[ReplayBatch]:
         """Return what the broker has for us."""
-        found: dict[str, list[Record]] = {}
+        found: dict[str, list[ReplayRecord]] = {}
         ended: dict[str, int] = {}
-        last: list[Record] = []
+        last: list[ReplayRecord] = []
         last_place: tuple[str | None, int | None] = None, None
         end = 0
         first = self._consumer.poll(POLL)  # `consume` with a time waits for all that it may have
@@ -101,7 +101,7 @@ class RawSource:
                 name, last_place = place(cast("str", place_of[0]), cast("int", place_of[1])), place_of
                 last, end = found.setdefault(name, []), self._ends.get(name, -1)
             if (error := message.error()) is None and offset < end:
-                last.append(Record(offset, message.key(), message.value() or b"", message.timestamp()[1] / 1000))
+                last.append(ReplayRecord(offset, message.key(), message.value() or b"", message.timestamp()[1] / 1000))
             elif error is not None and error.code() != KafkaError._PARTITION_EOF:  # noqa: SLF001 - the documented name
                 raise FatalError(
                     f"reading {name}: {error.str()}", hint="are the records still there? headwater replay --source lake"
@@ -118,7 +118,7 @@ class RawSource:
         lots = []
         for name in {**found, **ended}:
             records = found.get(name, [])
-            lots.append(Lot(*placed(name), records, ended.get(name) or records[-1].offset + 1))
+            lots.append(ReplayBatch(*placed(name), records, ended.get(name) or records[-1].offset + 1))
         return lots
 
     def close(self) -> None:
@@ -147,7 +147,7 @@ class LakeSource:
         """Whether every file has been read."""
         return not self._left
 
-    def lots(self) -> list[Lot]:
+    def lots(self) -> list[ReplayBatch]:
         """Return the changes of the next file."""
         if not self._left:
             return []
@@ -156,13 +156,13 @@ class LakeSource:
         records = [one for one in _rows(self._read(path), self._replay) if one.offset >= start]
         topic, partition = placed(name)
         position = end if last else (records[-1].offset + 1 if records else start)
-        return [Lot(topic, partition, records, position)]
+        return [ReplayBatch(topic, partition, records, position)]
 
     def close(self) -> None:
         """Nothing is open."""
 
 
-def _rows(content: bytes, replay: Replay) -> Iterator[Record]:
+def _rows(content: bytes, replay: Replay) -> Iterator[ReplayRecord]:
     """Yield the changes of a file, as they stood on raw."""
     import pyarrow.parquet as pq  # noqa: PLC0415 - an extra
 
@@ -171,7 +171,7 @@ def _rows(content: bytes, replay: Replay) -> Iterator[Record]:
         for row in batch.to_pylist():
             ts_us = int(row["changed_at"].timestamp() * 1_000_000)
             if begin <= ts_us < replay.end * 1_000_000:
-                yield Record(row["offset"], row["key"].encode(), _value(row, ts_us), ts_us / 1_000_000)
+                yield ReplayRecord(row["offset"], row["key"].encode(), _value(row, ts_us), ts_us / 1_000_000)
 
 
 NAMES = {"c": "INSERT", "u": "MODIFY", "d": "REMOVE", "r": "READ"}

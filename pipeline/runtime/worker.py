@@ -31,7 +31,7 @@ from pipeline.topics.names import Topics
 from pipeline.topics.read import read
 from pipeline.transport import Batch, BatchSchema, Transport, batches, clients
 from pipeline.transport.consumer import Consumer
-from pipeline.transport.starts import Lost
+from pipeline.transport.starts import LostRecords
 
 T = TypeVar("T")
 Preflight = Callable[[], None]
@@ -187,7 +187,7 @@ class Worker:
         except TopicRefusedError as error:
             raise (RejectedError(error.message, hint=error.hint) if error.is_for_its_name else error) from error
 
-    def write_gap(self, lost: Lost) -> None:
+    def write_gap(self, lost: LostRecords) -> None:
         """Write down, in the slice, which records of a topic retention has taken before they were read."""
         gap = Gap(
             table="",
@@ -208,7 +208,7 @@ class Worker:
         self.produce(self.topics.gaps, lost.tp.topic.encode(), msgspec.json.encode(gap), 0)
         self.metrics.count(self.metrics.gaps, 1, gap.cause)
 
-    def _time_of(self, lost: Lost) -> float:
+    def _time_of(self, lost: LostRecords) -> float:
         """Return the time of the first record behind a gap, in seconds since the epoch; 0 where there is none, or no answer."""
         consumer = clients.consumer(self.transport.client_conf(), self.settings.group, enable_partition_eof=True)
         try:

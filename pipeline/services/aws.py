@@ -112,7 +112,7 @@ def client(service: str, region: str | None, threads: int, read_timeout: float =
     return made
 
 
-class Clock:
+class AwsClock:
     """The time as AWS has it: what is compared with the times of changes must not go by a machine's clock that is off."""
 
     def __init__(self, here: Callable[[], float] = time.time) -> None:
@@ -133,7 +133,7 @@ class Clock:
 
 TOLERANCE = 5.0
 """Seconds that a machine's clock may be off before AWS's is taken."""
-_clock = Clock()
+_clock = AwsClock()
 now = _clock.now
 
 

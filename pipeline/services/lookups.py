@@ -26,9 +26,9 @@ from pipeline.steps.enrich import attribute
 from pipeline.steps.event import NULL, Event, Step, Value, each
 from pipeline.steps.lookup import (
     Answer,
+    AnswerCache,
     Breaker,
     LookupFailedError,
-    Memory,
     Question,
     RefusedError,
     compile_lookup,
@@ -49,8 +49,8 @@ _value = msgspec.json.Decoder(dict[str, Any]).decode
 
 def lookup(settings: LookupSettings, environment: Mapping[str, str]) -> Step:
     """Return the step of a lookup; raise UsageError when a variable that its headers name is not there."""
-    memory = Memory(settings.cache, settings.ttl, settings.missing_ttl)
-    service = Http(settings, environment) if settings.url is not None else Items(settings)
+    memory = AnswerCache(settings.cache, settings.ttl, settings.missing_ttl)
+    service = Http(settings, environment) if settings.url is not None else ItemBatches(settings)
     return compile_lookup(settings.into, service.question, service, memory, settings.on_failure)
 
 
@@ -160,7 +160,7 @@ class Http:
         return urllib3.util.parse_url(PLACE.sub("x", self._template)).netloc or "the service"
 
 
-class Items:
+class ItemBatches:
     """BatchGetItem, 100 keys a call."""
 
     def __init__(self, settings: LookupSettings) -> None:

@@ -16,7 +16,7 @@ from models.dead_letter import DeadLetter, Headers
 from pipeline.errors import HeadwaterError, TransientError
 from pipeline.runtime.worker import Worker
 from pipeline.sinks.base import Rejected, Sink, standing
-from pipeline.sinks.runner import SinkRunner, Start
+from pipeline.sinks.runner import SinkRunner, SinkStart
 from pipeline.transport import Batch, Slice, clients
 from pipeline.transport.committed import Committed, committed
 from pipeline.transport.consumer import Consumer
@@ -59,7 +59,7 @@ class Carrier:
         self.runner.gather(batch)
         self._worker.metrics.count(self._worker.metrics.changes, len(batch), self.sink.name)
 
-    def _start(self, tp: TP, first: int) -> Start:
+    def _start(self, tp: TP, first: int) -> SinkStart:
         """Return where the reading begins: at the group's offset if it is of this log, else where the topic begins.
 
         In a thread of the sink.
@@ -68,9 +68,9 @@ class Carrier:
             client = self._admin()
             log, known = self._worker.transport.log_of(tp.topic), self._committed(client, tp)
             if known.offset is not None and standing(log, known, first) != "other":
-                return Start(min(first, known.offset), log, known)
+                return SinkStart(min(first, known.offset), log, known)
             low = offsets_of(client, [tp], EARLIEST, TIMEOUT)[tp]
-            return Start(min(first, max(0, low)), log, known)
+            return SinkStart(min(first, max(0, low)), log, known)
         except KafkaException as error:
             with self._asking:
                 self._client = None

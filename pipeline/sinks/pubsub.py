@@ -54,7 +54,7 @@ TOMBSTONE = "tombstone"
 """Attribute of a message whose Kafka value is null: Pub/Sub has no null."""
 
 
-class Waiting(NamedTuple):
+class Unpublished(NamedTuple):
     """A message that is not published yet."""
 
     record: Message
@@ -126,7 +126,7 @@ class PubSubWriter(Writer):
     def __init__(self, client: Any, topic: str, start: int) -> None:
         self.position = self._end = self._there = start
         self._client, self._topic = client, topic
-        self._waiting: list[Waiting] = []
+        self._waiting: list[Unpublished] = []
         self._size = 0
 
     def add(self, records: Sequence[Message], end: int) -> Sequence[Rejected]:
@@ -136,7 +136,7 @@ class PubSubWriter(Writer):
             if why := refusal(record):
                 rejected.append(Rejected(record, RejectedError(f"Pub/Sub refuses it: {why}")))
             else:
-                self._waiting.append(Waiting(record, ordering_key(record.key() or b"")))
+                self._waiting.append(Unpublished(record, ordering_key(record.key() or b"")))
                 self._size += len(record)
         self._end = end
         return rejected
@@ -173,7 +173,7 @@ class PubSubWriter(Writer):
             raise TransientError(f"the topic {self._topic}: {error or type(error).__name__}", hint="headwater status")
         return Flushed(self._there, {"records": published} if published else {}, rejected)
 
-    def _send(self, one: Waiting) -> Future[Any]:
+    def _send(self, one: Unpublished) -> Future[Any]:
         """Hand a message to Google's client; what it refuses at once fails like what the service refuses."""
         try:
             sent: Future[Any] = self._client.publish(
@@ -184,10 +184,12 @@ class PubSubWriter(Writer):
             sent.set_exception(InvalidArgument(str(error)))  # type: ignore[no-untyped-call]
         return sent
 
-    def _publish(self, given: Sequence[Waiting]) -> tuple[list[Waiting], dict[str, InvalidArgument], Exception | None]:
+    def _publish(
+        self, given: Sequence[Unpublished]
+    ) -> tuple[list[Unpublished], dict[str, InvalidArgument], Exception | None]:
         """Publish messages; return those that were not, the items of which one was refused, and what else went wrong."""
         under_way = [(one, self._send(one)) for one in given]
-        left, refused, error = list[Waiting](), dict[str, InvalidArgument](), cast("Exception | None", None)
+        left, refused, error = list[Unpublished](), dict[str, InvalidArgument](), cast("Exception | None", None)
         for one, future in under_way:
             try:
                 future.result(TIMEOUT)

@@ -80,7 +80,7 @@ class Rows:
         return Rows(*([column[place] for place in places] for column in columns))  # type: ignore[arg-type]
 
 
-class Reader:
+class RowReader:
     """Reads records as far as every table needs it. One for each partition: it is used by one thread at a time."""
 
     def __init__(self) -> None:

@@ -32,7 +32,7 @@ AHEAD = 64 << 20
 """Bytes of records that wait to be added in all partitions together, before all are held: each may bring a batch at once."""
 
 
-class Start(NamedTuple):
+class SinkStart(NamedTuple):
     """Where the reading of a partition begins."""
 
     offset: int
@@ -112,7 +112,7 @@ class SinkRunner(Participant):
         reject: Callable[[str, int, Rejected], None],
         state: Callable[[Slice, bytes, bytes | None], None],
         fatal: Callable[[HeadwaterError], None],
-        start: Callable[[TP, int], Start] = lambda _tp, first: Start(first),
+        start: Callable[[TP, int], SinkStart] = lambda _tp, first: SinkStart(first),
         topics: Collection[str] = (),
         group: str = "",
         clock: Callable[[], float] = time.monotonic,

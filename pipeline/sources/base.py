@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pipeline.transport.batch import Record
 
 
-class Start(NamedTuple):
+class ShardStart(NamedTuple):
     """Where in a shard to begin: after a sequence number, at the first one it ever had, at a time, or at what is there."""
 
     after: str | None = None
@@ -53,7 +53,7 @@ class StreamApi(Protocol):
     def shards_of(self, arn: str) -> list[Shard]:
         """Return the whole listing of a stream's shards."""
 
-    def iterator(self, arn: str, shard_id: str, start: Start) -> str:
+    def iterator(self, arn: str, shard_id: str, start: ShardStart) -> str:
         """Return an iterator; raise TrimmedError when what it should begin at is gone."""
 
     def records(self, iterator: str, shard: ShardOf) -> Cut:

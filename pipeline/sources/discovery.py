@@ -12,9 +12,9 @@ from typing import Any, Protocol, TypeVar
 from models.gap import Cause, Gap
 from pipeline.errors import HeadwaterError
 from pipeline.services.aws import TrimmedError, VanishedError
-from pipeline.sources.base import NOTHING, Pacing, Reading, Start, StreamApi
+from pipeline.sources.base import NOTHING, Pacing, Reading, ShardStart, StreamApi
 from pipeline.sources.listings import SAID, Listing, Listings
-from pipeline.sources.shard_positions import Beginning, Known, ShardOf
+from pipeline.sources.shard_positions import Beginning, KnownPositions, ShardOf
 from pipeline.sources.shards import Shard
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ LOOKS = 5
 """Answers in which the oldest record of a shard is looked for: they may be empty although there are records."""
 
 
-class Host(Protocol):
+class DiscoveryHost(Protocol):
     """What the source does for its discovery."""
 
     async def call(self, function: Callable[..., T], *args: Any) -> T:
@@ -54,10 +54,10 @@ class Discovery:
 
     def __init__(
         self,
-        host: Host,
+        host: DiscoveryHost,
         api: StreamApi,
         pacing: Pacing,
-        known: Known,
+        known: KnownPositions,
         *,
         since: Callable[[], float | None],
         start_after: Mapping[str, str],
@@ -167,11 +167,11 @@ class Discovery:
         call, asked = self._host.call, replace(stream, shard_id=shard.shard_id)
         try:
             if shard.first is not None:
-                await call(self._api.iterator, stream.arn, shard.shard_id, Start(first=shard.first))
+                await call(self._api.iterator, stream.arn, shard.shard_id, ShardStart(first=shard.first))
                 return shard.first  # AWS would refuse it if the first record were gone
         except TrimmedError:
             pass
-        iterator: str | None = await call(self._api.iterator, stream.arn, shard.shard_id, Start())
+        iterator: str | None = await call(self._api.iterator, stream.arn, shard.shard_id, ShardStart())
         for _ in range(LOOKS):
             found = await call(self._api.records, iterator, asked)
             iterator = found.next_iterator

@@ -46,7 +46,7 @@ class OutOfTimeError(TransientError):
     """Lambda would end the invocation before the batch is through."""
 
 
-class Clock:
+class Deadline:
     """The time that is left of an invocation, without the margin."""
 
     def __init__(self, context: Context) -> None:
@@ -60,7 +60,7 @@ class Clock:
         return left
 
 
-class Writer:
+class IngestWriter:
     """Writes batches, each in a transaction. The producer is made at the first batch and kept until something fails."""
 
     def __init__(self, settings: Settings) -> None:
@@ -78,7 +78,7 @@ class Writer:
         Returns its first sequence number as failed when the time is out; raises TransientError for what Kafka refuses: then
         Lambda repeats it.
         """
-        clock = Clock(context)
+        clock = Deadline(context)
         found = [item(record, self._settings) for record in event["Records"]]
         if not found:
             return {"batchItemFailures": []}
@@ -90,14 +90,14 @@ class Writer:
             return {"batchItemFailures": [{"itemIdentifier": first}]}
         return {"batchItemFailures": []}
 
-    def _write(self, batch: list[Item], clock: Clock) -> None:
+    def _write(self, batch: list[Item], clock: Deadline) -> None:
         """Write a batch. What the broker refuses for its content is looked for, and becomes a dead letter; the others go on."""
         refused: dict[int, KafkaError] = {}
         careful = False
         while not self._transact(batch, clock, refused, careful=careful):
             careful = True
 
-    def _transact(self, batch: list[Item], clock: Clock, refused: dict[int, KafkaError], *, careful: bool) -> bool:
+    def _transact(self, batch: list[Item], clock: Deadline, refused: dict[int, KafkaError], *, careful: bool) -> bool:
         """Write a batch in a transaction; False: the broker has refused some of it, which is in `refused` if `careful`."""
         if self._producer is None:
             self._producer = self._make(clock, careful=careful)
@@ -124,7 +124,7 @@ class Writer:
                 self._give_up(producer)
         return True
 
-    def _make(self, clock: Clock, *, careful: bool) -> Producer:
+    def _make(self, clock: Deadline, *, careful: bool) -> Producer:
         kafka = self._settings.kafka
         tuned = {
             "linger.ms": 2,
@@ -144,7 +144,7 @@ class Writer:
             raise _explain(error, "no transactional producer", hint) from error
         return producer
 
-    def _produce(self, producer: Producer, number: int, one: Item, part: Record | Unreadable, clock: Clock) -> None:
+    def _produce(self, producer: Producer, number: int, one: Item, part: Record | Unreadable, clock: Deadline) -> None:
         extra: dict[str, Any] = {"on_delivery": partial(self._delivered, number)}
         if isinstance(part, Unreadable):
             arn, _, shard_id = one.place.rpartition("/") if part.origin.shard else (one.place, "", "")
@@ -203,7 +203,7 @@ def _explain(error: KafkaException, what: str, hint: str) -> TransientError:
     return (OutOfTimeError if late else TransientError)(f"{what}: {failure.str()}", hint=hint)
 
 
-_writers: list[Writer] = []
+_writers: list[IngestWriter] = []
 """One, from the first batch on: the environment of a Lambda is kept between invocations."""
 
 
@@ -212,5 +212,5 @@ def handler(event: dict[str, Any], context: Context) -> Answer:
     if not isinstance(event.get("Records"), list):
         raise UsageError("the event has no Records: the trigger must be a DynamoDB or Kinesis event source mapping")
     if not _writers:
-        _writers.append(Writer(load()))
+        _writers.append(IngestWriter(load()))
     return _writers[0].handle(event, context)

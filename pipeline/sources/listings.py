@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pipeline.sources.shard_positions import Known, ShardOf
+from pipeline.sources.shard_positions import KnownPositions, ShardOf
 from pipeline.sources.shards import Shard
 from pipeline.sources.snapshots.tips import is_reached
 
@@ -41,7 +41,7 @@ class Listing:
 class Listings:
     """The listings of all streams of a source. `look_again` asks for another look soon."""
 
-    def __init__(self, known: Known, look_again: Callable[[], None]) -> None:
+    def __init__(self, known: KnownPositions, look_again: Callable[[], None]) -> None:
         self.of: dict[str, Listing] = {}
         """By stream."""
         self._known, self._look_again = known, look_again

@@ -15,7 +15,7 @@ from pipeline.topics.names import FENCE_PARTITIONS
 from pipeline.transport.partition import partition_of
 
 
-class Place(msgspec.Struct, frozen=True):
+class ShardPosition(msgspec.Struct, frozen=True):
     """How far a shard has been read."""
 
     table: str
@@ -72,10 +72,10 @@ def _fence_partition(key: bytes) -> int:
 
 
 @dataclass(slots=True)
-class Known:
+class KnownPositions:
     """What the shards topic says: positions of shards and beginnings of streams."""
 
-    places: dict[str, dict[str, Place]]
+    places: dict[str, dict[str, ShardPosition]]
     """By stream ARN and shard ID."""
     beginnings: dict[str, Beginning]
     """By stream ARN."""
@@ -92,7 +92,7 @@ class Known:
         else:
             self.beginnings[arn] = _beginning(value)
 
-    def of(self, arn: str) -> dict[str, Place]:
+    def of(self, arn: str) -> dict[str, ShardPosition]:
         """Return the places of a stream's shards."""
         return dict(self.places.get(arn, {}))
 
@@ -111,5 +111,5 @@ class Known:
         return {beginning.table for beginning in list(self.beginnings.values())}
 
 
-_place = msgspec.json.Decoder(Place).decode
+_place = msgspec.json.Decoder(ShardPosition).decode
 _beginning = msgspec.json.Decoder(Beginning).decode

@@ -13,10 +13,10 @@ from models.change import MalformedChangeError, decode
 from models.gap import Gap
 from pipeline.errors import HeadwaterError, TransientError, backoff
 from pipeline.services.aws import ExpiredIteratorError, NothingYetError, TrimmedError, VanishedError
-from pipeline.sources.base import NOTHING, Cut, Pacing, Reading, Start, StreamApi
-from pipeline.sources.credit import Purse
+from pipeline.sources.base import NOTHING, Cut, Pacing, Reading, ShardStart, StreamApi
+from pipeline.sources.credit_pool import CreditPool
 from pipeline.sources.discovery import gap_of
-from pipeline.sources.shard_positions import Place, ShardOf
+from pipeline.sources.shard_positions import ShardOf, ShardPosition
 from pipeline.sources.snapshots.tips import tip_of
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ TIP = 1.0
 """Seconds between two notes that a shard holds nothing more, while a snapshot of its table waits for it."""
 
 
-class Host(Protocol):
+class ShardReaderHost(Protocol):
     """What the source does for the readers of its shards."""
 
     @property
@@ -56,10 +56,10 @@ class Host(Protocol):
 class ShardReader:
     """Reads shards of one source, each in a task of its own."""
 
-    def __init__(self, host: Host, api: StreamApi, pacing: Pacing) -> None:
+    def __init__(self, host: ShardReaderHost, api: StreamApi, pacing: Pacing) -> None:
         self._host, self._api, self._pacing = host, api, pacing
 
-    async def read(self, shard: ShardOf, start: Start, gaps: tuple[Gap, ...], purse: Purse) -> None:
+    async def read(self, shard: ShardOf, start: ShardStart, gaps: tuple[Gap, ...], purse: CreditPool) -> None:
         """Read a shard from a position to its end. `gaps`: what is lost before it; `purse`: how far it may read ahead."""
         host, api = self._host, self._api
         iterator, errors, idle, after, tip_at, told = None, 0, 0, start.after, 0.0, 0.0
@@ -78,10 +78,10 @@ class ShardReader:
                 if awaited and not (finished or found.behind):
                     tip_at = max(tip_at, tip_of(_last_time(found, asked), idle, asked))
                 if count or finished or (gaps and not found.behind) or (awaited and tip_at > told + TIP):
-                    place = Place(shard.table, found.last or after, finished, round(asked, 3), round(tip_at, 3))
+                    place = ShardPosition(shard.table, found.last or after, finished, round(asked, 3), round(tip_at, 3))
                     offered = host.offer(Reading(shard, found, place, gaps, credit=purse.give))
                     after, gaps = place.after, ()
-                    start, told = Start(after) if after is not None else start, tip_at
+                    start, told = ShardStart(after) if after is not None else start, tip_at
                 if finished:  # also when this last answer has records: an answer can carry both
                     return
                 idle = 0 if count or found.behind else idle + 1
@@ -93,11 +93,11 @@ class ShardReader:
             except TrimmedError as error:
                 log.error("%s: a gap is written down", error)
                 iterator, gaps, pause = None, (*gaps, gap_of(shard, "trimmed", after)), self._pacing.poll_interval
-                start, after = Start(), None
+                start, after = ShardStart(), None
             except VanishedError as error:
                 if host.is_gone(shard):
                     log.error("%s: a gap is written down", error)
-                    place = Place(shard.table, after, finished=True, at=round(time.time(), 3))
+                    place = ShardPosition(shard.table, after, finished=True, at=round(time.time(), 3))
                     lost = (*gaps, gap_of(shard, "vanished", after))
                     offered = host.offer(Reading(shard, NOTHING, place, lost, credit=purse.give))
                     return

@@ -30,7 +30,7 @@ class Shard:
 
 
 @dataclass(frozen=True, slots=True)
-class Position:
+class ReadUpTo:
     """How far a shard has been read: `after` this sequence number, or from TRIM_HORIZON when it is None.
 
     `finished` says that it was read to its end: its iterator became null, or AWS no longer knows the shard.
@@ -40,7 +40,7 @@ class Position:
     finished: bool = False
 
 
-UNREAD = Position()
+UNREAD = ReadUpTo()
 """Where a shard without a position begins: at TRIM_HORIZON, whatever the stream's own start was."""
 
 
@@ -53,7 +53,7 @@ class Lineage:
     """
 
     def __init__(
-        self, listed: Iterable[Shard], positions: Mapping[str, Position], late: Container[str] = frozenset()
+        self, listed: Iterable[Shard], positions: Mapping[str, ReadUpTo], late: Container[str] = frozenset()
     ) -> None:
         self._listed = {shard.shard_id: shard for shard in listed}
         self._positions = dict(positions)
@@ -63,7 +63,7 @@ class Lineage:
             for parent in shard.parents:
                 self._children[parent].append(shard.shard_id)
 
-    def readable(self) -> dict[str, Position]:
+    def readable(self) -> dict[str, ReadUpTo]:
         """Return the shards that may be read now and where each goes on, in the order of the listing.
 
         A shard may be read when it is not finished and none of its parents is waited for. One that was begun goes on

@@ -22,12 +22,12 @@ from confluent_kafka import Message
 from faust.types import TP
 
 from pipeline.metrics import Metrics
-from pipeline.sources.base import Pacing, Reading, Start, StreamApi
-from pipeline.sources.credit import ALL_CREDITS, Purse
+from pipeline.sources.base import Pacing, Reading, ShardStart, StreamApi
+from pipeline.sources.credit_pool import ALL_CREDITS, CreditPool
 from pipeline.sources.discovery import Discovery, gap_of
-from pipeline.sources.shard_positions import Beginning, Known, Place, ShardOf
+from pipeline.sources.shard_positions import Beginning, KnownPositions, ShardOf, ShardPosition
 from pipeline.sources.shard_reader import ShardReader
-from pipeline.sources.shards import Lineage, Position, ancestors
+from pipeline.sources.shards import Lineage, ReadUpTo, ancestors
 from pipeline.sources.snapshots.known import is_news, is_snapshot
 from pipeline.sources.snapshots.snapshotter import Snapshotter
 from pipeline.transport import Follower, Slice, Source, Transport
@@ -67,7 +67,7 @@ class StreamSource(Source):
         self.snapshots = snapshots
         self._pool = ThreadPoolExecutor(pacing.threads, topic)
         self._follower = Follower(transport.client_conf(), fence, self._apply)
-        self._known = Known({}, {})
+        self._known = KnownPositions({}, {})
         self._discovery = Discovery(self, api, pacing, self._known, since=since, start_after=start_after or {})
         self._listings = self._discovery.listings
         self._shard_reader = ShardReader(self, api, pacing)
@@ -79,7 +79,7 @@ class StreamSource(Source):
         """Shards whose places are to be dropped with the next slice."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._looking: asyncio.Task[None] | None = None
-        self._purses: dict[int, Purse] = {}
+        self._purses: dict[int, CreditPool] = {}
         self._credits = asyncio.Semaphore(ALL_CREDITS)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._heard = time.monotonic()
@@ -108,7 +108,7 @@ class StreamSource(Source):
         claim = object()
         self._claims |= dict.fromkeys(claims, claim)
         # A new purse for each assignment: the credits of what was dropped at the last revocation went with the old one.
-        self._purses |= {partition: Purse(self._credits) for partition in claims}
+        self._purses |= {partition: CreditPool(self._credits) for partition in claims}
         self.in_background(asyncio.create_task(self._claim(claims, claim)))
 
     def revoked(self, partitions: frozenset[TP]) -> None:
@@ -183,10 +183,10 @@ class StreamSource(Source):
         for arn, listing in self._listings.of.items():
             places = self._known.of(arn)
             beginning = self._known.beginnings.get(arn)
-            positions = {s: Position(p.after, p.finished) for s, p in places.items()}
+            positions = {s: ReadUpTo(p.after, p.finished) for s, p in places.items()}
             if beginning is not None:
                 done = ancestors(listing.shards, beginning.after)
-                positions = dict.fromkeys(done, Position(finished=True)) | positions
+                positions = dict.fromkeys(done, ReadUpTo(finished=True)) | positions
             lineage = Lineage(listing.shards, positions, listing.late)
             if beginning is None and not any(listing.late & {*shard.parents} for shard in listing.shards):
                 self._discovery.begin(arn, listing)
@@ -282,13 +282,13 @@ class StreamSource(Source):
             stop_process(f"the source {self.topic} failed: {error!r}")  # a shard would stand still in silence
 
 
-def _start(shard_id: str, lineage: Lineage, beginning: Beginning, place: Place | None) -> Start:
+def _start(shard_id: str, lineage: Lineage, beginning: Beginning, place: ShardPosition | None) -> ShardStart:
     if place is not None and place.after is not None:
-        return Start(after=place.after)
+        return ShardStart(after=place.after)
     if shard_id in beginning.after:
-        return Start(after=beginning.after[shard_id])
+        return ShardStart(after=beginning.after[shard_id])
     is_root, wanted = shard_id in beginning.roots, beginning.follows or lineage.is_followed(shard_id)
     # Older than what the stream holds is the same as all of it: so it is asked for a shard only that can hold what is older.
     if beginning.since is not None and (is_root or not wanted):
-        return Start(since=beginning.since)
-    return Start(first=lineage.first_of(shard_id) if wanted else beginning.oldest.get(shard_id))
+        return ShardStart(since=beginning.since)
+    return ShardStart(first=lineage.first_of(shard_id) if wanted else beginning.oldest.get(shard_id))

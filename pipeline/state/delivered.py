@@ -36,7 +36,7 @@ class State(msgspec.Struct):
 decode = msgspec.json.Decoder(State).decode
 
 
-class Memory:
+class DeliveredItems:
     """One partition's memory within a slice; see `steps.snapshot.Memory`."""
 
     def __init__(self, part: TablePartition, on_end: Callable[[], None] = lambda: None) -> None:
@@ -118,7 +118,7 @@ class Delivered(Partitions):
         self._dropped: dict[int, bytes] = {}
         """By partition the last item dropped: the next look begins behind it, not before all that is gone."""
 
-    def memory(self, partition: int) -> Memory:
+    def memory(self, partition: int) -> DeliveredItems:
         """Return what a partition remembers, the slice under way included."""
         if partition not in self.all:
             raise FatalError(
@@ -126,7 +126,7 @@ class Delivered(Partitions):
                 "the group has workers of another version",
                 hint="stop all workers, then start them in the new version",
             )
-        return Memory(self.all[partition], partial(self._leaving.add, partition))
+        return DeliveredItems(self.all[partition], partial(self._leaving.add, partition))
 
     def _recovered(self, number: int, partition: TablePartition) -> None:
         self._leaving.add(number)

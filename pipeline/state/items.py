@@ -11,7 +11,7 @@ from pipeline.state.table_partitions import TablePartition, Writes
 ITEMS, SCHEMAS = b"r/", b"k/"
 
 
-class Items:
+class PartitionItems:
     """The items of one partition, within a slice."""
 
     def __init__(self, part: TablePartition) -> None:

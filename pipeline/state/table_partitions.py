@@ -45,7 +45,7 @@ HEADER = "headwater.positions"
 """The header of a changelog record that has them."""
 
 
-class Position(msgspec.Struct, array_like=True, frozen=True):
+class SourcePosition(msgspec.Struct, array_like=True, frozen=True):
     """The offset up to which a table knows a partition of a source."""
 
     topic: str
@@ -55,7 +55,7 @@ class Position(msgspec.Struct, array_like=True, frozen=True):
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(list[Position]).decode
+_decode = msgspec.msgpack.Decoder(list[SourcePosition]).decode
 
 
 class TablePartition:
@@ -78,7 +78,7 @@ class TablePartition:
         """The log that this offset is of; `UNKNOWN` in a state of a version before."""
 
     @property
-    def positions(self) -> list[Position]:
+    def positions(self) -> list[SourcePosition]:
         """Up to where the table knows its sources, as far as it was told: not in a state of a version before."""
         found = self._store.get(POSITIONS)
         return [] if found is None else _decode(found)
@@ -263,7 +263,7 @@ class Partitions(Participant):
         for tp, offset in same.items():
             log, before = str(self._transport.log_of(tp.topic)), kept.get((tp.topic, tp.partition))
             known = offset if is_known else before.offset if before is not None and before.log == log else 0
-            kept[tp.topic, tp.partition] = Position(*tp, known, log)
+            kept[tp.topic, tp.partition] = SourcePosition(*tp, known, log)
         return encode_positions(kept.values())
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
@@ -400,12 +400,12 @@ class Partitions(Participant):
             )
 
 
-def encode_positions(positions: Iterable[Position]) -> bytes:
+def encode_positions(positions: Iterable[SourcePosition]) -> bytes:
     """Return positions as the header has them."""
     return _encode(list(positions))
 
 
-def positions_in(record: Message) -> list[Position]:
+def positions_in(record: Message) -> list[SourcePosition]:
     """Return up to where a table knew its sources, as a record of its changelog has it."""
     found = _told_by([record])
     return [] if found is None else _decode(found)

@@ -10,7 +10,7 @@ import msgspec
 
 from models.change import Change
 from pipeline.steps.event import Event, Headers, Step
-from pipeline.steps.leave import Case, Leaving
+from pipeline.steps.leave import LeaveCase, Leaving
 from pipeline.steps.route import Router, headers
 
 Where = Callable[[bytes, Change, Any], bool]
@@ -19,7 +19,7 @@ Watch = Callable[[str, Sequence[Event]], None]
 """Is told what each step has made of the events: the step's name, the events that it was given."""
 
 
-class Output(Protocol):
+class WriteStep(Protocol):
     """The last step: sets `event.output` to what is written to a sink topic."""
 
     @property
@@ -100,9 +100,9 @@ class Flow:
     enrich: Sequence[tuple[str, Step]]
     router: Router
     shape: Sequence[tuple[str, Step]]
-    output: Callable[[str], Output]
+    output: Callable[[str], WriteStep]
     """Gives the last step of a sink."""
-    through: Output | None = None
+    through: WriteStep | None = None
     leaving: Leaving | None = None
     """Finds the sinks that items have left; None: they are told nothing."""
 
@@ -112,7 +112,7 @@ class Flow:
         if watch is not None:
             watch("where", [event for result, event in picked if result.taken])
         self._steps(self.enrich, picked, watch)
-        cases: Mapping[int, Case] = {} if self.leaving is None else self._cases(picked, self.leaving)
+        cases: Mapping[int, LeaveCase] = {} if self.leaving is None else self._cases(picked, self.leaving)
         sinks: list[tuple[str, ...]] = [()] * len(picked)
         for number, (result, event) in enumerate(picked):
             if event.error is None and not event.gone:
@@ -194,7 +194,7 @@ class Flow:
             picked.append((Result(given, stage="where", taken=taken), event))
         return picked
 
-    def _cases(self, picked: Sequence[tuple[Result, Event]], leaving: Leaving) -> dict[int, Case]:
+    def _cases(self, picked: Sequence[tuple[Result, Event]], leaving: Leaving) -> dict[int, LeaveCase]:
         """Return the changes whose items may have left sinks, by their places."""
         found = {}
         for number, (result, event) in enumerate(picked):
@@ -205,7 +205,7 @@ class Flow:
         return found
 
     def _leave(
-        self, picked: Sequence[tuple[Result, Event]], sinks: list[tuple[str, ...]], cases: Mapping[int, Case]
+        self, picked: Sequence[tuple[Result, Event]], sinks: list[tuple[str, ...]], cases: Mapping[int, LeaveCase]
     ) -> dict[int, Told]:
         """Say where deletions go, and return what is told to the sinks that items have left, by the places of the changes."""
         leaving = cast("Leaving", self.leaving)
@@ -224,7 +224,7 @@ class Flow:
         return told
 
     def _tell_keys(
-        self, picked: Sequence[tuple[Result, Event]], cases: Mapping[int, Case], told: Mapping[int, Told]
+        self, picked: Sequence[tuple[Result, Event]], cases: Mapping[int, LeaveCase], told: Mapping[int, Told]
     ) -> None:
         """Tell sinks that cannot have the old image as it is the key alone; where that fails as well, reject the change."""
         leaving = cast("Leaving", self.leaving)
@@ -286,7 +286,7 @@ class Flow:
         for sink, some in outputs.items():
             self._write(sink, self.output(sink), some, watch)
 
-    def _write(self, sink: str, output: Output, some: Sequence[tuple[Result, Event]], watch: Watch | None) -> None:
+    def _write(self, sink: str, output: WriteStep, some: Sequence[tuple[Result, Event]], watch: Watch | None) -> None:
         events = [event for _, event in some]
         output(events)
         follows, keys = output.tombstone_follows, output.keys

@@ -31,7 +31,7 @@ MOVED_TO = "moved_to"
 """Header of what a sink is told when an item leaves it: the sinks that the item is in now, with commas; '' for none."""
 
 
-class Case(msgspec.Struct, eq=False):
+class LeaveCase(msgspec.Struct, eq=False):
     """A change whose item may have left sinks."""
 
     event: Event
@@ -113,16 +113,16 @@ class Leaving:
             return False
         return self.first is None or self.first(replace(change, event_name="MODIFY"))
 
-    def case(self, event: Event, *, taken: bool, unsure: bool) -> Case | None:
+    def case(self, event: Event, *, taken: bool, unsure: bool) -> LeaveCase | None:
         """Return the case of a change whose item may have left sinks; None for most."""
         change, dropped = event.change, taken and event.gone
         if unsure and (self.asks_enriched or dropped):
-            return Case(event, taken, unsure=True, is_anywhere=True)
+            return LeaveCase(event, taken, unsure=True, is_anywhere=True)
         if not self.concerns(change):
             return None
         if change.event_name == "MODIFY" and not dropped and self._is_alike(event):
             return None
-        return Case(event, taken, unsure)
+        return LeaveCase(event, taken, unsure)
 
     def _is_alike(self, event: Event) -> bool:
         """Say whether both images are the same in all that decides in which sinks the item is: then it has left none."""
@@ -132,7 +132,7 @@ class Leaving:
                 return False
         return self.alike is not None and self.alike(event.change)
 
-    def settle(self, cases: Sequence[Case], enrich: Callable[[Sequence[Event]], None]) -> None:
+    def settle(self, cases: Sequence[LeaveCase], enrich: Callable[[Sequence[Event]], None]) -> None:
         """Find which sinks each item has left, and to which sinks a deletion goes; `enrich` runs the flow's steps."""
         for case in cases:
             self._look_back(case)
@@ -158,7 +158,7 @@ class Leaving:
         for case in cases:
             case.now = tuple(dict.fromkeys([*case.sinks, *case.now]))
 
-    def message(self, case: Case, *, bare: bool) -> Event:
+    def message(self, case: LeaveCase, *, bare: bool) -> Event:
         """Return what the sinks that an item has left are told: that it was deleted, with its old image if not `bare`."""
         event, change = case.event, case.event.change
         gone = _with(change, "REMOVE", new=NONE, old=NONE if bare else change.body.old_image)
@@ -170,7 +170,7 @@ class Leaving:
             told.marks = [(MOVED_TO, ",".join(case.now).encode())]
         return told
 
-    def _look_back(self, case: Case) -> None:
+    def _look_back(self, case: LeaveCase) -> None:
         """Make the old state, if the flow takes it."""
         if case.is_anywhere:
             case.ways = range(len(self.ways))
@@ -242,12 +242,12 @@ class Leaving:
                     found[rule.sink(change)] = None
         return tuple(found)
 
-    def _leave(self, case: Case) -> None:
+    def _leave(self, case: LeaveCase) -> None:
         """Find the sinks of the old state that a change is not sent to."""
         before = self._holding(case.ways or (), case.event.change)
         case.left = tuple(sink for sink in before if sink not in case.sinks)
 
-    def _delete(self, case: Case) -> None:
+    def _delete(self, case: LeaveCase) -> None:
         """Find the sinks of a deletion: of each condition that holds of it, and those that the item was in."""
         event, change = case.event, case.event.change
         if case.ways is None:
@@ -269,7 +269,7 @@ class Leaving:
         case.sinks = self._names(own, change)
         case.left = tuple(sink for sink in self._holding(case.ways, change) if sink not in case.sinks)
 
-    def _is_hidden(self, case: Case, number: int) -> bool:
+    def _is_hidden(self, case: LeaveCase, number: int) -> bool:
         """Say whether a rule holds of a deletion only because one before it, that had the item, does not see deletions."""
         if self.every or case.was is None or number in (case.ways or ()):
             return False
@@ -279,9 +279,9 @@ class Leaving:
         except Exception:  # noqa: BLE001 - it asks for more than the state
             return False
 
-    def _stay(self, cases: Sequence[Case], enrich: Callable[[Sequence[Event]], None]) -> None:
+    def _stay(self, cases: Sequence[LeaveCase], enrich: Callable[[Sequence[Event]], None]) -> None:
         """Keep items in sinks that their new state leads to, though the change is not sent there: `changed("total")`."""
-        states: list[tuple[Case, Event]] = []
+        states: list[tuple[LeaveCase, Event]] = []
         for case in cases:
             dropped = case.taken and case.event.gone
             state = None if dropped else self._new_state(case)
@@ -294,7 +294,7 @@ class Leaving:
                 case.now = self._holding(ways, case.event.change)
                 case.left = tuple(sink for sink in case.left if sink not in case.now)
 
-    def _new_state(self, case: Case) -> Event | None:
+    def _new_state(self, case: LeaveCase) -> Event | None:
         """Return the new state, with what was added to its change; None where the flow leaves it out, or nobody can tell."""
         try:
             state = self._state(case.event, "NewImage", case.event.change.body.new_image)
@@ -304,7 +304,7 @@ class Leaving:
         state.added = dict(case.event.added)
         return state if taken else None
 
-    def _forget_dropped(self, cases: Sequence[Case], enrich: Callable[[Sequence[Event]], None]) -> None:
+    def _forget_dropped(self, cases: Sequence[LeaveCase], enrich: Callable[[Sequence[Event]], None]) -> None:
         """Take back what is told of old states that a step leaves out: they were in no sink."""
         states = [cast("Event", case.was) for case in cases]
         enrich(states)

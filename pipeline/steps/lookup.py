@@ -71,7 +71,7 @@ class Breaker:
         return LookupFailedError("it has failed often and is left alone for a while")
 
 
-class Memory:
+class AnswerCache:
     """Answers, for as long as each may be used."""
 
     def __init__(self, size: int, ttl: float, missing_ttl: float, clock: Clock = time.monotonic) -> None:
@@ -103,7 +103,7 @@ def compile_lookup(
     into: str,
     question_of: Callable[[Event], Question | None],
     ask: Ask,
-    memory: Memory,
+    memory: AnswerCache,
     on_failure: Literal["retry", "reject", "pass"],
     clock: Clock = time.monotonic,
 ) -> Step:
@@ -143,7 +143,7 @@ def compile_lookup(
     return step
 
 
-def _asked(wanted: Sequence[Question], ask: Ask, memory: Memory) -> Mapping[Question, Answer]:
+def _asked(wanted: Sequence[Question], ask: Ask, memory: AnswerCache) -> Mapping[Question, Answer]:
     answers = ask(wanted)
     for question, answer in answers.items():
         memory.put(question, answer)

@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 from models.change import MalformedChangeError, decode
-from models.snapshot import BEGIN, END, Part, part
+from models.snapshot import BEGIN, END, SnapshotPart, part
 
 
-class Memory(Protocol):
+class DeliveredMemory(Protocol):
     """What is remembered of one partition while a snapshot runs; part of the slice."""
 
     def runs(self, table: str, snapshot: str | None = None) -> bool:
@@ -33,7 +33,7 @@ class Memory(Protocol):
         """Say whether it has, since the snapshot's beginning."""
 
 
-class Joined(NamedTuple):
+class Admitted(NamedTuple):
     """Which records of a batch go on; how many rows do, and how many the stream was ahead of."""
 
     keep: list[bool]
@@ -41,7 +41,7 @@ class Joined(NamedTuple):
     superseded: int
 
 
-def join(records: Iterable[tuple[bytes | None, bytes]], memory: Memory) -> Joined:
+def join(records: Iterable[tuple[bytes | None, bytes]], memory: DeliveredMemory) -> Admitted:
     """Follow the keys and values of a partition, in order; marks do not go on, nor do rows that the stream is ahead of."""
     keep: list[bool] = []
     written = superseded = 0
@@ -66,10 +66,10 @@ def join(records: Iterable[tuple[bytes | None, bytes]], memory: Memory) -> Joine
             written += counts
             superseded += not counts
             keep.append(counts)
-    return Joined(keep, written, superseded)
+    return Admitted(keep, written, superseded)
 
 
-def _look(value: bytes) -> tuple[str, Part | None]:
+def _look(value: bytes) -> tuple[str, SnapshotPart | None]:
     if value.startswith(b'{"eventID":"snapshot:'):  # a mark, which is no change
         of = part(value[12 : value.index(b'"', 12)].decode())
         return (of.table if of else ""), of

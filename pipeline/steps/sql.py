@@ -42,7 +42,7 @@ NUMBERS: Final = "shared"
 REFERENCE = pa.schema([("key", pa.string()), ("item", pa.string())])
 
 
-class Rows(Protocol):
+class ReferenceRows(Protocol):
     """A reference table: its items, by key."""
 
     def version(self) -> object:
@@ -55,7 +55,7 @@ class Rows(Protocol):
 class _Relation(NamedTuple):
     """A reference table or topic, and how its keys become JSON."""
 
-    rows: Rows
+    rows: ReferenceRows
     key: Callable[[bytes], str]
 
 
@@ -63,7 +63,9 @@ class QueryError(ValueError):
     """A query that DuckDB does not take, or whose answer says nothing of changes."""
 
 
-def compile_query(query: str, tables: Mapping[str, Rows], topics: Mapping[str, Rows] = MappingProxyType({})) -> Step:
+def compile_query(
+    query: str, tables: Mapping[str, ReferenceRows], topics: Mapping[str, ReferenceRows] = MappingProxyType({})
+) -> Step:
     """Return the step that runs a query; raise QueryError when it cannot be run, or its columns cannot be added as they are.
 
     The keys of `tables` are key attributes in typed JSON, those of `topics` are text.

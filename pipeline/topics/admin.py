@@ -40,7 +40,7 @@ NAME_REFUSED = {KafkaError.TOPIC_EXCEPTION, KafkaError.POLICY_VIOLATION, KafkaEr
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class TopicState:
     """A topic as it is in the cluster: 0 partitions when it is missing."""
 
     wanted: Topic
@@ -113,7 +113,7 @@ def admin(conf: Mapping[str, Any]) -> Admin:
         raise UsageError(f"kafka.properties: {reason}", hint="headwater check") from error
 
 
-def look(client: Admin, topics: Iterable[Topic], *, timeout: float = TIMEOUT) -> list[Found]:
+def look(client: Admin, topics: Iterable[Topic], *, timeout: float = TIMEOUT) -> list[TopicState]:
     """Return what is there of the topics; raise FatalError when the broker cannot be reached, at once when it refuses us."""
     deadline = time.monotonic() + timeout
     while True:
@@ -124,10 +124,12 @@ def look(client: Admin, topics: Iterable[Topic], *, timeout: float = TIMEOUT) ->
             if client.refusal or time.monotonic() > deadline:
                 raise unreachable(error, client.refusal) from error
         else:
-            return [Found(topic, len(there[topic.name].partitions) if topic.name in there else 0) for topic in topics]
+            return [
+                TopicState(topic, len(there[topic.name].partitions) if topic.name in there else 0) for topic in topics
+            ]
 
 
-def look_again(client: Admin, topics: Sequence[Topic], *, timeout: float = TIMEOUT) -> list[Found]:
+def look_again(client: Admin, topics: Sequence[Topic], *, timeout: float = TIMEOUT) -> list[TopicState]:
     """Return what is there when topics were made a moment ago: a broker hears of them a little later than it says so."""
     deadline = time.monotonic() + timeout
     found = look(client, topics)
@@ -225,7 +227,7 @@ def _with_size(topic: Topic, size: int) -> Topic:
     return replace(topic, config={**topic.config, MAX_BYTES: str(min(size, int(topic.config.get(MAX_BYTES, size))))})
 
 
-def sized(client: Admin, found: Sequence[Found]) -> list[Found]:
+def sized(client: Admin, found: Sequence[TopicState]) -> list[TopicState]:
     """Return topics with the size of the records that they take, where that may be seen; blocks."""
     there = [ConfigResource(ResourceType.TOPIC, topic.wanted.name) for topic in found if topic.partitions]
     sizes: dict[str, int] = {}

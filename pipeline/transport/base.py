@@ -18,7 +18,7 @@ from pipeline.transport.fatal import stop_process
 from pipeline.transport.logs import UNKNOWN, Log
 from pipeline.transport.participant import Participant, Source, is_virtual
 from pipeline.transport.questions import Questions
-from pipeline.transport.starts import Lost
+from pipeline.transport.starts import LostRecords
 from pipeline.transport.transaction import Transaction
 
 TIME_OUTS = {"session.timeout.ms", "heartbeat.interval.ms"}
@@ -57,7 +57,7 @@ class BaseTransport(base.Transport):
         self.leaves_out: Callable[[Exception], bool] = lambda _error: False
         self.doing = ""
         """What the agents' thread works on, in words, for who waits for it."""
-        self.tell_loss: Callable[[Lost], None] = lambda _lost: None
+        self.tell_loss: Callable[[LostRecords], None] = lambda _lost: None
         self._transaction: Transaction | None = None
 
     @property

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from faust.types import TP
 
 from pipeline.transport.participant import Participant, Slice
-from pipeline.transport.starts import Lost
+from pipeline.transport.starts import LostRecords
 
 
 class Losses(Participant):
@@ -17,19 +17,19 @@ class Losses(Participant):
     """
 
     def __init__(
-        self, is_free: Callable[[TP], bool], tell: Callable[[Lost], None], over: Callable[[Lost], None]
+        self, is_free: Callable[[TP], bool], tell: Callable[[LostRecords], None], over: Callable[[LostRecords], None]
     ) -> None:
         """`is_free`: nothing else holds a partition. `tell` writes a loss down, in the slice; `over` is called after it."""
         self._is_free, self._tell, self._over = is_free, tell, over
-        self._waiting: dict[TP, Lost] = {}
-        self._telling: list[Lost] = []
+        self._waiting: dict[TP, LostRecords] = {}
+        self._telling: list[LostRecords] = []
 
-    def add(self, lost: Lost) -> None:
+    def add(self, lost: LostRecords) -> None:
         """Take note of a loss. On the event loop, between slices."""
         self._waiting[lost.tp] = lost
 
     @property
-    def waiting(self) -> list[Lost]:
+    def waiting(self) -> list[LostRecords]:
         """Those that are not told yet."""
         return list(self._waiting.values())
 

@@ -21,7 +21,7 @@ from pipeline.transport import clients
 from pipeline.transport.committed import Committed
 from pipeline.transport.committed import committed as committed_offsets
 from pipeline.transport.logs import UNKNOWN, Log, logs_of
-from pipeline.transport.starts import There
+from pipeline.transport.starts import PartitionState
 
 T = TypeVar("T")
 TIMEOUT = 60.0
@@ -65,17 +65,18 @@ class Questions:
         self._conf, self._group = dict(conf), group
         self._admin: AdminClient | None = None
 
-    async def there(self, tps: Collection[TP]) -> dict[TP, There]:
+    async def there(self, tps: Collection[TP]) -> dict[TP, PartitionState]:
         """Return what is there of partitions: committed offset, log, ends. A pending offset is not waited for."""
         return await self._try(lambda: self._there(tps))
 
-    def _there(self, tps: Collection[TP]) -> dict[TP, There]:
+    def _there(self, tps: Collection[TP]) -> dict[TP, PartitionState]:
         client = self._client()
         found = committed_offsets(client, self._group, tps, timeout=ATTEMPT, patience=ATTEMPT)
         logs = logs_of(client, {tp.topic for tp in tps}, timeout=ATTEMPT)
         lows, ends = offsets_of(client, tps, EARLIEST, ATTEMPT), offsets_of(client, tps, LATEST, ATTEMPT)
         return {
-            tp: There(found.get(tp, Committed(None)), logs.get(tp.topic, UNKNOWN), lows[tp], ends[tp]) for tp in tps
+            tp: PartitionState(found.get(tp, Committed(None)), logs.get(tp.topic, UNKNOWN), lows[tp], ends[tp])
+            for tp in tps
         }
 
     async def logs(self, topics: Collection[str]) -> dict[str, Log]:

@@ -21,7 +21,7 @@ First = Literal["earliest", "latest"]
 
 
 @dataclass(frozen=True, slots=True)
-class There:
+class PartitionState:
     """What is there of a partition."""
 
     committed: Committed
@@ -33,7 +33,7 @@ class There:
 
 
 @dataclass(frozen=True, slots=True)
-class Lost:
+class LostRecords:
     """Records that Kafka has deleted (retention) before the group read them."""
 
     tp: TP
@@ -52,23 +52,25 @@ class Lost:
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
+class PartitionStart:
     """Where to read from."""
 
     offset: int
-    lost: Lost | None = None
+    lost: LostRecords | None = None
     is_renewed: bool = False
     """Whether it is the beginning of another log than the one that was read before."""
 
 
-def start_of(tp: TP, there: There, group: str, *, first: First = "earliest", renews: bool = False) -> Start:
+def start_of(
+    tp: TP, there: PartitionState, group: str, *, first: First = "earliest", renews: bool = False
+) -> PartitionStart:
     """Return where a partition is read from; raise FatalError where that cannot be known. Its offset must be stable."""
     committed, log = there.committed, there.log
     if committed.offset is None:
-        return Start(there.low if first == "earliest" else there.end)
+        return PartitionStart(there.low if first == "earliest" else there.end)
     if not committed.log.may_be(log):
         if renews:
-            return Start(there.low, is_renewed=True)
+            return PartitionStart(there.low, is_renewed=True)
         raise FatalError(
             f"the group {group} has read {tp.topic}[{tp.partition}] up to offset {committed.offset} of another log: "
             f"{committed.log.difference(log)}",
@@ -76,15 +78,15 @@ def start_of(tp: TP, there: There, group: str, *, first: First = "earliest", ren
         )
     if committed.offset > there.end:
         if renews and not committed.log.topic_id:  # a version before has committed it, in a log that is gone
-            return Start(there.low, is_renewed=True)
+            return PartitionStart(there.low, is_renewed=True)
         raise FatalError(
             f"the group {group} has committed offset {committed.offset} of {tp.topic}[{tp.partition}], which ends at "
             f"{there.end}: records were lost there, or the topic was recreated",
             hint=accept(tp.topic),
         )
     if committed.offset < there.low:
-        return Start(there.low, Lost(tp, log, group, committed.offset, there.low))
-    return Start(committed.offset)
+        return PartitionStart(there.low, LostRecords(tp, log, group, committed.offset, there.low))
+    return PartitionStart(committed.offset)
 
 
 def accept(topic: str) -> str:

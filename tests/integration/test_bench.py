@@ -16,7 +16,7 @@ FIGURES = {"records_per_s", "cpu_s_per_million", "rss_mib"}
 def test_a_tiny_run_has_every_figure_and_a_right_output() -> None:
     said: list[str] = []
     results = dedup.measure(
-        dedup.Options(
+        dedup.DedupOptions(
             messages=4_000, rounds=1, recovery_ids=4_000, latency_seconds=2, latency_warm_up=1, standstill_rounds=1
         ),
         said.append,
@@ -47,7 +47,7 @@ def test_a_tiny_run_has_every_figure_and_a_right_output() -> None:
 def test_a_tiny_run_of_ingest_has_every_figure_and_a_right_output() -> None:
     said: list[str] = []
     results = ingest.measure(
-        ingest.Options(messages=8_000, rounds=1, shards=(2,), idle_settle=0.1, idle_seconds=1), said.append
+        ingest.IngestOptions(messages=8_000, rounds=1, shards=(2,), idle_settle=0.1, idle_seconds=1), said.append
     )
     shown: dict[str, Any] = results.as_json()
     assert set(shown) == {"plain_boto3", "headwater", "idle_calls_per_s", "idle_cpu_share", "broker"}
@@ -60,7 +60,7 @@ def test_a_tiny_run_of_ingest_has_every_figure_and_a_right_output() -> None:
 def test_a_tiny_run_of_flows_has_every_figure_and_a_right_output() -> None:
     said: list[str] = []
     results = flows.measure(
-        flows.Options(
+        flows.FlowOptions(
             messages=6_000, rounds=1, systems=("headwater", "faust"), tasks=("pattern_filter", "avro", "sql")
         ),
         said.append,
@@ -73,13 +73,13 @@ def test_a_tiny_run_of_flows_has_every_figure_and_a_right_output() -> None:
 
 
 def test_a_tiny_run_of_the_mirror_has_both_figures_and_a_right_copy() -> None:
-    results = mirror.measure(mirror.Options(messages=20_000, rounds=1), lambda _: None)
+    results = mirror.measure(mirror.MirrorOptions(messages=20_000, rounds=1), lambda _: None)
     assert set(results.as_json()) == {"headwater", "limit"}
     assert results.failures == []
 
 
 def test_a_tiny_run_of_replay_has_every_figure_and_a_right_output() -> None:
     said: list[str] = []
-    results = replay.measure(replay.Options(messages=8_000, rounds=1), said.append)
+    results = replay.measure(replay.ReplayOptions(messages=8_000, rounds=1), said.append)
     assert set(results.as_json()) == {"replay", "live"}
     assert results.failures == []

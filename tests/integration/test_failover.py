@@ -16,7 +16,7 @@ from waiting import until
 
 from headwater.lab.recorder import Recorder
 from headwater.lab.stack import Endpoints
-from headwater.lab.workers import Worker, Workers
+from headwater.lab.workers import WorkerProcess, Workers
 from pipeline.settings.root import Settings
 from pipeline.topics.admin import admin, ensure
 from pipeline.topics.names import Topics
@@ -68,13 +68,13 @@ BODY = {
 }
 
 
-def copies(worker: Worker) -> set[int]:
+def copies(worker: WorkerProcess) -> set[int]:
     """Return the partitions of which a worker has begun to keep a copy."""
     log = worker.log.read_text(errors="replace") if worker.log.exists() else ""
     return {int(partition) for partition in re.findall(r"Standby of \S+\[(\d)\]: from offset", log)}
 
 
-def recoveries(worker: Worker, since: int) -> list[tuple[int, int, int]]:
+def recoveries(worker: WorkerProcess, since: int) -> list[tuple[int, int, int]]:
     """Return partition, first and last offset of the recoveries in a worker's log, from a place in it on."""
     found = RECOVERED.findall(worker.log.read_text(errors="replace")[since:])
     return [(int(partition), int(first), int(last)) for partition, first, last in found]
@@ -132,7 +132,7 @@ def test_partitions_that_stay_in_a_rebalance_are_not_recovered_anew(fleet: Fleet
     assert sorted(ids) == sorted(f"e{n}" for n in range(4_000))
 
 
-def owned(worker: Worker) -> int:
+def owned(worker: WorkerProcess) -> int:
     """Return how many partitions a worker has, as it says itself."""
     log = worker.log.read_text(errors="replace") if worker.log.exists() else ""
     return int((re.findall(r"Partitions: .* (\d+) in all", log) or ["0"])[-1])

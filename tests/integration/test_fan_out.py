@@ -16,7 +16,7 @@ from waiting import until
 
 from headwater.lab.recorder import Recorder
 from headwater.lab.simulator.faults import Rates
-from headwater.lab.simulator.history import Stream
+from headwater.lab.simulator.history import SimulatedStream
 from headwater.lab.simulator.world import World
 from headwater.lab.stack import Endpoints
 from pipeline.topics.admin import admin, ensure
@@ -45,7 +45,7 @@ def test_shards_that_split_and_merge_are_pushed_parents_first_and_give_what_poll
 ) -> None:
     plan = replace(CALM, shards=6, items=60, duplicates=0.2, reordered=0.3, aggregate=3)
 
-    def reshape(stream: Stream) -> None:
+    def reshape(stream: SimulatedStream) -> None:
         stream.split(stream.open[0])
         assert stream.merge(stream.open[2])
         list_all(stream)

@@ -24,7 +24,7 @@ from waiting import until
 
 from headwater.lab.recorder import Recorder
 from headwater.lab.stack import Endpoints
-from headwater.lab.workers import Worker, Workers
+from headwater.lab.workers import WorkerProcess, Workers
 from pipeline.topics.admin import admin, ensure
 from pipeline.topics.names import Topic
 from pipeline.transport import Slice
@@ -85,7 +85,7 @@ def faulty(stack: Endpoints, tmp_path: Path) -> Faulty:
     return Faulty(stack, tmp_path, f"f{uuid.uuid4().hex[:8]}")
 
 
-def has_its_share(worker: Worker) -> bool:
+def has_its_share(worker: WorkerProcess) -> bool:
     return "in all" in log_of(worker)
 
 

@@ -17,19 +17,19 @@ from fleet import PROTOCOL, Fleet, log_of, ready
 from waiting import until
 
 from headwater.lab.stack import Endpoints
-from headwater.lab.workers import Worker, Workers
+from headwater.lab.workers import WorkerProcess, Workers
 from pipeline.topics.admin import admin
 
 pytestmark = pytest.mark.kafka
 
 
-def shares(worker: Worker) -> list[tuple[int, int, int]]:
+def shares(worker: WorkerProcess) -> list[tuple[int, int, int]]:
     """Return the changes of a worker's share of the partitions: new, gone, in all."""
     found = re.findall(r"Partitions: (\d+) new, (\d+) gone.*?, (\d+) in all", log_of(worker))
     return [(int(new), int(gone), int(every)) for new, gone, every in found]
 
 
-def started_again(workers: Workers, worker: Worker) -> Worker:
+def started_again(workers: Workers, worker: WorkerProcess) -> WorkerProcess:
     workers.watch()
     return worker
 
@@ -44,7 +44,7 @@ def let_sessions_last(fleet: Fleet, seconds: int) -> None:
         done.result(20)
 
 
-def share(worker: Worker) -> int:
+def share(worker: WorkerProcess) -> int:
     return shares(worker)[-1][2] if shares(worker) else 0
 
 

@@ -26,7 +26,7 @@ from waiting import until
 from headwater.lab.killer import POINTS
 from headwater.lab.recorder import Recorder
 from headwater.lab.stack import Endpoints
-from headwater.lab.workers import Worker
+from headwater.lab.workers import WorkerProcess
 from pipeline.errors import FatalError
 from pipeline.operate.status import status
 from pipeline.runtime.worker import Worker as App
@@ -110,7 +110,7 @@ def dead(stack: Endpoints, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     yield found
 
 
-def left_by(fleet: Fleet, worker: Worker, raw: Recorder, ingest: Recorder, seen: Recorder) -> Dead:
+def left_by(fleet: Fleet, worker: WorkerProcess, raw: Recorder, ingest: Recorder, seen: Recorder) -> Dead:
     state = fleet.directory / f"{worker.name}.state"
     until(lambda: can_be_locked(state / "transactional-id"), "the end of its last thread")
     started(fleet.conf, state, fleet.prefix).close()  # ends what the worker left open, as its restart would

@@ -17,7 +17,7 @@ from waiting import until
 
 from headwater.lab.recorder import Recorder
 from headwater.lab.simulator.faults import Rates
-from headwater.lab.simulator.history import Stream
+from headwater.lab.simulator.history import SimulatedStream
 from headwater.lab.simulator.kinesis import CREATED
 from headwater.lab.simulator.world import World, delivered, put_record
 from headwater.lab.stack import Endpoints
@@ -75,7 +75,7 @@ def in_order(found: list[Change], deployment: Deployment) -> None:
         assert [one for one in order if one in set(ids)] == ids
 
 
-def list_all(stream: Stream) -> None:
+def list_all(stream: SimulatedStream) -> None:
     for shard in stream.shards.values():
         shard.listed = True
 
@@ -85,7 +85,7 @@ def test_shards_that_split_and_merge_are_read_parents_first_by_fewer_workers(sta
     with deployed(stack, tmp_path, plan) as deployment:
         deployment.more = {"kind": "kinesis", "streams": ["ord*"]}
 
-        def reshape(stream: Stream) -> None:
+        def reshape(stream: SimulatedStream) -> None:
             stream.split(stream.open[0])
             assert stream.merge(stream.open[2])
             assert stream.merge(stream.open[-2])
@@ -118,7 +118,7 @@ def test_a_shard_begins_where_another_reader_ended_and_its_parents_are_not_read(
         assert found()[: len(rest)] == rest
 
 
-def _read_by_another(stream: Stream) -> tuple[str, str, list[str]]:
+def _read_by_another(stream: SimulatedStream) -> tuple[str, str, list[str]]:
     """Return a shard, where in it a reader has ended, and the event IDs behind that."""
     (shard,) = stream.open
     return shard.shard_id, str(shard.records[3].sequence), [record.event_id for record in shard.records[4:]]

@@ -25,7 +25,7 @@ from pipeline.errors import TransientError
 from pipeline.settings.root import Settings
 from pipeline.sources import lambda_handler
 from pipeline.sources.dynamodb.records import cut
-from pipeline.sources.lambda_handler import MARGIN, Writer
+from pipeline.sources.lambda_handler import MARGIN, IngestWriter
 from pipeline.topics.admin import admin, ensure
 from pipeline.topics.names import Topic, Topics
 
@@ -52,10 +52,10 @@ class Place:
 
     settings: Settings
     conf: dict[str, Any]
-    writer: Writer = field(init=False)
+    writer: IngestWriter = field(init=False)
 
     def __post_init__(self) -> None:
-        self.writer = Writer(self.settings)
+        self.writer = IngestWriter(self.settings)
 
     @property
     def topics(self) -> Topics:
@@ -149,11 +149,11 @@ def test_a_broker_that_is_away_or_refuses_is_an_error_and_no_silence(place: Plac
     elsewhere = place.settings.model_copy(
         update={"kafka": place.settings.kafka.model_copy(update={"bootstrap_servers": "127.0.0.1:1"})}
     )
-    away = Writer(elsewhere).handle(DYNAMODB, Context(MARGIN + 1))
+    away = IngestWriter(elsewhere).handle(DYNAMODB, Context(MARGIN + 1))
     assert away["batchItemFailures"], "the time is out: Lambda repeats the batch"
     nowhere = place.settings.model_copy(update={"prefix": f"{place.settings.prefix}-none"})
     with pytest.raises(TransientError, match="was not written"):
-        Writer(nowhere).handle(DYNAMODB, Context())
+        IngestWriter(nowhere).handle(DYNAMODB, Context())
 
 
 def test_what_comes_twice_and_by_both_ways_is_one_change_on_raw(
@@ -196,7 +196,7 @@ def mortal(tmp_path: Path) -> Iterator[tuple[Stack, Place]]:
         yield stack, placed(stack.endpoints)
 
 
-class Struck(Writer):
+class Struck(IngestWriter):
     """Strikes once, when so many records of a batch are on the broker and the transaction is open."""
 
     def __init__(self, settings: Settings, after: int, strike: Callable[[], None]) -> None:

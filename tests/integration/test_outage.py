@@ -19,7 +19,7 @@ from confluent_kafka import Producer
 from headwater.lab.killer import ask
 from headwater.lab.recorder import Recorder
 from headwater.lab.stack import Endpoints, Stack
-from headwater.lab.workers import Worker, Workers
+from headwater.lab.workers import WorkerProcess, Workers
 from pipeline.settings.root import Settings
 from pipeline.topics.admin import admin, ensure
 from pipeline.topics.names import Topics
@@ -54,7 +54,7 @@ class Place:
     workers: Workers
 
     @property
-    def worker(self) -> Worker:
+    def worker(self) -> WorkerProcess:
         return self.workers.all[0]
 
     def log(self) -> str:

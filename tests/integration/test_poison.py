@@ -22,7 +22,7 @@ RECORDS = 900
 POISON = (0, 411, 412, 899)
 APP = """
 from pipeline.runtime.worker import Worker
-from pipeline.settings.root import load
+from pipeline.settings.load import load
 
 worker = Worker(load())
 app = worker.app

@@ -155,7 +155,7 @@ def test_a_record_that_the_ingest_topic_refuses_is_a_dead_letter_and_its_shard_g
 
 OWN = """
 from pipeline.runtime.worker import Worker
-from pipeline.settings.root import load
+from pipeline.settings.load import load
 
 worker = Worker(load())
 app = worker.app

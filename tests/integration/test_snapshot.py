@@ -20,8 +20,8 @@ from waiting import until
 from headwater.lab.recorder import Recorder
 from headwater.lab.simulator import exports as simulated
 from headwater.lab.simulator.faults import ApiError
-from headwater.lab.simulator.server import Options, Running
-from headwater.lab.simulator.world import Plan, World
+from headwater.lab.simulator.server import Running, SimulatorOptions
+from headwater.lab.simulator.world import World, WorldPlan
 from headwater.lab.stack import AWS_URL, Endpoints
 from headwater.lab.workers import Workers
 from pipeline.operate import snapshots as snapshotting
@@ -33,7 +33,7 @@ from pipeline.topics.names import Topics
 
 pytestmark = pytest.mark.kafka
 TABLE = "orders"
-PLAN = Plan(tables=(TABLE,), items=400, shards=2, reshape_every=700, large_every=0, late=0)
+PLAN = WorldPlan(tables=(TABLE,), items=400, shards=2, reshape_every=700, large_every=0, late=0)
 
 
 @dataclass
@@ -120,7 +120,7 @@ def long_ago(world: World) -> None:
 
 
 def test_the_first_snapshot_survives_kills_and_raw_replayed_is_the_table(stack: Endpoints, tmp_path: Path) -> None:
-    with Running(Options(plan=PLAN, rate=0)) as world:
+    with Running(SimulatorOptions(plan=PLAN, rate=0)) as world:
         world.do(long_ago)
         source = {"snapshot": "initial", "snapshot_units": 8}
         deployment = Deployment(stack, tmp_path, world.address, count=2, source=source)
@@ -154,7 +154,7 @@ def test_the_first_snapshot_survives_kills_and_raw_replayed_is_the_table(stack: 
 
 
 def test_the_command_forecasts_takes_shows_and_cancels(stack: Endpoints, tmp_path: Path, headwater: Headwater) -> None:
-    with Running(Options(plan=PLAN, rate=0)) as world:
+    with Running(SimulatorOptions(plan=PLAN, rate=0)) as world:
         world.do(long_ago)
         deployment = Deployment(stack, tmp_path / "workers", world.address)
         environment = deployment.environment
@@ -198,7 +198,7 @@ def test_an_export_is_read_page_by_page_from_any_position(
     world = World(PLAN)
     long_ago(world)
     client = boto3.client("s3", endpoint_url=stack.s3_endpoint_url)
-    for key, body in simulated.Exports(world, "").objects(TABLE, "there"):
+    for key, body in simulated.SimulatedExports(world, "").objects(TABLE, "there"):
         client.put_object(Bucket=bucket, Key=key, Body=body)
     snapshot = Snapshot(TABLE, "s1", 3, export=f"s3://{bucket}/there")
     export = Export("arn", "there/manifest-files.json", 7.0)
@@ -220,7 +220,7 @@ def test_an_export_to_s3_is_read_instead_of_a_scan(
     stack: Endpoints, tmp_path: Path, headwater: Headwater, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bucket = a_bucket(stack, monkeypatch)
-    with Running(Options(plan=PLAN, rate=0, s3_endpoint=stack.s3_endpoint_url)) as world:
+    with Running(SimulatorOptions(plan=PLAN, rate=0, s3_endpoint=stack.s3_endpoint_url)) as world:
         world.do(long_ago)
         deployment = Deployment(stack, tmp_path / "workers", world.address)
         environment = {**deployment.environment, "AWS_ENDPOINT_URL_S3": stack.s3_endpoint_url}
@@ -247,7 +247,7 @@ def test_an_export_to_s3_is_read_instead_of_a_scan(
 def test_a_snapshot_that_cannot_go_on_fails_and_says_why(
     stack: Endpoints, tmp_path: Path, headwater: Headwater
 ) -> None:
-    with Running(Options(plan=PLAN, rate=0)) as world:
+    with Running(SimulatorOptions(plan=PLAN, rate=0)) as world:
         world.do(long_ago)
         deployment = Deployment(stack, tmp_path / "workers", world.address)
         answers = world.simulator.answers
@@ -269,7 +269,7 @@ def _gone() -> bytes:
 
 
 def test_a_gap_is_repaired_by_reading_all_items_anew(stack: Endpoints, tmp_path: Path, headwater: Headwater) -> None:
-    with Running(Options(plan=PLAN, rate=0)) as world:
+    with Running(SimulatorOptions(plan=PLAN, rate=0)) as world:
         deployment = Deployment(stack, tmp_path / "workers", world.address)
         environment = deployment.environment
         with Recorder(deployment.conf, deployment.topics.raw) as raw:

@@ -18,9 +18,9 @@ from waiting import until
 from headwater.lab.recorder import Recorder
 from headwater.lab.simulator.dynamodb import THROTTLED
 from headwater.lab.simulator.faults import ApiError, Rates
-from headwater.lab.simulator.history import Stream
-from headwater.lab.simulator.server import Options, Running
-from headwater.lab.simulator.world import Plan, World
+from headwater.lab.simulator.history import SimulatedStream
+from headwater.lab.simulator.server import Running, SimulatorOptions
+from headwater.lab.simulator.world import World, WorldPlan
 from headwater.lab.stack import AWS_URL, Endpoints
 from headwater.lab.workers import Workers
 from pipeline.settings.root import Settings
@@ -107,7 +107,7 @@ class Deployment:
 
         self.world.do(make)
 
-    def shape(self, what: Callable[[Stream], object]) -> None:
+    def shape(self, what: Callable[[SimulatedStream], object]) -> None:
         """Change the newest stream of the table."""
         self.world.do(lambda world: what(world.tables[TABLE].stream))
 
@@ -122,12 +122,12 @@ class Deployment:
         return self.world.simulator.calls[name]
 
 
-QUIET = Plan(tables=(TABLE,), items=20, shards=1, reshape_every=0, large_every=0, late=0)
+QUIET = WorldPlan(tables=(TABLE,), items=20, shards=1, reshape_every=0, large_every=0, late=0)
 
 
 @contextmanager
-def deployed(stack: Endpoints, directory: Path, plan: Plan = QUIET, **options: Any) -> Iterator[Deployment]:
-    with Running(Options(plan=plan, rate=0, **options)) as world:
+def deployed(stack: Endpoints, directory: Path, plan: WorldPlan = QUIET, **options: Any) -> Iterator[Deployment]:
+    with Running(SimulatorOptions(plan=plan, rate=0, **options)) as world:
         found = Deployment(stack, directory, world)
         ensure(admin(found.conf), found.topics.all(), 1)
         yield found
@@ -139,7 +139,7 @@ def deployment(stack: Endpoints, tmp_path: Path) -> Iterator[Deployment]:
         yield found
 
 
-def roll(stream: Stream) -> None:
+def roll(stream: SimulatedStream) -> None:
     """Close every open shard; each gets a child, listed at once."""
     for shard in list(stream.open):
         stream.roll(shard)
@@ -209,7 +209,7 @@ def test_trap_6_a_shard_that_vanishes_ends_and_is_a_gap(deployment: Deployment) 
             until(lambda: len(found()) >= 10, "the first changes")
         deployment.change(10)
 
-        def lose(stream: Stream) -> None:
+        def lose(stream: SimulatedStream) -> None:
             (shard,) = stream.open
             roll(stream)
             stream.trim(shard, len(shard.records))
@@ -224,7 +224,7 @@ def test_trap_6_a_shard_that_vanishes_ends_and_is_a_gap(deployment: Deployment) 
 
 
 def test_trap_7_and_10_one_bad_table_and_one_bad_record_stop_nothing(stack: Endpoints, tmp_path: Path) -> None:
-    plan = Plan(tables=(TABLE, "customers"), items=20, shards=1, reshape_every=0, large_every=0, late=0)
+    plan = WorldPlan(tables=(TABLE, "customers"), items=20, shards=1, reshape_every=0, large_every=0, late=0)
     with deployed(stack, tmp_path, plan) as deployment:
         deployment.tables = ("cust*", "ord*")
         deployment.change(20)
@@ -419,7 +419,7 @@ def test_trap_4_a_grandchild_that_is_listed_before_its_parent_waits_for_it(deplo
 def test_trap_10_a_table_without_a_stream_that_a_pattern_finds_keeps_no_worker_from_starting(
     stack: Endpoints, tmp_path: Path
 ) -> None:
-    plan = Plan(tables=(TABLE, "orders-old"), items=20, shards=1, reshape_every=0, large_every=0, late=0)
+    plan = WorldPlan(tables=(TABLE, "orders-old"), items=20, shards=1, reshape_every=0, large_every=0, late=0)
     with deployed(stack, tmp_path, plan) as deployment, deployment.ingested() as found:
         deployment.tables = ("ord*",)
         deployment.world.do(lambda world: setattr(world.tables["orders-old"], "off", 1_000_000))
@@ -547,6 +547,6 @@ def test_finished_lineages_leave_the_shards_topic(deployment: Deployment) -> Non
             )
 
 
-def trim_oldest(stream: Stream) -> None:
+def trim_oldest(stream: SimulatedStream) -> None:
     oldest = next(iter(stream.shards.values()))
     stream.trim(oldest, len(oldest.records))

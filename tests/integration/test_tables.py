@@ -20,7 +20,7 @@ from waiting import until
 
 from headwater.lab.recorder import Recorder
 from headwater.lab.stack import Endpoints
-from headwater.lab.workers import Worker, Workers
+from headwater.lab.workers import WorkerProcess, Workers
 from pipeline.topics.admin import admin, ensure
 from pipeline.topics.names import Topic
 
@@ -138,7 +138,7 @@ def deployment(stack: Endpoints, tmp_path: Path) -> Iterator[Deployment]:
     yield found
 
 
-def ready(worker: Worker) -> bool:
+def ready(worker: WorkerProcess) -> bool:
     return worker.log.exists() and "Worker ready" in worker.log.read_text(errors="replace")
 
 
@@ -147,7 +147,7 @@ def until_ready(workers: Workers) -> None:
     assert all(worker.alive() for worker in workers.all), workers.all[0].log.read_text()[-3000:]
 
 
-def get(worker: Worker, path: str) -> dict[str, Any]:
+def get(worker: WorkerProcess, path: str) -> dict[str, Any]:
     assert worker.process is not None
     try:
         with urllib.request.urlopen(worker.process.address + path, timeout=5) as answer:  # noqa: S310 - our own worker

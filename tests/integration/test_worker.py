@@ -272,8 +272,8 @@ def test_faust_bug_acks_in_finally_an_ordinary_agent_that_raises_commits_nothing
     """Faust acks a message also when its agent raises: the slice must not commit for all that."""
     (tmp_path / "mine.py").write_text(
         "import os\n"
-        "from pipeline.runtime.worker import create_app\n"
-        "from pipeline.settings.root import load\n"
+        "from pipeline.runtime.app import create_app\n"
+        "from pipeline.settings.load import load\n"
         "app = create_app(load())\n"
         "words = app.topic(os.environ['WORDS'], value_type=bytes, value_serializer='raw', partitions=2)\n"
         "out = app.topic(os.environ['WORDS'] + '.out', value_type=bytes, value_serializer='raw', partitions=2)\n"

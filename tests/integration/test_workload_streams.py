@@ -14,7 +14,7 @@ from headwater.lab.stack import Endpoints
 from headwater.lab.workload import KEYS, Workload
 from models.change import OPS
 from pipeline.errors import HeadwaterError
-from pipeline.sources.shards import Lineage, Position, Shard
+from pipeline.sources.shards import Lineage, ReadUpTo, Shard
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -79,11 +79,11 @@ def _read(dynamodb: DynamoDBClient, streams: DynamoDBStreamsClient) -> Iterator[
         arn = dynamodb.describe_table(TableName=table)["Table"]["LatestStreamArn"]
         listed = streams.describe_stream(StreamArn=arn)["StreamDescription"]["Shards"]
         shards = [Shard(s["ShardId"], (s["ParentShardId"],) if "ParentShardId" in s else ()) for s in listed]
-        positions: dict[str, Position] = {}
+        positions: dict[str, ReadUpTo] = {}
         while readable := Lineage(shards, positions).readable():
             shard_id = next(iter(readable))
             yield from _drain(streams, table, arn, shard_id)
-            positions[shard_id] = Position(finished=True)
+            positions[shard_id] = ReadUpTo(finished=True)
 
 
 def _drain(streams: DynamoDBStreamsClient, table: str, arn: str, shard_id: str) -> Iterator[Actual]:

@@ -20,7 +20,7 @@ from headwater.testing import run
 from models.attributes import python_value
 from pipeline.files import exact_json
 from pipeline.flows import golden
-from pipeline.flows.compile import Means, NewRegistry, compile_flow, onlooking
+from pipeline.flows.compile import CompileContext, NewRegistry, compile_flow, onlooking
 from pipeline.flows.explain import explain
 from pipeline.settings.flows import FlowSettings
 from pipeline.settings.root import Settings
@@ -62,11 +62,11 @@ def same(event: Any) -> dict[str, Any]:
     return {"python": number + 0, "sum": number + number - number, "product": number * number}
 
 
-def means(text: str) -> Means:
+def means(text: str) -> CompileContext:
     """Return what the steps need: an item and an answer with the number."""
     items = [{"id": {"S": "i"}, "n": {"N": text}}]
     base = onlooking([flow()], (), {"items": items}, {"answer": exact_json.loads(f'{{"n": {text}}}')})
-    return Means(
+    return CompileContext(
         **{**vars(base), "functions": {"same": Function("same", same, batch=False)}, "registry": NewRegistry()}
     )
 
@@ -140,7 +140,7 @@ def test_a_cast_in_sql_is_exact(text: str) -> None:
 def test_avro_readers_find_all_digits(text: str) -> None:
     registry = NewRegistry()
     avro = flow(enrich=[], format={"kind": "avro", "on_conflict": "widen"})
-    (result,) = run_flow(compile_flow(avro, Means(registry=registry)), record(text))
+    (result,) = run_flow(compile_flow(avro, CompileContext(registry=registry)), record(text))
     assert result.error is None, result.error
     schema = json.loads(registry.latest("s-value") or "")
     found: Any = fastavro.schemaless_reader(io.BytesIO((result.messages[0].value or b"")[5:]), schema, None)

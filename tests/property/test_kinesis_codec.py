@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pipeline.settings.sources import KinesisSettings
 from pipeline.sources.base import Unreadable
 from pipeline.sources.kinesis.kpl import MAGIC, NotAggregatedError, Sub, aggregate, deaggregate
-from pipeline.sources.kinesis.records import Number, Put, changes
+from pipeline.sources.kinesis.records import ExactNumber, Put, changes
 
 AS_JSON = KinesisSettings(kind="kinesis", streams=("*",), codec="json")
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -24,7 +24,7 @@ NUMBERS = st.builds(
 )
 Json = Any
 VALUES: st.SearchStrategy[Json] = st.recursive(
-    st.none() | st.booleans() | TEXT | NUMBERS.map(Number),
+    st.none() | st.booleans() | TEXT | NUMBERS.map(ExactNumber),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
     max_leaves=12,
 )
@@ -32,7 +32,7 @@ VALUES: st.SearchStrategy[Json] = st.recursive(
 
 def written(value: Json) -> str:
     """JSON with the digits of numbers as they are."""
-    if isinstance(value, Number):
+    if isinstance(value, ExactNumber):
         return str(value)
     if isinstance(value, list):
         return f"[{','.join(map(written, value))}]"
@@ -47,7 +47,7 @@ def untyped(value: dict[str, Any]) -> Json:
         return [untyped(one) for one in inner]
     if tag == "M":
         return {name: untyped(one) for name, one in inner.items()}
-    return Number(inner) if tag == "N" else None if tag == "NULL" else inner
+    return ExactNumber(inner) if tag == "N" else None if tag == "NULL" else inner
 
 
 @given(st.dictionaries(TEXT, VALUES, max_size=5))

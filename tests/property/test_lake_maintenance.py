@@ -18,7 +18,7 @@ from test_lake_faults import record
 from pipeline.sinks.lake import manifests
 from pipeline.sinks.lake.compact import Compacted, compact
 from pipeline.sinks.lake.layouts.envelope import EnvelopeLayout
-from pipeline.sinks.lake.objects import Objects, Stored
+from pipeline.sinks.lake.objects import Objects, StoredObject
 from pipeline.sinks.lake.sink import LakeSink, Rotation
 from pipeline.sinks.lake.verify import verify
 from pipeline.transport.committed import Committed
@@ -66,9 +66,9 @@ class Bucket:
     def _find(self, path: str) -> bytes | None:
         return self.objects.get(path)
 
-    def _listed(self, prefix: str = "") -> list[Stored]:
+    def _listed(self, prefix: str = "") -> list[StoredObject]:
         return [
-            Stored(path, len(content), self.modified.get(path, datetime.now(UTC)))
+            StoredObject(path, len(content), self.modified.get(path, datetime.now(UTC)))
             for path, content in sorted(self.objects.items())
             if not prefix or path.startswith(f"{prefix}/")
         ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from pipeline.sources.shards import Lineage, Position, Shard
+from pipeline.sources.shards import Lineage, ReadUpTo, Shard
 
 STEPS = ["roll over", "split", "merge", "write", "trim", "discover", "hear", "read", "read", "catch up", "crash"]
 Step = tuple[str, int, int, int]
@@ -52,7 +52,7 @@ class Worker:
     """What one worker knows: a listing, and what it heard last of positions. Both may be old."""
 
     listed: list[Shard] = field(default_factory=list)
-    heard: dict[str, Position] = field(default_factory=dict)
+    heard: dict[str, ReadUpTo] = field(default_factory=dict)
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Group:
 
     stream: Stream
     workers: list[Worker]
-    committed: dict[str, Position] = field(default_factory=dict)
+    committed: dict[str, ReadUpTo] = field(default_factory=dict)
     out: list[tuple[str, int]] = field(default_factory=list)
     ended: set[str] = field(default_factory=set)
 
@@ -75,7 +75,7 @@ class Group:
         own = {shard: position for shard, position in self.committed.items() if self.owns(number, shard)}
         return Lineage(worker.listed, {**others, **own})
 
-    def readable(self, number: int) -> dict[str, Position]:
+    def readable(self, number: int) -> dict[str, ReadUpTo]:
         readable = self.lineage(number).readable()
         return {shard: position for shard, position in readable.items() if self.owns(number, shard)}
 
@@ -108,7 +108,7 @@ class Group:
             return
         self.out += [(shard_id, record) for record in range(first, last)]
         after = str(last - 1) if last > first else position.after
-        self.committed[shard_id] = Position(after)
+        self.committed[shard_id] = ReadUpTo(after)
         if self.stream.is_closed(shard_id) and last == self.stream.records[shard_id]:
             self.end(shard_id, after)
 
@@ -123,7 +123,7 @@ class Group:
     def end(self, shard_id: str, after: str | None) -> None:
         assert shard_id not in self.ended, f"{shard_id} was read again"
         self.ended.add(shard_id)
-        self.committed[shard_id] = Position(after, finished=True)
+        self.committed[shard_id] = ReadUpTo(after, finished=True)
 
     def unread(self) -> list[str]:
         """The shards that are there and were not read to where they stand."""

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.change import canonical, decode, item_key
-from pipeline.flows.compile import Means
+from pipeline.flows.compile import CompileContext
 from pipeline.settings.flows import FlowSettings
 from pipeline.steps import flow as steps
 from pipeline.steps.mask import canonical as in_normal_form
@@ -204,7 +204,7 @@ def wanted(model: Model, states: Mapping[int, Item], names: Sequence[str]) -> di
 
 
 def check(model: Model, changes: Sequence[tuple[int, Item | None, bytes]], names: Sequence[str], batch: int) -> None:
-    compiled = flow(means=Means(mask_key=lambda uri: KEY), **model.settings)
+    compiled = flow(means=CompileContext(mask_key=lambda uri: KEY), **model.settings)
     tables, states = Tables(exact=True), dict[int, Item]()
     for begin in range(0, len(changes), batch):
         piece = changes[begin : begin + batch]

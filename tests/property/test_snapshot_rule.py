@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from replayed import goes_back, replay
 
 from headwater.lab.simulator.dynamodb import DynamoDB
-from headwater.lab.simulator.faults import Faults, Rates
-from headwater.lab.simulator.world import Plan, World
+from headwater.lab.simulator.faults import Rates, ServiceFaults
+from headwater.lab.simulator.world import World, WorldPlan
 from models.change import decode
 from models.snapshot import BEGIN, END, mark
 from pipeline.sources.dynamodb.records import cut
-from pipeline.sources.shard_positions import Place
-from pipeline.sources.shards import Lineage, Position, Shard
+from pipeline.sources.shard_positions import ShardPosition
+from pipeline.sources.shards import Lineage, ReadUpTo, Shard
 from pipeline.sources.snapshots.known import Segment, Snapshot
 from pipeline.sources.snapshots.scan import rows
 from pipeline.sources.snapshots.tips import is_reached, tip_of
@@ -63,11 +63,11 @@ class Pipeline:
 
     def __init__(self, world: World, settle: float, seed: int) -> None:
         self.world, self.settle = world, settle
-        self.api = DynamoDB(world, Faults(Rates(), seed)).calls
+        self.api = DynamoDB(world, ServiceFaults(Rates(), seed)).calls
         self.dice = random.Random(seed)  # noqa: S311 - an example that can be had again
         self.arn = world.tables[TABLE].stream.arn
         self.listed: list[Shard] = []
-        self.places: dict[str, Place] = {}
+        self.places: dict[str, ShardPosition] = {}
         self.empty: dict[str, int] = {}
         self.iterators: dict[str, str] = {}
         self.snapshot = Snapshot(TABLE, "s1", 2)
@@ -98,12 +98,12 @@ class Pipeline:
 
     def read(self) -> None:
         """Ask one shard once."""
-        lineage = Lineage(self.listed, {s: Position(p.after, p.finished) for s, p in self.places.items()})
+        lineage = Lineage(self.listed, {s: ReadUpTo(p.after, p.finished) for s, p in self.places.items()})
         readable = list(lineage.readable())
         if not readable:
             return
         shard_id = self.dice.choice(readable)
-        before = self.places.get(shard_id, Place(TABLE, None))
+        before = self.places.get(shard_id, ShardPosition(TABLE, None))
         at = self.world.clock()
         if shard_id not in self.iterators:
             where = {"StreamArn": self.arn, "ShardId": shard_id, "ShardIteratorType": "TRIM_HORIZON"}
@@ -118,7 +118,7 @@ class Pipeline:
             last = decode(found.records[-1]["value"]).ts_us / 1e6
         read_to = 0.0 if finished else tip_of(last, self.empty.get(shard_id, 0), at)
         self.empty[shard_id] = 0 if found.records else self.empty.get(shard_id, 0) + 1
-        self.places[shard_id] = Place(TABLE, found.last or before.after, finished, at, max(read_to, before.tip))
+        self.places[shard_id] = ShardPosition(TABLE, found.last or before.after, finished, at, max(read_to, before.tip))
 
     def scan(self) -> None:
         """Scan a page of a segment, or let one go."""
@@ -149,7 +149,9 @@ class Pipeline:
 
 def run(seed: int, lag: int, settle: int, before: int, items: int, during: int) -> Pipeline:
     """Make changes, begin to capture, take a snapshot beside more changes, until all is read."""
-    plan = Plan(seed, (TABLE,), items=items, shards=2, reshape_every=17, late=3, kept=10**9, large_every=0, lag=lag)
+    plan = WorldPlan(
+        seed, (TABLE,), items=items, shards=2, reshape_every=17, late=3, kept=10**9, large_every=0, lag=lag
+    )
     world = World(plan)
     world.clock = lambda: float(world.made)
     for _ in range(before):

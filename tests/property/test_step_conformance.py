@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from models.change import decode, item_key
-from pipeline.flows.compile import GivenRows, Means
-from pipeline.services.lookups import Http, Items
+from pipeline.flows.compile import CompileContext, FixedRows
+from pipeline.services.lookups import Http, ItemBatches
 from pipeline.services.registry import SchemaRegistry
 from pipeline.settings.enrich import LookupSettings, MaskSettings
 from pipeline.settings.formats import EnvelopeSettings, FormatSettings
@@ -29,7 +29,7 @@ from pipeline.steps.envelope import compile_envelope
 from pipeline.steps.event import Event, Step
 from pipeline.steps.flow import Given, Result, pieces
 from pipeline.steps.formats.registered import compile_format
-from pipeline.steps.lookup import LONGEST, Answer, Breaker, Memory, Question, RefusedError, compile_lookup
+from pipeline.steps.lookup import LONGEST, Answer, AnswerCache, Breaker, Question, RefusedError, compile_lookup
 from pipeline.steps.mask import compile_masks
 from pipeline.steps.python import DROP, Change, Function, call
 from pipeline.steps.secrecy import MaskKey
@@ -92,13 +92,13 @@ def http() -> Http:
 
 
 @cache
-def table_items() -> Items:
-    service = Items(LookupSettings(kind="lookup", table="prices", region="eu-west-1", key={"id": "id"}, into="a"))
+def table_items() -> ItemBatches:
+    service = ItemBatches(LookupSettings(kind="lookup", table="prices", region="eu-west-1", key={"id": "id"}, into="a"))
     service._client = CannedItems()  # type: ignore[assignment]  # asked in its place
     return unbroken(service)
 
 
-Service = TypeVar("Service", Http, Items)
+Service = TypeVar("Service", Http, ItemBatches)
 
 
 def unbroken(service: Service) -> Service:
@@ -107,11 +107,11 @@ def unbroken(service: Service) -> Service:
     return service
 
 
-def asking(service: Http | Items, on_failure: Literal["reject", "pass"]) -> Step:
-    return compile_lookup("a", service.question, service, Memory(100, 60, 60), on_failure)
+def asking(service: Http | ItemBatches, on_failure: Literal["reject", "pass"]) -> Step:
+    return compile_lookup("a", service.question, service, AnswerCache(100, 60, 60), on_failure)
 
 
-CUSTOMERS = GivenRows(
+CUSTOMERS = FixedRows(
     {b'{"S":"k%d"}' % n: b'{"id":{"S":"k%d"},"tier":{"N":"%d.50"}}' % (n, n) for n in range(1, 40, 2)}
 )
 WITH_CUSTOMERS = (
@@ -143,8 +143,8 @@ STEPS: dict[str, Callable[[], Step]] = {
     "lookup, http": lambda: asking(http(), "reject"),
     "lookup, http, pass": lambda: asking(http(), "pass"),
     "lookup, items": lambda: asking(table_items(), "reject"),
-    "lookup": lambda: compile_lookup("a", lambda one: one.key, ask, Memory(100, 60, 60), "reject"),
-    "lookup, pass": lambda: compile_lookup("a", lambda one: one.key, ask, Memory(0, 60, 60), "pass"),
+    "lookup": lambda: compile_lookup("a", lambda one: one.key, ask, AnswerCache(100, 60, 60), "reject"),
+    "lookup, pass": lambda: compile_lookup("a", lambda one: one.key, ask, AnswerCache(0, 60, 60), "pass"),
     "python": lambda: call(Function("price", price, batch=False)),
     "python, batch": lambda: call(Function("prices", prices, batch=True)),
     "select": lambda: select(["id", "total", "größe"]),
@@ -261,7 +261,7 @@ FLOWS: dict[str, dict[str, Any]] = {
         "envelope": "plain",
     },
 }
-MEANS = Means(
+MEANS = CompileContext(
     rows={"customers": CUSTOMERS},
     functions={"price": Function("price", price, batch=False), "prices": Function("prices", prices, batch=True)},
     mask_key=lambda uri: KEY,

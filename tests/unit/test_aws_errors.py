@@ -260,13 +260,13 @@ def test_a_provider_that_fails_at_a_look_is_an_error_of_the_look(
 
 @pytest.mark.parametrize("off", [-90_000.0, 90_000.0])
 def test_a_clock_that_is_a_day_off_is_corrected_by_what_aws_says(off: float) -> None:
-    clock = aws.Clock(lambda: 1_796_000_000.0 + off)
+    clock = aws.AwsClock(lambda: 1_796_000_000.0 + off)
     clock.take(SimpleNamespace(headers={"Date": formatdate(1_796_000_000, usegmt=True)}))
     assert clock.now() == 1_796_000_000.0
 
 
 def test_answers_without_a_time_and_small_differences_change_no_clock() -> None:
-    clock = aws.Clock(lambda: 1_796_000_002.5)
+    clock = aws.AwsClock(lambda: 1_796_000_002.5)
     answers: list[dict[str, str]] = [{}, {"Date": "nonsense"}, {"Date": formatdate(1_796_000_000, usegmt=True)}]
     for headers in answers:
         clock.take(SimpleNamespace(headers=headers))

@@ -10,9 +10,9 @@ import msgspec
 import pytest
 
 from headwater.lab.bench import canned, ingest, ingest_report, plain_boto3
-from headwater.lab.bench.load import Outcome
+from headwater.lab.bench.load import LoadOutcome
 from pipeline.sources.dynamodb.records import cut
-from pipeline.sources.shard_positions import Place
+from pipeline.sources.shard_positions import ShardPosition
 
 RECORDS = canned.PER_ANSWER + 5
 
@@ -81,9 +81,9 @@ def test_an_answer_is_as_large_as_aws_makes_it() -> None:
 
 
 def test_results_are_medians_and_name_what_is_wrong() -> None:
-    rounds = [ingest.Round(pace, 14.0, 0.5, Outcome(0, 0)) for pace in (60_000.0, 70_000.0, 80_000.0)]
-    plain = [ingest.Round(4_000.0, 240.0, 0.5, Outcome(1, 0))]
-    results = ingest.Results("Kafka", rounds={"plain_boto3": plain, "8": rounds, "64": rounds})
+    rounds = [ingest.IngestRound(pace, 14.0, 0.5, LoadOutcome(0, 0)) for pace in (60_000.0, 70_000.0, 80_000.0)]
+    plain = [ingest.IngestRound(4_000.0, 240.0, 0.5, LoadOutcome(1, 0))]
+    results = ingest.IngestResults("Kafka", rounds={"plain_boto3": plain, "8": rounds, "64": rounds})
     results.idle = ingest.Idle(19.2, 0.02)
     assert results.as_json() == {
         "plain_boto3": {"changes_per_s": 4_000, "cpu_s_per_million": 240.0},
@@ -104,6 +104,6 @@ def test_positions_tell_how_many_changes_were_committed() -> None:
     progress = ingest.Positions()
     progress.take(b"arn/", b'{"table":"orders"}')
     for shard, number in ((0, 41), (1, 9), (0, 99)):
-        value = msgspec.json.encode(Place("orders", str(canned.sequence(shard, number))))
+        value = msgspec.json.encode(ShardPosition("orders", str(canned.sequence(shard, number))))
         progress.take(b"arn/%d" % shard, value)
     assert progress.done == 110

@@ -11,20 +11,20 @@ import pytest
 
 from headwater.lab import machine
 from headwater.lab.bench import extras, load, measure, report, standstill, systems
-from headwater.lab.bench.dedup import Results, Round
-from headwater.lab.bench.load import Outcome
+from headwater.lab.bench.dedup import DedupResults, DedupRound
+from headwater.lab.bench.load import LoadOutcome
 from pipeline.errors import HeadwaterError
 
 
 @pytest.fixture
-def results() -> Results:
-    results = Results("Apache Kafka", began=datetime(2026, 3, 1, tzinfo=UTC), messages=1000)
+def results() -> DedupResults:
+    results = DedupResults("Apache Kafka", began=datetime(2026, 3, 1, tzinfo=UTC), messages=1000)
     for key, title, paces in (
         ("hand_written", "By hand", (100.0, 300.0, 200.0)),
         ("headwater_exactly_once", "Headwater, exactly once", (90.0, 80.0, 70.0)),
     ):
         results.titles[key] = title
-        results.rounds[key] = [Round(pace, 8.125, 100.4, Outcome(0, 0)) for pace in paces]
+        results.rounds[key] = [DedupRound(pace, 8.125, 100.4, LoadOutcome(0, 0)) for pace in paces]
     return results
 
 
@@ -54,8 +54,8 @@ def test_a_record_is_json_of_496_bytes_with_its_event_id_in_front(number: int) -
 
 def test_an_output_is_compared_with_its_input() -> None:
     given = load.Input(("a", "b", "a", "c"))
-    assert load.compare([b"a", b"b", b"b", b"b"], given) == Outcome(missing=1, doubled=2)
-    assert load.compare([b"c", b"a", b"b"], given) == Outcome(0, 0)
+    assert load.compare([b"a", b"b", b"b", b"b"], given) == LoadOutcome(missing=1, doubled=2)
+    assert load.compare([b"c", b"a", b"b"], given) == LoadOutcome(0, 0)
 
 
 def test_a_slow_system_gets_fewer_messages_but_not_too_few() -> None:
@@ -95,7 +95,7 @@ def test_a_standstill_reaches_from_before_the_event_to_after_its_end() -> None:
     assert standstill.longest([], 1.0, 3.0) == pytest.approx(2.0)
 
 
-def test_the_object_has_medians_and_only_what_was_run(results: Results) -> None:
+def test_the_object_has_medians_and_only_what_was_run(results: DedupResults) -> None:
     assert results.as_json() == {
         "hand_written": {"records_per_s": 200, "cpu_s_per_million": 8.12, "rss_mib": 100},
         "headwater_exactly_once": {"records_per_s": 80, "cpu_s_per_million": 8.12, "rss_mib": 100},
@@ -107,17 +107,17 @@ def test_the_object_has_medians_and_only_what_was_run(results: Results) -> None:
     assert results.as_json()["growth"] == {"at_100k": 10, "at_10m": 10}
 
 
-def test_a_wrong_output_is_a_failure_where_the_guarantee_forbids_it(results: Results) -> None:
+def test_a_wrong_output_is_a_failure_where_the_guarantee_forbids_it(results: DedupResults) -> None:
     assert results.failures == []
-    results.rounds["hand_written"][1] = Round(1, 1, 1, Outcome(0, 3))
+    results.rounds["hand_written"][1] = DedupRound(1, 1, 1, LoadOutcome(0, 3))
     assert results.failures == []
-    results.rounds["headwater_exactly_once"][1] = Round(1, 1, 1, Outcome(0, 3))
+    results.rounds["headwater_exactly_once"][1] = DedupRound(1, 1, 1, LoadOutcome(0, 3))
     assert results.failures == ["Headwater, exactly once: 0 missing, 3 doubled"]
-    results.rounds["hand_written"][1] = Round(1, 1, 1, Outcome(2, 0))
+    results.rounds["hand_written"][1] = DedupRound(1, 1, 1, LoadOutcome(2, 0))
     assert results.failures[0] == "By hand: 2 missing, 0 doubled"
 
 
-def test_the_picture_names_every_system_and_is_named_by_its_date(results: Results, tmp_path: Path) -> None:
+def test_the_picture_names_every_system_and_is_named_by_its_date(results: DedupResults, tmp_path: Path) -> None:
     axes = report.picture(results).axes[0]
     assert {label.get_text() for label in axes.get_yticklabels()} == {"By hand", "Headwater, exactly once"}
     assert "2026-03-01" in axes.get_xlabel()
@@ -126,7 +126,7 @@ def test_the_picture_names_every_system_and_is_named_by_its_date(results: Result
     assert drawn.read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_tables_as_markdown(results: Results) -> None:
+def test_the_tables_as_markdown(results: DedupResults) -> None:
     results.left_out["Kafka Streams"] = "there is no Java on PATH"
     text = report.markdown(results)
     assert "| By hand | 200 | 8.1 | 100 | 0 | 0 | 100 to 300 |" in text

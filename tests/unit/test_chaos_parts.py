@@ -15,9 +15,9 @@ import pytest
 from confluent_kafka import Producer
 
 from headwater.lab import disk
-from headwater.lab.chaos_ledger import Outcome, compare
+from headwater.lab.chaos_ledger import LedgerOutcome, compare
 from headwater.lab.chaos_load import change_of, key_of, sleep_of
-from headwater.lab.chaos_report import MEANING, Options, Report, section
+from headwater.lab.chaos_report import MEANING, ChaosOptions, ChaosReport, section
 from headwater.lab.faults import plan
 from headwater.lab.killer import Killer, ask
 from models.gap import Gap
@@ -31,23 +31,23 @@ BEGAN = datetime(2026, 3, 1, tzinfo=UTC)
 
 @pytest.mark.parametrize("wrong", ["lost", "duplicated", "out_of_order", "stuck"])
 def test_one_wrong_change_is_a_failure(wrong: str) -> None:
-    report = Report(input=5, output=5)
+    report = ChaosReport(input=5, output=5)
     assert report.ok
     setattr(report, wrong, 1)
     assert not report.ok
 
 
 def test_the_section_has_every_fault_the_figures_and_the_command() -> None:
-    report = Report(faults=dict.fromkeys(MEANING, 8), input=1_234, output=1_234, aborted=5, seconds=600.5, seed=42)
+    report = ChaosReport(faults=dict.fromkeys(MEANING, 8), input=1_234, output=1_234, aborted=5, seconds=600.5, seed=42)
     report.left_out = {"fill disk": "mount: permission denied"}
-    text = section(report, Options(Path("any"), faults=144), BEGAN, "Apache Kafka on a machine")
+    text = section(report, ChaosOptions(Path("any"), faults=144), BEGAN, "Apache Kafka on a machine")
     assert all(f"| {meaning} | 8 |" in text for meaning in MEANING.values())
     assert "Nothing was lost, doubled, reordered or stuck. 2026-03-01 00:00 UTC; Apache Kafka on a machine." in text
     assert "| changes in the raw topic | 1,234 |" in text
     assert "headwater chaos --faults 144 --seed 42 --rate 5000" in text
     assert "Left out, fill disk: mount: permission denied" in text
     report.lost = 1
-    assert "**The output was wrong.**" in section(report, Options(Path("any")), BEGAN, "")
+    assert "**The output was wrong.**" in section(report, ChaosOptions(Path("any")), BEGAN, "")
 
 
 def schedule(count: int, seed: int) -> list[str]:
@@ -77,15 +77,15 @@ def verdict(
     lake: list[int] | None = None,
     gap: tuple[int, int] | None = None,
     trimmed: int = 0,
-) -> Report:
+) -> ChaosReport:
     """Return the verdict on one partition; nothing said: the sink topic has what raw has, and the lake all of that."""
     sinks = [older or [], raw if sink is None else sink]
     carried = [change for log in sinks for change in log] if lake is None else lake
     gaps = (
         [] if gap is None else [Gap("", "", "", None, "retention", topic="i", partition=0, first=gap[0], last=gap[1])]
     )
-    report = Report()
-    outcome = Outcome(
+    report = ChaosReport()
+    outcome = LedgerOutcome(
         {0: ingest},
         {0: list(range(len(ingest)))},
         {0: raw},
@@ -99,7 +99,7 @@ def verdict(
     return report
 
 
-def faults_of(report: Report) -> tuple[int, int, int]:
+def faults_of(report: ChaosReport) -> tuple[int, int, int]:
     return report.lost, report.duplicated, report.out_of_order
 
 

@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from schema_registry import Registry as Served
 from schema_registry import serve
 
-from pipeline.flows.compile import Means
+from pipeline.flows.compile import CompileContext
 from pipeline.flows.graph import steps
 from pipeline.services.registry import SchemaRegistry
 from pipeline.settings.flows import FlowSettings
@@ -254,7 +254,7 @@ ITEM = {"customer": {"S": "c-1"}, "line": {"N": "7"}, "note": {"S": "x"}}
 
 def messages(served: Served, clients: ExitStack, *values: bytes, **settings: Any) -> list[Message]:
     """Return what a flow makes of records."""
-    means = Means(registry=registry_of(served, clients), topic=lambda sink: f"p.sink.{sink}")
+    means = CompileContext(registry=registry_of(served, clients), topic=lambda sink: f"p.sink.{sink}")
     results = run(
         flow(means=means, to="orders-a", envelope={"kind": "debezium", "tombstone": True}, **settings), *values
     )
@@ -295,7 +295,7 @@ def test_the_schema_of_keys_stays_what_it_is(kind: str, served: Served, clients:
     (one,) = messages(served, clients, record(ITEM, keys=KEYS), format=kind, key_format=kind)
     (again,) = messages(served, clients, record(ITEM, keys=("line", "customer")), format=kind, key_format=kind)
     assert again.key == one.key
-    means = Means(registry=registry_of(served, clients), topic=lambda sink: f"p.sink.{sink}")
+    means = CompileContext(registry=registry_of(served, clients), topic=lambda sink: f"p.sink.{sink}")
     other = flow(means=means, to="orders-a", envelope="debezium", format=kind, key_format=kind)
     (result,) = run(other, record(ITEM, keys=("customer",)))
     assert isinstance(result.error, ConflictError)

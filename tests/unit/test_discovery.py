@@ -15,7 +15,7 @@ from pipeline.errors import HeadwaterError
 from pipeline.metrics import Metrics
 from pipeline.services.aws import DeniedError, VanishedError
 from pipeline.sources.base import Pacing, Stream, StreamApi
-from pipeline.sources.shard_positions import Beginning, Place, ShardOf
+from pipeline.sources.shard_positions import Beginning, ShardOf, ShardPosition
 from pipeline.sources.shards import Lineage, Shard
 from pipeline.sources.stream_source import StreamSource
 from pipeline.transport import Transport
@@ -105,8 +105,8 @@ def test_a_finished_parent_is_not_forgotten_for_one_listing_without_it() -> None
         source = a_source(api)
         source._ready = set(range(1000))
         know(source, "", Beginning(TABLE, roots=("a",)))
-        know(source, "a", Place(TABLE, "9", finished=True, at=time.time()))
-        know(source, "b", Place(TABLE, "12"))
+        know(source, "a", ShardPosition(TABLE, "9", finished=True, at=time.time()))
+        know(source, "b", ShardPosition(TABLE, "12"))
         return source
 
     source = a_knowing_source(Api([A, B], [B], [A, B]))
@@ -153,7 +153,7 @@ def test_that_a_stream_does_not_exist_is_believed_when_it_is_said_twice() -> Non
     gone = VanishedError("the stream does not exist")
     source = a_source(Api([A], gone, [A], gone, gone))
     know(source, "", Beginning(TABLE, roots=("a",)))
-    know(source, "a", Place(TABLE, "9"))
+    know(source, "a", ShardPosition(TABLE, "9"))
     look(source, 4)
     assert not source.is_gone(ShardOf(TABLE, ARN, "a"))
     look(source)

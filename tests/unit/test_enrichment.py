@@ -16,11 +16,11 @@ from serving import Service
 from headwater import DROP, Change, enrich
 from headwater.testing import change, run
 from pipeline.errors import TransientError, UsageError
-from pipeline.flows.compile import GivenRows, Means, compile_flow
+from pipeline.flows.compile import CompileContext, FixedRows, compile_flow
 from pipeline.services.lookups import lookup
 from pipeline.settings.enrich import LookupSettings
 from pipeline.settings.flows import FlowSettings
-from pipeline.steps.lookup import FAILURES, Breaker, Memory, compile_lookup
+from pipeline.steps.lookup import FAILURES, AnswerCache, Breaker, compile_lookup
 from pipeline.steps.python import load
 from pipeline.steps.sql import QueryError, compile_query
 
@@ -89,10 +89,10 @@ def test_a_query_reads_tables_with_a_sort_key_and_topics() -> None:
         }
     )
     rows = {
-        "lines": GivenRows({b'{"n":{"N":"1"},"order":{"S":"o-1"}}': b'{"tier":{"S":"a"}}'}),
-        "topic:crm.tiers": GivenRows({"c 1/ä".encode(): item}),
+        "lines": FixedRows({b'{"n":{"N":"1"},"order":{"S":"o-1"}}': b'{"tier":{"S":"a"}}'}),
+        "topic:crm.tiers": FixedRows({"c 1/ä".encode(): item}),
     }
-    (one,) = done(compile_flow(flow, Means(rows=rows)).enrich[0][1], record(ORDER))
+    (one,) = done(compile_flow(flow, CompileContext(rows=rows)).enrich[0][1], record(ORDER))
     assert outcome(one)["added"] == {"line": {"S": "a"}, "tier": {"S": "gold"}}
 
 
@@ -373,7 +373,7 @@ def test_calls_that_were_under_way_when_a_service_is_given_up_make_the_pause_no_
 
 def test_answers_are_remembered_as_long_as_they_may() -> None:
     now = [0.0]
-    memory = Memory(10, ttl=10, missing_ttl=1, clock=lambda: now[0])
+    memory = AnswerCache(10, ttl=10, missing_ttl=1, clock=lambda: now[0])
     value = event(record(ORDER)).change.body.keys
     memory.put(b"a", value)
     memory.put(b"b", None)
@@ -394,7 +394,7 @@ def test_a_batch_that_takes_too_long_gets_further_with_each_try() -> None:
         now[0] += 4
         return dict.fromkeys(questions)
 
-    memory = Memory(10_000, 60, 60, lambda: now[0])
+    memory = AnswerCache(10_000, 60, 60, lambda: now[0])
     step = compile_lookup("a", lambda one: one.key, ask, memory, "retry", lambda: now[0])
     events = [event(record({"id": {"S": f"k{number}"}})) for number in range(1_000)]
     with pytest.raises(TransientError, match="longer than 6 s"):
@@ -403,7 +403,7 @@ def test_a_batch_that_takes_too_long_gets_further_with_each_try() -> None:
     assert asked == [400, 400, 200]
     assert all(one.added for one in events)
     asked.clear()
-    forgetful = compile_lookup("a", lambda one: one.key, ask, Memory(0, 60, 60), "retry", lambda: now[0])
+    forgetful = compile_lookup("a", lambda one: one.key, ask, AnswerCache(0, 60, 60), "retry", lambda: now[0])
     forgetful(events)
     assert asked == [400, 400, 200], "what is not remembered is asked in one go, however long it takes"
 

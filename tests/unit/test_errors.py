@@ -19,7 +19,7 @@ from pipeline.runtime import worker as apps
 from pipeline.runtime.worker import Worker
 from pipeline.services.aws import TrimmedError, VanishedError
 from pipeline.transport import Batch
-from pipeline.transport.consumer import TooSlowError
+from pipeline.transport.slow import TooSlowError
 from pipeline.transport.transaction import LOST, Transaction, raising_kafka_errors
 
 

@@ -10,14 +10,14 @@ from typing import Any, cast
 import pytest
 
 from pipeline.settings.enrich import PARTITIONED
-from pipeline.state.items import Items
-from pipeline.state.joined import Joins, Joint, Reached, Reference
-from pipeline.state.parked import Head, Lot, Parked, Place, Times, Waiting
+from pipeline.state.flow_state import JoinedItem, Joins, Reached, Reference
+from pipeline.state.held_changes import FlowItem, Head, HeldChange, HeldChanges, HeldState, Times
+from pipeline.state.items import PartitionItems
 from pipeline.state.table_partitions import TablePartition
 from pipeline.transport import Slice
 
-A, B = Place("f", b'{"id":{"S":"a"}}'), Place("f", b'{"id":{"S":"b"}}')
-ADA, BOB = Joint("customers", b"ada", b"1"), Joint("customers", b"bob", b"1")
+A, B = FlowItem("f", b'{"id":{"S":"a"}}'), FlowItem("f", b'{"id":{"S":"b"}}')
+ADA, BOB = JoinedItem("customers", b"ada", b"1"), JoinedItem("customers", b"bob", b"1")
 
 
 @pytest.fixture
@@ -32,13 +32,13 @@ def commit(part: TablePartition) -> None:
     part.committed(0)
 
 
-def waiting(offset: int) -> Waiting:
-    return Waiting(offset, 1.5, b"key", b"value %d" % offset)
+def waiting(offset: int) -> HeldChange:
+    return HeldChange(offset, 1.5, b"key", b"value %d" % offset)
 
 
 def test_what_waits_comes_back_in_the_order_of_raw_across_slices(part: TablePartition) -> None:
-    blocked: list[tuple[Place, Head]] = []
-    lot = Lot(part, lambda place, head: blocked.append((place, head)), Times(lambda: 1.5))
+    blocked: list[tuple[FlowItem, Head]] = []
+    lot = HeldChanges(part, lambda place, head: blocked.append((place, head)), Times(lambda: 1.5))
     lot.block(A, Head(*A, 10))
     lot.park(A, waiting(300))
     commit(part)
@@ -55,7 +55,7 @@ def test_what_waits_comes_back_in_the_order_of_raw_across_slices(part: TablePart
 
 
 def test_an_aborted_slice_leaves_what_waits_as_it_was(part: TablePartition) -> None:
-    lot = Lot(part, lambda place, head: None, Times(lambda: 1.5))
+    lot = HeldChanges(part, lambda place, head: None, Times(lambda: 1.5))
     lot.block(A, Head(*A, 10, ("customers", b"k"), 99.5))
     lot.park(A, waiting(10))
     commit(part)
@@ -68,14 +68,14 @@ def test_an_aborted_slice_leaves_what_waits_as_it_was(part: TablePartition) -> N
 
 
 def test_what_waits_behind_a_change_is_found_by_its_offset(part: TablePartition) -> None:
-    lot = Lot(part, lambda place, head: None, Times(lambda: 1.5))
+    lot = HeldChanges(part, lambda place, head: None, Times(lambda: 1.5))
     lot.block(A, Head(*A, 10))
     lot.block(B, Head(*B, 11))
     commit(part)
     assert (lot.behind("f", 10), lot.behind("f", 11), lot.behind("g", 10), lot.behind("f", 12)) == (A, B, None, None)
 
 
-def found(joins: Joins, one: Joint, after: bytes = b"", most: int = 10) -> list[bytes]:
+def found(joins: Joins, one: JoinedItem, after: bytes = b"", most: int = 10) -> list[bytes]:
     entries = [joins.get(key) for _, key in joins.with_reference(Reference(one.table, one.key), after, most)]
     return [entry.item for entry in entries if entry is not None]
 
@@ -95,13 +95,13 @@ def test_an_item_is_found_by_the_references_of_its_last_change(part: TablePartit
     commit(part)
     assert found(joins, ADA) == []
     assert found(joins, BOB) == [A.item]
-    joins.put(Place("f", b"unknown"), [], waiting(5))
+    joins.put(FlowItem("f", b"unknown"), [], waiting(5))
     assert not part.dirty, "nothing to take note of"
 
 
 def test_many_items_of_a_reference_are_found_piece_by_piece(part: TablePartition) -> None:
     joins = Joins(part)
-    places = [Place("f", b"%d" % number) for number in range(25)]
+    places = [FlowItem("f", b"%d" % number) for number in range(25)]
     for number, place in enumerate(places):
         joins.put(place, [ADA], waiting(number))
         if number == 15:
@@ -125,7 +125,7 @@ def test_how_far_a_reference_was_followed_is_known(part: TablePartition) -> None
 
 
 def test_items_of_partitioned_tables_are_kept_by_table_and_undone_with_their_slice(part: TablePartition) -> None:
-    items = Items(part)
+    items = PartitionItems(part)
     assert items.key_schema("customers") == ""
     items.put("customers", b"k", b"1", "id (S)")
     items.put("totals", b"k", b"2", "id (N)")
@@ -142,7 +142,7 @@ def test_items_of_partitioned_tables_are_kept_by_table_and_undone_with_their_sli
 
 
 def test_what_was_joined_by_own_key_is_found_without_an_index(part: TablePartition) -> None:
-    joins, one = Joins(part), Joint(f"{PARTITIONED}customers", A.item, b"1")
+    joins, one = Joins(part), JoinedItem(f"{PARTITIONED}customers", A.item, b"1")
     joins.put(A, [one, ADA], waiting(1))
     assert part.freeze().keys() == {*part.written(b"i/"), *part.written(b"x/")}
     assert len(part.written(b"x/")) == 1, "that of the global table"
@@ -155,9 +155,9 @@ def test_what_was_joined_by_own_key_is_found_without_an_index(part: TablePartiti
 
 
 def test_nothing_goes_on_before_the_flows_are_there(part: TablePartition, tmp_path: Path) -> None:
-    released: list[Place] = []
+    released: list[FlowItem] = []
     ready = False
-    parked = Parked(
+    parked = HeldState(
         cast("Any", SimpleNamespace(participants=[])),
         "raw",
         "flow-state",
@@ -166,7 +166,7 @@ def test_nothing_goes_on_before_the_flows_are_there(part: TablePartition, tmp_pa
         release=lambda partition, place: released.append(place),
         is_ready=lambda: ready,
     )
-    place, head = Place("f", b"k"), Head("f", b"k", 3, ("customers", b"c"), 60.0)
+    place, head = FlowItem("f", b"k"), Head("f", b"k", 3, ("customers", b"c"), 60.0)
     parked.all = {0: part}
     parked.lot(0).block(place, head)
     commit(part)

@@ -28,7 +28,7 @@ from pipeline.sinks.lake.objects import Objects
 from pipeline.sinks.lake.paths import origin_of
 from pipeline.sinks.lake.sink import LakeSink, Rotation
 from pipeline.sinks.lake.verify import verify
-from pipeline.sinks.rows import Reader, Rows
+from pipeline.sinks.rows import RowReader, Rows
 
 KEY = {"k": {"S": "1"}}
 
@@ -62,7 +62,7 @@ def rows(*items: Any, name: str = "INSERT", **style: Any) -> Rows:
     values = [event(n, item, name, **style) for n, item in enumerate(items)]
     messages = [Message(*PARTITION, offset=n, key=b"k", value=value) for n, value in enumerate(values)]
     found = Rows()
-    for piece, rejected in Reader().read(messages):
+    for piece, rejected in RowReader().read(messages):
         assert not rejected
         found.extend(piece)
     return found
@@ -364,7 +364,7 @@ def test_what_a_run_did_not_come_to_delete_is_deleted_by_the_next(tmp_path: Path
 
 def test_a_directory_tells_of_gaps_once(tmp_path: Path) -> None:
     objects, _ = written(tmp_path)
-    gap, told = manifests.Gap("T", "shard-1", "5", None, "trimmed", 1.5), set[str]()
+    gap, told = manifests.ManifestGap("T", "shard-1", "5", None, "trimmed", 1.5), set[str]()
     file = manifests.read_manifests(objects, "table=T/hour=00")[0].files[0]
     before = objects.requests.put
     for _ in range(3):

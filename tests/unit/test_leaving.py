@@ -12,7 +12,7 @@ from flowing import flow, run, sinks
 from pydantic import ValidationError
 
 from models.change import decode
-from pipeline.flows.compile import Means, NewRegistry, onlooking
+from pipeline.flows.compile import CompileContext, NewRegistry, onlooking
 from pipeline.flows.explain import explain
 from pipeline.flows.golden import check
 from pipeline.flows.graph import steps as drawn
@@ -39,7 +39,9 @@ def told(result: Result) -> list[tuple[str, str, str | None]]:
     return found
 
 
-def made(new: Any, old: Any = None, means: Means | None = None, **settings: Any) -> list[tuple[str, str, str | None]]:
+def made(
+    new: Any, old: Any = None, means: CompileContext | None = None, **settings: Any
+) -> list[tuple[str, str, str | None]]:
     results = run(flow(means=means, **{"to": TO, **settings}), record(new, old))
     assert [result.error for result in results] == [None] * len(results)
     return [one for result in results for one in told(result)]
@@ -200,14 +202,14 @@ def test_tombstone_is_key_and_null_whatever_the_envelope(envelope: str) -> None:
     assert removed.value is None
 
 
-MASKED = Means(mask_key=lambda uri: KEY)
+MASKED = CompileContext(mask_key=lambda uri: KEY)
 
 
 @pytest.mark.parametrize("kind", ["avro", "protobuf", "json-schema"])
 @pytest.mark.parametrize("envelope", [{"kind": "plain", "tombstone": False}, {"kind": "plain"}, {"kind": "debezium"}])
 def test_every_format_can_write_it(kind: str, envelope: Any) -> None:
     pytest.importorskip("fastavro")
-    (message,) = leave(envelope, format=kind, means=Means(registry=NewRegistry()))
+    (message,) = leave(envelope, format=kind, means=CompileContext(registry=NewRegistry()))
     assert (message.value is None) == (envelope == {"kind": "plain"})
     assert message.value is None or message.value[:5] == b"\0\0\0\0\1"
 
@@ -263,7 +265,7 @@ def test_a_rejected_change_tells_nobody() -> None:
 
 def test_an_old_image_that_the_schema_of_its_sink_refuses_is_told_by_its_key() -> None:
     pytest.importorskip("fastavro")
-    compiled = flow(to=TO, envelope="debezium", format="avro", means=Means(registry=NewRegistry()))
+    compiled = flow(to=TO, envelope="debezium", format="avro", means=CompileContext(registry=NewRegistry()))
     first, odd = item("paid", n={"N": "1"}), item("paid", n={"S": "text"})
     (put, rejected, moved) = run(compiled, record(first), record(odd, first), record(item("open"), odd))
     assert (len(put.messages), rejected.messages, rejected.stage) == (1, [], "output")
@@ -326,7 +328,7 @@ def test_services_are_asked_for_the_old_state_only_where_it_matters() -> None:
             one.added["answer"] = b'{"BOOL":true}'
 
     lookup = {"kind": "lookup", "url": "https://service.test/{customer}", "into": "answer"}
-    means = Means(lookup=lambda settings: step)
+    means = CompileContext(lookup=lambda settings: step)
     by_state = flow(means=means, to=TO, enrich=[lookup])
     by_answer = flow(means=means, to=[{"sink": "a", "where": "enriched.answer"}, {"sink": "b"}], enrich=[lookup])
     for compiled, counts in ((by_state, [1]), (by_answer, [1, 1])):

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from pipeline.errors import UsageError
 from pipeline.limits import MESSAGE_MAX
 from pipeline.settings.sinks import MirrorSettings
-from pipeline.sinks.mirror.other_cluster import Position, metadata_of, position_of
+from pipeline.sinks.mirror.other_cluster import MirrorPosition, metadata_of, position_of
 from pipeline.sinks.mirror.sink import copied
 from pipeline.transport.logs import UNKNOWN, Log
 
@@ -69,18 +69,18 @@ HERE, THERE = Log("6LOg2QcVTjaWiUMaXmJpGA", "9zrC-LVLQ_iJHcE8wDcuEw"), Log("lkc-
 
 
 def test_a_position_names_what_it_leaves_out_and_the_logs_it_is_between() -> None:
-    position = Position(200, frozenset({30, 7, 100}), HERE, THERE)
+    position = MirrorPosition(200, frozenset({30, 7, 100}), HERE, THERE)
     assert position_of(200, metadata_of(position)) == position
-    most = Position(2**63 - 1, frozenset(2**63 - 1 - n for n in range(100)), HERE, THERE)
+    most = MirrorPosition(2**63 - 1, frozenset(2**63 - 1 - n for n in range(100)), HERE, THERE)
     assert len(metadata_of(most)) < 4096  # offset.metadata.max.bytes
 
 
 def test_a_position_that_was_set_by_hand_names_no_log() -> None:
-    assert position_of(5, None) == position_of(5, "") == position_of(5, "set by hand") == Position(5)
+    assert position_of(5, None) == position_of(5, "") == position_of(5, "set by hand") == MirrorPosition(5)
     assert position_of(5, None).log == UNKNOWN
 
 
 def test_a_position_of_the_version_before_is_read_and_that_version_reads_ours() -> None:
-    assert position_of(101, "7,30,100") == Position(101, frozenset({7, 30, 100}))
-    ours = metadata_of(Position(101, frozenset({7, 30, 100}), HERE, THERE))
+    assert position_of(101, "7,30,100") == MirrorPosition(101, frozenset({7, 30, 100}))
+    ours = metadata_of(MirrorPosition(101, frozenset({7, 30, 100}), HERE, THERE))
     assert frozenset(int(word) for word in ours.split(",") if word.isdecimal()) == {7, 30, 100}  # as it reads it

@@ -17,7 +17,7 @@ from pipeline.sinks.lake.layouts.envelope import EnvelopeLayout
 from pipeline.sinks.lake.objects import Objects
 from pipeline.sinks.lake.sink import LakeSink, Rotation
 from pipeline.sinks.moves import Moves
-from pipeline.sinks.rows import Reader
+from pipeline.sinks.rows import RowReader
 from pipeline.topics.names import Topics
 
 PAID = {"dynamodb": {"NewImage": {"status": {"S": ["paid"]}}}}
@@ -46,7 +46,7 @@ def messages_to(sink: str) -> list[Message]:
 def test_a_destination_of_both_sinks_keeps_the_item(sinks: Sequence[str], kept: list[str]) -> None:
     records = messages_to("settled")
     moves = Moves(sinks)
-    ((rows, refused),) = Reader().read(records)
+    ((rows, refused),) = RowReader().read(records)
     assert ([kind.op for kind in moves.without(rows).kinds], refused) == (kept, [])
     assert len(records) - sum(map(moves.stays, records)) == len(kept)
 

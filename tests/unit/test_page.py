@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from headwater.lab.page import put_section
-from headwater.lab.soak_report import Options, Report, section
+from headwater.lab.soak_report import SoakOptions, SoakReport, section
 
 
 def test_a_section_is_written_anew_and_the_others_stay(tmp_path: Path) -> None:
@@ -23,8 +23,8 @@ def test_a_section_is_written_anew_and_the_others_stay(tmp_path: Path) -> None:
 
 
 def test_the_section_of_the_soak_has_the_figures_and_the_command() -> None:
-    options = Options(Path("any"), seconds=600, seed=7, rate=1_000)
-    report = Report(changes=12_345, gaps_recorded=17, tables_gone=3, seed=7)
+    options = SoakOptions(Path("any"), seconds=600, seed=7, rate=1_000)
+    report = SoakReport(changes=12_345, gaps_recorded=17, tables_gone=3, seed=7)
     text = section(report, options, datetime(2026, 3, 1, tzinfo=UTC), "a machine")
     assert "Nothing was lost without a word, doubled or reordered. 2026-03-01 00:00 UTC; a machine." in text
     assert "| changes recorded by the streams | 12,345 |" in text

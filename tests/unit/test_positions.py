@@ -16,12 +16,12 @@ from botocore.exceptions import ClientError
 from pipeline.errors import FatalError
 from pipeline.services.aws import TrimmedError, VanishedError
 from pipeline.settings.sources import KinesisSettings
-from pipeline.sources.base import Start
+from pipeline.sources.base import ShardStart
 from pipeline.sources.kinesis.api import KinesisStreams
 from pipeline.sources.kinesis.consumers import Consumers
 from pipeline.sources.shard_positions import ShardOf
 from pipeline.sources.snapshots import snapshotter as snapshots
-from pipeline.sources.snapshots.snapshotter import Host, Snapshotter
+from pipeline.sources.snapshots.snapshotter import SnapshotHost, Snapshotter
 
 ARN = "arn:aws:kinesis:eu-west-1:1:stream/clicks"
 SHARD = "shardId-000000000000"
@@ -56,7 +56,7 @@ def reading(stream: Stream, **settings: Any) -> Callable[[], list[str]]:
     api = KinesisStreams(KinesisSettings(kind="kinesis", streams=("clicks",), **{"codec": "json", **settings}))
     api.__dict__["_streams"] = stream
     arn = api.stream_of("clicks").arn
-    iterator = api.iterator(arn, SHARD, Start(after="100"))
+    iterator = api.iterator(arn, SHARD, ShardStart(after="100"))
 
     def following() -> list[str]:
         nonlocal iterator
@@ -138,7 +138,7 @@ def test_a_table_of_a_snapshot_is_gone_when_two_answers_say_so(monkeypatch: pyte
             return function()
 
         snapshotter = Snapshotter(cast("Any", None), cast("Any", None), cast("Any", None), lambda _: True)
-        host = cast("Host", SimpleNamespace(call=call))
+        host = cast("SnapshotHost", SimpleNamespace(call=call))
         return asyncio.run(snapshotter._patiently(host, lambda: "facts"))
 
     assert asking(gone, None) == "facts"

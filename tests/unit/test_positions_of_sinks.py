@@ -25,7 +25,7 @@ from pipeline.sinks.lake.layouts.envelope import EnvelopeLayout
 from pipeline.sinks.lake.objects import Objects
 from pipeline.sinks.lake.paths import origin_of
 from pipeline.sinks.lake.sink import LakeSink, Rotation
-from pipeline.sinks.lake.verify import Carried, Lost, verify
+from pipeline.sinks.lake.verify import Carried, LostOffsets, verify
 from pipeline.transport.committed import Committed
 from pipeline.transport.logs import UNKNOWN, Log
 
@@ -327,7 +327,7 @@ def without(objects: Objects, *offsets: int) -> None:
                 manifests.exchange(objects, path.rpartition("/")[0], added=[], removed=[path])
 
 
-def details(objects: Objects, *known: Carried, lost: tuple[Lost, ...] = ()) -> list[str]:
+def details(objects: Objects, *known: Carried, lost: tuple[LostOffsets, ...] = ()) -> list[str]:
     return [problem.detail for problem in verify(objects, carried=known, lost=lost).problems]
 
 
@@ -391,7 +391,7 @@ def test_an_empty_place_is_a_problem(tmp_path: Path) -> None:
 
 def test_a_hole_that_a_gap_explains_is_a_gap(held: Objects) -> None:
     without(held, 4)
-    gap = Lost(*PARTITION, 4, 6, str(LOG))
+    gap = LostOffsets(*PARTITION, 4, 6, str(LOG))
     checked = verify(held, carried=[carried(12)], lost=[gap])
     assert [one.detail for one in checked.lost] == ["Kafka deleted the offsets 4 to 6 before they were read"]
     assert [one.detail for one in checked.problems] == ["offsets 7 to 7 are in no file"]

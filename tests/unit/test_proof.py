@@ -6,7 +6,7 @@ from dataclasses import replace
 import orjson
 import pytest
 
-from headwater.lab.proof import Actual, Expected, Item, Truth, compare, item_key, json_item, normal_number
+from headwater.lab.proof import Actual, Item, ProofExpected, Truth, compare, item_key, json_item, normal_number
 from models.change import Op, decode
 
 DIGITS = "12345678901234567890123456789012345678"
@@ -16,8 +16,8 @@ def image(version: int, **attributes: dict[str, object]) -> Item:
     return {"id": {"S": "a"}, "version": {"N": str(version)}, **attributes}
 
 
-def expected(op: Op, new: Item | None, old: Item | None, name: str = "a", table: str = "orders") -> Expected:
-    return Expected(table, item_key({"id": {"S": name}}), op, new, old)
+def expected(op: Op, new: Item | None, old: Item | None, name: str = "a", table: str = "orders") -> ProofExpected:
+    return ProofExpected(table, item_key({"id": {"S": name}}), op, new, old)
 
 
 LIFE = [
@@ -30,7 +30,7 @@ LIFE = [
 OTHER = [expected("c", image(1), None, name="b")]
 
 
-def actual(change: Expected, event_id: str) -> Actual:
+def actual(change: ProofExpected, event_id: str) -> Actual:
     def dump(item: Item | None) -> bytes | None:
         return None if item is None else orjson.dumps(json_item(item))
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from pipeline.sources.credit import CREDITS, Purse
+from pipeline.sources.credit_pool import CREDITS, CreditPool
 
 
-async def taken(purse: Purse, most: int) -> int:
+async def taken(purse: CreditPool, most: int) -> int:
     """Take credits until it would wait, or so many; return how many."""
     count = 0
     while count < most:
@@ -23,7 +23,7 @@ async def taken(purse: Purse, most: int) -> int:
 
 def test_a_partition_has_its_credits_and_gets_them_back() -> None:
     async def run() -> tuple[int, int]:
-        purse = Purse(asyncio.Semaphore(100))
+        purse = CreditPool(asyncio.Semaphore(100))
         first = await taken(purse, CREDITS)
         purse.give()
         return first, await taken(purse, 1)
@@ -33,7 +33,7 @@ def test_a_partition_has_its_credits_and_gets_them_back() -> None:
 
 def test_a_partition_does_not_take_more_than_its_own() -> None:
     async def run() -> int:
-        return await taken(Purse(asyncio.Semaphore(100)), CREDITS + 1)
+        return await taken(CreditPool(asyncio.Semaphore(100)), CREDITS + 1)
 
     assert asyncio.run(run()) == CREDITS
 
@@ -41,7 +41,7 @@ def test_a_partition_does_not_take_more_than_its_own() -> None:
 def test_all_partitions_together_have_a_bound() -> None:
     async def run() -> list[int]:
         credits_of_all = asyncio.Semaphore(3)
-        return [await taken(Purse(credits_of_all), 2) for _ in range(3)]
+        return [await taken(CreditPool(credits_of_all), 2) for _ in range(3)]
 
     assert asyncio.run(run()) == [2, 1, 0]
 
@@ -49,11 +49,11 @@ def test_all_partitions_together_have_a_bound() -> None:
 def test_a_claim_that_ends_gives_back_what_it_had_and_nothing_twice() -> None:
     async def run() -> int:
         credits_of_all = asyncio.Semaphore(3)
-        old = Purse(credits_of_all)
+        old = CreditPool(credits_of_all)
         await taken(old, 2)
         old.close()
         old.give()  # of an answer that was under way when the claim ended
         old.close()
-        return await taken(Purse(credits_of_all), 4)
+        return await taken(CreditPool(credits_of_all), 4)
 
     assert asyncio.run(run()) == 3

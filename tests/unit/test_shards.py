@@ -1,19 +1,19 @@
 from __future__ import annotations
 
-from pipeline.sources.shards import Lineage, Position, Shard, ancestors
+from pipeline.sources.shards import Lineage, ReadUpTo, Shard, ancestors
 
-FINISHED = Position(after="9", finished=True)
-BEGUN = Position(after="5")
+FINISHED = ReadUpTo(after="9", finished=True)
+BEGUN = ReadUpTo(after="5")
 
 
 def test_rule_2_child_shard_starts_at_trim_horizon() -> None:
     lineage = Lineage([Shard("parent"), Shard("child", ("parent",))], {"parent": FINISHED})
 
-    assert lineage.readable() == {"child": Position(after=None, finished=False)}
+    assert lineage.readable() == {"child": ReadUpTo(after=None, finished=False)}
 
 
 def test_a_shard_without_parents_is_readable_from_its_start() -> None:
-    assert Lineage([Shard("root")], {}).readable() == {"root": Position()}
+    assert Lineage([Shard("root")], {}).readable() == {"root": ReadUpTo()}
 
 
 def test_a_shard_that_was_begun_goes_on_after_its_position() -> None:
@@ -76,7 +76,7 @@ def test_rule_8_a_parent_that_is_gone_is_not_waited_for() -> None:
     lineage = Lineage([Shard("child", ("trimmed",))], {})
 
     assert lineage.waits_for("child") == ()
-    assert lineage.readable() == {"child": Position()}
+    assert lineage.readable() == {"child": ReadUpTo()}
 
 
 def test_rule_8_a_merged_shard_does_not_wait_for_the_one_parent_that_is_gone() -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from headwater.lab.simulator.world import Plan, World
+from headwater.lab.simulator.world import World, WorldPlan
 from headwater.lab.soak import lateness
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_streams_grow_and_no_listing_has_a_child_without_its_parents(seed: int) -> None:
-    world = World(Plan.rough(("a", "b", "c"), seed, rate=200, kinesis=True))
+    world = World(WorldPlan.rough(("a", "b", "c"), seed, rate=200, kinesis=True))
     hidden = 0
     for _ in range(12_000):
         world.step()
@@ -24,7 +24,7 @@ def test_streams_grow_and_no_listing_has_a_child_without_its_parents(seed: int) 
 
 
 def test_every_change_is_delivered_and_some_late() -> None:
-    world = World(Plan.rough(("a", "b"), 1, rate=200, kinesis=True), clock=lambda: float(world.made))
+    world = World(WorldPlan.rough(("a", "b"), 1, rate=200, kinesis=True), clock=lambda: float(world.made))
     for _ in range(12_000):
         world.step()
     world.settle()

@@ -12,7 +12,7 @@ import msgspec
 from models.snapshot import BEGIN, END, mark
 from pipeline.metrics import Metrics
 from pipeline.sources.base import Pacing, StreamApi
-from pipeline.sources.shard_positions import Beginning, Place
+from pipeline.sources.shard_positions import Beginning, ShardPosition
 from pipeline.sources.shards import Shard
 from pipeline.sources.snapshots.known import Snapshot
 from pipeline.sources.snapshots.s3_export import token
@@ -47,7 +47,7 @@ def test_a_snapshot_waits_until_the_table_s_older_streams_are_read_to_their_ends
             know(source, arn, "", Beginning("orders"))
             await source._discovery.list("orders", arn)
         found.append(source.captured())
-        know(source, OLD, "a", Place("orders", "1", finished=True))
+        know(source, OLD, "a", ShardPosition("orders", "1", finished=True))
         for _ in range(2):
             await source._discovery.list("orders", OLD)
             found.append(source.captured())

@@ -11,12 +11,12 @@ import pytest
 from models.change import decode
 from models.gap import Gap
 from models.snapshot import BEGIN, END, mark, part, row, row_head
-from pipeline.sources.shard_positions import Place
+from pipeline.sources.shard_positions import ShardPosition
 from pipeline.sources.shards import Shard
 from pipeline.sources.snapshots.known import Segment, Snapshot, Snapshots, repaired
 from pipeline.sources.snapshots.scan import Facts, forecast, rows, segments_for
 from pipeline.sources.snapshots.tips import CHILDLESS, is_reached, tip_of
-from pipeline.state.delivered import Memory, entries_of
+from pipeline.state.delivered import DeliveredItems, entries_of
 from pipeline.state.table_partitions import TablePartition
 from pipeline.steps.snapshot import join
 
@@ -39,8 +39,8 @@ def a_mark(what: str, snapshot: str = "s1", table: str = "orders") -> tuple[None
 
 
 @pytest.fixture
-def memory(tmp_path: Path) -> Memory:
-    return Memory(TablePartition(tmp_path / "delivered.db"))
+def memory(tmp_path: Path) -> DeliveredItems:
+    return DeliveredItems(TablePartition(tmp_path / "delivered.db"))
 
 
 def test_a_row_is_a_change() -> None:
@@ -55,7 +55,7 @@ def test_a_row_is_a_change() -> None:
     assert part("0123456789abcdef") is None
 
 
-def test_rows_go_on_until_the_stream_speaks_and_marks_never_do(memory: Memory) -> None:
+def test_rows_go_on_until_the_stream_speaks_and_marks_never_do(memory: DeliveredItems) -> None:
     records = [a_change("old"), a_mark(BEGIN), a_change("a"), a_row("a"), a_row("b"), a_row("old"), a_change("b")]
     joined = join(records, memory)
     assert joined.keep == [True, False, True, False, True, True, True]
@@ -63,17 +63,17 @@ def test_rows_go_on_until_the_stream_speaks_and_marks_never_do(memory: Memory) -
     assert join([a_row("b")], memory).keep == [False]
 
 
-def test_rows_of_a_snapshot_that_has_ended_are_dropped(memory: Memory) -> None:
+def test_rows_of_a_snapshot_that_has_ended_are_dropped(memory: DeliveredItems) -> None:
     assert join([a_row("a")], memory).keep == [False]
     assert join([a_mark(BEGIN), a_mark(END), a_row("a")], memory).keep == [False, False, False]
     assert not memory.active
 
 
-def test_changes_of_other_tables_are_not_remembered(memory: Memory) -> None:
+def test_changes_of_other_tables_are_not_remembered(memory: DeliveredItems) -> None:
     assert join([a_mark(BEGIN), a_change("a", "customers"), a_row("a")], memory).keep == [False, True, True]
 
 
-def test_what_was_delivered_before_a_snapshot_began_does_not_count_for_it(memory: Memory) -> None:
+def test_what_was_delivered_before_a_snapshot_began_does_not_count_for_it(memory: DeliveredItems) -> None:
     """Between the two beginnings there may be a gap, which the second is to repair."""
     join([a_mark(BEGIN), a_change("a"), a_mark(BEGIN, "s2"), a_change("b")], memory)
     records = [a_row("a", "s1"), a_row("a", "s2"), a_row("b", "s1"), a_row("b", "s2")]
@@ -81,18 +81,18 @@ def test_what_was_delivered_before_a_snapshot_began_does_not_count_for_it(memory
     assert join([a_mark(END), a_row("b", "s2"), a_row("c", "s1")], memory).keep == [False, False, False]
 
 
-def test_what_is_no_change_goes_on_to_be_rejected(memory: Memory) -> None:
+def test_what_is_no_change_goes_on_to_be_rejected(memory: DeliveredItems) -> None:
     join([a_mark(BEGIN)], memory)
     assert join([(b"k", b"{")], memory).keep == [True]
 
 
 def test_a_snapshot_that_begins_while_the_last_is_being_forgotten_keeps_its_own(tmp_path: Path) -> None:
     partition = TablePartition(tmp_path / "delivered.db")
-    memory = Memory(partition)
+    memory = DeliveredItems(partition)
     join([a_mark(BEGIN), a_change("a"), a_mark(END), a_mark(BEGIN, "s2"), a_change("b")], memory)
     partition.freeze()
     partition.committed(1)
-    again = Memory(partition)
+    again = DeliveredItems(partition)
     assert again.leaving == [("orders", "s1")]
     gone = list(partition.keys(entries_of("orders", "s1"), entries_of("orders", "s1")))
     assert len(gone) == 1
@@ -115,20 +115,28 @@ OLD, YOUNG = Shard("old"), Shard("young", ("old",))
     [
         ([], {}, False),
         ([OLD], {}, False),
-        ([OLD], {"old": Place("t", None, tip=99)}, False),
-        ([OLD], {"old": Place("t", None, tip=100)}, True),
+        ([OLD], {"old": ShardPosition("t", None, tip=99)}, False),
+        ([OLD], {"old": ShardPosition("t", None, tip=100)}, True),
         # Finished without having been at its tip then: its child has the rest, and no child is a child that is late.
-        ([OLD], {"old": Place("t", None, finished=True, at=99)}, False),
-        ([OLD, YOUNG], {"old": Place("t", None, finished=True, at=99)}, False),
-        ([OLD, YOUNG], {"old": Place("t", None, finished=True, at=99), "young": Place("t", None, tip=100)}, True),
+        ([OLD], {"old": ShardPosition("t", None, finished=True, at=99)}, False),
+        ([OLD, YOUNG], {"old": ShardPosition("t", None, finished=True, at=99)}, False),
+        (
+            [OLD, YOUNG],
+            {"old": ShardPosition("t", None, finished=True, at=99), "young": ShardPosition("t", None, tip=100)},
+            True,
+        ),
         # At its tip then: what came later has younger changes only, however deep.
-        ([OLD, YOUNG, Shard("x", ("young",))], {"old": Place("t", None, finished=True, tip=100)}, True),
+        ([OLD, YOUNG, Shard("x", ("young",))], {"old": ShardPosition("t", None, finished=True, tip=100)}, True),
         # Trimmed from the listing after it was read.
-        ([YOUNG], {"old": Place("t", None, finished=True, at=1), "young": Place("t", None, tip=100)}, True),
-        ([OLD], {"old": Place("t", None, finished=True, at=99 - CHILDLESS)}, True),
+        (
+            [YOUNG],
+            {"old": ShardPosition("t", None, finished=True, at=1), "young": ShardPosition("t", None, tip=100)},
+            True,
+        ),
+        ([OLD], {"old": ShardPosition("t", None, finished=True, at=99 - CHILDLESS)}, True),
     ],
 )
-def test_a_stream_is_read_up_to_a_time(listed: list[Shard], places: dict[str, Place], reached: bool) -> None:
+def test_a_stream_is_read_up_to_a_time(listed: list[Shard], places: dict[str, ShardPosition], reached: bool) -> None:
     assert is_reached(listed, places, 100.0) is reached
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from headwater.lab.soak import Came, compare, lateness
-from headwater.lab.soak_report import Report
+from headwater.lab.soak_report import SoakReport
 
 HAPPENED = ["1", "2", "3"]
 STREAM = "arn:aws:kinesis:eu-west-1:0:stream/t"
@@ -13,7 +13,7 @@ SHUFFLED = [("2", 10.0), ("1", 11.5), ("3", 12.0)]
 """As delivered, and when: `1` comes 1.5 s after `2`, which is newer."""
 
 
-def verdict(came: list[Came], delivered: list[tuple[str, float]] = SHUFFLED, held: float | None = 0.0) -> Report:
+def verdict(came: list[Came], delivered: list[tuple[str, float]] = SHUFFLED, held: float | None = 0.0) -> SoakReport:
     table: dict[str, Any] = {
         "changes": {"a": HAPPENED},
         "delivered": {"a": delivered},
@@ -22,7 +22,7 @@ def verdict(came: list[Came], delivered: list[tuple[str, float]] = SHUFFLED, hel
         "unrecorded": 0,
     }
     truth = {"tables": {"t": table}, "reshapes": 0, "widest": 1, "come": 0, "gone": 0, "calls": {}}
-    return compare(Report(), truth, came, [], None if held is None else {"t": held})
+    return compare(SoakReport(), truth, came, [], None if held is None else {"t": held})
 
 
 def changes(*event_ids: str) -> list[Came]:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from models.change import decode, item_key
 from pipeline.errors import UsageError
-from pipeline.flows.compile import Means, compile_flow
+from pipeline.flows.compile import CompileContext, compile_flow
 from pipeline.settings.flows import FlowSettings
 from pipeline.steps.deduplicate import deduplicate
 from pipeline.steps.enrich import MissingReferenceError, OtherKeyError, has_sort_key, key_schema, reference_key
@@ -135,7 +135,7 @@ OWN_KEY = item_key(decode(VALUE).body.keys)
 def by_own_key(items: dict[bytes, bytes], schema: str = "", **more: Any) -> Result:
     """What a join by own key makes of VALUE, whose item has a composite key."""
     whole = {"name": "f", "from": ["orders"], "enrich": [{**OWN, **more}], "to": "s"}
-    means = Means(references={"partitioned:totals": items.get}, key_schema=lambda table: schema)
+    means = CompileContext(references={"partitioned:totals": items.get}, key_schema=lambda table: schema)
     (result,) = compile_flow(FlowSettings.model_validate(whole), means).run(
         [Given(0, OWN_KEY, VALUE, decode(VALUE), 0.0)]
     )

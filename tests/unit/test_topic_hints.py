@@ -7,7 +7,7 @@ from confluent_kafka import KafkaError
 
 from pipeline.limits import HEADROOM
 from pipeline.settings.root import Settings
-from pipeline.topics.admin import Allowed, Found, TopicRefusedError
+from pipeline.topics.admin import Allowed, TopicRefusedError, TopicState
 from pipeline.topics.names import MAX_BYTES, Topic, Topics
 
 CAUSES = {
@@ -61,12 +61,12 @@ def test_topics_that_take_more_than_a_change_can_do_without() -> None:
     larger = {name.partition(".")[2] for name, topic in topics.items() if int(topic.config[MAX_BYTES]) > most}
     assert larger == {"dead-letter", "retry", "flow-state"}
     for size, is_warned_of in ((most + HEADROOM, False), (most, False), (most - 1, True)):
-        warned = {name for name, topic in topics.items() if Found(topic, 1, size).warning}
+        warned = {name for name, topic in topics.items() if TopicState(topic, 1, size).warning}
         assert warned == (set(topics) if is_warned_of else set())
 
 
 def test_a_topic_whose_size_is_not_known_is_not_warned_of() -> None:
-    assert Found(Topic("t", 1, "", {MAX_BYTES: "100"}), 1, None).warning == ""
+    assert TopicState(Topic("t", 1, "", {MAX_BYTES: "100"}), 1, None).warning == ""
 
 
 def test_what_a_cluster_allows_is_said_where_it_is_less_than_is_needed() -> None:

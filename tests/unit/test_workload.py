@@ -6,15 +6,26 @@ from typing import Any
 
 import pytest
 
-from headwater.lab.proof import Expected, Item, json_item
-from headwater.lab.workload import BATCH, CUSTOMERS, KEYS, LANES, ORDERS, Plan, Request, Write, plan, send
+from headwater.lab.proof import Item, ProofExpected, json_item
+from headwater.lab.workload import (
+    BATCH,
+    CUSTOMERS,
+    KEYS,
+    LANES,
+    ORDERS,
+    Request,
+    WorkloadPlan,
+    WorkloadWrite,
+    plan,
+    send,
+)
 from models.attributes import normal_item, type_tags
 from pipeline.errors import HeadwaterError, TransientError
 
 PLAN = plan(seed=7, changes=4_000)
 
 
-def requests(planned: Plan) -> Iterator[Request]:
+def requests(planned: WorkloadPlan) -> Iterator[Request]:
     for phase in (planned.customers, planned.lanes):
         for lane in phase:
             yield from lane
@@ -28,7 +39,7 @@ def tags(value: Mapping[str, Any]) -> Iterator[str]:
             yield from tags(one)
 
 
-def values(planned: Plan) -> Iterator[Mapping[str, Any]]:
+def values(planned: WorkloadPlan) -> Iterator[Mapping[str, Any]]:
     for change in planned.truth():
         yield from (change.new or {}).values()
 
@@ -222,8 +233,8 @@ def test_an_update_turns_the_old_item_into_the_new_one() -> None:
 
 
 def test_items_compare_as_their_stream_records_do() -> None:
-    write: Write = next(PLAN.writes())
-    change: Expected = write.change
+    write: WorkloadWrite = next(PLAN.writes())
+    change: ProofExpected = write.change
 
     assert normal_item(json_item(change.new or {})) == normal_item(
         json_item(dict(reversed((change.new or {}).items())))

@@ -19,10 +19,10 @@ from typing import Any
 from headwater.lab import processes
 from headwater.lab.bench import extras as alone
 from headwater.lab.bench import load, systems
-from headwater.lab.bench.load import Input, Outcome
-from headwater.lab.bench.measure import SETTLE, Progress, usage
+from headwater.lab.bench.load import Input, LoadOutcome
+from headwater.lab.bench.measure import SETTLE, MeasuredProgress, usage
 from headwater.lab.bench.standstill import standstill
-from headwater.lab.bench.systems import Place, System
+from headwater.lab.bench.systems import System, SystemPlace
 from headwater.lab.stack import Stack
 from pipeline.errors import HeadwaterError
 
@@ -30,7 +30,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Options:
+class DedupOptions:
     """What to measure."""
 
     messages: int = 600_000
@@ -49,21 +49,21 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Round:
+class DedupRound:
     """One run of one system."""
 
     records_per_s: float
     cpu_s_per_million: float
     rss_mib: float
-    outcome: Outcome
+    outcome: LoadOutcome
 
 
 @dataclass
-class Results:
+class DedupResults:
     """Everything that was measured."""
 
     broker: str
-    rounds: dict[str, list[Round]] = field(default_factory=dict)
+    rounds: dict[str, list[DedupRound]] = field(default_factory=dict)
     titles: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     """Systems that could not run, and why."""
@@ -72,14 +72,14 @@ class Results:
     began: datetime = field(default_factory=lambda: datetime.now(UTC))
     messages: int = 0
 
-    def median(self, key: str) -> Round:
+    def median(self, key: str) -> DedupRound:
         """Return the medians of a system; missing and doubled are sums."""
         rounds = self.rounds[key]
-        return Round(
+        return DedupRound(
             statistics.median(one.records_per_s for one in rounds),
             statistics.median(one.cpu_s_per_million for one in rounds),
             statistics.median(one.rss_mib for one in rounds),
-            Outcome(sum(one.outcome.missing for one in rounds), sum(one.outcome.doubled for one in rounds)),
+            LoadOutcome(sum(one.outcome.missing for one in rounds), sum(one.outcome.doubled for one in rounds)),
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -110,18 +110,18 @@ class Results:
         return found
 
 
-def run(options: Options, say: Say) -> dict[str, Any]:
+def run(options: DedupOptions, say: Say) -> dict[str, Any]:
     """Measure, and return the object that `--json` prints."""
     return measure(options, say).as_json()
 
 
-def measure(options: Options, say: Say) -> Results:
+def measure(options: DedupOptions, say: Say) -> DedupResults:
     """Measure all that the options ask for, on a broker of its own."""
     directory = Path(tempfile.mkdtemp(prefix="headwater-bench-"))  # kept when something fails: it holds the logs
     with Stack(directory / "stack", broker="kafka", progress=say) as stack:
         if stack.endpoints is None:
             raise HeadwaterError("the broker has no address")
-        results = Results(stack.endpoints.broker, messages=options.messages)
+        results = DedupResults(stack.endpoints.broker, messages=options.messages)
         _Bench(stack.endpoints.bootstrap_servers, directory, options, results, say).run()
     shutil.rmtree(directory)
     return results
@@ -130,7 +130,7 @@ def measure(options: Options, say: Say) -> Results:
 class _Bench:
     """The runs on one broker."""
 
-    def __init__(self, servers: str, directory: Path, options: Options, results: Results, say: Say) -> None:
+    def __init__(self, servers: str, directory: Path, options: DedupOptions, results: DedupResults, say: Say) -> None:
         self._servers, self._directory = servers, directory
         self._options, self._results, self._say = options, results, say
         self._runs = 0
@@ -179,12 +179,12 @@ class _Bench:
                 chosen.append(system)
         return chosen
 
-    def _place(self) -> Place:
+    def _place(self) -> SystemPlace:
         self._runs += 1
         prefix = f"bench{self._runs}"
-        return Place(self._servers, prefix, self._directory / prefix)
+        return SystemPlace(self._servers, prefix, self._directory / prefix)
 
-    def _round(self, system: System) -> Round:
+    def _round(self, system: System) -> DedupRound:
         if system.key not in self._idle:
             self._idle[system.key] = self._cpu_until_ready(system)
         place, count = self._place(), system.messages(self._options.messages)
@@ -193,7 +193,7 @@ class _Bench:
         load.preload(place.servers, place.source, given)
         process = system.start(place)
         try:
-            with Progress(place.servers, place.prefix, place.source) as progress:
+            with MeasuredProgress(place.servers, place.prefix, place.source) as progress:
                 pace = progress.follow(process, count)
             used = usage(process.pid)
         finally:
@@ -201,14 +201,14 @@ class _Bench:
         outcome = load.check(place.servers, place.output, given)
         load.drop_topics(place.servers, place.prefix)
         cpu = max(0.0, used.cpu - self._idle[system.key]) / count * 1e6
-        return Round(pace.per_second, cpu, used.peak_mib, outcome)
+        return DedupRound(pace.per_second, cpu, used.peak_mib, outcome)
 
     def _cpu_until_ready(self, system: System) -> float:
         place = self._place()
         load.make_topics(place.servers, [place.source, place.output, place.changelog])
         process = system.start(place)
         try:
-            with Progress(place.servers, place.prefix, place.source) as progress:
+            with MeasuredProgress(place.servers, place.prefix, place.source) as progress:
                 progress.wait_for_assignment(process)
             time.sleep(SETTLE)
             return usage(process.pid).cpu

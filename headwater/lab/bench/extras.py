@@ -16,8 +16,8 @@ from confluent_kafka import OFFSET_END, Consumer, Producer, TopicPartition
 from headwater.lab import processes
 from headwater.lab.bench import load
 from headwater.lab.bench.load import PARTITIONS, VALUE_BYTES
-from headwater.lab.bench.measure import Progress, percentile, seconds_to_ready, usage
-from headwater.lab.bench.systems import Place, headwater, workers_of
+from headwater.lab.bench.measure import MeasuredProgress, percentile, seconds_to_ready, usage
+from headwater.lab.bench.systems import SystemPlace, headwater, workers_of
 from pipeline.errors import HeadwaterError
 
 SYSTEM = "headwater_exactly_once"
@@ -39,7 +39,7 @@ class Growth:
     rss_mib: float
 
 
-def latency(place: Place, seconds: float, warm_up: float) -> dict[str, float]:
+def latency(place: SystemPlace, seconds: float, warm_up: float) -> dict[str, float]:
     """Return p50 and p99 from just before `produce` to a committed reader's receipt, at a fixed rate, in milliseconds."""
     load.make_topics(place.servers, [place.source, place.output, place.changelog])
     process = headwater(place)
@@ -71,7 +71,7 @@ def latency(place: Place, seconds: float, warm_up: float) -> dict[str, float]:
     return {"p50_ms": round(statistics.median(found), 1), "p99_ms": round(percentile(found, 0.99), 1)}
 
 
-def pace(place: Place, until: float, over: threading.Event | None = None) -> None:
+def pace(place: SystemPlace, until: float, over: threading.Event | None = None) -> None:
     """Write RATE records a second, all new, each with the time of its writing, until a time or until it is over."""
     producer = Producer({"bootstrap.servers": place.servers, "linger.ms": 0})
     ids = load.changes(round((until - time.time() + 1) * RATE), seed=11, duplicates=0).ids
@@ -87,7 +87,7 @@ def pace(place: Place, until: float, over: threading.Event | None = None) -> Non
     producer.flush(10)
 
 
-def recovery(place: Place, ids: int) -> dict[str, float]:
+def recovery(place: SystemPlace, ids: int) -> dict[str, float]:
     """Return how fast a worker without its state directory gets it back, and how soon one with it is ready."""
     load.make_topics(place.servers, [place.source])
     _fill(place, 0, ids)
@@ -120,7 +120,7 @@ def slowest_recovery(log: str) -> float:
     return max(found)
 
 
-def growth(new_place: Callable[[], Place], say: Callable[[str], None]) -> Growth:
+def growth(new_place: Callable[[], SystemPlace], say: Callable[[str], None]) -> Growth:
     """Return the throughput with a small table and with a large one, by turns, each the median of some rounds."""
     large, filled = new_place(), LARGE
     load.make_topics(large.servers, [large.source])
@@ -143,22 +143,22 @@ def growth(new_place: Callable[[], Place], say: Callable[[str], None]) -> Growth
     return Growth(statistics.median(at_small), statistics.median(at_large), max(peaks))
 
 
-def _fill(place: Place, begin: int, count: int) -> None:
+def _fill(place: SystemPlace, begin: int, count: int) -> None:
     """Have the worker see `count` new IDs, in records that hold nothing else."""
     load.preload(place.servers, place.source, load.changes(count, seed=begin + 1, duplicates=0), small=True)
     _follow(place, begin, begin + count)
 
 
-def _work(place: Place, begin: int, seed: int) -> tuple[float, float]:
+def _work(place: SystemPlace, begin: int, seed: int) -> tuple[float, float]:
     """Have the worker do records of the usual kind; return records a second and the peak memory in MiB."""
     load.preload(place.servers, place.source, load.changes(GROWTH_RECORDS, seed=-1 - seed))
     return _follow(place, begin, begin + GROWTH_RECORDS)
 
 
-def _follow(place: Place, begin: int, end: int) -> tuple[float, float]:
+def _follow(place: SystemPlace, begin: int, end: int) -> tuple[float, float]:
     process = headwater(place)
     try:
-        with Progress(place.servers, place.prefix, place.source) as progress:
+        with MeasuredProgress(place.servers, place.prefix, place.source) as progress:
             pace = progress.follow(process, end, begin)
         return pace.per_second, usage(process.pid).peak_mib
     finally:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from rich.console import Console
 
 from headwater.console import print_table
-from headwater.lab.bench.flows import RATIOS, TARGETS, Results, all_systems
+from headwater.lab.bench.flows import RATIOS, TARGETS, FlowResults, all_systems
 from headwater.lab.bench.report import machine, markdown_table
 
 HEADINGS = ("flow", "system", "changes/s", "CPU us/change", "missing", "doubled", "spread")
 
 
-def rows(results: Results) -> list[tuple[str, ...]]:
+def rows(results: FlowResults) -> list[tuple[str, ...]]:
     """Return the table's rows: medians, and the lowest and the highest throughput of the rounds."""
     titles = {system.key: system.title for system in all_systems()}
     found: list[tuple[str, ...]] = []
@@ -34,7 +34,7 @@ def rows(results: Results) -> list[tuple[str, ...]]:
     return sorted(found, key=lambda row: list(results.as_json()).index(row[0]))
 
 
-def targets(results: Results) -> list[tuple[str, str, str]]:
+def targets(results: FlowResults) -> list[tuple[str, str, str]]:
     """Return what was aimed at, and what was seen."""
     found = []
     for task, paces in results.as_json().items():
@@ -47,7 +47,7 @@ def targets(results: Results) -> list[tuple[str, str, str]]:
     return found
 
 
-def show(results: Results, console: Console) -> None:
+def show(results: FlowResults, console: Console) -> None:
     """Print the tables."""
     console.print(machine(results), style="dim", highlight=False)
     print_table(HEADINGS, rows(results), console)
@@ -58,7 +58,7 @@ def show(results: Results, console: Console) -> None:
         console.print(f"[red]wrong output: {failure}[/red]")
 
 
-def markdown(results: Results) -> str:
+def markdown(results: FlowResults) -> str:
     """Return the tables as Markdown."""
     tables = [*markdown_table(HEADINGS, rows(results)), "", *markdown_table(("", "seen", "target"), targets(results))]
     return "\n".join([machine(results), "", *tables]) + "\n"

@@ -19,9 +19,9 @@ from typing import Any
 
 from headwater.lab import processes
 from headwater.lab.bench import flow_load, load, systems
-from headwater.lab.bench.load import Outcome
-from headwater.lab.bench.measure import Progress, usage
-from headwater.lab.bench.systems import Place
+from headwater.lab.bench.load import LoadOutcome
+from headwater.lab.bench.measure import MeasuredProgress, usage
+from headwater.lab.bench.systems import SystemPlace
 from headwater.lab.processes import Process
 from headwater.lab.stack import Stack
 from headwater.lab.workers import Workers
@@ -49,7 +49,7 @@ SINK = "out"
 
 
 @dataclass(frozen=True)
-class Options:
+class FlowOptions:
     """What to measure."""
 
     messages: int = 300_000
@@ -61,12 +61,12 @@ class Options:
 
 
 @dataclass(frozen=True)
-class System:
+class FlowSystem:
     """A system; `start` gets the place and the task."""
 
     key: str
     title: str
-    start: Callable[[Place, str], Process]
+    start: Callable[[SystemPlace, str], Process]
     prepare: Callable[[Say], None] = lambda say: None
     share: int = 1
     """It gets one n-th of the messages: it is too slow for more."""
@@ -74,34 +74,34 @@ class System:
 
 
 @dataclass(frozen=True)
-class Round:
+class FlowRound:
     """One run of one system at one task."""
 
     per_s: float
     cpu_us: float
-    outcome: Outcome
+    outcome: LoadOutcome
 
 
 @dataclass
-class Results:
+class FlowResults:
     """Everything that was measured."""
 
     broker: str
     messages: int
-    rounds: dict[tuple[str, str], list[Round]] = field(default_factory=dict)
+    rounds: dict[tuple[str, str], list[FlowRound]] = field(default_factory=dict)
     """By task and system."""
     left_out: dict[str, str] = field(default_factory=dict)
     began: datetime = field(default_factory=lambda: datetime.now(UTC))
 
-    def median(self, task: str, system: str) -> Round | None:
+    def median(self, task: str, system: str) -> FlowRound | None:
         """Return the medians of a system at a task; missing and doubled are sums."""
         rounds = self.rounds.get((task, system))
         if not rounds:
             return None
-        return Round(
+        return FlowRound(
             statistics.median(one.per_s for one in rounds),
             statistics.median(one.cpu_us for one in rounds),
-            Outcome(sum(one.outcome.missing for one in rounds), sum(one.outcome.doubled for one in rounds)),
+            LoadOutcome(sum(one.outcome.missing for one in rounds), sum(one.outcome.doubled for one in rounds)),
         )
 
     def as_json(self) -> dict[str, dict[str, int]]:
@@ -123,13 +123,13 @@ class Results:
         return found
 
 
-def all_systems() -> list[System]:
+def all_systems() -> list[FlowSystem]:
     """Return Headwater and the peers."""
     return [
-        System("headwater", "Headwater, exactly once", start_headwater),
-        System("quix", "Quix Streams, exactly once", _quix, systems.prepare_quix, share=4),
-        System("faust", "Textbook Faust, at least once", _faust, share=20),
-        System(
+        FlowSystem("headwater", "Headwater, exactly once", start_headwater),
+        FlowSystem("quix", "Quix Streams, exactly once", _quix, systems.prepare_quix, share=4),
+        FlowSystem("faust", "Textbook Faust, at least once", _faust, share=20),
+        FlowSystem(
             "kafka_streams",
             "Kafka Streams, exactly once",
             _kafka_streams,
@@ -139,13 +139,13 @@ def all_systems() -> list[System]:
     ]
 
 
-def measure(options: Options, say: Say) -> Results:
+def measure(options: FlowOptions, say: Say) -> FlowResults:
     """Measure all that the options ask for, on a broker of its own."""
     directory = Path(tempfile.mkdtemp(prefix="headwater-bench-"))  # kept when something fails: it holds the logs
     with Stack(directory / "stack", broker="kafka", progress=say) as stack:
         if stack.endpoints is None:
             raise HeadwaterError("the broker has no address")
-        results = Results(stack.endpoints.broker, options.messages)
+        results = FlowResults(stack.endpoints.broker, options.messages)
         _Bench(stack.endpoints.bootstrap_servers, directory, options, results, say).run()
     shutil.rmtree(directory)
     return results
@@ -154,7 +154,7 @@ def measure(options: Options, say: Say) -> Results:
 class _Bench:
     """The runs on one broker."""
 
-    def __init__(self, servers: str, directory: Path, options: Options, results: Results, say: Say) -> None:
+    def __init__(self, servers: str, directory: Path, options: FlowOptions, results: FlowResults, say: Say) -> None:
         self._servers, self._directory = servers, directory
         self._options, self._results, self._say = options, results, say
         self._runs = 0
@@ -172,7 +172,7 @@ class _Bench:
                         f"{one.outcome.missing} missing, {one.outcome.doubled} doubled"
                     )
 
-    def _choose(self) -> list[System]:
+    def _choose(self) -> list[FlowSystem]:
         chosen = []
         for system in all_systems():
             if (self._options.systems and system.key not in self._options.systems) or (
@@ -188,12 +188,12 @@ class _Bench:
                 chosen.append(system)
         return chosen
 
-    def _place(self) -> Place:
+    def _place(self) -> SystemPlace:
         self._runs += 1
         prefix = f"bench{self._runs}"
         return FlowPlace(self._servers, prefix, self._directory / prefix)
 
-    def _round(self, system: System, task: str) -> Round:
+    def _round(self, system: FlowSystem, task: str) -> FlowRound:
         place, count = self._place(), self._options.messages // system.share
         load.make_topics(place.servers, [place.source, place.output, place.changelog])
         flow_load.preload(place.servers, place.source, flow_load.orders(count))
@@ -201,17 +201,17 @@ class _Bench:
         load.begin(place.servers, place.prefix, place.source)  # a reference table that is there was made by someone
         process = system.start(place, task)
         try:
-            with Progress(place.servers, place.prefix, place.source) as progress:
+            with MeasuredProgress(place.servers, place.prefix, place.source) as progress:
                 pace, cpu = _follow(progress, process, count)
         finally:
             processes.stop([process])
         outcome = check(place, task, count)
         load.drop_topics(place.servers, place.prefix)
-        return Round(pace.per_second, cpu, outcome)
+        return FlowRound(pace.per_second, cpu, outcome)
 
 
 @dataclass(frozen=True)
-class FlowPlace(Place):
+class FlowPlace(SystemPlace):
     """Where one run happens."""
 
     @property
@@ -230,7 +230,7 @@ class FlowPlace(Place):
         return f"{self.prefix}.reference.customers"
 
 
-def _follow(progress: Progress, process: Process, count: int) -> tuple[Any, float]:
+def _follow(progress: MeasuredProgress, process: Process, count: int) -> tuple[Any, float]:
     """Return the pace, and the CPU a record, in microseconds, from the first progress to the end."""
     before: list[float] = []
     pace = progress.follow(process, count, on_first=lambda done: before.extend((usage(process.pid).cpu, done)))
@@ -238,15 +238,15 @@ def _follow(progress: Progress, process: Process, count: int) -> tuple[Any, floa
     return pace, cpu / max(1, count - int(before[1] if before else 0)) * 1e6
 
 
-def check(place: Place, task: str, count: int, topic: str = "") -> Outcome:
+def check(place: SystemPlace, task: str, count: int, topic: str = "") -> LoadOutcome:
     """Hold the event IDs on the sink topic, or another one, by their headers, against those that must be there."""
     wanted = {flow_load.event_id(n).encode() for n in range(count) if task not in FILTERS or flow_load.is_wanted(n)}
     found = [dict(headers)["event_id"] for headers in load.read_headers(place.servers, topic or place.output)]
     once = set(found)
-    return Outcome(len(wanted - once) + len(once - wanted), len(found) - len(once))
+    return LoadOutcome(len(wanted - once) + len(once - wanted), len(found) - len(once))
 
 
-def environment(place: Place, task: str) -> dict[str, str]:
+def environment(place: SystemPlace, task: str) -> dict[str, str]:
     """Return what a worker reads, and a command."""
     flow = {"name": "bench", "to": SINK, **TASKS[task]}
     return {
@@ -261,24 +261,24 @@ def environment(place: Place, task: str) -> dict[str, str]:
     }
 
 
-def start_headwater(place: Place, task: str) -> Process:
+def start_headwater(place: SystemPlace, task: str) -> Process:
     """Start a worker."""
     return systems.worker_process(Workers(1, place.directory, environment(place, task)))
 
 
-def _arguments(place: Place, task: str) -> list[str]:
+def _arguments(place: SystemPlace, task: str) -> list[str]:
     return [place.servers, place.prefix, place.source, place.output, place.changelog, str(place.state), task]
 
 
-def _quix(place: Place, task: str) -> Process:
+def _quix(place: SystemPlace, task: str) -> Process:
     return systems.run_quix(place, "flows.py", _arguments(place, task))
 
 
-def _faust(place: Place, task: str) -> Process:
+def _faust(place: SystemPlace, task: str) -> Process:
     return systems.run_module(place, "headwater.lab.bench.faust_flows", _arguments(place, task))
 
 
-def _kafka_streams(place: Place, task: str) -> Process:
+def _kafka_streams(place: SystemPlace, task: str) -> Process:
     return systems.run_java(
         place, "Flows", [place.servers, place.prefix, place.source, place.output, str(place.state), task]
     )

@@ -27,15 +27,15 @@ from confluent_kafka import Consumer, TopicPartition
 
 from headwater.lab import processes
 from headwater.lab.bench import canned, load
-from headwater.lab.bench.load import PARTITIONS, Input, Outcome
+from headwater.lab.bench.load import PARTITIONS, Input, LoadOutcome
 from headwater.lab.bench.measure import START_SECONDS, STILL_SECONDS, Usage, usage
-from headwater.lab.bench.systems import Place, run_module, worker_process
+from headwater.lab.bench.systems import SystemPlace, run_module, worker_process
 from headwater.lab.processes import LOOPBACK, Process
 from headwater.lab.stack import AWS_URL, Stack
 from headwater.lab.workers import Workers
 from pipeline.errors import HeadwaterError
 from pipeline.settings.root import Settings
-from pipeline.sources.shard_positions import Place as Position
+from pipeline.sources.shard_positions import ShardPosition as Position
 from pipeline.topics.admin import admin, ensure
 from pipeline.topics.names import FENCE_PARTITIONS, Topics
 
@@ -49,7 +49,7 @@ _position = msgspec.json.Decoder(Position).decode
 
 
 @dataclass(frozen=True)
-class Options:
+class IngestOptions:
     """What to measure."""
 
     messages: int = 600_000
@@ -62,14 +62,14 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Round:
+class IngestRound:
     """One run."""
 
     changes_per_s: float
     cpu_s_per_million: float
     server_cpu_s_per_million: float
     """What the canned server has used: it must not be what is measured."""
-    outcome: Outcome
+    outcome: LoadOutcome
 
 
 @dataclass(frozen=True)
@@ -82,24 +82,24 @@ class Idle:
 
 
 @dataclass
-class Results:
+class IngestResults:
     """Everything that was measured."""
 
     broker: str
     messages: int = 0
-    rounds: dict[str, list[Round]] = field(default_factory=dict)
+    rounds: dict[str, list[IngestRound]] = field(default_factory=dict)
     """By `plain_boto3` and by the number of shards."""
     idle: Idle = Idle(0.0, 0.0)
     began: datetime = field(default_factory=lambda: datetime.now(UTC))
 
-    def median(self, key: str) -> Round:
+    def median(self, key: str) -> IngestRound:
         """Return the medians of a system; missing and doubled are sums."""
         rounds = self.rounds[key]
-        return Round(
+        return IngestRound(
             statistics.median(one.changes_per_s for one in rounds),
             statistics.median(one.cpu_s_per_million for one in rounds),
             statistics.median(one.server_cpu_s_per_million for one in rounds),
-            Outcome(sum(one.outcome.missing for one in rounds), sum(one.outcome.doubled for one in rounds)),
+            LoadOutcome(sum(one.outcome.missing for one in rounds), sum(one.outcome.doubled for one in rounds)),
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -132,13 +132,13 @@ def title(key: str) -> str:
     return "Plain boto3 loop, 8 shards" if key == PLAIN else f"Headwater, {key} shard{'s' if key != '1' else ''}"
 
 
-def measure(options: Options, say: Say) -> Results:
+def measure(options: IngestOptions, say: Say) -> IngestResults:
     """Measure all that the options ask for, on a broker of its own."""
     directory = Path(tempfile.mkdtemp(prefix="headwater-bench-"))  # kept when something fails: it holds the logs
     with Stack(directory / "stack", broker="kafka", progress=say) as stack:
         if stack.endpoints is None:
             raise HeadwaterError("the broker has no address")
-        results = Results(stack.endpoints.broker, options.messages)
+        results = IngestResults(stack.endpoints.broker, options.messages)
         servers, surroundings = stack.endpoints.bootstrap_servers, stack.endpoints.environment()
         _Bench(servers, surroundings, directory, options, results, say).run()
     shutil.rmtree(directory)
@@ -153,8 +153,8 @@ class _Bench:
         servers: str,
         surroundings: Mapping[str, str],
         directory: Path,
-        options: Options,
-        results: Results,
+        options: IngestOptions,
+        results: IngestResults,
         say: Say,
     ) -> None:
         self._servers, self._surroundings, self._directory = servers, surroundings, directory
@@ -178,18 +178,18 @@ class _Bench:
         self._say(f"idle: {IDLE_SHARDS} shards")
         self._results.idle = self._idle()
 
-    def _round(self, key: str) -> Round:
+    def _round(self, key: str) -> IngestRound:
         shards, count = int(key) if key != PLAIN else PLAIN_SHARDS, self._options.messages
         if key == PLAIN:
             count = max(count // SHARE, min(count, LEAST))
         start = self._start_plain if key == PLAIN else self._start_worker
         each = count // shards
         with self._running(start, shards, each) as (place, server, process):
-            with Progress(place.servers, f"{place.prefix}.shards") as progress:
+            with IngestProgress(place.servers, f"{place.prefix}.shards") as progress:
                 pace = progress.follow(process, server, each * shards)
             given = Input([canned.event_id(shard, number) for shard in range(shards) for number in range(each)])
             found = [event_id_of(value) for value in load.read(place.servers, place.source)]
-            return Round(*pace, load.compare(found, given))
+            return IngestRound(*pace, load.compare(found, given))
 
     def _idle(self) -> Idle:
         with self._running(self._start_worker, IDLE_SHARDS, 0) as (_, server, process):
@@ -207,12 +207,12 @@ class _Bench:
 
     @contextmanager
     def _running(
-        self, start: Callable[[Place, str], Process], shards: int, records: int
-    ) -> Iterator[tuple[Place, Process, Process]]:
+        self, start: Callable[[SystemPlace, str], Process], shards: int, records: int
+    ) -> Iterator[tuple[SystemPlace, Process, Process]]:
         """Make topics, start a server and a system; stop them and drop the topics."""
         self._runs += 1
         prefix = f"bench{self._runs}"
-        place = Place(self._servers, prefix, self._directory / prefix)
+        place = SystemPlace(self._servers, prefix, self._directory / prefix)
         settings = Settings.model_validate({"prefix": prefix, "partitions": PARTITIONS})
         ensure(admin({"bootstrap.servers": self._servers}), Topics(settings).all(), 1)
         started: list[Process] = []
@@ -228,11 +228,11 @@ class _Bench:
         surroundings = self._surroundings
         return {**surroundings, **{name: url for name in surroundings if name.startswith(AWS_URL)}}
 
-    def _start_plain(self, place: Place, url: str) -> Process:
+    def _start_plain(self, place: SystemPlace, url: str) -> Process:
         arguments = [place.servers, place.prefix, place.source, f"{place.prefix}.shards", url]
         return run_module(place, "headwater.lab.bench.plain_boto3", arguments, self._environment(url))
 
-    def _start_worker(self, place: Place, url: str) -> Process:
+    def _start_worker(self, place: SystemPlace, url: str) -> Process:
         """Start a worker with the agent ingest; but for the names, all settings are the defaults."""
         environment = {
             **self._environment(url),
@@ -262,7 +262,7 @@ class Positions:
         return sum(self._done.values())
 
 
-class Progress:
+class IngestProgress:
     """Reads the committed positions."""
 
     def __init__(self, servers: str, topic: str) -> None:
@@ -334,7 +334,7 @@ def event_id_of(value: bytes) -> bytes:
     return value[at : at + 32]
 
 
-def _serve(place: Place, shards: int, records: int) -> Process:
+def _serve(place: SystemPlace, shards: int, records: int) -> Process:
     place.directory.mkdir(parents=True, exist_ok=True)
     port = processes.free_port()
     server = processes.start(

@@ -5,13 +5,13 @@ from __future__ import annotations
 from rich.console import Console
 
 from headwater.console import print_table
-from headwater.lab.bench.ingest import IDLE_SHARDS, PLAIN, Results, title
+from headwater.lab.bench.ingest import IDLE_SHARDS, PLAIN, IngestResults, title
 from headwater.lab.bench.report import machine, markdown_table
 
 HEADINGS = ("system", "changes/s", "CPU us/change", "server's CPU us/change", "missing", "doubled", "spread")
 
 
-def rows(results: Results) -> list[tuple[str, ...]]:
+def rows(results: IngestResults) -> list[tuple[str, ...]]:
     """Return the table's rows: medians, and the lowest and the highest throughput of the rounds."""
     found: list[tuple[str, ...]] = []
     for key, rounds in results.rounds.items():
@@ -31,7 +31,7 @@ def rows(results: Results) -> list[tuple[str, ...]]:
     return found
 
 
-def facts(results: Results) -> list[str]:
+def facts(results: IngestResults) -> list[str]:
     """Return the ratios and the costs of idling, in words."""
     idle, found = results.idle, []
     if PLAIN in results.rounds and "8" in results.rounds:
@@ -44,7 +44,7 @@ def facts(results: Results) -> list[str]:
     return [*found, f"{IDLE_SHARDS} idle shards: {calls}"]
 
 
-def show(results: Results, console: Console) -> None:
+def show(results: IngestResults, console: Console) -> None:
     """Print the table."""
     console.print(machine(results), style="dim", highlight=False)
     print_table(HEADINGS, rows(results), console)
@@ -54,6 +54,6 @@ def show(results: Results, console: Console) -> None:
         console.print(f"[red]wrong output: {failure}[/red]")
 
 
-def markdown(results: Results) -> str:
+def markdown(results: IngestResults) -> str:
     """Return the table and the facts as Markdown."""
     return "\n".join([machine(results), "", *markdown_table(HEADINGS, rows(results)), "", *facts(results)]) + "\n"

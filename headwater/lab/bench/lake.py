@@ -28,8 +28,8 @@ from rich.console import Console
 from headwater.console import print_table
 from headwater.lab import processes
 from headwater.lab.bench import flow_load, load, systems
-from headwater.lab.bench.measure import Progress, usage
-from headwater.lab.bench.systems import Place
+from headwater.lab.bench.measure import MeasuredProgress, usage
+from headwater.lab.bench.systems import SystemPlace
 from headwater.lab.processes import Process
 from headwater.lab.stack import Endpoints, Stack
 from headwater.lab.workers import Workers
@@ -39,7 +39,7 @@ from pipeline.sinks.lake.layouts.columns import ColumnsLayout, TableSchema
 from pipeline.sinks.lake.layouts.envelope import EnvelopeLayout
 from pipeline.sinks.lake.objects import Objects
 from pipeline.sinks.lake.verify import verify
-from pipeline.sinks.rows import Reader
+from pipeline.sinks.rows import RowReader
 
 Say = Callable[[str], None]
 LAYOUTS = ("envelope", "columns")
@@ -54,7 +54,7 @@ BUCKET = "headwater-bench"
 
 
 @dataclass(frozen=True)
-class Options:
+class LakeOptions:
     """What to measure."""
 
     messages: int = 600_000
@@ -63,7 +63,7 @@ class Options:
 
 
 @dataclass
-class Results:
+class LakeResults:
     """Rows a second by layout and system; MB of messages a second follow from the size of a message."""
 
     message_bytes: int
@@ -80,10 +80,10 @@ class Results:
         return {**found, "open_partitions_500": {"rss_mib": round(self.rss_mib)}, "message_bytes": self.message_bytes}
 
 
-def measure(options: Options, say: Say) -> Results:
+def measure(options: LakeOptions, say: Say) -> LakeResults:
     """Measure on a broker and a stand-in of their own."""
     directory = Path(tempfile.mkdtemp(prefix="headwater-bench-"))  # kept when something fails: it holds the logs
-    results = Results(len(flow_load.record(1)[1]))
+    results = LakeResults(len(flow_load.record(1)[1]))
     with Stack(directory / "stack", broker="kafka", progress=say) as stack:
         if stack.endpoints is None:
             raise HeadwaterError("the broker has no address")
@@ -97,7 +97,9 @@ def measure(options: Options, say: Say) -> Results:
 class _Bench:
     """The runs on one broker."""
 
-    def __init__(self, endpoints: Endpoints, directory: Path, options: Options, results: Results, say: Say) -> None:
+    def __init__(
+        self, endpoints: Endpoints, directory: Path, options: LakeOptions, results: LakeResults, say: Say
+    ) -> None:
         self._endpoints, self._directory = endpoints, directory
         self._options, self._results, self._say = options, results, say
         self._runs = 0
@@ -129,16 +131,16 @@ class _Bench:
             return False
         return True
 
-    def _place(self) -> Place:
+    def _place(self) -> SystemPlace:
         self._runs += 1
         prefix = f"bench{self._runs}"
-        place = Place(self._endpoints.bootstrap_servers, prefix, self._directory / prefix)
+        place = SystemPlace(self._endpoints.bootstrap_servers, prefix, self._directory / prefix)
         load.make_topics(place.servers, [_topic(place)])
         flow_load.preload(place.servers, _topic(place), flow_load.orders(self._options.messages))
         return place
 
-    def _follow(self, place: Place, process: Process) -> float:
-        with Progress(place.servers, place.prefix, _topic(place)) as progress:
+    def _follow(self, place: SystemPlace, process: Process) -> float:
+        with MeasuredProgress(place.servers, place.prefix, _topic(place)) as progress:
             return progress.follow(process, int(self._options.messages * MEASURED)).per_second
 
     def _worker(self, layout: str, *, s3: bool) -> float:
@@ -149,7 +151,7 @@ class _Bench:
         )
         try:
             pace = self._follow(place, process)
-            with Progress(place.servers, place.prefix, _topic(place)) as progress:
+            with MeasuredProgress(place.servers, place.prefix, _topic(place)) as progress:
                 progress.follow(process, self._options.messages, begin=progress.committed() - 1)
         finally:
             processes.stop([process])
@@ -161,7 +163,7 @@ class _Bench:
         return pace
 
     def _start(
-        self, place: Place, url: str, settings: Mapping[str, str], sinks: int = 1, partitions: int = 4
+        self, place: SystemPlace, url: str, settings: Mapping[str, str], sinks: int = 1, partitions: int = 4
     ) -> Process:
         names = ["out"] if sinks == 1 else [f"out{number}" for number in range(sinks)]
         flows = [{"name": name, "to": name} for name in names]
@@ -197,7 +199,7 @@ class _Bench:
     def memory(self) -> float:
         """Return the peak of a worker's memory, in MiB, with 500 partitions open: all of its rows wait for their age."""
         prefix = "many"
-        place = Place(self._endpoints.bootstrap_servers, prefix, self._directory / prefix)
+        place = SystemPlace(self._endpoints.bootstrap_servers, prefix, self._directory / prefix)
         topics = [f"{prefix}.sink.out{number}" for number in range(SINKS)]
         load.make_topics(place.servers, topics, PARTITIONS)
         count = max(SINKS * PARTITIONS, self._options.messages)
@@ -223,7 +225,7 @@ def _rows(url: str) -> int:
     return verify(Objects(url), whole=False).rows
 
 
-def _topic(place: Place) -> str:
+def _topic(place: SystemPlace) -> str:
     return f"{place.prefix}.sink.out"
 
 
@@ -242,7 +244,7 @@ def limit(layout: str, count: int = 4 * FILE_ROWS) -> float:
     for begin in range(0, count, FILE_ROWS):
         records = map(flow_load.record, range(begin, begin + FILE_ROWS))
         messages = [Message("", 0, offset=n, key=key, value=value) for n, (key, value) in enumerate(records)]
-        tables.append(pa.concat_tables(made.table("orders", 0, rows) for rows, _ in Reader().read(messages)))
+        tables.append(pa.concat_tables(made.table("orders", 0, rows) for rows, _ in RowReader().read(messages)))
     started = time.perf_counter()
     for table in tables:
         pq.write_table(
@@ -255,7 +257,7 @@ def limit(layout: str, count: int = 4 * FILE_ROWS) -> float:
     return count / (time.perf_counter() - started)
 
 
-def show(results: Results, console: Console) -> None:
+def show(results: LakeResults, console: Console) -> None:
     """Print what was measured."""
     rows = []
     medians = results.as_json()

@@ -35,7 +35,7 @@ class Input:
         return {event_id.encode() for event_id in self.ids}
 
 
-class Outcome(NamedTuple):
+class LoadOutcome(NamedTuple):
     """What the output lacks and has twice."""
 
     missing: int
@@ -121,15 +121,15 @@ def _admin(servers: str) -> AdminClient:
     return AdminClient({"bootstrap.servers": servers, "log_level": 0})
 
 
-def check(servers: str, topic: str, given: Input) -> Outcome:
+def check(servers: str, topic: str, given: Input) -> LoadOutcome:
     """Read the output, committed records only, and compare."""
     return compare([event_id_of(record) for record in read(servers, topic)], given)
 
 
-def compare(found: Sequence[bytes], given: Input) -> Outcome:
+def compare(found: Sequence[bytes], given: Input) -> LoadOutcome:
     """Count the event IDs that the output lacks, and those that it has too often."""
     once = set(found)
-    return Outcome(len(given.unique - once), len(found) - len(once))
+    return LoadOutcome(len(given.unique - once), len(found) - len(once))
 
 
 def read(servers: str, topic: str) -> Iterator[bytes]:

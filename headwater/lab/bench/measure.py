@@ -40,7 +40,7 @@ class Usage:
 
 
 @dataclass(frozen=True)
-class Pace:
+class MeasuredPace:
     """How fast a run was, its start-up excluded."""
 
     records: int
@@ -52,7 +52,7 @@ class Pace:
         return self.records / self.seconds if self.seconds else 0.0
 
 
-class Progress:
+class MeasuredProgress:
     """Looks at a group's committed offsets, without being a member."""
 
     def __init__(self, servers: str, group: str, topic: str) -> None:
@@ -95,7 +95,7 @@ class Progress:
 
     def follow(
         self, process: Process, end: int, begin: int = 0, on_first: Callable[[int], None] = lambda done: None
-    ) -> Pace:
+    ) -> MeasuredPace:
         """Wait until `end` records were committed; measure from the first progress beyond `begin` that is seen."""
         first: tuple[int, float] | None = None
         last, moved = begin, time.monotonic()
@@ -108,8 +108,8 @@ class Progress:
                     on_first(done)
             if done >= end and first is not None:
                 if first[0] >= end:  # all of it in one step: too little to measure
-                    return Pace(0, 0.0)
-                return Pace(end - first[0], now - first[1])
+                    return MeasuredPace(0, 0.0)
+                return MeasuredPace(end - first[0], now - first[1])
             if not process.alive() or now - moved > STILL_SECONDS:
                 why = "ended" if not process.alive() else f"stands still for {STILL_SECONDS:.0f} s"
                 raise HeadwaterError(f"{process.name} {why} at {done} of {end} records", hint=f"less {process.log}")

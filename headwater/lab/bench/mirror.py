@@ -20,9 +20,9 @@ from rich.console import Console
 
 from headwater.lab import kafka, processes
 from headwater.lab.bench import load, systems
-from headwater.lab.bench.load import NOISE, PARTITIONS, Outcome
-from headwater.lab.bench.measure import Pace, Progress, usage
-from headwater.lab.bench.systems import Place
+from headwater.lab.bench.load import NOISE, PARTITIONS, LoadOutcome
+from headwater.lab.bench.measure import MeasuredPace, MeasuredProgress, usage
+from headwater.lab.bench.systems import SystemPlace
 from headwater.lab.kafka import Broker
 from headwater.lab.processes import Process
 from headwater.lab.workers import Workers
@@ -38,7 +38,7 @@ TARGET = 0.8
 
 
 @dataclass(frozen=True)
-class Options:
+class MirrorOptions:
     """What to measure."""
 
     messages: int = 400_000
@@ -46,19 +46,19 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Round:
+class MirrorRound:
     """One run of one system."""
 
     per_s: float
     cpu_us: float
-    outcome: Outcome
+    outcome: LoadOutcome
 
 
 @dataclass
-class Results:
+class MirrorResults:
     """Everything that was measured, by system: headwater, limit."""
 
-    rounds: dict[str, list[Round]] = field(default_factory=dict)
+    rounds: dict[str, list[MirrorRound]] = field(default_factory=dict)
 
     def per_s(self, system: str) -> float:
         """Return the median pace of a system, in records a second."""
@@ -82,7 +82,7 @@ class Results:
         ]
 
 
-def measure(options: Options, say: Say) -> Results:
+def measure(options: MirrorOptions, say: Say) -> MirrorResults:
     """Measure on two brokers of their own."""
     directory = Path(tempfile.mkdtemp(prefix="headwater-bench-"))  # kept when something fails: it holds the logs
     brokers = [kafka.apache_kafka(directory / name, "for the benchmark", say) for name in ("here", "there")]
@@ -98,8 +98,8 @@ def measure(options: Options, say: Say) -> Results:
     return results
 
 
-def _run(options: Options, directory: Path, here: Broker, there: Broker, say: Say) -> Results:
-    results = Results()
+def _run(options: MirrorOptions, directory: Path, here: Broker, there: Broker, say: Say) -> MirrorResults:
+    results = MirrorResults()
     load.make_topics(here.address, [SOURCE])
     say(f"writing {options.messages:,} records")
     preload(here.address, options.messages)
@@ -107,23 +107,23 @@ def _run(options: Options, directory: Path, here: Broker, there: Broker, say: Sa
     for number in range(options.rounds):
         for system, start in (("limit", _limit), ("headwater", _headwater)):
             name = f"{system}{number}"
-            place = Place(here.address, name, directory / name)
+            place = SystemPlace(here.address, name, directory / name)
             group = f"{PREFIX}.mirror.{name}.{cluster}" if system == "headwater" else name
             load.make_topics(there.address, [name])
             process = start(place, there.address)
             try:
-                with Progress(there.address, group, name) as progress:
+                with MeasuredProgress(there.address, group, name) as progress:
                     pace, cpu = _follow(progress, process, options.messages)
             finally:
                 processes.stop([process])
-            one = Round(pace.per_second, cpu, check(there.address, name, options.messages))
+            one = MirrorRound(pace.per_second, cpu, check(there.address, name, options.messages))
             results.rounds.setdefault(system, []).append(one)
             say(f"round {number + 1}: {system}: {one.per_s:,.0f}/s, {one.cpu_us:.1f} us CPU a record")
             load.drop_topics(there.address, name)
     return results
 
 
-def _follow(progress: Progress, process: Process, count: int) -> tuple[Pace, float]:
+def _follow(progress: MeasuredProgress, process: Process, count: int) -> tuple[MeasuredPace, float]:
     """Return the pace, and the CPU a record, in microseconds, from the first progress to the end."""
     before: list[float] = []
     pace = progress.follow(process, count, on_first=lambda done: before.extend((usage(process.pid).cpu, done)))
@@ -159,18 +159,18 @@ def preload(servers: str, count: int) -> None:
         raise HeadwaterError(f"{SOURCE}: {left} records of the input could not be written")
 
 
-def check(servers: str, topic: str, count: int) -> Outcome:
+def check(servers: str, topic: str, count: int) -> LoadOutcome:
     """Hold the event IDs that are there against those that were written."""
     found = [dict(headers)["event_id"] for headers in load.read_headers(servers, topic)]
-    return Outcome(count - len(set(found)), len(found) - len(set(found)))
+    return LoadOutcome(count - len(set(found)), len(found) - len(set(found)))
 
 
-def _limit(place: Place, other: str) -> Process:
+def _limit(place: SystemPlace, other: str) -> Process:
     arguments = [place.servers, place.prefix, SOURCE, other, place.prefix]
     return systems.run_module(place, "headwater.lab.bench.plain_mirror", arguments)
 
 
-def _headwater(place: Place, other: str) -> Process:
+def _headwater(place: SystemPlace, other: str) -> Process:
     mirror = {"name": place.prefix, "bootstrap_servers": other, "topic": place.prefix, "replication_factor": 1}
     environment = {
         "HEADWATER_AGENTS": json.dumps([f"mirror.{place.prefix}"]),
@@ -184,7 +184,7 @@ def _headwater(place: Place, other: str) -> Process:
     return systems.worker_process(Workers(1, place.directory, environment))
 
 
-def show(results: Results, console: Console) -> None:
+def show(results: MirrorResults, console: Console) -> None:
     """Print the paces and their ratio."""
     for system, rounds in results.rounds.items():
         paces = ", ".join(f"{one.per_s:,.0f}" for one in rounds)

@@ -17,8 +17,8 @@ from rich.console import Console
 from headwater.lab import processes
 from headwater.lab.bench import flow_load, flows, load
 from headwater.lab.bench.flows import FlowPlace
-from headwater.lab.bench.load import Outcome
-from headwater.lab.bench.measure import Progress
+from headwater.lab.bench.load import LoadOutcome
+from headwater.lab.bench.measure import MeasuredProgress
 from headwater.lab.stack import Stack
 from pipeline.errors import HeadwaterError
 
@@ -30,7 +30,7 @@ SECONDS = 600.0
 
 
 @dataclass(frozen=True)
-class Options:
+class ReplayOptions:
     """What to measure."""
 
     messages: int = 300_000
@@ -38,11 +38,11 @@ class Options:
 
 
 @dataclass
-class Results:
+class ReplayResults:
     """Changes a second, and what was missing or doubled, by system: replay, live."""
 
     paces: dict[str, list[float]] = field(default_factory=dict)
-    outcomes: dict[str, list[Outcome]] = field(default_factory=dict)
+    outcomes: dict[str, list[LoadOutcome]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, int]:
         """Return the object that `--json` prints: medians."""
@@ -59,10 +59,10 @@ class Results:
         ]
 
 
-def measure(options: Options, say: Say) -> Results:
+def measure(options: ReplayOptions, say: Say) -> ReplayResults:
     """Measure on a broker of its own."""
     directory = Path(tempfile.mkdtemp(prefix="headwater-bench-"))  # kept when something fails: it holds the logs
-    results = Results()
+    results = ReplayResults()
     with Stack(directory / "stack", broker="kafka", progress=say) as stack:
         if stack.endpoints is None:
             raise HeadwaterError("the broker has no address")
@@ -88,7 +88,7 @@ def _live(place: FlowPlace, count: int) -> tuple[float, str]:
     load.begin(place.servers, place.prefix, place.source)
     process = flows.start_headwater(place, TASK)
     try:
-        with Progress(place.servers, place.prefix, place.source) as progress:
+        with MeasuredProgress(place.servers, place.prefix, place.source) as progress:
             return progress.follow(process, count, on_first=lambda _done: None).per_second, place.output
     finally:
         processes.stop([process])
@@ -114,7 +114,7 @@ def _replay(place: FlowPlace, count: int) -> tuple[float, str]:
     return float(found["records_per_second"]), f"{place.output}.again"
 
 
-def show(results: Results, console: Console) -> None:
+def show(results: ReplayResults, console: Console) -> None:
     """Print what was measured."""
     medians = results.as_json()
     ratio = medians["replay"] / medians["live"]

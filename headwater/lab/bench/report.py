@@ -14,9 +14,9 @@ from headwater.console import print_table
 from headwater.lab.machine import describe
 
 if TYPE_CHECKING:
-    from headwater.lab.bench.dedup import Results
-    from headwater.lab.bench.flows import Results as Flowed
-    from headwater.lab.bench.ingest import Results as Ingested
+    from headwater.lab.bench.dedup import DedupResults
+    from headwater.lab.bench.flows import FlowResults as Flowed
+    from headwater.lab.bench.ingest import IngestResults as Ingested
 
 HEADINGS = ("system", "records/s", "CPU us/record", "peak MiB", "missing", "doubled", "spread")
 EXTRAS = {
@@ -30,7 +30,7 @@ EXTRAS = {
 OWN, OTHER = "#0b6e99", "#9aa5b1"
 
 
-def rows(results: Results) -> list[tuple[str, ...]]:
+def rows(results: DedupResults) -> list[tuple[str, ...]]:
     """Return the table's rows: medians, and the lowest and the highest throughput of the rounds."""
     found: list[tuple[str, ...]] = []
     for key, rounds in results.rounds.items():
@@ -50,7 +50,7 @@ def rows(results: Results) -> list[tuple[str, ...]]:
     return found
 
 
-def facts(results: Results) -> list[tuple[str, str]]:
+def facts(results: DedupResults) -> list[tuple[str, str]]:
     """Return what was measured of Headwater alone."""
     found = [(EXTRAS[name], f"{number:,}") for name, number in results.extras.items()]
     if results.growth:
@@ -60,7 +60,7 @@ def facts(results: Results) -> list[tuple[str, str]]:
     return found
 
 
-def show(results: Results, console: Console) -> None:
+def show(results: DedupResults, console: Console) -> None:
     """Print the tables."""
     console.print(machine(results), style="dim", highlight=False)
     print_table(HEADINGS, rows(results), console)
@@ -72,7 +72,7 @@ def show(results: Results, console: Console) -> None:
         console.print(f"[red]wrong output: {failure}[/red]")
 
 
-def markdown(results: Results) -> str:
+def markdown(results: DedupResults) -> str:
     """Return the tables as Markdown."""
     lines = [machine(results), "", *markdown_table(HEADINGS, rows(results))]
     if extra := facts(results):
@@ -81,12 +81,12 @@ def markdown(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
-def machine(results: Results | Ingested | Flowed) -> str:
+def machine(results: DedupResults | Ingested | Flowed) -> str:
     """Describe the run and where it was made, in one line."""
     return f"{results.began:%Y-%m-%d %H:%M} UTC; {describe(results.broker)}; {results.messages:,} records a run"
 
 
-def plot(results: Results, directory: Path) -> Path:
+def plot(results: DedupResults, directory: Path) -> Path:
     """Draw the throughput of all systems into the directory; return the picture, named by its date."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"dedup-{results.began:%Y-%m-%d}.png"
@@ -94,7 +94,7 @@ def plot(results: Results, directory: Path) -> Path:
     return path
 
 
-def picture(results: Results) -> Figure:
+def picture(results: DedupResults) -> Figure:
     """Return horizontal bars: the median, with a line from the lowest to the highest round."""
     keys = list(reversed(results.rounds))
     figure = Figure(figsize=(9, 1.4 + 0.42 * len(keys)), layout="constrained")

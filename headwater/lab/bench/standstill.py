@@ -22,8 +22,8 @@ from headwater.lab.bench import load
 from headwater.lab.bench.extras import pace
 from headwater.lab.bench.load import PARTITIONS
 from headwater.lab.bench.measure import POLL, START_SECONDS, seconds_to_ready
-from headwater.lab.bench.systems import Place, workers_of
-from headwater.lab.workers import Worker, Workers
+from headwater.lab.bench.systems import SystemPlace, workers_of
+from headwater.lab.workers import WorkerProcess, Workers
 from pipeline.errors import HeadwaterError
 
 ROUNDS = 3
@@ -34,7 +34,7 @@ AROUND = 2.0
 Say = Callable[[str], None]
 
 
-def standstill(place: Place, say: Say, rounds: int = ROUNDS) -> dict[str, float]:
+def standstill(place: SystemPlace, say: Say, rounds: int = ROUNDS) -> dict[str, float]:
     """Return the seconds that partitions stand still at 5,000/s while a second worker joins and leaves by SIGTERM.
 
     Each is the median over the rounds of the longest standstill of any partition in a round.
@@ -78,7 +78,7 @@ def _leave(workers: Workers) -> int:
     return 1
 
 
-def _process(worker: Worker) -> processes.Process:
+def _process(worker: WorkerProcess) -> processes.Process:
     if worker.process is None:
         raise HeadwaterError("the worker was not started")
     return worker.process
@@ -87,7 +87,7 @@ def _process(worker: Worker) -> processes.Process:
 class Receipts:
     """When committed records of the output came, by partition."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: SystemPlace) -> None:
         self.times: list[list[float]] = [[] for _ in range(PARTITIONS)]
         self._consumer = Consumer(
             {"bootstrap.servers": place.servers, "group.id": f"{place.prefix}.standstill", "enable.auto.commit": False}
@@ -129,7 +129,7 @@ def longest(times: Sequence[float], begin: float, end: float) -> float:
 class _Group:
     """Looks at who has which partition."""
 
-    def __init__(self, place: Place, receipts: Receipts) -> None:
+    def __init__(self, place: SystemPlace, receipts: Receipts) -> None:
         self._admin = AdminClient({"bootstrap.servers": place.servers, "log_level": 0})
         self._place, self._receipts = place, receipts
 

@@ -25,7 +25,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Place:
+class SystemPlace:
     """Where one run happens: nothing in it was used before."""
 
     servers: str
@@ -59,7 +59,7 @@ class System:
 
     key: str
     title: str
-    start: Callable[[Place], Process]
+    start: Callable[[SystemPlace], Process]
     prepare: Callable[[Say], None] = lambda say: None
     share: int = 1
     """It gets one n-th of the messages: it is too slow for more."""
@@ -97,7 +97,7 @@ def peers() -> list[System]:
     ]
 
 
-def headwater(place: Place, guarantee: str = "exactly_once") -> Process:
+def headwater(place: SystemPlace, guarantee: str = "exactly_once") -> Process:
     """Start the real worker with the deduplicate agent."""
     return worker_process(workers_of(place, guarantee))
 
@@ -111,7 +111,7 @@ def worker_process(workers: Workers) -> Process:
     return process
 
 
-def workers_of(place: Place, guarantee: str = "exactly_once") -> Workers:
+def workers_of(place: SystemPlace, guarantee: str = "exactly_once") -> Workers:
     """Return one worker, not started; its state directory is `worker-1.state`."""
     return Workers(
         1,
@@ -128,35 +128,35 @@ def workers_of(place: Place, guarantee: str = "exactly_once") -> Workers:
 
 
 def run_module(
-    place: Place, module: str, arguments: Sequence[str], environment: Mapping[str, str] = MappingProxyType({})
+    place: SystemPlace, module: str, arguments: Sequence[str], environment: Mapping[str, str] = MappingProxyType({})
 ) -> Process:
     """Start a program of ours."""
     return _start(place, [sys.executable, "-m", module, *arguments], environment)
 
 
-def _hand_written(place: Place) -> Process:
+def _hand_written(place: SystemPlace) -> Process:
     return run_module(place, "headwater.lab.bench.hand_written", _arguments(place, place.changelog))
 
 
-def _faust_idiomatic(place: Place) -> Process:
+def _faust_idiomatic(place: SystemPlace) -> Process:
     return run_module(place, "headwater.lab.bench.faust_idiomatic", _arguments(place))
 
 
-def _quix(place: Place, guarantee: str) -> Process:
+def _quix(place: SystemPlace, guarantee: str) -> Process:
     return run_quix(place, "dedup.py", [*_arguments(place), guarantee])
 
 
-def run_quix(place: Place, program: str, arguments: Sequence[str]) -> Process:
+def run_quix(place: SystemPlace, program: str, arguments: Sequence[str]) -> Process:
     """Start a program in the environment of Quix Streams."""
     python = cache.directory() / QUIX_CACHE / "bin" / "python"
     return _start(place, [str(python), "-I", str(QUIX / program), *arguments])
 
 
-def _kafka_streams(place: Place) -> Process:
+def _kafka_streams(place: SystemPlace) -> Process:
     return run_java(place, "Dedup", _arguments(place))
 
 
-def run_java(place: Place, program: str, arguments: Sequence[str]) -> Process:
+def run_java(place: SystemPlace, program: str, arguments: Sequence[str]) -> Process:
     """Start a program of Kafka Streams."""
     made = cache.directory() / _streams_cache()
     classes = f"{made / 'target' / 'classes'}{os.pathsep}{made / 'jars'}/*"
@@ -164,11 +164,13 @@ def run_java(place: Place, program: str, arguments: Sequence[str]) -> Process:
     return _start(place, [*java, f"headwater.lab.{program}", *arguments])
 
 
-def _arguments(place: Place, *more: str) -> list[str]:
+def _arguments(place: SystemPlace, *more: str) -> list[str]:
     return [place.servers, place.prefix, place.source, place.output, *more, str(place.state)]
 
 
-def _start(place: Place, command: Sequence[str], environment: Mapping[str, str] = MappingProxyType({})) -> Process:
+def _start(
+    place: SystemPlace, command: Sequence[str], environment: Mapping[str, str] = MappingProxyType({})
+) -> Process:
     place.directory.mkdir(parents=True, exist_ok=True)
     log = place.directory / "program.log"
     return processes.start(place.prefix, command, log=log, address="", environment=environment, detached=False)

@@ -9,8 +9,8 @@ from typing import Any
 
 import msgspec
 
-from headwater.lab.simulator.faults import ApiError, Faults
-from headwater.lab.simulator.history import Shard, Stream
+from headwater.lab.simulator.faults import ApiError, ServiceFaults
+from headwater.lab.simulator.history import SimulatedShard, SimulatedStream
 from headwater.lab.simulator.world import World, image
 
 THROTTLED = "LimitExceededException"
@@ -24,7 +24,7 @@ Request = dict[str, Any]
 encode = msgspec.json.encode
 
 
-class Iterator(msgspec.Struct, array_like=True):
+class StreamIterator(msgspec.Struct, array_like=True):
     """What an iterator's text stands for."""
 
     arn: str
@@ -39,7 +39,7 @@ class Iterator(msgspec.Struct, array_like=True):
 class DynamoDB:
     """Answers calls by their names, `DynamoDBStreams_20120810.GetRecords` and so on. Errors are ApiError."""
 
-    def __init__(self, world: World, faults: Faults, *, page: int = 10, iterator_seconds: float = 900.0) -> None:
+    def __init__(self, world: World, faults: ServiceFaults, *, page: int = 10, iterator_seconds: float = 900.0) -> None:
         self._world, self._faults, self._page, self._iterator_seconds = world, faults, page, iterator_seconds
         self._readers: dict[tuple[str, str], dict[int, float]] = {}
         """When each reader of a shard called last."""
@@ -126,13 +126,13 @@ class DynamoDB:
         }
         return encode({"StreamDescription": described})
 
-    def _stream(self, arn: str) -> Stream:
+    def _stream(self, arn: str) -> SimulatedStream:
         stream = self._world.stream(arn)
         if stream is None:
             raise ApiError("ResourceNotFoundException", f"Requested resource not found: Stream: {arn} not found")
         return stream
 
-    def _shard(self, arn: str, shard_id: str) -> Shard:
+    def _shard(self, arn: str, shard_id: str) -> SimulatedShard:
         shard = self._stream(arn).shards.get(shard_id)
         if shard is None:
             message = f"Requested resource not found: Shard does not exist: {shard_id}"
@@ -143,11 +143,11 @@ class DynamoDB:
         arn, shard_id = request["StreamArn"], request["ShardId"]
         shard = self._shard(arn, shard_id)
         at = _start(shard, request["ShardIteratorType"], request)
-        iterator = Iterator(arn, shard_id, at, self._world.clock(), next(self._numbers))
+        iterator = StreamIterator(arn, shard_id, at, self._world.clock(), next(self._numbers))
         return encode({"ShardIterator": _text(iterator)})
 
     def _get_records(self, request: Request) -> bytes:
-        iterator = msgspec.json.decode(base64.urlsafe_b64decode(request["ShardIterator"]), type=Iterator)
+        iterator = msgspec.json.decode(base64.urlsafe_b64decode(request["ShardIterator"]), type=StreamIterator)
         place = (iterator.arn, iterator.shard_id)
         shard = self._shard(*place)
         self._stream(iterator.arn).read = True
@@ -161,7 +161,7 @@ class DynamoDB:
         at = iterator.at + len(records)
         # A closed shard that is read to its end says so at once, together with its last records.
         ended = not shard.is_open and at == shard.end
-        following = Iterator(*place, at, self._world.clock(), iterator.reader)
+        following = StreamIterator(*place, at, self._world.clock(), iterator.reader)
         more = b"" if ended else b',"NextShardIterator":%s' % encode(_text(following))
         return b'{"Records":[%s]%s}' % (b",".join(records), more)
 
@@ -173,12 +173,12 @@ class DynamoDB:
             raise ApiError(THROTTLED, "Too many readers of the shard at once")
         readers[reader] = now
 
-    def _some(self, shard: Shard, at: int, limit: int) -> list[bytes]:
+    def _some(self, shard: SimulatedShard, at: int, limit: int) -> list[bytes]:
         few = self._faults.few(min(limit, MOST_RECORDS, shard.end - at))
         return some(shard, at, few, MOST_BYTES)
 
 
-def some(shard: Shard, at: int, count: int, most_bytes: int) -> list[bytes]:
+def some(shard: SimulatedShard, at: int, count: int, most_bytes: int) -> list[bytes]:
     """Return so many records of a shard at most, and one at least if there is any."""
     found: list[bytes] = []
     size = 0
@@ -190,14 +190,14 @@ def some(shard: Shard, at: int, count: int, most_bytes: int) -> list[bytes]:
     return found
 
 
-def _described(shard: Shard) -> dict[str, Any]:
+def _described(shard: SimulatedShard) -> dict[str, Any]:
     ending = {} if shard.last is None else {"EndingSequenceNumber": str(shard.last)}
     parent = {"ParentShardId": shard.parents[0]} if shard.parents else {}
     numbers = {"StartingSequenceNumber": str(shard.first), **ending}
     return {"ShardId": shard.shard_id, "SequenceNumberRange": numbers, **parent}
 
 
-def _start(shard: Shard, kind: str, request: Request) -> int:
+def _start(shard: SimulatedShard, kind: str, request: Request) -> int:
     if kind == "TRIM_HORIZON":
         return shard.gone
     if kind == "LATEST":
@@ -216,5 +216,5 @@ def _start(shard: Shard, kind: str, request: Request) -> int:
     raise ApiError("ValidationException", f"ShardIteratorType {kind}")
 
 
-def _text(iterator: Iterator) -> str:
+def _text(iterator: StreamIterator) -> str:
     return base64.urlsafe_b64encode(encode(iterator)).decode()

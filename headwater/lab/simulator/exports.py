@@ -20,7 +20,7 @@ Request = dict[str, Any]
 encode = msgspec.json.encode
 
 
-class Exports:
+class SimulatedExports:
     """Answers `ExportTableToPointInTime` and `DescribeExport`. The items are those of the moment of the first call."""
 
     def __init__(self, world: World, s3_endpoint: str) -> None:

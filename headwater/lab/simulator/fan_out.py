@@ -13,8 +13,8 @@ import msgspec
 
 from headwater.lab.simulator.dynamodb import some
 from headwater.lab.simulator.event_stream import event, exception
-from headwater.lab.simulator.faults import ApiError, CutOffError, Faults
-from headwater.lab.simulator.history import Shard
+from headwater.lab.simulator.faults import ApiError, CutOffError, ServiceFaults
+from headwater.lab.simulator.history import SimulatedShard
 from headwater.lab.simulator.kinesis import CREATED, PREFIX, Kinesis, Request, child, start
 
 SUBSCRIBE = f"{PREFIX}SubscribeToShard"
@@ -32,7 +32,7 @@ encode = msgspec.json.encode
 
 
 @dataclass(slots=True)
-class Consumer:
+class SimulatedConsumer:
     """A registered consumer."""
 
     name: str
@@ -55,10 +55,10 @@ class Consumer:
 class FanOut:
     """Answers calls by their names, and subscriptions with messages. Errors are ApiError."""
 
-    def __init__(self, kinesis: Kinesis, faults: Faults, *, seconds: float = 300.0) -> None:
+    def __init__(self, kinesis: Kinesis, faults: ServiceFaults, *, seconds: float = 300.0) -> None:
         """`seconds`: how long a subscription lasts."""
         self._kinesis, self._faults, self._seconds = kinesis, faults, seconds
-        self.consumers: dict[str, Consumer] = {}
+        self.consumers: dict[str, SimulatedConsumer] = {}
         """By ARN."""
         self._subscribed: dict[tuple[str, str], tuple[int, float]] = {}
         """Of a consumer and a shard: the number of the newest subscription, and since when it is."""
@@ -73,7 +73,7 @@ class FanOut:
 
     def _register(self, request: Request) -> bytes:
         name, stream = self._kinesis.stream(request)
-        consumer = Consumer(request["ConsumerName"], "", name)
+        consumer = SimulatedConsumer(request["ConsumerName"], "", name)
         if any((one.name, one.stream) == (consumer.name, name) for one in self.consumers.values()):
             raise ApiError("ResourceInUseException", f"Consumer {consumer.name} already exists")
         consumer.arn = f"{stream.arn}/consumer/{consumer.name}:{CREATED + next(self._numbers)}"
@@ -85,7 +85,7 @@ class FanOut:
         consumer.looks += 1
         return encode({"ConsumerDescription": {**consumer.described(), "StreamARN": request.get("StreamARN", "")}})
 
-    def _find(self, request: Request) -> Consumer:
+    def _find(self, request: Request) -> SimulatedConsumer:
         if (arn := request.get("ConsumerARN")) is not None:
             found = self.consumers.get(arn)
         else:
@@ -118,7 +118,7 @@ class FanOut:
         return self._events(name, shard, at, place, number)
 
     async def _events(
-        self, name: str, shard: Shard, at: int, place: tuple[str, str], number: int
+        self, name: str, shard: SimulatedShard, at: int, place: tuple[str, str], number: int
     ) -> AsyncIterator[bytes]:
         yield event("initial-response", b"{}")
         end = time.monotonic() + self._seconds
@@ -147,7 +147,7 @@ class FanOut:
                     return
             await asyncio.sleep(TICK)
 
-    def _event(self, name: str, shard: Shard, at: int, records: list[bytes]) -> bytes:
+    def _event(self, name: str, shard: SimulatedShard, at: int, records: list[bytes]) -> bytes:
         behind = 0 if at == shard.end else 1_000
         if not shard.is_open and at == shard.end:
             children = [child(one) for one in self._kinesis.children(name, shard)]
@@ -157,7 +157,7 @@ class FanOut:
         return b'{"Records":[%s],"MillisBehindLatest":%d,%s}' % (b",".join(records), behind, more)
 
 
-def _reached(shard: Shard, at: int) -> int:
+def _reached(shard: SimulatedShard, at: int) -> int:
     """Return a sequence number that lies behind the shard's first `at` records, and before the next."""
     if at == shard.gone:
         return shard.first if not shard.gone else shard.records[0].sequence - 1 if shard.records else shard.first

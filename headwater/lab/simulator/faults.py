@@ -66,7 +66,7 @@ class CutOffError(Exception):
         self.half = half
 
 
-class Faults:
+class ServiceFaults:
     """Throws the dice for each call."""
 
     def __init__(self, rates: Rates, seed: int) -> None:

@@ -14,7 +14,7 @@ FIRST = 10**20
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class SimulatedRecord:
     """One record: its place in the stream, what it is, and its JSON as the API gives it."""
 
     sequence: int
@@ -23,7 +23,7 @@ class Record:
 
 
 @dataclass(slots=True)
-class Shard:
+class SimulatedShard:
     """A shard. Records are counted from its birth: `gone` of them were trimmed, the others are in `records`."""
 
     shard_id: str
@@ -33,7 +33,7 @@ class Shard:
     parents: tuple[str, ...]
     first: int
     """Its starting sequence number."""
-    records: list[Record] = field(default_factory=list)
+    records: list[SimulatedRecord] = field(default_factory=list)
     gone: int = 0
     last: int | None = None
     """Its ending sequence number; None while it is open."""
@@ -69,15 +69,15 @@ class Trimmed:
     """Sequence number and event ID of each."""
 
 
-class Stream:
+class SimulatedStream:
     """One stream, from its birth to its end."""
 
     def __init__(self, arn: str, shards: int = 1) -> None:
         self.arn = arn
-        self.shards: dict[str, Shard] = {}
+        self.shards: dict[str, SimulatedShard] = {}
         """All that AWS still knows, in the order of their birth."""
         self.trimmed: list[Trimmed] = []
-        self.open: list[Shard] = []
+        self.open: list[SimulatedShard] = []
         """Those that take records, by hash key."""
         self.read = False
         """Whether somebody has read of it."""
@@ -87,42 +87,44 @@ class Stream:
         for shard in self.open:
             shard.listed = True
 
-    def _add(self, low: int, high: int, parents: tuple[str, ...]) -> Shard:
-        shard = Shard(f"shardId-{next(self._born):020d}", low, high, parents, next(self._sequence), listed=False)
+    def _add(self, low: int, high: int, parents: tuple[str, ...]) -> SimulatedShard:
+        shard = SimulatedShard(
+            f"shardId-{next(self._born):020d}", low, high, parents, next(self._sequence), listed=False
+        )
         self.shards[shard.shard_id] = shard
         self.open = sorted([*self.open, shard], key=lambda one: one.low)
         return shard
 
-    def taker(self, hash_key: int) -> Shard:
+    def taker(self, hash_key: int) -> SimulatedShard:
         """Return the shard that takes this hash key."""
         return next(one for one in self.open if one.low <= hash_key < one.high)
 
-    def put(self, hash_key: int, event_id: str, body: Callable[[int], bytes]) -> Record:
+    def put(self, hash_key: int, event_id: str, body: Callable[[int], bytes]) -> SimulatedRecord:
         """Add a record to the shard that takes this hash key; `body` makes its JSON from its sequence number."""
         shard = self.taker(hash_key)
         sequence = next(self._sequence)
-        record = Record(sequence, event_id, body(sequence))
+        record = SimulatedRecord(sequence, event_id, body(sequence))
         shard.records.append(record)
         return record
 
-    def close(self, shard: Shard) -> None:
+    def close(self, shard: SimulatedShard) -> None:
         """Close a shard; without children its hash keys have no place."""
         shard.last = next(self._sequence)
         self.open.remove(shard)
 
-    def roll(self, shard: Shard) -> None:
+    def roll(self, shard: SimulatedShard) -> None:
         """Close a shard; one child goes on."""
         self.close(shard)
         self._add(shard.low, shard.high, (shard.shard_id,))
 
-    def split(self, shard: Shard) -> None:
+    def split(self, shard: SimulatedShard) -> None:
         """Close a shard; two children share its hash keys."""
         self.close(shard)
         middle = (shard.low + shard.high) // 2
         self._add(shard.low, middle, (shard.shard_id,))
         self._add(middle, shard.high, (shard.shard_id,))
 
-    def merge(self, shard: Shard) -> bool:
+    def merge(self, shard: SimulatedShard) -> bool:
         """Close a shard and its neighbour above; one child has both. False: there is no such neighbour."""
         other = next((one for one in self.open if one.low == shard.high), None)
         if other is None:
@@ -132,7 +134,7 @@ class Stream:
         self._add(shard.low, other.high, (shard.shard_id, other.shard_id))
         return True
 
-    def trim(self, shard: Shard, count: int) -> None:
+    def trim(self, shard: SimulatedShard, count: int) -> None:
         """Drop the oldest records of a shard; a closed one of which nothing is left is known no more."""
         gone, shard.records = shard.records[:count], shard.records[count:]
         if gone:
@@ -142,13 +144,13 @@ class Stream:
         if not shard.is_open and not shard.records:
             del self.shards[shard.shard_id]
 
-    def show(self, shard: Shard) -> None:
+    def show(self, shard: SimulatedShard) -> None:
         """List a shard from now on, and its parents: no listing has a child without them."""
         shard.listed = True
         for parent in shard.parents:
             if parent in self.shards:
                 self.show(self.shards[parent])
 
-    def listing(self) -> list[Shard]:
+    def listing(self) -> list[SimulatedShard]:
         """Return what a listing shows: without the newest, for a while."""
         return [shard for shard in self.shards.values() if shard.listed]

@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 
 from headwater.lab.simulator.dynamodb import some
-from headwater.lab.simulator.faults import ApiError, Faults
-from headwater.lab.simulator.history import SPACE, Shard, Stream
+from headwater.lab.simulator.faults import ApiError, ServiceFaults
+from headwater.lab.simulator.history import SPACE, SimulatedShard, SimulatedStream
 from headwater.lab.simulator.world import World
 
 PREFIX = "Kinesis_20131202."
@@ -31,7 +31,7 @@ Request = dict[str, Any]
 encode = msgspec.json.encode
 
 
-class Iterator(msgspec.Struct, array_like=True):
+class KinesisIterator(msgspec.Struct, array_like=True):
     """What an iterator's text stands for."""
 
     name: str
@@ -43,7 +43,7 @@ class Iterator(msgspec.Struct, array_like=True):
     """When its stream was made: an iterator does not outlive it."""
 
 
-class Page(msgspec.Struct, array_like=True):
+class RecordsPage(msgspec.Struct, array_like=True):
     """What the token of ListShards stands for."""
 
     name: str
@@ -54,7 +54,7 @@ class Kinesis:
     """Answers calls by their names, `Kinesis_20131202.GetRecords` and so on. Errors are ApiError."""
 
     def __init__(
-        self, world: World, faults: Faults, *, page: int = 10, iterator_seconds: float = ITERATOR_SECONDS
+        self, world: World, faults: ServiceFaults, *, page: int = 10, iterator_seconds: float = ITERATOR_SECONDS
     ) -> None:
         self._world, self._faults, self._page = world, faults, page
         self._iterator_seconds = min(iterator_seconds, ITERATOR_SECONDS)
@@ -97,7 +97,7 @@ class Kinesis:
         }
         return encode({"StreamDescriptionSummary": summary})
 
-    def stream(self, request: Request) -> tuple[str, Stream]:
+    def stream(self, request: Request) -> tuple[str, SimulatedStream]:
         """Return the stream that a request names, and its name."""
         name = request.get("StreamName") or request.get("StreamARN", "").rpartition("/")[2]
         table = self._world.tables.get(name) if self._world.plan.kinesis else None
@@ -105,11 +105,11 @@ class Kinesis:
             raise ApiError("ResourceNotFoundException", f"Stream {name} not found")
         return name, table.stream
 
-    def children(self, name: str, shard: Shard) -> list[Shard]:
+    def children(self, name: str, shard: SimulatedShard) -> list[SimulatedShard]:
         """Return the shards that a closed one has become."""
         return [one for one in self._world.tables[name].stream.shards.values() if shard.shard_id in one.parents]
 
-    def shard(self, request: Request, shard_id: str) -> tuple[str, Shard]:
+    def shard(self, request: Request, shard_id: str) -> tuple[str, SimulatedShard]:
         """Return a shard of the stream that a request names, and the stream's name."""
         name, stream = self.stream(request)
         shard = stream.shards.get(shard_id)
@@ -120,7 +120,7 @@ class Kinesis:
     def _list_shards(self, request: Request) -> bytes:
         after = request.get("ExclusiveStartShardId", "")
         if token := request.get("NextToken"):
-            page = _decode(token, Page)
+            page = _decode(token, RecordsPage)
             request, after = {"StreamName": page.name}, page.after
         name, stream = self.stream(request)
         shards = stream.listing()
@@ -128,7 +128,7 @@ class Kinesis:
             shards = [shard for shard in shards if not shard.is_open or shard is shards[0]]
         left = sorted((shard for shard in shards if shard.shard_id > after), key=lambda shard: shard.shard_id)
         listed = left[: min(self._page, request.get("MaxResults", 1_000))]
-        more = {"NextToken": _text(Page(name, listed[-1].shard_id))} if len(left) > len(listed) else {}
+        more = {"NextToken": _text(RecordsPage(name, listed[-1].shard_id))} if len(left) > len(listed) else {}
         return encode({"Shards": [_described(shard) for shard in listed], **more})
 
     # -- reading ------------------------------------------------------------------------------------------------------
@@ -138,14 +138,14 @@ class Kinesis:
         at = start(shard, request["ShardIteratorType"], request)
         return encode({"ShardIterator": self._iterator(name, shard, at)})
 
-    def _iterator(self, name: str, shard: Shard, at: int) -> str:
-        return _text(Iterator(name, shard.shard_id, at, self._world.clock(), self._created(name)))
+    def _iterator(self, name: str, shard: SimulatedShard, at: int) -> str:
+        return _text(KinesisIterator(name, shard.shard_id, at, self._world.clock(), self._created(name)))
 
     def _created(self, name: str) -> int:
         return self.created.get(name, CREATED)
 
     def _get_records(self, request: Request) -> bytes:
-        iterator = _decode(request["ShardIterator"], Iterator)
+        iterator = _decode(request["ShardIterator"], KinesisIterator)
         name, shard = self.shard({"StreamName": iterator.name}, iterator.shard_id)
         if iterator.created != self._created(name):
             raise ApiError("ResourceNotFoundException", f"Shard {shard.shard_id} in stream {name} does not exist")
@@ -172,7 +172,7 @@ class Kinesis:
         called.append(now)
 
 
-def _described(shard: Shard) -> dict[str, Any]:
+def _described(shard: SimulatedShard) -> dict[str, Any]:
     ending = {} if shard.last is None else {"EndingSequenceNumber": str(shard.last)}
     names = ("ParentShardId", "AdjacentParentShardId")
     return {
@@ -183,16 +183,16 @@ def _described(shard: Shard) -> dict[str, Any]:
     }
 
 
-def child(shard: Shard) -> dict[str, Any]:
+def child(shard: SimulatedShard) -> dict[str, Any]:
     """Return a shard as its parent's last answer names it."""
     return {"ShardId": shard.shard_id, "ParentShards": shard.parents, "HashKeyRange": _range(shard)}
 
 
-def _range(shard: Shard) -> dict[str, str]:
+def _range(shard: SimulatedShard) -> dict[str, str]:
     return {"StartingHashKey": str(shard.low), "EndingHashKey": str(min(shard.high, SPACE) - 1)}
 
 
-def start(shard: Shard, kind: str, request: Request) -> int:
+def start(shard: SimulatedShard, kind: str, request: Request) -> int:
     """Return the number of the record that an iterator or a subscription begins with."""
     if kind == "TRIM_HORIZON":
         return shard.gone
@@ -206,7 +206,7 @@ def start(shard: Shard, kind: str, request: Request) -> int:
     raise ApiError("InvalidArgumentException", f"ShardIteratorType {kind}")
 
 
-def _text(value: Iterator | Page) -> str:
+def _text(value: KinesisIterator | RecordsPage) -> str:
     return base64.urlsafe_b64encode(encode(value)).decode()
 
 

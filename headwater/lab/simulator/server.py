@@ -17,11 +17,11 @@ from aiohttp import web
 from headwater.lab.simulator import kinesis
 from headwater.lab.simulator.dynamodb import THROTTLED, DynamoDB
 from headwater.lab.simulator.event_stream import CONTENT_TYPE
-from headwater.lab.simulator.exports import Exports
+from headwater.lab.simulator.exports import SimulatedExports
 from headwater.lab.simulator.fan_out import SUBSCRIBE, FanOut
-from headwater.lab.simulator.faults import ApiError, CutOffError, Faults, Rates, TimedOutError
+from headwater.lab.simulator.faults import ApiError, CutOffError, Rates, ServiceFaults, TimedOutError
 from headwater.lab.simulator.kinesis import Kinesis
-from headwater.lab.simulator.world import Plan, World
+from headwater.lab.simulator.world import World, WorldPlan
 from pipeline.errors import TransientError
 
 T = TypeVar("T")
@@ -30,10 +30,10 @@ TRUTH, REST, DRY = "/_headwater/truth", "/_headwater/rest", "/_headwater/dry"
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class SimulatorOptions:
     """What to simulate, how fast, and how roughly."""
 
-    plan: Plan = field(default_factory=Plan)
+    plan: WorldPlan = field(default_factory=WorldPlan)
     rates: Rates = field(default_factory=Rates)
     rate: int = 1_000
     """Changes a second; 0: the world changes only by `Running.do`."""
@@ -54,11 +54,11 @@ class Options:
 class Simulator:
     """One world behind one port. Everything runs on one event loop, so a call sees the world between two changes."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: SimulatorOptions) -> None:
         self.options = options
         self.world = World(options.plan)
         self.address = ""
-        self.faults = Faults(options.rates, options.plan.seed)
+        self.faults = ServiceFaults(options.rates, options.plan.seed)
         self.calls: Counter[str] = Counter()
         self._resting = False
         self.kinesis = Kinesis(self.world, self.faults, iterator_seconds=options.iterator_seconds)
@@ -67,7 +67,7 @@ class Simulator:
             **DynamoDB(self.world, self.faults, iterator_seconds=options.iterator_seconds).calls,
             **self.kinesis.calls,
             **self.fan_out.calls,
-            **Exports(self.world, options.s3_endpoint).calls,
+            **SimulatedExports(self.world, options.s3_endpoint).calls,
         }
         """How each call is answered, by its target; a test may put its own answers here."""
 
@@ -159,7 +159,7 @@ class Simulator:
 class Running:
     """A simulator in a thread of its own, as a context: `address` is for boto3, `do` changes the world between two calls."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: SimulatorOptions) -> None:
         self.simulator = Simulator(options)
         self._loop = asyncio.new_event_loop()
         self._started = threading.Event()

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from headwater.lab.simulator.history import Shard, Stream
+from headwater.lab.simulator.history import SimulatedShard, SimulatedStream
 from pipeline.sources.kinesis.kpl import Sub, aggregate
 
 REGION, ACCOUNT = "eu-west-1", "000000000000"
@@ -27,7 +27,7 @@ encode = msgspec.json.encode
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class WorldPlan:
     """What happens. Counts are of changes: the clock decides nothing but the times that records carry."""
 
     seed: int = 1
@@ -70,7 +70,7 @@ class Plan:
     """Changes that one record of Kinesis holds, as the Kinesis Producer Library packs them; 1: one."""
 
     @classmethod
-    def rough(cls, tables: tuple[str, ...], seed: int, rate: int, *, kinesis: bool = False) -> Plan:
+    def rough(cls, tables: tuple[str, ...], seed: int, rate: int, *, kinesis: bool = False) -> WorldPlan:
         """Return a plan in which everything happens every few seconds, at this rate of changes a second."""
         plan = cls(
             seed,
@@ -93,11 +93,11 @@ class Plan:
 
 
 @dataclass(slots=True)
-class Table:
+class SimulatedTable:
     """A table, its streams from the oldest to the newest, and what is true of it."""
 
     name: str
-    streams: list[Stream]
+    streams: list[SimulatedStream]
     versions: list[int]
     exists: list[bool]
     changes: dict[str, list[str]] = field(default_factory=dict)
@@ -113,7 +113,7 @@ class Table:
     tags: dict[str, str] = field(default_factory=dict)
 
     @property
-    def stream(self) -> Stream:
+    def stream(self) -> SimulatedStream:
         """The newest stream."""
         return self.streams[-1]
 
@@ -121,10 +121,10 @@ class Table:
 class World:
     """All tables. `step` makes one change; nothing else happens between two steps."""
 
-    def __init__(self, plan: Plan, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, plan: WorldPlan, clock: Callable[[], float] = time.time) -> None:
         self.plan, self.clock = plan, clock
         self.tables = {name: self._table(name) for name in plan.tables}
-        self.deleted: list[Table] = []
+        self.deleted: list[SimulatedTable] = []
         """Tables that are gone; what their streams have can be read until it is trimmed."""
         self.made = self.reshapes = self.come = 0
         self.widest = plan.shards
@@ -133,9 +133,9 @@ class World:
         self._due: list[tuple[int, Callable[[], object]]] = []
         self._deliveries = {name: Delivery(self, table) for name, table in self.tables.items()}
 
-    def _table(self, name: str) -> Table:
-        stream = Stream(self._arn(name, 0), self.plan.shards)
-        return Table(name, [stream], [0] * self.plan.items, [False] * self.plan.items)
+    def _table(self, name: str) -> SimulatedTable:
+        stream = SimulatedStream(self._arn(name, 0), self.plan.shards)
+        return SimulatedTable(name, [stream], [0] * self.plan.items, [False] * self.plan.items)
 
     def _arn(self, table: str, number: int) -> str:
         if self.plan.kinesis:
@@ -143,7 +143,7 @@ class World:
         label = f"2026-01-01T00:00:{number:02d}.000"
         return f"arn:aws:dynamodb:{REGION}:{ACCOUNT}:table/{table}/stream/{label}"
 
-    def stream(self, arn: str) -> Stream | None:
+    def stream(self, arn: str) -> SimulatedStream | None:
         """Return a stream by its ARN, None when there is none."""
         streams = [stream for table in self.tables.values() for stream in table.streams]
         streams += [stream for table in self.deleted for stream in table.streams if stream.shards]
@@ -193,7 +193,7 @@ class World:
 
     # -- changes ------------------------------------------------------------------------------------------------------
 
-    def _change(self, table: Table) -> None:
+    def _change(self, table: SimulatedTable) -> None:
         item = self._dice.randrange(self.plan.items)
         before = table.versions[item] if table.exists[item] else None
         removed = before is not None and self._dice.random() < 0.1
@@ -222,7 +222,7 @@ class World:
 
         self._record_late(table, key, partial(table.stream.put, hash_key(key), event_id, body))
 
-    def _record_late(self, table: Table, key: str, put: Callable[[], object]) -> None:
+    def _record_late(self, table: SimulatedTable, key: str, put: Callable[[], object]) -> None:
         """Put a change into its stream after a while, but never before an earlier one of its item."""
         if not self.plan.lag:
             put()
@@ -238,7 +238,7 @@ class World:
 
     # -- streams ------------------------------------------------------------------------------------------------------
 
-    def _reshape(self, stream: Stream) -> None:
+    def _reshape(self, stream: SimulatedStream) -> None:
         if not stream.open:
             return
         before, shard = self._before_reshaping(stream), self._dice.choice(stream.open)
@@ -249,7 +249,7 @@ class World:
         self.reshapes += 1
         self._after_reshaping(stream, before)
 
-    def _grow(self, stream: Stream) -> None:
+    def _grow(self, stream: SimulatedStream) -> None:
         """Split every open shard, while there is room."""
         before = self._before_reshaping(stream)
         for shard in before:
@@ -258,25 +258,25 @@ class World:
                 self.reshapes += 1
         self._after_reshaping(stream, before)
 
-    def _before_reshaping(self, stream: Stream) -> list[Shard]:
+    def _before_reshaping(self, stream: SimulatedStream) -> list[SimulatedShard]:
         if self.plan.kinesis:  # what was delivered goes into the shards as they are
             self._deliveries[stream.arn.rpartition("/")[2]].settle()
         return list(stream.open)
 
-    def _after_reshaping(self, stream: Stream, before: list[Shard]) -> None:
+    def _after_reshaping(self, stream: SimulatedStream, before: list[SimulatedShard]) -> None:
         self.widest = max(self.widest, len(stream.open))
         for born in [one for one in stream.open if one not in before]:
             self._list_late(stream, born)
         for closed in [one for one in before if not one.is_open]:
             self._forget_late(stream, closed)
 
-    def _list_late(self, stream: Stream, shard: Shard) -> None:
+    def _list_late(self, stream: SimulatedStream, shard: SimulatedShard) -> None:
         def list_it() -> None:
             stream.show(shard)
 
         self.later(self._dice.randint(0, self.plan.late), list_it)
 
-    def _forget_late(self, stream: Stream, shard: Shard) -> None:
+    def _forget_late(self, stream: SimulatedStream, shard: SimulatedShard) -> None:
         def forget() -> None:
             if _is_untouched(stream):
                 self._forget_late(stream, shard)
@@ -298,20 +298,20 @@ class World:
                 self._forget_late(gone.stream, shard)
             self.deleted.append(gone)
 
-    def _trim_suddenly(self, stream: Stream) -> None:
+    def _trim_suddenly(self, stream: SimulatedStream) -> None:
         if _is_untouched(stream):
             return  # what was trimmed before a stream was found is nobody's loss, but could not be told from one
         shard = self._dice.choice(list(stream.shards.values()))
         stream.trim(shard, len(shard.records) // 2)
 
-    def _switch_off(self, table: Table) -> None:
+    def _switch_off(self, table: SimulatedTable) -> None:
         for shard in list(table.stream.open):
             table.stream.close(shard)
             self._forget_late(table.stream, shard)
         table.off = self.plan.off
 
-    def _switch_on(self, table: Table) -> None:
-        table.streams.append(Stream(self._arn(table.name, len(table.streams)), self.plan.shards))
+    def _switch_on(self, table: SimulatedTable) -> None:
+        table.streams.append(SimulatedStream(self._arn(table.name, len(table.streams)), self.plan.shards))
 
     # -- the truth ----------------------------------------------------------------------------------------------------
 
@@ -339,7 +339,7 @@ class World:
 class Delivery:
     """How DynamoDB delivers a table's changes into its Kinesis stream: some twice, some behind those of other items."""
 
-    def __init__(self, world: World, table: Table) -> None:
+    def __init__(self, world: World, table: SimulatedTable) -> None:
         self._world, self._table, self._stream = world, table, table.stream
         self._dice = random.Random(world.plan.seed)  # noqa: S311 - a history that can be had again
         self._held: dict[str, tuple[str, bytes]] = {}
@@ -403,7 +403,7 @@ class Delivery:
         put_record(self._stream, key, event_id, data, now)
 
 
-def _is_untouched(stream: Stream) -> bool:
+def _is_untouched(stream: SimulatedStream) -> bool:
     """Say whether it belongs to a table that has come on the way, and nobody has found it yet."""
     return f"/{GUEST}" in stream.arn and not stream.read
 
@@ -413,7 +413,7 @@ def hash_key(partition_key: str) -> int:
     return int.from_bytes(hashlib.md5(partition_key.encode(), usedforsecurity=False).digest())
 
 
-def put_record(stream: Stream, partition_key: str, event_id: str, data: bytes, at: float) -> None:
+def put_record(stream: SimulatedStream, partition_key: str, event_id: str, data: bytes, at: float) -> None:
     """Put a record into a Kinesis stream."""
 
     def body(sequence: int) -> bytes:

@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 
 from pipeline.sinks.lake import manifests
 from pipeline.sinks.lake.layouts.columns import united
-from pipeline.sinks.lake.manifests import Content, File, Names, Origin, Rows
-from pipeline.sinks.lake.objects import Objects, Stored
+from pipeline.sinks.lake.manifests import Content, File, FileRange, FirstRow, Names
+from pipeline.sinks.lake.objects import Objects, StoredObject
 from pipeline.sinks.lake.parquet import RANGE, range_of
 from pipeline.sinks.lake.paths import mark_of, origin_of
 from pipeline.transport.logs import UNKNOWN, Log
@@ -82,7 +82,7 @@ def compact(
     before each change, and raises where this run may go on no longer.
     """
 
-    def is_done(origin: Origin) -> bool:
+    def is_done(origin: FileRange) -> bool:
         """Say whether nobody tries to write these rows any more; of another cluster nobody here can tell."""
         its, now = Log.parse(origin.log), log_of(origin.topic)
         if at_rest:
@@ -94,7 +94,7 @@ def compact(
     found = objects.listed(prefix)
     if prefix:
         found += objects.listed(f"{manifests.DIRECTORY}/{prefix}")
-    names, files = manifests.by_directory(one.path for one in found), defaultdict[str, list[Stored]](list)
+    names, files = manifests.by_directory(one.path for one in found), defaultdict[str, list[StoredObject]](list)
     for one in found:
         if one.path.endswith(manifests.SUFFIX):
             files[one.path.rpartition("/")[0]].append(one)
@@ -119,8 +119,8 @@ class _Directory:
         self,
         objects: Objects,
         directory: str,
-        there: Sequence[Stored],
-        is_done: Callable[[Origin], bool],
+        there: Sequence[StoredObject],
+        is_done: Callable[[FileRange], bool],
         size: int,
         older_than_us: int,
         dry_run: bool,
@@ -253,11 +253,11 @@ class _Directory:
         if RANGE not in metadata:
             return False
         covered = range_of(metadata)
-        begun = Origin(named.topic, named.partition, named.offset, named.offset, covered.end, covered.log)
+        begun = FileRange(named.topic, named.partition, named.offset, named.offset, covered.end, covered.log)
         if not self._is_done(begun):
             return False  # its flush is under way, or will be taken over
         mark = mark_of(Log.parse(covered.log)) or named.mark
-        same = Rows(named.topic, named.partition, mark, named.offset)
+        same = FirstRow(named.topic, named.partition, mark, named.offset)
         if manifests.merged_rows(listed).get(same, -1) >= covered.end:
             return True
         rows = _rows_in(found)

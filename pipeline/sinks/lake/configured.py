@@ -14,7 +14,7 @@ from models.gap import Gap
 from pipeline.errors import UsageError
 from pipeline.settings.root import Settings
 from pipeline.settings.sinks import LakeSettings, group_of
-from pipeline.sinks.lake.verify import Carried, Lost
+from pipeline.sinks.lake.verify import Carried, LostOffsets
 from pipeline.topics.admin import admin, unreachable
 from pipeline.topics.names import Topics
 from pipeline.topics.read import read
@@ -102,7 +102,7 @@ def carried(settings: Settings, lake: Chosen) -> list[Carried]:
     return [Carried(*tp, logs[tp.topic], max(0, low[tp]), known[tp]) for tp in tps]
 
 
-def lost(settings: Settings) -> list[Lost]:
+def lost(settings: Settings) -> list[LostOffsets]:
     """Return what Kafka has deleted before it was read, as the gaps topic has it."""
     topic = Topics(settings).gaps
     consumer = clients.consumer(settings.kafka.conf, f"{settings.prefix}.lake-verify", enable_partition_eof=True)
@@ -116,4 +116,6 @@ def lost(settings: Settings) -> list[Lost]:
     finally:
         consumer.close()
     gaps = [_decode(record.value() or b"") for record in records if record.value()]
-    return [Lost(gap.topic, gap.partition, gap.first, gap.last, gap.log) for gap in gaps if gap.cause == "retention"]
+    return [
+        LostOffsets(gap.topic, gap.partition, gap.first, gap.last, gap.log) for gap in gaps if gap.cause == "retention"
+    ]

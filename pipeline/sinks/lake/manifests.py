@@ -39,7 +39,7 @@ Broken = Callable[[str, str], None]
 """Takes the path of an object that cannot be read, and why."""
 
 
-class Origin(msgspec.Struct, frozen=True):
+class FileRange(msgspec.Struct, frozen=True):
     """Which records of the sink topic a file holds rows of."""
 
     topic: str
@@ -67,10 +67,10 @@ class File(msgspec.Struct, frozen=True):
     newest: int
     first_sequence: str
     last_sequence: str
-    origins: list[Origin]
+    origins: list[FileRange]
 
 
-class Gap(msgspec.Struct, frozen=True, omit_defaults=True):
+class ManifestGap(msgspec.Struct, frozen=True, omit_defaults=True):
     """Changes that are known to be lost, as the gaps topic has them: of the table, or of a topic, then the table is ''."""
 
     table: str
@@ -94,10 +94,10 @@ class Manifest(msgspec.Struct):
     directory: str
     rows: int = 0
     files: list[File] = msgspec.field(default_factory=list)
-    gaps: list[Gap] = msgspec.field(default_factory=list)
+    gaps: list[ManifestGap] = msgspec.field(default_factory=list)
 
 
-class Rows(NamedTuple):
+class FirstRow(NamedTuple):
     """Where the rows of a file begin: a record is in one directory, and no other file there begins with it."""
 
     topic: str
@@ -117,7 +117,7 @@ class Content:
     """By their paths; those that say more than the manifest."""
     spent: set[str] = field(default_factory=set)
     """Paths of entries that say nothing more: their files are in the manifest, or in a larger file there."""
-    gaps: set[Gap] = field(default_factory=set)
+    gaps: set[ManifestGap] = field(default_factory=set)
 
     @property
     def files(self) -> list[File]:
@@ -149,7 +149,7 @@ def is_manifest(path: str) -> bool:
     return path.endswith(f"/{NAME}")
 
 
-def add(objects: Objects, file: File, gaps: Iterable[Gap] = (), told: Told | None = None) -> None:
+def add(objects: Objects, file: File, gaps: Iterable[ManifestGap] = (), told: Told | None = None) -> None:
     """List a file that is there: one PUT, and one more where the gaps of its table are not told in its directory yet."""
     objects.create(entry_of(file.path), msgspec.json.encode(file))
     known = sorted(gaps, key=_gap_order)
@@ -298,7 +298,7 @@ def _fill(content: Content, names: Names, found: Mapping[str, bytes | None], bro
             continue
         try:
             if path in names.gaps:
-                content.gaps.update(msgspec.json.decode(stored, type=list[Gap]))
+                content.gaps.update(msgspec.json.decode(stored, type=list[ManifestGap]))
                 continue
             file = msgspec.json.decode(stored, type=File)
         except msgspec.MsgspecError as error:
@@ -329,21 +329,21 @@ def is_merged(file: File) -> bool:
     return origin_of(file.path) is None
 
 
-def merged_rows(files: Iterable[File]) -> dict[Rows, int]:
+def merged_rows(files: Iterable[File]) -> dict[FirstRow, int]:
     """Return which files' rows are in large ones, and up to which offset."""
-    found: dict[Rows, int] = {}
+    found: dict[FirstRow, int] = {}
     for file in filter(is_merged, files):
         for rows, origin in zip(rows_of(file), file.origins, strict=True):
             found[rows] = max(origin.end, found.get(rows, 0))
     return found
 
 
-def rows_of(file: File) -> list[Rows]:
+def rows_of(file: File) -> list[FirstRow]:
     """Return what tells the rows of a file."""
-    return [Rows(one.topic, one.partition, mark_of(Log.parse(one.log)), one.first) for one in file.origins]
+    return [FirstRow(one.topic, one.partition, mark_of(Log.parse(one.log)), one.first) for one in file.origins]
 
 
-def _is_in(file: File, merged: Mapping[Rows, int]) -> bool:
+def _is_in(file: File, merged: Mapping[FirstRow, int]) -> bool:
     """Say whether all rows of a file are in large ones. One that reaches further counts: it was written once more."""
     found = list(zip(rows_of(file), file.origins, strict=True))
     return bool(found) and all(merged.get(rows, -1) >= origin.end for rows, origin in found)
@@ -368,5 +368,5 @@ def _named(file: File) -> File:
     return msgspec.structs.replace(file, origins=origins)
 
 
-def _gap_order(gap: Gap) -> tuple[float, str, str, str, int, int]:
+def _gap_order(gap: ManifestGap) -> tuple[float, str, str, str, int, int]:
     return gap.noticed, gap.table, gap.shard, gap.topic, gap.partition, gap.first

@@ -47,7 +47,7 @@ LONGEST = 1_000
 """Characters of an error's cause at most."""
 
 
-class Stored(NamedTuple):
+class StoredObject(NamedTuple):
     """An object as a listing tells of it."""
 
     path: str
@@ -235,12 +235,14 @@ class Objects:
             except ERRORS as error:
                 raise self._explain(some[0], error) from error
 
-    def listed(self, prefix: str = "") -> list[Stored]:
+    def listed(self, prefix: str = "") -> list[StoredObject]:
         """Return all objects below a prefix, sorted by path; not the lock of a directory."""
         try:
             chunks = obstore.list(self._store, prefix or None, chunk_size=PAGE)
             found = [
-                Stored(entry["path"], entry["size"], entry["last_modified"]) for chunk in chunks for entry in chunk
+                StoredObject(entry["path"], entry["size"], entry["last_modified"])
+                for chunk in chunks
+                for entry in chunk
             ]
         except ERRORS as error:
             raise self._explain(prefix, error) from error

@@ -26,7 +26,7 @@ LONGEST, KEPT = 200, 160
 """Bytes of a table's name in a path at most; of a longer one so many stay, and a digest follows."""
 
 
-class Origin(NamedTuple):
+class FileOrigin(NamedTuple):
     """Which records a file begins with."""
 
     topic: str
@@ -115,9 +115,9 @@ def name_of(topic: str, partition: int, offset: int, mark: str = "") -> str:
     return f"{topic}+{mark}+{partition}+{offset:020d}.parquet" if mark else f"{topic}+{partition}+{offset:020d}.parquet"
 
 
-def origin_of(path: str) -> Origin | None:
+def origin_of(path: str) -> FileOrigin | None:
     """Return which records a lake file begins with; None for anything else."""
     found = NAME.match(path.rpartition("/")[2])
     if found is None:
         return None
-    return Origin(found["topic"], int(found["partition"]), int(found["offset"]), found["mark"] or "")
+    return FileOrigin(found["topic"], int(found["partition"]), int(found["offset"]), found["mark"] or "")

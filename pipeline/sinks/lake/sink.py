@@ -31,12 +31,12 @@ from pipeline.sinks.lake.objects import Objects
 from pipeline.sinks.lake.parquet import OpenFile, Range, first_row_in, range_in
 from pipeline.sinks.lake.paths import Directories, keys_of, mark_of, name_of
 from pipeline.sinks.moves import Moves
-from pipeline.sinks.rows import Reader
+from pipeline.sinks.rows import RowReader
 from pipeline.transport.committed import Committed
 from pipeline.transport.logs import UNKNOWN, Log
 
 log = logging.getLogger(__name__)
-Gaps = Callable[[str], Iterable[manifests.Gap]]
+Gaps = Callable[[str], Iterable[manifests.ManifestGap]]
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class LakeWriter(Writer):
     def __init__(
         self, lake: LakeSink, tp: TP, start: int, directories: Directories, source: Log, committed: Committed
     ) -> None:
-        self._lake, self._tp, self._directories, self._reader = lake, tp, directories, Reader()
+        self._lake, self._tp, self._directories, self._reader = lake, tp, directories, RowReader()
         self._log, self._mark = source, mark_of(source)
         self._former = _Former.of(source, committed, start)
         self._series: series.Series | None = _series(tp, start, source, committed)
@@ -321,7 +321,7 @@ class LakeWriter(Writer):
                 file.oldest,
                 file.newest,
                 *file.sequences,
-                [manifests.Origin(topic, partition, file.first_offset, self._begin, sealed.end, str(self._log))],
+                [manifests.FileRange(topic, partition, file.first_offset, self._begin, sealed.end, str(self._log))],
             )
             manifests.add(self._lake.objects, entry, self._lake.gaps(file.table_name), self._lake.told)
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.sinks.lake import series
-from pipeline.sinks.lake.manifests import File, Origin, by_directory, contents, entry_of, read_manifests
+from pipeline.sinks.lake.manifests import File, FileRange, by_directory, contents, entry_of, read_manifests
 from pipeline.sinks.lake.objects import Objects
 from pipeline.sinks.lake.parquet import RANGE, range_of
 from pipeline.sinks.lake.paths import mark_of, origin_of
@@ -66,7 +66,7 @@ class Carried(NamedTuple):
     """Of the lake's group."""
 
 
-class Lost(NamedTuple):
+class LostOffsets(NamedTuple):
     """Offsets that Kafka deleted before they were read."""
 
     topic: str
@@ -82,7 +82,7 @@ def verify(
     *,
     whole: bool = True,
     carried: Sequence[Carried] = (),
-    lost: Iterable[Lost] = (),
+    lost: Iterable[LostOffsets] = (),
     progress: Callable[[int, int], None] = lambda _n, _of: None,
 ) -> Checked:
     """Check what lies below a prefix. `whole`: read every file, not only whether it is there. Raises HeadwaterError.
@@ -99,7 +99,7 @@ def verify(
         for path in sorted(there - {file.path for file in files})
         if not known_now.lists(path)
     ]
-    listed = Listed(origin for file in files for origin in file.origins)
+    listed = ListedOrigins(origin for file in files for origin in file.origins)
     for number, file in enumerate(files):
         content = objects.find(file.path) if whole and file.path in there else None
         if content is not None:
@@ -108,7 +108,7 @@ def verify(
             problems.append(Problem("missing", file.path, f"{file.rows} rows are not there"))
         progress(number + 1, len(files))
     gaps = {gap for manifest in found for gap in manifest.gaps}
-    known = [*lost, *(Lost(gap.topic, gap.partition, gap.first, gap.last, gap.log) for gap in gaps if gap.topic)]
+    known = [*lost, *(LostOffsets(gap.topic, gap.partition, gap.first, gap.last, gap.log) for gap in gaps if gap.topic)]
     explained: list[Problem] = []
     if not prefix:  # else the neighbours are not seen
         begun, rowless = series.of_kind(series.read(objects))
@@ -145,10 +145,10 @@ class _Now:
         return path in self._listed[directory]
 
 
-class Listed:
+class ListedOrigins:
     """The origins that are listed."""
 
-    def __init__(self, origins: Iterable[Origin]) -> None:
+    def __init__(self, origins: Iterable[FileRange]) -> None:
         self.origins = sorted(set(origins), key=lambda one: (one.topic, one.partition, one.log, one.begin, one.first))
         self._places = {
             (one.topic, one.partition, one.first, mark)
@@ -162,7 +162,7 @@ class Listed:
         return origin is None or tuple(origin) in self._places
 
 
-def _check(content: bytes, file: File, listed: Listed) -> list[Problem]:
+def _check(content: bytes, file: File, listed: ListedOrigins) -> list[Problem]:
     """Return what is wrong with one file."""
     if hashlib.sha256(content).hexdigest() != file.sha256:
         return [Problem("altered", file.path, f"{len(content)} bytes, not the {file.bytes} that were written")]
@@ -231,7 +231,9 @@ class Piece(NamedTuple):
     newest: int = 1 << 62
 
 
-def holes(objects: Objects, files: Sequence[File], carried: Iterable[Carried], lost: Iterable[Lost]) -> Iterator[Hole]:
+def holes(
+    objects: Objects, files: Sequence[File], carried: Iterable[Carried], lost: Iterable[LostOffsets]
+) -> Iterator[Hole]:
     """Yield what is missing in a lake whose manifests list these files."""
     begun, rowless = series.of_kind(series.read(objects))
     return (hole for hole in _holes(files, begun, rowless, carried, lost) if not hole.is_lost)
@@ -242,7 +244,7 @@ def _holes(
     begun: Iterable[series.Series],
     rowless: Iterable[series.Rowless],
     carried: Iterable[Carried],
-    lost: Iterable[Lost],
+    lost: Iterable[LostOffsets],
 ) -> Iterator[Hole]:
     """Yield the offsets that should be in a file and are in none."""
     pieces: dict[Key, list[Piece]] = {}
@@ -276,7 +278,7 @@ def _holes_of(
     begun: series.Series | None,
     now: Carried | None,
     former_end: int,
-    lost: Sequence[Lost],
+    lost: Sequence[LostOffsets],
 ) -> Iterator[Hole]:
     topic, partition, mark = key
     committed = now.committed.offset if now is not None and now.committed.log.may_be(now.log) else None
@@ -326,10 +328,10 @@ def _without(known: Iterable[Span], at: int, end: int) -> Iterator[Span]:
         at = max(at, min(after, end))
 
 
-def _doubled(origins: Iterable[Origin], begun: Iterable[series.Series]) -> list[Problem]:
+def _doubled(origins: Iterable[FileRange], begun: Iterable[series.Series]) -> list[Problem]:
     """Return the offsets that are in two files."""
     follows = {(one.topic, one.partition): mark_of(Log.parse(one.log)) for one in begun if one.follows}
-    of_key: dict[Key, list[Origin]] = {}
+    of_key: dict[Key, list[FileRange]] = {}
     for origin in origins:
         place = origin.topic, origin.partition
         mark = mark_of(Log.parse(origin.log)) or follows.get(place, "")

@@ -30,7 +30,7 @@ FORBIDDEN = {
 """What does not pass by itself."""
 
 
-class Position(NamedTuple):
+class MirrorPosition(NamedTuple):
     """How far a partition is there."""
 
     offset: int
@@ -128,7 +128,7 @@ class OtherCluster:
         finally:
             consumer.close()
 
-    def position(self, group: str, topic: str, partition: int) -> Position | None:
+    def position(self, group: str, topic: str, partition: int) -> MirrorPosition | None:
         """Return the stable position of a partition, None where the cluster knows none."""
         consumer = self._consumer(group)
         try:
@@ -193,15 +193,15 @@ class OtherCluster:
             self._refusal = error.str()
 
 
-def metadata_of(position: Position) -> str:
+def metadata_of(position: MirrorPosition) -> str:
     """Return the metadata of a position: the offsets that were left out, and the logs. A version before reads the former."""
     logs = [f"{name}={log}" for name, log in (("log", position.log), ("there", position.there)) if log != UNKNOWN]
     return ",".join([*map(str, sorted(position.refused)), *logs])
 
 
-def position_of(offset: int, metadata: str | None) -> Position:
+def position_of(offset: int, metadata: str | None) -> MirrorPosition:
     """Return a position; one that was set by hand has no metadata."""
     words = (metadata or "").split(",")
     logs = dict(word.split("=", 1) for word in words if "=" in word)
     refused = frozenset(int(word) for word in words if word.isdecimal())
-    return Position(offset, refused, Log.parse(logs.get("log")), Log.parse(logs.get("there")))
+    return MirrorPosition(offset, refused, Log.parse(logs.get("log")), Log.parse(logs.get("there")))

@@ -31,7 +31,7 @@ from pipeline.errors import FatalError, RejectedError, TransientError, UsageErro
 from pipeline.limits import MESSAGE_MAX
 from pipeline.settings.sinks import MirrorSettings
 from pipeline.sinks.base import NOTHING, Flushed, Rejected, Sink, Writer, standing
-from pipeline.sinks.mirror.other_cluster import TIMEOUT, OtherCluster, Position, metadata_of
+from pipeline.sinks.mirror.other_cluster import TIMEOUT, MirrorPosition, OtherCluster, metadata_of
 from pipeline.topics.admin import admin, look
 from pipeline.topics.names import Topic
 from pipeline.transport.committed import Committed
@@ -204,7 +204,7 @@ class MirrorWriter(Writer):
         self, mirror: Mirror, tp: TP, here: Log = UNKNOWN, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._mirror, self._here, self._clock = mirror, here, clock
-        self.found: Position | None = None
+        self.found: MirrorPosition | None = None
         """The position as it was found there last, of whatever logs."""
         self.log_there = UNKNOWN
         self.topic, self.partition = mirror.topics[tp.topic].name, tp.partition
@@ -306,7 +306,7 @@ class MirrorWriter(Writer):
         self._made_at = self._written_at = self._clock()
         self._move_to(found)
 
-    def _move_to(self, found: Position | None) -> None:
+    def _move_to(self, found: MirrorPosition | None) -> None:
         self.found, before = found, self.position_there
         if found is not None and not (found.log.may_be(self._here) and found.there.may_be(self.log_there)):
             found = None  # it says nothing of these logs
@@ -360,7 +360,7 @@ class MirrorWriter(Writer):
         if (lost := self._lost_connection()) is not None:
             raise TransientError(f"{self.there}: {self._mirror.other}: a connection was lost: {lost.str()}")
         left_out = [offset for offset in self._refused if offset < end]
-        position = Position(end, frozenset(left_out), self._here, self.log_there)
+        position = MirrorPosition(end, frozenset(left_out), self._here, self.log_there)
         at = TopicPartition(self.topic, self.partition, end, metadata_of(position))
         with ends_process_after(STUCK, f"{self.there}: the position could not be sent: the call never returned"):
             producer.send_offsets_to_transaction([at], self._membership, TIMEOUT)

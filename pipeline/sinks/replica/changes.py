@@ -18,7 +18,7 @@ from pipeline.sinks.versions import version
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
-class Place(NamedTuple):
+class ReplicaItem(NamedTuple):
     """An item of a replica."""
 
     table: str
@@ -27,10 +27,10 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Write:
+class ReplicaWrite:
     """What a change does to an item of the replica."""
 
-    place: Place
+    place: ReplicaItem
     keys: bytes
     """The key attributes, as JSON."""
     image: bytes | None
@@ -51,7 +51,7 @@ class Write:
         return None if self.image is None else {**_for_client(self.image), **self.key()}
 
 
-def write(record: Message, replica: ReplicaSettings) -> Write:
+def write(record: Message, replica: ReplicaSettings) -> ReplicaWrite:
     """Return what a record of a sink topic does; raise ValueError or RejectedError when that cannot be known."""
     change = decode(cast("bytes", record.value()))
     if change.op != "d" and change.after is None:
@@ -60,8 +60,8 @@ def write(record: Message, replica: ReplicaSettings) -> Write:
             hint="aws dynamodb update-table --stream-specification StreamEnabled=true,StreamViewType=NEW_AND_OLD_IMAGES",
         )
     keys = bytes(change.body.keys)
-    return Write(
-        Place(target(replica.table, change.table), item_key(keys)),
+    return ReplicaWrite(
+        ReplicaItem(target(replica.table, change.table), item_key(keys)),
         keys,
         None if change.op == "d" else change.after,
         version(change, cast("int", record.offset())),
@@ -76,9 +76,9 @@ def target(template: str, table: str) -> str:
     return template.replace("{table}", table)
 
 
-def newest_first(writes: Iterable[Write]) -> list[list[Write]]:
+def newest_first(writes: Iterable[ReplicaWrite]) -> list[list[ReplicaWrite]]:
     """Return the writes item by item, of each the newest first: the others count only when that one is refused."""
-    items: dict[Place, list[Write]] = {}
+    items: dict[ReplicaItem, list[ReplicaWrite]] = {}
     for one in writes:
         items.setdefault(one.place, []).append(one)
     return [sorted(some, key=lambda one: one.version, reverse=True) for some in items.values()]

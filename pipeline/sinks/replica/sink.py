@@ -22,7 +22,7 @@ from pipeline.errors import HeadwaterError, RejectedError, TransientError
 from pipeline.settings.sinks import ReplicaSettings
 from pipeline.sinks.base import NOTHING, Flushed, Rejected, Sink, Writer
 from pipeline.sinks.moves import Moves
-from pipeline.sinks.replica.changes import Place, Write, newest_first, write
+from pipeline.sinks.replica.changes import ReplicaItem, ReplicaWrite, newest_first, write
 from pipeline.sinks.replica.table import ReplicaTable
 from pipeline.transport.committed import Committed
 from pipeline.transport.logs import UNKNOWN, Log
@@ -37,7 +37,7 @@ MOST = 2_000
 class _Applied:
     """What became of the writes of an item."""
 
-    done: Place | None = None
+    done: ReplicaItem | None = None
     """The item, when nothing of it is left to be tried."""
     kinds: list[str] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
@@ -51,11 +51,11 @@ class ReplicaWriter(Writer):
         self.position = self._end = self._there = start
         self._table, self._settings, self._calls = table, settings, calls
         self._moves = Moves(settings.sinks)
-        self._writes: list[Write] = []
+        self._writes: list[ReplicaWrite] = []
         self._size = 0
         self._given = 0
         """How many writes the flush under way has; after an error it has the same again."""
-        self._done: set[Place] = set()
+        self._done: set[ReplicaItem] = set()
         """The items of that flush that are written."""
         self._counts: Counter[str] = Counter()
         self._rejected: list[Rejected] = []
@@ -115,7 +115,7 @@ class ReplicaWriter(Writer):
             self._done = set()
         return flushed
 
-    def _apply(self, writes: Sequence[Write], halt: Event) -> _Applied:
+    def _apply(self, writes: Sequence[ReplicaWrite], halt: Event) -> _Applied:
         """Apply the first of the writes of an item that the table takes; in a thread of the calls."""
         applied = _Applied()
         try:

@@ -22,7 +22,7 @@ from botocore.exceptions import ClientError, ParamValidationError
 from pipeline.errors import FatalError, HeadwaterError, RejectedError, TransientError
 from pipeline.services.aws import ERRORS, explain
 from pipeline.settings.sinks import ReplicaSettings
-from pipeline.sinks.replica.changes import Place, Write
+from pipeline.sinks.replica.changes import ReplicaItem, ReplicaWrite
 from pipeline.sinks.replica.client import EXPIRES, VERSION_KEY
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class ReplicaTable:
     ) -> None:
         self._client, self._settings, self._clock = client, settings, clock
 
-    def apply(self, write: Write) -> str:
+    def apply(self, write: ReplicaWrite) -> str:
         """Bring the item to this version, if it is older; return what that did.
 
         Raises RejectedError when the table can never take it, TransientError when it may later; then it may have been done.
@@ -85,7 +85,7 @@ class ReplicaTable:
             raise meaning(error, what) from error
         return DELETES if item is None else ITEMS
 
-    def _with_its_version(self, write: Write, key: Attributes, item: Attributes | None) -> None:
+    def _with_its_version(self, write: ReplicaWrite, key: Attributes, item: Attributes | None) -> None:
         """Write the item and its version, both or neither: a crash between them would lose the change."""
         table: Attributes = {"TableName": write.place.table}
         if item is None:
@@ -95,14 +95,14 @@ class ReplicaTable:
             remembered = {"Put": {"TableName": write.versions, "Item": version, **_if(OLDER, VERSION, write.version)}}
             self._transact(remembered, {"Put": {**table, "Item": item}})
 
-    def _delete(self, write: Write, key: Attributes) -> None:
+    def _delete(self, write: ReplicaWrite, key: Attributes) -> None:
         gone: Any = {"TableName": write.place.table, "Key": key} | self._if_older(write)
         if self._settings.tombstone_seconds:
             self._transact(self._tombstone(write), {"Delete": gone})
         else:
             self._client.delete_item(**gone)
 
-    def _put(self, write: Write, key: Attributes, item: Attributes) -> None:
+    def _put(self, write: ReplicaWrite, key: Attributes, item: Attributes) -> None:
         name = self._settings.version_attribute
         whole = {**item, name: {"S": write.version}}
         put: Any = {"TableName": write.place.table, "Item": whole} | self._if_older(write)
@@ -124,7 +124,7 @@ class ReplicaTable:
         tombstone = {"TableName": write.versions, "Key": place, **_if(OLDER, VERSION, write.version)}
         self._transact({"Delete": tombstone}, {"Put": put})
 
-    def _tombstone(self, write: Write) -> dict[str, Any]:
+    def _tombstone(self, write: ReplicaWrite) -> dict[str, Any]:
         """Return the operation that remembers a deletion, or forgets the version where nothing is to be remembered."""
         key = {VERSION_KEY: {"S": version_id(write.place)}}
         of: dict[str, Any] = {"TableName": write.versions, **_if(OLDER, VERSION, write.version)}
@@ -133,14 +133,14 @@ class ReplicaTable:
         expires = {"N": str(int(self._clock() + self._settings.tombstone_seconds))}
         return {"Put": {**of, "Item": {**key, VERSION: {"S": write.version}, EXPIRES: expires}}}
 
-    def _if_older(self, write: Write) -> dict[str, Any]:
+    def _if_older(self, write: ReplicaWrite) -> dict[str, Any]:
         return _if(OLDER, self._settings.version_attribute, write.version)
 
     def _transact(self, *operations: Any) -> None:
         self._client.transact_write_items(TransactItems=operations)
 
 
-def version_id(place: Place) -> str:
+def version_id(place: ReplicaItem) -> str:
     """Return the partition key of an item in a table of versions: the table and the item key, or a digest of a long one."""
     whole = f"{place.table}/{place.key.decode()}"
     if len(whole.encode()) <= KEY_BYTES:

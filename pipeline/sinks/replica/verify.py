@@ -185,7 +185,7 @@ class Side:
         raise AssertionError  # the last attempt has returned or raised
 
 
-class Buckets:
+class KeyBuckets:
     """Keys and digests of one side, in files by key."""
 
     def __init__(self, place: Path, name: str) -> None:
@@ -221,7 +221,7 @@ Seen = dict[str, tuple[Digest | None, Digest | None]]
 
 
 def _compare(compared: Compared, left: Sequence[Side], right: Side, work: Work) -> Compared:
-    sources, replica = Buckets(work.place, "source"), Buckets(work.place, "replica")
+    sources, replica = KeyBuckets(work.place, "source"), KeyBuckets(work.place, "replica")
     compared.items, compared.replicated = sources.fill(left, work), replica.fill([right], work)
     suspects: Seen = {}
     for number in range(BUCKETS):

@@ -14,7 +14,7 @@ from botocore.exceptions import ClientError
 from pipeline.errors import FatalError, TransientError
 from pipeline.services.aws import ERRORS, client, explain, take_body, taken_body
 from pipeline.settings.sources import DynamoDBStreamSettings
-from pipeline.sources.base import Cut, Start, Stream, StreamApi
+from pipeline.sources.base import Cut, ShardStart, Stream, StreamApi
 from pipeline.sources.dynamodb.records import cut
 from pipeline.sources.shard_positions import ShardOf
 from pipeline.sources.shards import Shard
@@ -133,7 +133,7 @@ class DynamoDBStreams(StreamApi):
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    def iterator(self, arn: str, shard_id: str, start: Start) -> str:
+    def iterator(self, arn: str, shard_id: str, start: ShardStart) -> str:
         """Return an iterator; raise TrimmedError when what it should begin at is gone."""
         for where in _places(start):
             try:
@@ -172,7 +172,7 @@ def is_pattern(name: str) -> bool:
     return "*" in name or "?" in name
 
 
-def _places(start: Start) -> Iterator[dict[str, Any]]:
+def _places(start: ShardStart) -> Iterator[dict[str, Any]]:
     if start.after is not None:
         yield {"ShardIteratorType": "AFTER_SEQUENCE_NUMBER", "SequenceNumber": start.after}
     elif start.since is not None:

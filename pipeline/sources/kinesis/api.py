@@ -22,7 +22,7 @@ from pipeline.errors import HeadwaterError, TransientError
 from pipeline.limits import MESSAGE_MAX
 from pipeline.services.aws import ERRORS, TrimmedError, VanishedError, client, explain, take_body, taken_body
 from pipeline.settings.sources import KinesisSettings
-from pipeline.sources.base import Cut, Start, Stream, StreamApi
+from pipeline.sources.base import Cut, ShardStart, Stream, StreamApi
 from pipeline.sources.dynamodb.streams import is_pattern
 from pipeline.sources.kinesis.records import Answer, cut, name_of, plain, read
 from pipeline.sources.kinesis.resequence import Window, Windowed
@@ -140,7 +140,7 @@ class KinesisStreams(StreamApi):
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    def iterator(self, arn: str, shard_id: str, start: Start) -> str:
+    def iterator(self, arn: str, shard_id: str, start: ShardStart) -> str:
         """Return an iterator that begins with the record at the position, which `records` expects and leaves out.
 
         When the record that it should go on after is gone, Kinesis itself says nothing: it begins with what is left.

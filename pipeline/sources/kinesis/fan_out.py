@@ -26,7 +26,7 @@ from pipeline.errors import HeadwaterError, TransientError
 from pipeline.limits import MESSAGE_MAX
 from pipeline.services.aws import ERRORS, ExpiredIteratorError, NothingYetError, TrimmedError, VanishedError, client
 from pipeline.settings.sources import KinesisSettings
-from pipeline.sources.base import Cut, Start, Stream
+from pipeline.sources.base import Cut, ShardStart, Stream
 from pipeline.sources.kinesis.api import KinesisStreams, behind, refused
 from pipeline.sources.kinesis.consumers import Consumers
 from pipeline.sources.kinesis.pushed import Connection, take_stream
@@ -90,7 +90,7 @@ class FanOutStreams(KinesisStreams):
         self._consumers[stream_arn] = self._registry.active(stream_arn)
         return self._consumers[stream_arn]
 
-    def iterator(self, arn: str, shard_id: str, start: Start) -> str:
+    def iterator(self, arn: str, shard_id: str, start: ShardStart) -> str:
         """Return a name for a subscription that begins there; that its place is trimmed comes later, from `records`."""
         self._require_newest(arn)
         shard = ShardOf(name_of(arn), arn, shard_id)
@@ -142,7 +142,7 @@ class FanOutStreams(KinesisStreams):
     # -- in the thread of a subscription ------------------------------------------------------------------------------
 
     def _follow(
-        self, shard: ShardOf, start: Start, closed: threading.Event
+        self, shard: ShardOf, start: ShardStart, closed: threading.Event
     ) -> Generator[Answer | Exception, None, None]:
         """Yield the events of a shard, and errors; subscribe again when a subscription ends, from where it ended."""
         where, expected, failed = _where(start), start.after, 0
@@ -204,7 +204,7 @@ class FanOutStreams(KinesisStreams):
             raise TransientError(f"{shard}: the consumer {consumer} is gone; it is registered again")
 
 
-def _where(start: Start) -> dict[str, Any]:
+def _where(start: ShardStart) -> dict[str, Any]:
     if start.after is not None:
         # The record itself, which must come first: so it is noticed when it is gone, and what follows with it.
         return _at("AT_SEQUENCE_NUMBER", start.after)

@@ -214,7 +214,7 @@ def _delivered(put: Put, part: str, how: Codec) -> Record:
 # -- what applications put --------------------------------------------------------------------------------------------
 
 
-class Number(str):
+class ExactNumber(str):
     """A number of JSON, in the digits that it came in."""
 
     __slots__ = ()
@@ -271,7 +271,7 @@ def typed(value: Any) -> dict[str, Any]:
     if isinstance(value, bool):
         return {"BOOL": value}
     if isinstance(value, str):
-        return {"N" if isinstance(value, Number) else "S": str(value)}
+        return {"N" if isinstance(value, ExactNumber) else "S": str(value)}
     if isinstance(value, list):
         return {"L": [typed(one) for one in value]}
     return {"M": {name: typed(one) for name, one in value.items()}}
@@ -279,7 +279,11 @@ def typed(value: Any) -> dict[str, Any]:
 
 def _loads(data: bytes) -> Any:
     return json.loads(
-        data.decode(), parse_int=Number, parse_float=Number, parse_constant=_no_number, object_pairs_hook=_no_name_twice
+        data.decode(),
+        parse_int=ExactNumber,
+        parse_float=ExactNumber,
+        parse_constant=_no_number,
+        object_pairs_hook=_no_name_twice,
     )
 
 

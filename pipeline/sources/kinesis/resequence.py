@@ -23,7 +23,7 @@ Item = tuple[str, bytes]
 
 
 @dataclass(slots=True)
-class Held:
+class HeldRecord:
     """A change, or what cannot be read, that waits for its turn."""
 
     part: dict[str, bytes] | Unreadable
@@ -52,9 +52,9 @@ class Window:
 
     def __init__(self, seconds: float, most_bytes: int = MOST_BYTES) -> None:
         self._seconds, self._most = seconds, most_bytes
-        self._held: deque[Held] = deque()
+        self._held: deque[HeldRecord] = deque()
         """In the order of the shard; what was given early is dropped when it comes to the front."""
-        self._items: dict[Item, list[tuple[tuple[int, int], Held]]] = defaultdict(list)
+        self._items: dict[Item, list[tuple[tuple[int, int], HeldRecord]]] = defaultdict(list)
         """Of each item what waits, as a heap: the one that happened first is on top."""
         self._size = self._number = 0
         self._read_to = self._newest = self._heard = 0.0
@@ -88,7 +88,7 @@ class Window:
             else:
                 item, at = (change.table, part["key"]), change.ts_us
         self._number += 1
-        held = Held(part, sequence, arrived, item, (at, self._number))
+        held = HeldRecord(part, sequence, arrived, item, (at, self._number))
         self._held.append(held)
         self._size += held.size
         if item is not None:
@@ -107,12 +107,12 @@ class Window:
             self._newest, self._heard = newest, answer.heard
         self._read_to = max(self._read_to, self._newest)
 
-    def _is_due(self, held: Held, begun: str | None) -> bool:
+    def _is_due(self, held: HeldRecord, begun: str | None) -> bool:
         """Say so also for the rest of a record of which a part was due, so that what is given goes with the position."""
         due = held.arrived + self._seconds < self._read_to or self._size > self._most
         return due or held.sequence == begun
 
-    def _give(self, due: Held, cut: Cut) -> None:
+    def _give(self, due: HeldRecord, cut: Cut) -> None:
         """Give a change behind the older ones of its item. It is the first of the stream: none of its time is before it."""
         if due.item is None:
             self._add(due, cut)
@@ -123,7 +123,7 @@ class Window:
         if not waiting:
             del self._items[due.item]
 
-    def _add(self, held: Held, cut: Cut) -> None:
+    def _add(self, held: HeldRecord, cut: Cut) -> None:
         held.given = True
         self._size -= held.size
         if isinstance(held.part, Unreadable):

@@ -20,7 +20,7 @@ from pipeline.errors import FatalError, HeadwaterError, TransientError
 from pipeline.services.aws import ERRORS, client, explain
 from pipeline.sources.base import Cut
 from pipeline.sources.snapshots.known import Export, Segment, Snapshot
-from pipeline.sources.snapshots.scan import Page, Rows
+from pipeline.sources.snapshots.scan import PageRows, ScanPage
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -95,12 +95,12 @@ class Exports:
         """Let go of the file that a segment is reading."""
         self._open.pop((snapshot.stream, number), None)
 
-    def page(self, snapshot: Snapshot, export: Export, number: int, at: Segment, keys: tuple[str, ...]) -> Page:
+    def page(self, snapshot: Snapshot, export: Export, number: int, at: Segment, keys: tuple[str, ...]) -> ScanPage:
         """Read some items of a segment, which is every so-manieth file of the export, from where it is."""
         bucket, _ = bucket_and_prefix(snapshot.export)
         place, segment = place_of(at), (snapshot.stream, number)
         opened, lines = self._open.pop(segment, (None, iter(())))
-        cut_rows = Rows(snapshot, keys, self._tables.meta.region_name, export.at)
+        cut_rows = PageRows(snapshot, keys, self._tables.meta.region_name, export.at)
         try:
             if opened != place:
                 files = self._listed(bucket, export.files)[number :: snapshot.segments]
@@ -121,7 +121,7 @@ class Exports:
         if not ended:
             self._open[segment] = place, lines
         after = None if ended else {"file": {"N": str(place[0])}, "line": {"N": str(place[1])}}
-        return Page(Cut(records, [], None, None), Segment(after, at.rows + len(records), 0.0, ended), 0.0)
+        return ScanPage(Cut(records, [], None, None), Segment(after, at.rows + len(records), 0.0, ended), 0.0)
 
     def _listed(self, bucket: str, manifest: str) -> list[str]:
         if manifest not in self._files:

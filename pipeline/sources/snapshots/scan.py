@@ -113,7 +113,7 @@ def segments_for(size: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class ScanPage:
     """One answer of Scan, as rows for the ingest topic, and where the segment is after it."""
 
     cut: Cut
@@ -153,7 +153,7 @@ class Scanner:
             not provisioned,
         )
 
-    def page(self, snapshot: Snapshot, number: int, at: Segment, keys: tuple[str, ...], now: float) -> Page:
+    def page(self, snapshot: Snapshot, number: int, at: Segment, keys: tuple[str, ...], now: float) -> ScanPage:
         """Scan one page of a segment, strongly consistent, from where it is; `now` is the rows' time."""
         start: dict[str, Any] = {} if at.after is None else {"ExclusiveStartKey": _as_boto_has_it(at.after)}
         what = f"the table {snapshot.table} (segment {number})"
@@ -176,16 +176,16 @@ class Scanner:
             raise TransientError(f"{what}: the answer of Scan cannot be read: {error}") from error
 
 
-def rows(body: bytes, snapshot: Snapshot, at: Segment, keys: tuple[str, ...], region: str, now: float) -> Page:
+def rows(body: bytes, snapshot: Snapshot, at: Segment, keys: tuple[str, ...], region: str, now: float) -> ScanPage:
     """Cut an answer of Scan into rows; `at` is where its segment was before. Pure."""
     found = _decode(body)
-    records = Rows(snapshot, keys, region, now).of(found.items)
+    records = PageRows(snapshot, keys, region, now).of(found.items)
     units, after = found.consumed.units, found.last_key
     segment = Segment(after, at.rows + len(records), at.units + units, after is None)
-    return Page(Cut(records, [], None, None), segment, units)
+    return ScanPage(Cut(records, [], None, None), segment, units)
 
 
-class Rows:
+class PageRows:
     """Makes the rows of one page. Pure."""
 
     def __init__(self, snapshot: Snapshot, keys: tuple[str, ...], region: str, now: float) -> None:

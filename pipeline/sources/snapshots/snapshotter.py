@@ -24,7 +24,7 @@ from pipeline.sources.base import NOTHING, Reading
 from pipeline.sources.shard_positions import ShardOf
 from pipeline.sources.snapshots.known import INITIAL, Export, Segment, Snapshot, Snapshots, ended
 from pipeline.sources.snapshots.s3_export import ExportFailedError, Exports
-from pipeline.sources.snapshots.scan import Facts, Page, Scanner, segments_for
+from pipeline.sources.snapshots.scan import Facts, Scanner, ScanPage, segments_for
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -70,7 +70,7 @@ class Wishes(Protocol):
         """Seconds after which a change that was read by a scan is in its stream."""
 
 
-class Host(Protocol):
+class SnapshotHost(Protocol):
     """What the source that reads the streams of the tables does for their snapshots."""
 
     def offer(self, reading: Reading) -> bool:
@@ -121,7 +121,7 @@ class Snapshotter:
         """Say whether a snapshot of a table runs: then its readers note when they have read all there is."""
         return bool(self._known.running(table))
 
-    def go_on(self, host: Host) -> None:
+    def go_on(self, host: SnapshotHost) -> None:
         """Begin, scan and end what is this worker's to do. On the event loop, whenever there is news."""
         captured = host.captured()
         if self._wishes.snapshot == "initial":
@@ -139,7 +139,7 @@ class Snapshotter:
             else:
                 self._forget(host, snapshot)
 
-    def _scan_or_end(self, host: Host, snapshot: Snapshot) -> None:
+    def _scan_or_end(self, host: SnapshotHost, snapshot: Snapshot) -> None:
         cancelled, failure = snapshot.stream in self._known.cancelled, self._known.failure(snapshot)
         if cancelled or failure or self._known.finished(snapshot):
             state: Outcome = "cancelled" if cancelled else "failed" if failure else "done"
@@ -153,14 +153,14 @@ class Snapshotter:
             if not self._known.segment(snapshot, number).finished:
                 host.read(snapshot.segment(number), lambda number=number: self._scan(host, snapshot, number))  # type: ignore[misc]
 
-    def _forget(self, host: Host, snapshot: Snapshot) -> None:
+    def _forget(self, host: SnapshotHost, snapshot: Snapshot) -> None:
         """Drop the segments: what they came to is in the snapshot itself."""
         for number in list(self._known.segments.get(snapshot.stream, {})):
             host.forget(ShardOf(snapshot.table, snapshot.stream, number))
         if snapshot.stream in self._known.exports:
             host.forget(snapshot.export_place)
 
-    def _once(self, host: Host, before: Snapshot, after: Snapshot, *marks: bytes) -> None:
+    def _once(self, host: SnapshotHost, before: Snapshot, after: Snapshot, *marks: bytes) -> None:
         """Write down what becomes of a snapshot, if it is this worker's to do and was not done under this claim."""
         claim, what = host.claim(before.place), (before.stream, after.state)
         if claim is None or self._offered.get(what) is claim:
@@ -171,13 +171,13 @@ class Snapshotter:
             if after.reason:
                 log.error("The snapshot %s of the table %s has failed: %s", after.id, after.table, after.reason)
 
-    def _want_initial(self, host: Host, table: str) -> None:
+    def _want_initial(self, host: SnapshotHost, table: str) -> None:
         wanted = Snapshot(table, INITIAL, 1)
         claim = host.claim(wanted.place)
         if wanted.stream not in self._known.all and claim is not None:
             host.read(wanted.place, lambda: self._plan(host, wanted))
 
-    async def _plan(self, host: Host, wanted: Snapshot) -> None:
+    async def _plan(self, host: SnapshotHost, wanted: Snapshot) -> None:
         """Ask for the first snapshot of a table, with as many segments and units as fit its size."""
         try:
             facts = await self._patiently(host, self._scanner.facts, wanted.table)
@@ -190,7 +190,7 @@ class Snapshotter:
 
     # -- scanning -----------------------------------------------------------------------------------------------------
 
-    async def _scan(self, host: Host, snapshot: Snapshot, number: int) -> None:
+    async def _scan(self, host: SnapshotHost, snapshot: Snapshot, number: int) -> None:
         """Scan a segment from its position to its end, or until it is known that this cannot be."""
         try:
             await self._scan_pages(host, snapshot, number)
@@ -200,11 +200,11 @@ class Snapshotter:
         finally:
             self._exports.leave(snapshot, number)
 
-    async def _scan_pages(self, host: Host, snapshot: Snapshot, number: int) -> None:
+    async def _scan_pages(self, host: SnapshotHost, snapshot: Snapshot, number: int) -> None:
         """Scan the pages of a segment; each waits until the stream has been read past it."""
         keys = (await self._patiently(host, self._scanner.facts, snapshot.table)).keys
         shard, at = snapshot.segment(number), self._known.segment(snapshot, number)
-        purse, waiting = asyncio.Semaphore(PAGES), deque[tuple[Page, float]]()
+        purse, waiting = asyncio.Semaphore(PAGES), deque[tuple[ScanPage, float]]()
         due, said = time.monotonic(), False
         while self._is_wanted(snapshot):
             if waiting and host.has_read(snapshot.table, waiting[0][1] + self._wishes.snapshot_settle):
@@ -232,7 +232,9 @@ class Snapshotter:
     def _is_wanted(self, snapshot: Snapshot) -> bool:
         return self._known.all[snapshot.stream].state == "running" and snapshot.stream not in self._known.cancelled
 
-    async def _page(self, host: Host, snapshot: Snapshot, number: int, at: Segment, keys: tuple[str, ...]) -> Page:
+    async def _page(
+        self, host: SnapshotHost, snapshot: Snapshot, number: int, at: Segment, keys: tuple[str, ...]
+    ) -> ScanPage:
         if not snapshot.export:
             return await self._patiently(host, self._scanner.page, snapshot, number, at, keys, _now())
         export = self._export_of(snapshot)
@@ -243,7 +245,7 @@ class Snapshotter:
     def _export_of(self, snapshot: Snapshot) -> Export:
         return self._known.exports.get(snapshot.stream, Export(""))
 
-    async def _export(self, host: Host, snapshot: Snapshot) -> None:
+    async def _export(self, host: SnapshotHost, snapshot: Snapshot) -> None:
         """Have the table exported, or write down why it cannot be."""
         try:
             await self._export_table(host, snapshot)
@@ -251,7 +253,7 @@ class Snapshotter:
             lost = msgspec.structs.replace(self._export_of(snapshot), failed=error.message)
             host.offer(Reading(snapshot.export_place, NOTHING, lost))
 
-    async def _export_table(self, host: Host, snapshot: Snapshot) -> None:
+    async def _export_table(self, host: SnapshotHost, snapshot: Snapshot) -> None:
         """Ask for the export, write down that it is under way, and then where its files are."""
         place, export = snapshot.export_place, self._export_of(snapshot)
         if not export.arn:
@@ -276,7 +278,7 @@ class Snapshotter:
         others = sum(1 for segment in self._known.scanned(snapshot) if not segment.finished)
         return units * max(1, others) / snapshot.units
 
-    async def _patiently(self, host: Host, function: Callable[..., T], *args: Any) -> T:
+    async def _patiently(self, host: SnapshotHost, function: Callable[..., T], *args: Any) -> T:
         """Call AWS until it answers: a throttle, expired credentials, anything may pass."""
         errors, said, absent = 0, float("-inf"), False
         while True:

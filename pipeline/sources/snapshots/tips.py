@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
-from pipeline.sources.shard_positions import Place
+from pipeline.sources.shard_positions import ShardPosition
 from pipeline.sources.shards import Shard
 
 CHILDLESS = 300.0
@@ -26,7 +26,7 @@ def tip_of(last: float | None, empty_before: int, asked: float) -> float:
     return asked if empty_before > 0 else 0.0
 
 
-def is_reached(listed: Iterable[Shard], places: Mapping[str, Place], since: float) -> bool:
+def is_reached(listed: Iterable[Shard], places: Mapping[str, ShardPosition], since: float) -> bool:
     """Say whether all that a stream had at a time has been read and committed.
 
     A shard that was open, and read to its tip, at that time or later has nothing from before, and no more has any child

@@ -51,7 +51,7 @@ def counted(name: str) -> dict[str, int]:
         return dict(_counts.pop(name, Counter()))
 
 
-class Listed(NamedTuple):
+class ListedFile(NamedTuple):
     """A file in a table's location."""
 
     location: str
@@ -60,7 +60,7 @@ class Listed(NamedTuple):
     modified: datetime
 
 
-def files_below(table: Table) -> Iterator[tuple[str, Listed]]:
+def files_below(table: Table) -> Iterator[tuple[str, ListedFile]]:
     """Yield the files of a table's data and metadata, by `path_of` their locations."""
     location = table.location().rstrip("/")
     scheme, netloc, root = PyArrowFileIO.parse_location(location, table.io.properties)
@@ -69,7 +69,7 @@ def files_below(table: Table) -> Iterator[tuple[str, Listed]]:
         for found in files.get_file_info(FileSelector(f"{root}/{folder}", recursive=True, allow_not_found=True)):
             if found.type == FileType.File:
                 below = found.path[len(root) :]
-                yield found.path, Listed(f"{location}{below}", found.size, found.mtime)
+                yield found.path, ListedFile(f"{location}{below}", found.size, found.mtime)
 
 
 def path_of(table: Table, location: str) -> str:

@@ -53,7 +53,7 @@ TOMBSTONE = pa.schema(
 )
 
 
-class Change(NamedTuple):
+class NewestChange(NamedTuple):
     """The newest change of an item among those of a flush."""
 
     version: str
@@ -61,17 +61,17 @@ class Change(NamedTuple):
     """Where it stands among them."""
 
 
-def newest_of(rows: Rows) -> dict[str, Change]:
+def newest_of(rows: Rows) -> dict[str, NewestChange]:
     """Return the newest change of each item, by its key; of two of one age, the later one."""
-    found: dict[str, Change] = {}
+    found: dict[str, NewestChange] = {}
     for place, (key, change, offset) in enumerate(zip(rows.keys, rows.changes, rows.offsets, strict=True)):
         this, key_text = version(change, offset), key.decode()
         if key_text not in found or found[key_text].version <= this:
-            found[key_text] = Change(this, place)
+            found[key_text] = NewestChange(this, place)
     return found
 
 
-class There(NamedTuple):
+class ItemsInTable(NamedTuple):
     """What a table has of some items."""
 
     versions: dict[str, str]
@@ -80,9 +80,9 @@ class There(NamedTuple):
     """The data files that have rows of them."""
 
 
-def look_for(table: Table | None, keys: Iterable[str], partition: int | None) -> There:
+def look_for(table: Table | None, keys: Iterable[str], partition: int | None) -> ItemsInTable:
     """Return what a table has of items; `partition`: that of the topic in which all of them are, None if in any."""
-    wanted, found = pa.array(sorted(keys), pa.string()), There({}, [])
+    wanted, found = pa.array(sorted(keys), pa.string()), ItemsInTable({}, [])
     if table is None or not len(wanted) or table.current_snapshot() is None:
         return found
     names = [name for name in ("_key", VERSION, "_changed_at", "_sequence", "_offset") if name in _plain(table)]

@@ -74,7 +74,7 @@ class Upkeep:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class UpkeepReport:
     """What was done."""
 
     tables: Sequence[Upkeep]
@@ -92,7 +92,7 @@ def maintain(
     dry_run: bool = False,
     progress: Step = lambda _step: None,
     now: datetime | None = None,
-) -> Report:
+) -> UpkeepReport:
     """Keep the tables of a namespace that are ours; `dry_run`: only say what there is to do.
 
     `small`: bytes below which a data file is compacted, where a partition has `fewest` of them. `now`: from which ages count.
@@ -113,7 +113,7 @@ def maintain(
         except TransientError as error:
             log.warning("%s", error)
             keeper.upkeep.left.append(str(error))
-    return Report(tables, None if own else counted(token))
+    return UpkeepReport(tables, None if own else counted(token))
 
 
 def tables_of(catalog: Catalog, namespace: str) -> Iterator[tuple[str, str]]:

@@ -21,7 +21,7 @@ REFUSED = "headwater.refused/"
 """Property of a table: offsets before that one that it refuses, as long as the group may come to them again."""
 
 
-class Held(NamedTuple):
+class HeldUpTo(NamedTuple):
     """What a table says of a partition."""
 
     there: int
@@ -33,20 +33,20 @@ class Held(NamedTuple):
     """Whether it has the property of a version before."""
 
 
-class Stored(NamedTuple):
+class CommitOutcome(NamedTuple):
     """What a commit has done."""
 
     rows: int = 0
     rejected: tuple[Rejected, ...] = ()
 
-    def __add__(self, other: object) -> Stored:
-        if not isinstance(other, Stored):
+    def __add__(self, other: object) -> CommitOutcome:
+        if not isinstance(other, CommitOutcome):
             return NotImplemented
-        return Stored(self.rows + other.rows, (*self.rejected, *other.rejected))
+        return CommitOutcome(self.rows + other.rows, (*self.rejected, *other.rejected))
 
 
 @dataclass(slots=True)
-class Part:
+class LogPart:
     """A partition of a log, on its way into tables."""
 
     tp: TP
@@ -65,16 +65,16 @@ class Part:
         mark = mark_of(self.source)
         return f"{self.tp.topic}/{mark}/{self.tp.partition}" if mark else self._former
 
-    def held(self, table: Table | None) -> Held:
+    def held(self, table: Table | None) -> HeldUpTo:
         """Return what a table says of the partition."""
         found: Mapping[str, str] = table.properties if table is not None else {}
         own, former = found.get(f"{OFFSET}{self._own}"), found.get(f"{OFFSET}{self._former}")
         refused = {int(word) for word in found.get(f"{REFUSED}{self._own}", "").split(",") if word.isdecimal()}
         is_former = former is not None and self._own != self._former
         is_sure = own is not None and bool(self.source.topic_id)
-        return Held(int(own or former or 0), is_sure, frozenset(refused), is_former)
+        return HeldUpTo(int(own or former or 0), is_sure, frozenset(refused), is_former)
 
-    def properties(self, name: str, held: Held, end: int) -> dict[str, str | None]:
+    def properties(self, name: str, held: HeldUpTo, end: int) -> dict[str, str | None]:
         """Return the properties of a commit up to an offset."""
         refused = self.refused.get(name, set()) | held.refused
         words = ",".join(str(offset) for offset in sorted(refused) if offset >= self.begin)

@@ -48,12 +48,12 @@ from pipeline.sinks.lake.iceberg.commit import (
 )
 from pipeline.sinks.lake.iceberg.errors import OVERTAKEN, explained, first_line, is_passing
 from pipeline.sinks.lake.iceberg.items import ATTEMPTS, TOMBSTONES, Tombstones, is_one_of, look_for, newest_of
-from pipeline.sinks.lake.iceberg.parts import OFFSET, REFUSED, Held, Part, Stored, is_of_one_log
+from pipeline.sinks.lake.iceberg.parts import OFFSET, REFUSED, CommitOutcome, HeldUpTo, LogPart, is_of_one_log
 from pipeline.sinks.lake.layouts.columns import META, ColumnsLayout, TableSchema
 from pipeline.sinks.lake.layouts.envelope import EnvelopeLayout
 from pipeline.sinks.lake.sink import Rotation
 from pipeline.sinks.moves import Moves
-from pipeline.sinks.rows import Reader, Rows
+from pipeline.sinks.rows import RowReader, Rows
 from pipeline.sinks.versions import version
 from pipeline.transport.committed import Committed
 from pipeline.transport.logs import UNKNOWN, Log
@@ -124,15 +124,15 @@ class IcebergSink(Sink):
         """Take a partition over. What the tables have of it is seen when something is committed to them."""
         with explained(f"the catalog of {self._namespace}"):
             _ = self.catalog
-        return IcebergWriter(self, Part(tp, start, log))
+        return IcebergWriter(self, LogPart(tp, start, log))
 
-    def commit(self, name: str, part: Part, rows: Rows, end: int) -> Stored:
+    def commit(self, name: str, part: LogPart, rows: Rows, end: int) -> CommitOutcome:
         """Bring rows of one table into it, with the offset; return how many it did not have yet, and what it refuses."""
         what = f"the Iceberg table {self._namespace}.{name}"
         with self._locks.setdefault(name, threading.Lock()), explained(what):
             return self._bring(name, part, rows, end)
 
-    def _bring(self, name: str, part: Part, rows: Rows, end: int) -> Stored:
+    def _bring(self, name: str, part: LogPart, rows: Rows, end: int) -> CommitOutcome:
         """Commit rows; if their content is at fault, by halves, down to the row."""
         try:
             stored = self._try(name, part, rows, end)
@@ -148,7 +148,7 @@ class IcebergSink(Sink):
             self._in_a_row.pop(name, None)
         return stored
 
-    def _refuse(self, name: str, part: Part, row: Rows, end: int, error: Exception) -> Stored:
+    def _refuse(self, name: str, part: LogPart, row: Rows, end: int, error: Exception) -> CommitOutcome:
         """Leave a row out, if the table takes that: a table, or a catalog, that takes nothing is not the row's fault."""
         self._in_a_row[name] = self._in_a_row.get(name, 0) + 1
         if self._in_a_row[name] > MOST_REFUSED:
@@ -163,13 +163,13 @@ class IcebergSink(Sink):
         log.warning("%s[%d], offset %d: %s", *part.tp, row.offsets[0], why)
         part.refused.setdefault(name, set()).add(row.offsets[0])
         self._try(name, part, row.take([]), end)
-        return Stored(0, (Rejected(row.records[0], why),))
+        return CommitOutcome(0, (Rejected(row.records[0], why),))
 
-    def _try(self, name: str, part: Part, rows: Rows, end: int) -> Stored:
+    def _try(self, name: str, part: LogPart, rows: Rows, end: int) -> CommitOutcome:
         for _ in range(ATTEMPTS):
             table = self._load(name)
             if table is None and not rows:  # nothing to leave out in a table that is not there yet
-                return Stored()
+                return CommitOutcome()
             if table is not None and TOMBSTONES in table.properties:
                 raise FatalError(
                     f"the Iceberg table {self._namespace}.{name} holds the deleted items of another lake",
@@ -178,17 +178,17 @@ class IcebergSink(Sink):
             held = part.held(table)
             fresh, again = self._fresh(name, table, part, held, rows)
             if not fresh and (rows or end <= held.there):
-                return Stored(0, again)
+                return CommitOutcome(0, again)
             try:
                 self._commit(name, table, part.tp, fresh, part.properties(name, held, end))
             except OVERTAKEN as error:
                 log.info("%s.%s is committed to again: %s", self._namespace, name, error)
                 continue
-            return Stored(len(fresh), again)
+            return CommitOutcome(len(fresh), again)
         raise TransientError(f"the Iceberg table {self._namespace}.{name}: others commit to it all the time")
 
     def _fresh(
-        self, name: str, table: Table | None, part: Part, held: Held, rows: Rows
+        self, name: str, table: Table | None, part: LogPart, held: HeldUpTo, rows: Rows
     ) -> tuple[Rows, tuple[Rejected, ...]]:
         """Return the rows that a table does not have, and those that it has refused before."""
         places = range(len(rows))
@@ -334,13 +334,13 @@ def look(catalog: Mapping[str, str], namespace: str) -> str:
 class IcebergWriter(Writer):
     """One partition on its way into tables."""
 
-    def __init__(self, sink: IcebergSink, part: Part) -> None:
-        self._sink, self._part, self._reader = sink, part, Reader()
+    def __init__(self, sink: IcebergSink, part: LogPart) -> None:
+        self._sink, self._part, self._reader = sink, part, RowReader()
         self._rows: dict[str, Rows] = {}
         self._size = 0
         self._begin = self._taken = part.begin
         self._since = 0.0
-        self._done = Stored()
+        self._done = CommitOutcome()
         """What tables have of the flush under way."""
 
     def add(self, records: Sequence[Message], end: int) -> Sequence[Rejected]:
@@ -386,7 +386,7 @@ class IcebergWriter(Writer):
         for name, found in sorted(self._rows.items()):
             self._done += self._sink.commit(name, self._part, found, self._taken)
             del self._rows[name]
-        done, self._done = self._done, Stored()
+        done, self._done = self._done, CommitOutcome()
         self._size, self._begin = 0, self._taken
         self._part.begin, self._part.refused = self._taken, {}
         return Flushed(self._taken, {"rows": done.rows} if done.rows else {}, done.rejected)

@@ -41,7 +41,7 @@ class Head(msgspec.Struct, array_like=True, frozen=True):
     """The seconds that it waits at most. In a state of a version before: the end, in seconds since the epoch."""
 
 
-class Waiting(msgspec.Struct, array_like=True, frozen=True):
+class HeldChange(msgspec.Struct, array_like=True, frozen=True):
     """A change that waits."""
 
     offset: int
@@ -52,7 +52,7 @@ class Waiting(msgspec.Struct, array_like=True, frozen=True):
     """Those that it has on raw; a value may be None, where somebody else has written there."""
 
 
-class Place(NamedTuple):
+class FlowItem(NamedTuple):
     """A flow and an item whose changes wait."""
 
     flow: str
@@ -61,7 +61,7 @@ class Place(NamedTuple):
 
 encode = msgspec.msgpack.encode
 _decode_head = msgspec.msgpack.Decoder(Head).decode
-_decode_waiting = msgspec.msgpack.Decoder(Waiting).decode
+_decode_waiting = msgspec.msgpack.Decoder(HeldChange).decode
 HEADS = b"h/"
 
 
@@ -70,65 +70,65 @@ class Times:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._begun: dict[tuple[Place, int], float] = {}
+        self._begun: dict[tuple[FlowItem, int], float] = {}
 
-    def since(self, place: Place, offset: int) -> float:
+    def since(self, place: FlowItem, offset: int) -> float:
         """Return since when the change of an item at an offset of raw waits: now, when it was not known."""
         return self._begun.setdefault((place, offset), self._clock())
 
-    def end(self, place: Place, offset: int) -> float:
+    def end(self, place: FlowItem, offset: int) -> float:
         """Return the same, and forget it."""
         return self._begun.pop((place, offset), self._clock())
 
 
-class Lot:
+class HeldChanges:
     """What is parked of one partition of raw, within a slice."""
 
     def __init__(
         self,
         part: TablePartition,
-        on_block: Callable[[Place, Head], None],
+        on_block: Callable[[FlowItem, Head], None],
         times: Times | None = None,
     ) -> None:
         """Take `times`, which say since when changes wait here."""
         self._part, self._on_block, self._times = part, on_block, times or Times(time.monotonic)
 
-    def head(self, place: Place) -> Head | None:
+    def head(self, place: FlowItem) -> Head | None:
         """Return why the changes of an item wait; None: they do not."""
         found = self._part.get(_head_of(place))
         return None if found is None else _decode_head(found)
 
-    def block(self, place: Place, head: Head) -> None:
+    def block(self, place: FlowItem, head: Head) -> None:
         """From here on the changes of an item wait."""
         self._part.write({_head_of(place): encode(head)})
         self._on_block(place, head)
 
-    def park(self, place: Place, waiting: Waiting) -> None:
+    def park(self, place: FlowItem, waiting: HeldChange) -> None:
         """Keep a change until its item is free."""
         self._times.since(place, waiting.offset)
         self._part.write({_queue_of(place) + waiting.offset.to_bytes(8, "big"): encode(waiting)})
 
-    def free(self, place: Place) -> list[Waiting]:
+    def free(self, place: FlowItem) -> list[HeldChange]:
         """Return the changes of an item that wait, in order, with the times since which they do; they are parked no more."""
         entries = self._entries(place)
         found = [_decode_waiting(value) for value in self._part.get_many(entries) if value is not None]
         self._part.write(dict.fromkeys([*entries, _head_of(place)]))
         return [msgspec.structs.replace(one, at=self._times.end(place, one.offset)) for one in found]
 
-    def behind(self, flow: str, offset: int) -> Place | None:
+    def behind(self, flow: str, offset: int) -> FlowItem | None:
         """Return the item of a flow whose changes wait behind the one at an offset; None: no item's do."""
         found = (head for head in self.heads() if (head.flow, head.offset) == (flow, offset))
-        return next((Place(head.flow, head.item) for head in found), None)
+        return next((FlowItem(head.flow, head.item) for head in found), None)
 
-    def offsets(self, place: Place) -> list[int]:
+    def offsets(self, place: FlowItem) -> list[int]:
         """Return the offsets on raw of the changes of an item that wait, in order."""
         return [int.from_bytes(entry[-8:], "big") for entry in self._entries(place)]
 
-    def count(self, place: Place) -> int:
+    def count(self, place: FlowItem) -> int:
         """Return how many changes of an item wait."""
         return len(self._entries(place))
 
-    def _entries(self, place: Place) -> list[bytes]:
+    def _entries(self, place: FlowItem) -> list[bytes]:
         prefix = _queue_of(place)
         return sorted({*self._part.keys(prefix, prefix), *self._part.written(prefix)})
 
@@ -148,19 +148,19 @@ def _wait_of(head: Head) -> float:
     return head.wait if head.wait < EPOCH else max(0.0, head.wait - time.time())
 
 
-def _digest(place: Place) -> bytes:
+def _digest(place: FlowItem) -> bytes:
     return blake2b(place.flow.encode() + b"\0" + place.item, digest_size=16).digest()
 
 
-def _head_of(place: Place) -> bytes:
+def _head_of(place: FlowItem) -> bytes:
     return HEADS + _digest(place)
 
 
-def _queue_of(place: Place) -> bytes:
+def _queue_of(place: FlowItem) -> bytes:
     return b"q/" + _digest(place) + b"/"
 
 
-class Parked(Partitions):
+class HeldState(Partitions):
     """Follows the slices. `lot` is for the transform agent; `release` is called for each item whose wait is over."""
 
     def __init__(
@@ -171,7 +171,7 @@ class Parked(Partitions):
         directory: Path,
         *,
         is_there: Callable[[int, str, bytes], bool],
-        release: Callable[[int, Place], None],
+        release: Callable[[int, FlowItem], None],
         is_ready: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -184,7 +184,7 @@ class Parked(Partitions):
         )
         self._is_there, self._release, self._clock = is_there, release, clock
         self._is_ready = is_ready
-        self._awaiting: dict[tuple[int, Place], tuple[Head, float]] = {}
+        self._awaiting: dict[tuple[int, FlowItem], tuple[Head, float]] = {}
         """What waits for references, and until when. May hold what waits no more: a look finds out."""
         self._times: dict[int, Times] = {}
         """By partition, since when changes wait; of those that were recovered, since then."""
@@ -200,20 +200,20 @@ class Parked(Partitions):
             )
         return self.all[partition]
 
-    def lot(self, partition: int) -> Lot:
+    def lot(self, partition: int) -> HeldChanges:
         """Return what is parked of a partition, the slice under way included."""
 
-        def on_block(place: Place, head: Head) -> None:
+        def on_block(place: FlowItem, head: Head) -> None:
             if head.reference is not None:
                 self._awaiting[partition, place] = head, self._clock() + head.wait
 
-        return Lot(self.part(partition), on_block, self._times.setdefault(partition, Times(self._clock)))
+        return HeldChanges(self.part(partition), on_block, self._times.setdefault(partition, Times(self._clock)))
 
     def _recovered(self, number: int, partition: TablePartition) -> None:
         self._times[number] = Times(self._clock)
         for head in self.lot(number).heads():
             if head.reference is not None:
-                place = Place(head.flow, head.item)
+                place = FlowItem(head.flow, head.item)
                 self._awaiting[number, place] = head, self._clock() + _wait_of(head)
                 for offset in self.lot(number).offsets(place):
                     self._times[number].since(place, offset)
@@ -223,7 +223,7 @@ class Parked(Partitions):
         may_look = bool(self._awaiting) and self._clock() >= self._next_look and self._is_ready()
         return (may_look and bool(self._over())) or super().due()
 
-    def _over(self) -> list[tuple[int, Place]]:
+    def _over(self) -> list[tuple[int, FlowItem]]:
         now = self._clock()
         self._next_look = now + EVERY
         found = []

@@ -14,14 +14,14 @@ from headwater import console
 from headwater.commands import dlq, gaps, lake, look, positions, replay, replica
 from models.gap import Gap
 from pipeline.operate.dead_letters import Letter
-from pipeline.operate.positions import Position
+from pipeline.operate.positions import GroupPosition
 from pipeline.operate.status import FlowsStatus, Lag, ReplayStatus, ShardStatus, SinkStatus, SnapshotStatus, Status
 from pipeline.replay.diff import Example, TopicDiff
-from pipeline.replay.plan import Progress, Replay
-from pipeline.sinks.lake.iceberg.maintain import Report, Upkeep
+from pipeline.replay.plan import Replay, ReplayProgress
+from pipeline.sinks.lake.iceberg.maintain import Upkeep, UpkeepReport
 from pipeline.sinks.lake.maintain import Maintained
 from pipeline.sinks.replica.verify import Compared, Difference
-from pipeline.topics.admin import Found
+from pipeline.topics.admin import TopicState
 from pipeline.topics.names import Topic
 
 TABLE = "orders-of-all-customers-in-all-regions-" + "x" * 40
@@ -61,16 +61,16 @@ def letters() -> None:
 
 
 def topics() -> None:
-    look._print_topics([Found(Topic(TOPIC, 32, REASON), 32)])
+    look._print_topics([TopicState(Topic(TOPIC, 32, REASON), 32)])
 
 
 def committed() -> None:
     with pytest.raises(Exception, match="1"):
-        positions._print([Position("headwater-lake", TOPIC, 31, MANY, MANY, MANY, SHARD, REASON)], as_json=False)
+        positions._print([GroupPosition("headwater-lake", TOPIC, 31, MANY, MANY, MANY, SHARD, REASON)], as_json=False)
 
 
 def replays() -> None:
-    progress = Progress(MANY, MANY, MANY, MANY)
+    progress = ReplayProgress(MANY, MANY, MANY, MANY)
     replay._print_replays([Replay("20261101T000000-abcdef", 1e9, None, 1e9, {}, suffix=TABLE, progress=progress)])
 
 
@@ -91,7 +91,7 @@ def files() -> None:
 
 def tables() -> None:
     upkeep = Upkeep(TABLE, MANY**2, MANY**2, MANY, MANY, MANY, MANY, MANY, MANY)
-    lake._show_tables("lake", Report([upkeep], None))
+    lake._show_tables("lake", UpkeepReport([upkeep], None))
 
 
 def compared() -> None:

@@ -9,7 +9,7 @@ CREDITS, ALL_CREDITS = 8, 24
 that a worker reads."""
 
 
-class Purse:
+class CreditPool:
     """The credits of one partition under one claim, and its share of those of all. Lives on the event loop.
 
     A claim that ends closes its purse: what was read under it and dropped gives the credits of all back at once, and

@@ -20,8 +20,8 @@ from faust.types import TP
 
 from pipeline.settings.enrich import PARTITIONED
 from pipeline.state import changelog
-from pipeline.state.items import Items
-from pipeline.state.parked import Parked, Place, Waiting
+from pipeline.state.held_changes import FlowItem, HeldChange, HeldState
+from pipeline.state.items import PartitionItems
 from pipeline.state.table_partitions import TablePartition
 from pipeline.transport import Slice, Transport
 from pipeline.transport.logs import UNKNOWN, Log
@@ -40,7 +40,7 @@ class Reference(NamedTuple):
     key: bytes
 
 
-class Joint(NamedTuple):
+class JoinedItem(NamedTuple):
     """An item of a reference table that was added to a change."""
 
     table: str
@@ -49,17 +49,17 @@ class Joint(NamedTuple):
     """Of the item as it was then: a change that has it already is not sent again."""
 
 
-class Entry(msgspec.Struct, array_like=True, frozen=True):
+class JoinEntry(msgspec.Struct, array_like=True, frozen=True):
     """The last change of an item in a flow, and what it was joined with."""
 
     flow: str
     item: bytes
     """Its table and its key."""
-    joints: list[Joint]
-    last: Waiting
+    joints: list[JoinedItem]
+    last: HeldChange
 
 
-class Change(NamedTuple):
+class ReferenceChange(NamedTuple):
     """A change of a reference: where it stands on the reference topic."""
 
     table: str
@@ -80,7 +80,7 @@ class Reached(msgspec.Struct, array_like=True, frozen=True):
 
 INDEX = b"x/"
 encode = msgspec.msgpack.encode
-_decode_entry = msgspec.msgpack.Decoder(Entry).decode
+_decode_entry = msgspec.msgpack.Decoder(JoinEntry).decode
 _decode_reached = msgspec.msgpack.Decoder(Reached).decode
 
 
@@ -91,7 +91,7 @@ class Joins:
         """Name what the topics of the reference tables are now, by table: `logs`."""
         self._part, self._logs = part, logs or {}
 
-    def put(self, place: Place, joints: Sequence[Joint], last: Waiting) -> None:
+    def put(self, place: FlowItem, joints: Sequence[JoinedItem], last: HeldChange) -> None:
         """Take note of an item's last change in a flow; without joints, of none."""
         key = _entry_of(place)
         before = self._part.get(key)
@@ -101,23 +101,23 @@ class Joins:
         new = dict.fromkeys(_indices(joints, place), key)
         writes: dict[bytes, bytes | None] = dict.fromkeys(old - new.keys())
         writes |= new
-        writes[key] = encode(Entry(place.flow, place.item, list(joints), last)) if joints else None
+        writes[key] = encode(JoinEntry(place.flow, place.item, list(joints), last)) if joints else None
         self._part.write(writes)
 
     def __bool__(self) -> bool:
         """Whether any item is known that was joined, and committed."""
         return next(iter(self._part.keys(INDEX, INDEX)), None) is not None
 
-    def get(self, key: bytes) -> Entry | None:
+    def get(self, key: bytes) -> JoinEntry | None:
         """Return the entry of a key that the index names."""
         found = self._part.get(key)
         return None if found is None else _decode_entry(found)
 
-    def of(self, place: Place) -> Entry | None:
+    def of(self, place: FlowItem) -> JoinEntry | None:
         """Return an item's entry."""
         return self.get(_entry_of(place))
 
-    def joined(self, place: Place, one: Reference) -> Entry | None:
+    def joined(self, place: FlowItem, one: Reference) -> JoinEntry | None:
         """Return an item's entry if its last change was joined with this reference."""
         entry = self.of(place)
         joints = () if entry is None else entry.joints
@@ -153,19 +153,19 @@ def _digest(content: bytes) -> bytes:
     return blake2b(content, digest_size=16).digest()
 
 
-def _entry_of(place: Place) -> bytes:
+def _entry_of(place: FlowItem) -> bytes:
     return b"i/" + _digest(place.flow.encode() + b"\0" + place.item)
 
 
-def _prefix_of(one: Reference | Joint) -> bytes:
+def _prefix_of(one: Reference | JoinedItem) -> bytes:
     return INDEX + _digest(one.table.encode() + b"\0" + one.key) + b"/"
 
 
-def _index_of(one: Joint, place: Place) -> bytes:
+def _index_of(one: JoinedItem, place: FlowItem) -> bytes:
     return _prefix_of(one) + _entry_of(place)[2:]
 
 
-def _indices(joints: Iterable[Joint], place: Place) -> set[bytes]:
+def _indices(joints: Iterable[JoinedItem], place: FlowItem) -> set[bytes]:
     """Return index entries. Partitioned tables need none: the item's own key is the reference's, so `joined` finds it."""
     return {_index_of(one, place) for one in joints if not one.table.startswith(PARTITIONED)}
 
@@ -174,7 +174,7 @@ def _reached_of(table: str, partition: int) -> bytes:
     return f"d/{table}/{partition}".encode()
 
 
-class Joined(Parked):
+class FlowState(HeldState):
     """Follows the slices. `joins` and `items` are for the transform agent; `emit` sends changes again, in the slice."""
 
     def __init__(
@@ -185,9 +185,9 @@ class Joined(Parked):
         directory: Path,
         *,
         is_there: Callable[[int, str, bytes], bool],
-        release: Callable[[int, Place], None],
+        release: Callable[[int, FlowItem], None],
         watched: Callable[[], Mapping[str, str]],
-        emit: Callable[[int, Reference, Sequence[Entry]], None],
+        emit: Callable[[int, Reference, Sequence[JoinEntry]], None],
         is_ready: Callable[[], bool] = lambda: True,
     ) -> None:
         """`watched` gives the topics of the reference tables whose changes are followed, by table."""
@@ -198,16 +198,16 @@ class Joined(Parked):
         self._lock = threading.Lock()
         self._logs: dict[str, Log] = {}
         """What the topics of the watched reference tables are, by table."""
-        self._news: dict[int, list[Change]] = {}
+        self._news: dict[int, list[ReferenceChange]] = {}
         """By partition of raw, the changes of references that have not been followed there, or not for certain."""
 
     def joins(self, partition: int) -> Joins:
         """Return the joined items of a partition, the slice under way included."""
         return Joins(self.part(partition), self._logs)
 
-    def items(self, partition: int) -> Items:
+    def items(self, partition: int) -> PartitionItems:
         """Return the items of the partitioned reference tables of a partition, the slice under way included."""
-        return Items(self.part(partition))
+        return PartitionItems(self.part(partition))
 
     def changed(self, table: str, records: Iterable[Message]) -> None:
         """Take note of changes of a reference table; in its follower's thread."""
@@ -231,7 +231,7 @@ class Joined(Parked):
         joins, left = self.joins(number), MOST
         with self._lock:
             news = self._news[number][: 2 * MOST]  # those of the last slice are among them
-        committed, now = set[Change](), set[tuple[str, int]]()
+        committed, now = set[ReferenceChange](), set[tuple[str, int]]()
         looked = 0
         for change in news:
             if looked == MOST:
@@ -273,7 +273,7 @@ class Joined(Parked):
         watched = self._watched()
         found = await consumer.questions.logs(list(watched.values()))
         self._logs |= {table: found[topic] for table, topic in watched.items() if topic in found}
-        joins, missed = Joins(partition, self._logs), list[Change]()
+        joins, missed = Joins(partition, self._logs), list[ReferenceChange]()
         for table, topic in watched.items():
             for number in range(await consumer.questions.partitions(topic)):
                 end = await consumer.questions.end(TP(topic, number))
@@ -287,7 +287,7 @@ class Joined(Parked):
                 self._news[tp.partition] = missed + self._news[tp.partition]
         return partition
 
-    def _read(self, missed: list[Change], table: str, tp: TP, start: int, end: int) -> None:
+    def _read(self, missed: list[ReferenceChange], table: str, tp: TP, start: int, end: int) -> None:
         """Read the changes of a reference that came while nobody had the partition."""
 
         def apply(records: list[Message]) -> bool:
@@ -297,5 +297,7 @@ class Joined(Parked):
         changelog.read(self._transport.client_conf(), tp, start, end, apply)
 
 
-def _change(table: str, record: Message) -> Change:
-    return Change(table, cast("int", record.partition()), cast("int", record.offset()), cast("bytes", record.key()))
+def _change(table: str, record: Message) -> ReferenceChange:
+    return ReferenceChange(
+        table, cast("int", record.partition()), cast("int", record.offset()), cast("bytes", record.key())
+    )
