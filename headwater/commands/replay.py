@@ -20,10 +20,11 @@ from pipeline.limits import spare_the_collector
 from pipeline.replay import manage, plan
 from pipeline.replay.diff import TopicDiff
 from pipeline.replay.diff import diff as compare
+from pipeline.replay.flows import compiled, measured
 from pipeline.replay.plan import Replay
 from pipeline.replay.promote import promote as make_live
 from pipeline.replay.range import require_left, require_logs
-from pipeline.replay.run import Run, compiled, measured
+from pipeline.replay.run import Run
 from pipeline.settings.load import load
 from pipeline.settings.root import Settings
 

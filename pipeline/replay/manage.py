@@ -10,10 +10,12 @@ import msgspec
 from confluent_kafka import TopicPartition
 
 from pipeline.errors import FatalError, UsageError
+from pipeline.replay.flows import all_of
 from pipeline.replay.plan import Replay, decode, new_id, of_suffix, place, placed
 from pipeline.replay.range import of_raw, require_whole
-from pipeline.replay.run import all_of, id_of, on_cluster, reader
+from pipeline.replay.run import id_of
 from pipeline.replay.source import LakeSource, RawSource, ReplaySource
+from pipeline.replay.transaction import on_cluster, reader
 from pipeline.settings.root import Settings
 from pipeline.sinks.lake.paths import origin_of
 from pipeline.topics.admin import admin, ensure

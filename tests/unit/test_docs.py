@@ -428,7 +428,7 @@ def used_by(file: str) -> set[str]:
     for node in ast.walk(ast.parse((ROOT / file).read_text())):
         if isinstance(node, ast.Attribute):
             of = node.value
-            if (of.id if isinstance(of, ast.Name) else getattr(of, "attr", "")) == "topics":
+            if (of.id if isinstance(of, ast.Name) else getattr(of, "attr", "")).lstrip("_") == "topics":
                 found.add(node.attr)
     return found
 
