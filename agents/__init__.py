@@ -1,9 +1,8 @@
 """The map of the flow. One agent a file, all of one shape: topic in, pure steps, topic out.
 
-    DynamoDB Streams, Kinesis           Lambda
-          |  pipeline/sources/stream_source.py  |  pipeline/sources/lambda_handler.py: writes <p>.ingest as the agent does
-          |  and snapshots: snapshot.py   |
-          v                               v
+    DynamoDB Streams, Kinesis, snapshots        Lambda
+          |  pipeline/sources/stream_source.py    |  pipeline/sources/lambda_handler.py: writes <p>.ingest, as the agent does
+          v                                       v
     ingest        @<kind>               -> <p>.ingest, <p>.shards     agents/ingest.py
           |
     deduplicate   <p>.ingest            -> <p>.raw, <p>.seen, <p>.delivered  agents/deduplicate.py

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 
-SLOWEST = 10.0
+LONGEST_PAUSE_S = 10.0
 """Seconds of the longest pause after an error."""
 
 
@@ -57,4 +57,4 @@ def backoff(errors: int) -> float:
 
     For any number of errors: what is throttled for hours is tried for hours.
     """
-    return min(SLOWEST, 0.1 * 2.0 ** min(errors, 10)) * random.uniform(0.5, 1)  # noqa: S311 - jitter
+    return min(LONGEST_PAUSE_S, 0.1 * 2.0 ** min(errors, 10)) * random.uniform(0.5, 1)  # noqa: S311 - jitter

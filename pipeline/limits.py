@@ -12,7 +12,7 @@ that it has in DynamoDB."""
 HEADROOM = 1 << 20
 """Bytes that dead letters, retries and state may have more than a change: what is kept beside it."""
 
-REFUSED = {
+NEVER_TAKEN = {
     KafkaError.MSG_SIZE_TOO_LARGE,
     KafkaError.RECORD_LIST_TOO_LARGE,
     KafkaError.INVALID_TIMESTAMP,

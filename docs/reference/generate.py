@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 
 from headwater.cli import app
 from headwater.groups import commands_of
-from pipeline.metrics import Metrics
+from pipeline.metrics.worker_metrics import Metrics
 from pipeline.settings.enrich import (
     ComputeSettings,
     JoinSettings,

@@ -84,7 +84,7 @@ def _fetch(settings: Settings, topic: str, partition: int, offset: int) -> bytes
 
     from pipeline.topics.admin import admin, look
     from pipeline.topics.names import Topic
-    from pipeline.topics.read import TIMEOUT, reading
+    from pipeline.topics.read import READ_TIMEOUT_S, reading
 
     wanted = topic or "raw"
     names = (f"{settings.prefix}.{wanted}", wanted)  # of both, that of this deployment
@@ -95,7 +95,7 @@ def _fetch(settings: Settings, topic: str, partition: int, offset: int) -> bytes
     name = found.wanted.name
     if partition >= found.partitions:
         raise UsageError(f"{name} has {found.partitions} partitions, from 0 on", hint="headwater topics")
-    deadline = time.monotonic() + TIMEOUT
+    deadline = time.monotonic() + READ_TIMEOUT_S
     with reading(settings) as consumer:
         consumer.assign([TopicPartition(name, partition, offset)])
         while time.monotonic() < deadline:

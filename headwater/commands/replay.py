@@ -106,7 +106,7 @@ def replay(
 
 def _say_plan(settings: Settings, planned: Replay, as_json: bool) -> None:
     from pipeline.replay import manage, plan
-    from pipeline.replay.run import measured
+    from pipeline.replay.flows import measured
 
     records = manage.sample(settings, planned)
     size = sum(len(value) for _, value, _ in records) / max(1, len(records))
@@ -136,8 +136,9 @@ def _run(settings: Settings, replay: Replay, rate: float, max_lag: int, as_json:
 
     from pipeline.limits import spare_the_collector
     from pipeline.replay import manage
+    from pipeline.replay.flows import compiled
     from pipeline.replay.range import require_left, require_logs
-    from pipeline.replay.run import Run, compiled
+    from pipeline.replay.run import Run
 
     if replay.state in {"done", "promoting", "promoted"}:
         raise UsageError(f"the replay {replay.id} is {replay.state}", hint=f"headwater replay diff {replay.id}")

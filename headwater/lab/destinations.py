@@ -23,7 +23,7 @@ from headwater.lab.workload import KEYS, ORDERS
 from pipeline.errors import FatalError, HeadwaterError
 from pipeline.settings.root import Settings
 from pipeline.settings.sinks import group_of
-from pipeline.sinks.lake.iceberg.sink import columns_of
+from pipeline.sinks.lake.iceberg.columns import columns_of
 from pipeline.sinks.lake.layouts.columns import item_of
 from pipeline.sinks.lake.objects import Objects
 from pipeline.sinks.lake.paths import origin_of

@@ -8,18 +8,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from confluent_kafka import Producer
-
 from pipeline.errors import FatalError, UsageError
 from pipeline.flows.check import examine
 from pipeline.flows.versions import KEY, Version, Versions, dump, encode, flow_versions, text_of
 from pipeline.settings.root import Settings
 from pipeline.topics.admin import admin, ensure, look, silent
-from pipeline.topics.group import clients
+from pipeline.topics.group import client_ids
 from pipeline.topics.names import Topics
 from pipeline.topics.read import reading
+from pipeline.transport import clients
 
-TIMEOUT = 20.0
+APPLY_TIMEOUT_S = 20.0
 
 
 def versions(settings: Settings) -> Versions:
@@ -50,7 +49,7 @@ def apply(settings: Settings) -> tuple[Version, bool]:
         return applied, False
     version = Version(applied.number + 1, time.time(), dump(flows))
     failures: list[str] = []
-    producer = Producer({**settings.kafka.conf, "enable.idempotence": True}, logger=silent)
+    producer = clients.producer(settings.kafka.conf, logger=silent)
     producer.produce(
         topics.flows,
         encode(version),
@@ -58,7 +57,7 @@ def apply(settings: Settings) -> tuple[Version, bool]:
         0,
         on_delivery=lambda error, _: failures.append(f"{error}") if error else None,
     )
-    if producer.flush(TIMEOUT) or failures:
+    if producer.flush(APPLY_TIMEOUT_S) or failures:
         raise FatalError(f"the topic {topics.flows} cannot be written: {', '.join(failures) or 'time is up'}")
     return version, True
 
@@ -81,7 +80,7 @@ def uptake(settings: Settings, version: Version) -> Uptake:
     """Return which workers of the group run a version."""
     said = versions(settings).workers
     found = Uptake([], [], {})
-    for client in clients(settings):
+    for client in client_ids(settings):
         if (worker := said.get(client)) is None:
             continue  # it runs no flows
         if worker.version >= version.number:

@@ -63,7 +63,7 @@ class FlowTrace:
 
 
 HOLDS, DOES_NOT, REJECTS = "holds", "does not hold", "rejects: "
-MARGIN = 0.001
+CLOCK_MARGIN_S = 0.001
 """Seconds by which a wait is over for certain, whatever the clock's precision."""
 MISSING: Any = object()
 
@@ -116,7 +116,7 @@ def _run(compiled: Flow, given: Given, lacks: Sequence[str]) -> tuple[_Watcher, 
     waits = 0.0
     while True:
         watcher = _Watcher(lacks, waits)
-        at = given.at - waits - MARGIN if waits else given.at
+        at = given.at - waits - CLOCK_MARGIN_S if waits else given.at
         results = compiled.run([structs.replace(given, at=at)], watcher)
         error = results[0].error if results else None
         if not isinstance(error, MissingReferenceError) or not error.until:

@@ -20,7 +20,8 @@ from confluent_kafka import OFFSET_BEGINNING, Message
 from faust.types import TP
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.errors import HeadwaterError, TransientError, UsageError, backoff
+from pipeline.errors import HeadwaterError, TransientError, UsageError
+from pipeline.retry import within_async
 from pipeline.settings.base import PUBLISHED
 from pipeline.settings.flows import FlowSettings
 from pipeline.topics.read import read
@@ -29,7 +30,7 @@ from pipeline.transport.consumer import Consumer
 from pipeline.transport.fatal import stop_process
 
 log = logging.getLogger(__name__)
-PATIENCE = 60.0
+VERSIONS_PATIENCE_S = 60.0
 """Seconds for which what may pass is tried again before a worker gives up to start."""
 KEY = b"flows"
 WORKER = b"worker/"
@@ -209,17 +210,16 @@ class FlowVersions(Participant, Generic[T]):
 
     async def _built(self, flows: Sequence[FlowSettings]) -> T:
         """Build the flows; what may pass, such as a throttle of AWS KMS, is tried again for a minute."""
-        deadline, tries = time.monotonic() + PATIENCE, 0
-        while True:
-            try:
-                return await asyncio.to_thread(self._build, flows)
-            except TransientError as error:
-                if time.monotonic() > deadline:
-                    raise
-                tries += 1
-                if tries == 3:
-                    log.warning("Still trying to take the flows up: %s", error)
-            await asyncio.sleep(backoff(tries))
+        tries = 0
+
+        def passes(error: BaseException) -> bool:
+            nonlocal tries
+            tries += 1
+            if isinstance(error, TransientError) and tries == 3:
+                log.warning("Still trying to take the flows up: %s", error)
+            return isinstance(error, TransientError)
+
+        return await within_async(VERSIONS_PATIENCE_S, passes, growing=True)(asyncio.to_thread, self._build, flows)
 
     def _apply(self, records: Sequence[Message]) -> None:
         """Take note of a version; in the follower's thread."""

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal, cast
 
 import msgspec
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message, Producer
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message
 
 from models.change import MalformedChangeError, decode, item_key
 from models.dead_letter import (
@@ -42,9 +42,10 @@ from pipeline.steps.secrecy import MaskKey, fingerprint_of, is_sealed, open_lett
 from pipeline.topics.admin import admin, look, silent, unreachable
 from pipeline.topics.names import Topics
 from pipeline.topics.read import each, reading
+from pipeline.transport import clients
 from pipeline.transport.partition import partition_of
 
-TIMEOUT = 30.0
+DEAD_LETTERS_TIMEOUT_S = 30.0
 State = Literal["open", "retried", "skipped", "edited"]
 Done = Literal["retried", "skipped", "edited"]
 
@@ -299,11 +300,8 @@ def _act(settings: Settings, chosen: Iterable[Letter], done: Done, make: Callabl
         return 0
     states = Topics(settings).dead_letter_states
     name = f"{settings.prefix}-dlq-{uuid.uuid4().hex[:12]}"
-    producer = Producer(
-        {**settings.kafka.conf, "transactional.id": name, "partitioner": "murmur2_random"}, logger=silent
-    )
     try:
-        producer.init_transactions(TIMEOUT)
+        producer = clients.transactional(settings.kafka.conf, name, DEAD_LETTERS_TIMEOUT_S, logger=silent)
         producer.begin_transaction()
         for one, records in acts:
             for topic, key, value, partition, headers in records:
@@ -312,7 +310,7 @@ def _act(settings: Settings, chosen: Iterable[Letter], done: Done, make: Callabl
                 )  # its stubs know invariant lists
             producer.produce(states, json.dumps({"state": done, "at": time.time()}), one.id, 0)
             producer.poll(0)
-        producer.commit_transaction(TIMEOUT)
+        producer.commit_transaction(DEAD_LETTERS_TIMEOUT_S)
     except KafkaException as error:
         raise unreachable(error) from error
     except BufferError as error:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import msgspec
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, Producer, TopicPartition
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
 from faust.types import TP
 
 from pipeline.errors import FatalError, UsageError
@@ -26,8 +26,8 @@ from pipeline.transport.logs import UNKNOWN, logs_of
 from pipeline.transport.questions import EARLIEST, LATEST, offsets_of
 from pipeline.transport.starts import PartitionState, start_of
 
-TIMEOUT = 20.0
-LEAVING, LOOK = 3.0, 0.5
+POSITIONS_TIMEOUT_S = 20.0
+LEAVING_S, POSITIONS_LOOK_S = 3.0, 0.5
 """Seconds beyond the session time-out until a broker has taken note of a worker's end, and between two looks."""
 Say = Callable[[str], None]
 Clock = Callable[[], float]
@@ -158,7 +158,7 @@ def _require_stopped(client: Admin, group: str, seconds: float, say: Say, clock:
 
     A worker that has ended because of its position has left without a word: the group knows after its session time-out.
     """
-    deadline = clock() + seconds + LEAVING
+    deadline = clock() + seconds + LEAVING_S
     waits = False
     while count := _members(client, group):
         if clock() >= deadline:
@@ -167,15 +167,19 @@ def _require_stopped(client: Admin, group: str, seconds: float, say: Say, clock:
             )
         if not waits:
             say(
-                f"the group {group} has {count} workers: waiting up to {seconds + LEAVING:.0f} s for those that have ended"
+                f"the group {group} has {count} workers: waiting up to {seconds + LEAVING_S:.0f} s for those that have ended"
             )
             waits = True
-        sleep(LOOK)
+        sleep(POSITIONS_LOOK_S)
 
 
 def _members(client: Admin, group: str) -> int:
     try:
-        return len(client.describe_consumer_groups([group], request_timeout=TIMEOUT)[group].result(TIMEOUT).members)
+        return len(
+            client.describe_consumer_groups([group], request_timeout=POSITIONS_TIMEOUT_S)[group]
+            .result(POSITIONS_TIMEOUT_S)
+            .members
+        )
     except KafkaException:  # there is no such group
         return 0
 
@@ -231,20 +235,20 @@ def _tell_state(
             records.append((topics.flow_state, b"1", SAID, tp.partition, [header]))
     if not records:
         return
-    producer = Producer({**settings.kafka.conf, "enable.idempotence": True}, logger=clients.log)
+    producer = clients.producer(settings.kafka.conf)
     for topic, value, key, partition, headers in records:
         producer.produce(topic, value, key, partition, headers=headers)  # type: ignore[arg-type]  # the stub is too narrow
-    if producer.flush(TIMEOUT):
+    if producer.flush(POSITIONS_TIMEOUT_S):
         raise FatalError(f"the topic {records[0][0]} cannot be written", hint="headwater check")
 
 
 def _commit(client: Admin, group: str, there: Mapping[TP, PartitionState], offsets: Mapping[TP, int]) -> None:
     at = [TopicPartition(*tp, offset, str(there[tp].log)) for tp, offset in offsets.items()]
     (future,) = client.alter_consumer_group_offsets(
-        [ConsumerGroupTopicPartitions(group, at)], request_timeout=TIMEOUT
+        [ConsumerGroupTopicPartitions(group, at)], request_timeout=POSITIONS_TIMEOUT_S
     ).values()
     try:
-        failed = [tp for tp in future.result(TIMEOUT).topic_partitions if tp.error is not None]
+        failed = [tp for tp in future.result(POSITIONS_TIMEOUT_S).topic_partitions if tp.error is not None]
     except KafkaException as error:
         raise unreachable(error) from error
     if failed:

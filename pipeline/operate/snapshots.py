@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-from confluent_kafka import OFFSET_BEGINNING, Message, Producer
+from confluent_kafka import OFFSET_BEGINNING, Message
 
 from pipeline.errors import FatalError, UsageError
 from pipeline.settings.root import Settings
@@ -22,10 +22,10 @@ from pipeline.sources.snapshots.snapshotter import plan
 from pipeline.topics.admin import admin, look, silent
 from pipeline.topics.names import FENCE_PARTITIONS, Topics
 from pipeline.topics.read import read, reading
-from pipeline.transport import Follower
+from pipeline.transport import Follower, clients
 from pipeline.transport.partition import partition_of
 
-TIMEOUT = 20.0
+SNAPSHOTS_TIMEOUT_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +118,7 @@ def cancel(settings: Settings, names: Sequence[str]) -> list[Snapshot]:
 def _write(settings: Settings, records: dict[bytes, bytes]) -> None:
     topic = Topics(settings).shards
     failures: list[str] = []
-    producer = Producer(
-        {**settings.kafka.conf, "enable.idempotence": True}, logger=silent
-    )  # what fails is said below, in one line
+    producer = clients.producer(settings.kafka.conf, logger=silent)  # what fails is said below, in one line
 
     def delivered(error: Any, _: Message) -> None:
         if error is not None:
@@ -130,7 +128,7 @@ def _write(settings: Settings, records: dict[bytes, bytes]) -> None:
         stream, _, shard_id = key.decode().rpartition("/")
         owner = f"{stream}/".encode() if shard_id == CANCEL else key
         producer.produce(topic, value, key, partition_of(owner, FENCE_PARTITIONS), on_delivery=delivered)
-    if producer.flush(TIMEOUT) or failures:
+    if producer.flush(SNAPSHOTS_TIMEOUT_S) or failures:
         raise FatalError(
             f"the topic {topic} cannot be written: {', '.join(failures) or 'time is up'}", hint="headwater check"
         )

@@ -20,9 +20,9 @@ from pipeline.settings.sinks import group_of
 from pipeline.sources.shard_positions import KnownPositions
 from pipeline.sources.snapshots.known import Snapshots
 from pipeline.topics.admin import admin, look
-from pipeline.topics.group import _members
+from pipeline.topics.group import members_of
 from pipeline.topics.names import Topics
-from pipeline.topics.read import TIMEOUT, each, latest, read, reading
+from pipeline.topics.read import READ_TIMEOUT_S, each, latest, read, reading
 
 COUNTED = 10_000
 """Records read at most to tell a small lag exactly: the ends of transactions take offsets too."""
@@ -125,7 +125,7 @@ def status(settings: Settings) -> Status:
     """Read the state; raise FatalError when the cluster cannot be reached."""
     topics, client = Topics(settings), admin(settings.kafka.conf)
     there = {found.wanted.name: found.partitions for found in look(client, topics.all()) if found.partitions}
-    members = _members(client, settings.prefix)
+    members = members_of(client, settings.prefix)
     with reading(settings) as consumer:
         reads = [("deduplicate", topics.ingest), ("transform", topics.raw)]
         reads += [("lake", topic) for topic in topics.sinks_of(settings.lake).values()] if settings.lake.url else []
@@ -190,11 +190,11 @@ def _sinks(consumer: Consumer, topic: str, partitions: int) -> list[SinkStatus]:
 def _lag(consumer: Consumer, agent: str, topic: str, partitions: int) -> Lag:
     committed = {
         tp.partition: tp.offset if tp.offset >= 0 else OFFSET_BEGINNING
-        for tp in consumer.committed([TopicPartition(topic, p) for p in range(partitions)], TIMEOUT)
+        for tp in consumer.committed([TopicPartition(topic, p) for p in range(partitions)], READ_TIMEOUT_S)
     }
     behind = 0
     for partition, offset in committed.items():
-        low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), TIMEOUT)
+        low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), READ_TIMEOUT_S)
         behind += max(0, high - max(low, offset))
     if behind > COUNTED:
         return Lag(agent, topic, behind, exact=False)

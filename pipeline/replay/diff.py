@@ -13,14 +13,14 @@ from models.change import event_id
 from pipeline.flows.resend import RE_EMITTED
 from pipeline.replay.plan import Replay, of_suffix, placed
 from pipeline.replay.range import require_logs
-from pipeline.replay.run import is_end, on_cluster, reader
+from pipeline.replay.transaction import is_end, on_cluster, reader
 from pipeline.settings.root import Settings
 from pipeline.steps.route import REPLAY
 from pipeline.topics.admin import admin
 from pipeline.topics.names import Topics
 
 EXAMPLES = 5
-TIMEOUT = 30.0
+DIFF_TIMEOUT_S = 30.0
 SHOWN = 400
 """Characters of a value that an example shows."""
 
@@ -84,7 +84,7 @@ def diff(settings: Settings, replay: Replay) -> list[TopicDiff]:
     """
     wanted = _wanted(settings, replay) if replay.source == "raw" else None
     topics = Topics(settings)
-    there = admin(settings.kafka.conf).list_topics(timeout=TIMEOUT).topics
+    there = admin(settings.kafka.conf).list_topics(timeout=DIFF_TIMEOUT_S).topics
     names = {flow.name: flow for flow in settings.flows}
     chosen = [flow for name, flow in names.items() if not replay.flows or name in replay.flows]
     live_topics = set(Topics(settings, chosen).sinks.values()) | set(Topics(settings, chosen).through)
@@ -131,7 +131,8 @@ def _lows(settings: Settings, places: Iterable[tuple[str, int]]) -> dict[tuple[s
     try:
         with on_cluster():
             return {
-                tp: int(consumer.get_watermark_offsets(TopicPartition(*tp), TIMEOUT, cached=False)[0]) for tp in places
+                tp: int(consumer.get_watermark_offsets(TopicPartition(*tp), DIFF_TIMEOUT_S, cached=False)[0])
+                for tp in places
             }
     finally:
         consumer.close()
@@ -197,7 +198,7 @@ def _example(found: TopicDiff, what: str, event: str, live: KnownMessage | None,
 
 
 def _whole(settings: Settings, topic: str) -> Iterator[Message]:
-    metadata = admin(settings.kafka.conf).list_topics(topic, timeout=TIMEOUT).topics[topic]
+    metadata = admin(settings.kafka.conf).list_topics(topic, timeout=DIFF_TIMEOUT_S).topics[topic]
     return _read(settings, _lows(settings, ((topic, partition) for partition in metadata.partitions)))
 
 

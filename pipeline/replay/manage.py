@@ -10,10 +10,12 @@ import msgspec
 from confluent_kafka import TopicPartition
 
 from pipeline.errors import FatalError, UsageError
+from pipeline.replay.flows import all_of
 from pipeline.replay.plan import Replay, decode, new_id, of_suffix, place, placed
 from pipeline.replay.range import of_raw, require_whole
-from pipeline.replay.run import all_of, id_of, on_cluster, reader
+from pipeline.replay.run import id_of
 from pipeline.replay.source import LakeSource, RawSource, ReplaySource
+from pipeline.replay.transaction import on_cluster, reader
 from pipeline.settings.root import Settings
 from pipeline.sinks.lake.paths import origin_of
 from pipeline.topics.admin import admin, ensure
@@ -21,7 +23,7 @@ from pipeline.topics.names import Topics
 from pipeline.topics.read import latest
 from pipeline.transport.partition import partition_of
 
-TIMEOUT = 30.0
+REPLAYS_TIMEOUT_S = 30.0
 SAMPLE = 1_000
 """Records that a dry run looks at, to tell bytes and time."""
 
@@ -41,7 +43,7 @@ def replay_of(settings: Settings, replay_id: str) -> Replay:
 
 def require_free(settings: Settings, suffix: str) -> None:
     """Raise UsageError when there are topics already whose names end with the suffix: of another replay, or live ones."""
-    there = admin(settings.kafka.conf).list_topics(timeout=TIMEOUT).topics
+    there = admin(settings.kafka.conf).list_topics(timeout=REPLAYS_TIMEOUT_S).topics
     if taken := of_suffix(there, settings.prefix, suffix):
         raise UsageError(
             f"--into {suffix}: {taken[0]} is there already, another replay has written there or it is a live topic",
@@ -57,7 +59,7 @@ def positions_of(settings: Settings, replay: Replay, group: str) -> dict[str, in
         consumer = reader(settings, group)
         try:
             asked = [TopicPartition(*placed(name)) for name in replay.ranges]
-            found = consumer.committed(asked, TIMEOUT) if asked else []
+            found = consumer.committed(asked, REPLAYS_TIMEOUT_S) if asked else []
         finally:
             consumer.close()
     return {place(tp.topic, tp.partition): tp.offset for tp in found if tp.offset >= 0}
@@ -206,8 +208,8 @@ class LiveLag:
         """Ask the broker."""
         with on_cluster():
             return sum(
-                max(0, self._consumer.get_watermark_offsets(tp, TIMEOUT)[1] - tp.offset)
-                for tp in self._consumer.committed(self._partitions, TIMEOUT)
+                max(0, self._consumer.get_watermark_offsets(tp, REPLAYS_TIMEOUT_S)[1] - tp.offset)
+                for tp in self._consumer.committed(self._partitions, REPLAYS_TIMEOUT_S)
                 if tp.offset >= 0
             )
 

@@ -10,14 +10,14 @@ from confluent_kafka import TopicPartition
 
 from pipeline.errors import UsageError
 from pipeline.replay.plan import Replay, encode, of_suffix
-from pipeline.replay.run import finish, group_of, is_end, on_cluster, produce, reader, transactional
+from pipeline.replay.transaction import finish, group_of, is_end, on_cluster, produce, reader, transactional
 from pipeline.settings.root import Settings
 from pipeline.steps.route import REPLAY
 from pipeline.topics.admin import admin
 from pipeline.topics.names import Topics
 
-MOST = 5_000
-TIMEOUT = 30.0
+PROMOTED_AT_ONCE = 5_000
+PROMOTE_TIMEOUT_S = 30.0
 
 
 def promote(settings: Settings, replay: Replay, on_progress: Callable[[int], None] = lambda _count: None) -> Replay:
@@ -32,7 +32,7 @@ def promote(settings: Settings, replay: Replay, on_progress: Callable[[int], Non
     topics = Topics(settings)
     name = f"{replay.group(settings.prefix)}.promote"
     producer, group = transactional(settings, name), group_of(settings, name)
-    there = admin(settings.kafka.conf).list_topics(timeout=TIMEOUT).topics
+    there = admin(settings.kafka.conf).list_topics(timeout=PROMOTE_TIMEOUT_S).topics
     dead = replay.topic(topics.dead_letter)
     shadows = [topic for topic in of_suffix(there, settings.prefix, replay.suffix) if topic != dead]
     consumer = reader(settings, name)
@@ -40,13 +40,13 @@ def promote(settings: Settings, replay: Replay, on_progress: Callable[[int], Non
     try:
         with on_cluster():
             places = [TopicPartition(topic, partition) for topic in shadows for partition in there[topic].partitions]
-            at = consumer.committed(places, TIMEOUT) if places else []
+            at = consumer.committed(places, PROMOTE_TIMEOUT_S) if places else []
             consumer.assign([TopicPartition(tp.topic, tp.partition, max(0, tp.offset)) for tp in at])
             left = {(tp.topic, tp.partition) for tp in at}
             while True:
                 producer.begin_transaction()
                 offsets: dict[tuple[str, int], int] = {}
-                for message in consumer.consume(MOST, 0.5) if left else []:
+                for message in consumer.consume(PROMOTED_AT_ONCE, 0.5) if left else []:
                     tp = cast("str", message.topic()), cast("int", message.partition())
                     if is_end(message, tp[0]):
                         left.discard(tp)

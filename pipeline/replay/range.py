@@ -11,12 +11,12 @@ from confluent_kafka.admin import ConfigResource  # type: ignore[attr-defined]
 
 from pipeline.errors import FatalError
 from pipeline.replay.plan import Gone, Replay, described, place, placed
-from pipeline.replay.run import is_end, on_cluster, reader
+from pipeline.replay.transaction import is_end, on_cluster, reader
 from pipeline.settings.root import Settings
 from pipeline.topics.admin import admin
 from pipeline.transport.logs import Log, logs_of
 
-TIMEOUT = 30.0
+RANGE_TIMEOUT_S = 30.0
 OTHERWISE = "headwater replay --source lake; or --partial for what is left"
 
 
@@ -47,7 +47,7 @@ def of_raw(settings: Settings, replay: Replay, topic: str, partitions: Iterable[
         with on_cluster():
             for partition in partitions:
                 tp, name = TopicPartition(topic, partition), place(topic, partition)
-                low, high = consumer.get_watermark_offsets(tp, TIMEOUT)
+                low, high = consumer.get_watermark_offsets(tp, RANGE_TIMEOUT_S)
                 begin = low if replay.begin is None else _offset_at(consumer, topic, partition, replay.begin, high)
                 end = _offset_at(consumer, topic, partition, replay.end, high)
                 if max(low, begin) < end:
@@ -83,7 +83,7 @@ def require_left(settings: Settings, replay: Replay, positions: Mapping[str, int
     try:
         with on_cluster():
             for name, at in left.items():
-                low, high = consumer.get_watermark_offsets(TopicPartition(*placed(name)), TIMEOUT)
+                low, high = consumer.get_watermark_offsets(TopicPartition(*placed(name)), RANGE_TIMEOUT_S)
                 if replay.ranges[name][1] > high:
                     raise FatalError(
                         f"the replay {replay.id} goes to offset {replay.ranges[name][1]} of {name.replace('|', '[')}], which "
@@ -101,13 +101,13 @@ def require_left(settings: Settings, replay: Replay, positions: Mapping[str, int
 
 
 def _offset_at(consumer: Consumer, topic: str, partition: int, at: float, high: int) -> int:
-    (found,) = consumer.offsets_for_times([TopicPartition(topic, partition, int(at * 1000))], TIMEOUT)
+    (found,) = consumer.offsets_for_times([TopicPartition(topic, partition, int(at * 1000))], RANGE_TIMEOUT_S)
     return min(high, found.offset) if found.offset >= 0 else high
 
 
 def _first_time(consumer: Consumer, topic: str, partition: int, low: int, high: int) -> float:
     """Return the time of the first record that is left; 0: none is."""
-    deadline = time.monotonic() + TIMEOUT
+    deadline = time.monotonic() + RANGE_TIMEOUT_S
     consumer.assign([TopicPartition(topic, partition, low)])
     try:
         while low < high and time.monotonic() < deadline:
@@ -123,7 +123,7 @@ def _retention(settings: Settings, topic: str) -> float | None:
     """Return the age in seconds that records of a topic reach, where that alone deletes them; None: anything may."""
     resource = ConfigResource("topic", topic)
     try:
-        found = admin(settings.kafka.conf).describe_configs([resource])[resource].result(TIMEOUT)
+        found = admin(settings.kafka.conf).describe_configs([resource])[resource].result(RANGE_TIMEOUT_S)
     except KafkaException:
         return None
     age, size = (int(found[name].value) for name in ("retention.ms", "retention.bytes"))

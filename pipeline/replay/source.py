@@ -13,10 +13,10 @@ from pipeline.errors import FatalError
 from pipeline.replay.plan import Replay, place, placed
 from pipeline.transport import clients
 
-MOST = 5_000
+READ_AT_ONCE = 5_000
 """Records read at once."""
 POLL = 0.2
-SILENCE = 60.0
+REPLAY_SILENCE_S = 60.0
 """Seconds without a record before the end of a range after which that is an error."""
 
 
@@ -63,7 +63,7 @@ class RawSource:
         """`positions`: how far ranges were read before, by their names."""
         self._ends = {name: end for name, (begin, end) in replay.ranges.items() if positions.get(name, begin) < end}
         self._clock, self._heard = clock, clock()
-        self._most = max(2, min(MOST, int(replay.rate / 2))) if replay.rate else MOST
+        self._most = max(2, min(READ_AT_ONCE, int(replay.rate / 2))) if replay.rate else READ_AT_ONCE
         self._consumer = clients.consumer(
             conf,
             replay.id,
@@ -113,8 +113,10 @@ class RawSource:
         now = self._clock()
         if found or ended or not self._ends:
             self._heard = now
-        elif now - self._heard > SILENCE:
-            raise FatalError(f"nothing has come of {', '.join(self._ends)} for {SILENCE:.0f} s", hint="headwater check")
+        elif now - self._heard > REPLAY_SILENCE_S:
+            raise FatalError(
+                f"nothing has come of {', '.join(self._ends)} for {REPLAY_SILENCE_S:.0f} s", hint="headwater check"
+            )
         lots = []
         for name in {**found, **ended}:
             records = found.get(name, [])
@@ -167,7 +169,7 @@ def _rows(content: bytes, replay: Replay) -> Iterator[ReplayRecord]:
     import pyarrow.parquet as pq  # noqa: PLC0415 - an extra
 
     begin = (replay.begin or 0) * 1_000_000
-    for batch in pq.ParquetFile(io.BytesIO(content)).iter_batches(MOST):
+    for batch in pq.ParquetFile(io.BytesIO(content)).iter_batches(READ_AT_ONCE):
         for row in batch.to_pylist():
             ts_us = int(row["changed_at"].timestamp() * 1_000_000)
             if begin <= ts_us < replay.end * 1_000_000:

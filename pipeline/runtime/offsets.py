@@ -6,7 +6,6 @@ has read before: outputs and offsets are committed in one transaction, so there 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -14,6 +13,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from faust.types import TP
 
 from pipeline.errors import FatalError
+from pipeline.retry import kafka_says, within
 from pipeline.settings.root import Settings
 from pipeline.state.kept import kept
 from pipeline.topics.admin import unreachable
@@ -24,7 +24,7 @@ from pipeline.transport.committed import UNDECIDED
 from pipeline.transport.logs import UNKNOWN, logs_of
 from pipeline.transport.starts import accept
 
-TIMEOUT = 20.0
+OFFSETS_TIMEOUT_S = 20.0
 T = TypeVar("T")
 
 
@@ -67,21 +67,14 @@ def _why(consumer: Consumer, conf: Mapping[str, Any], topics: Topics, topic: str
 
 def _is_forgotten(consumer: Consumer, topic: str, outputs: Sequence[str], partitions: int) -> bool:
     asked = [TopicPartition(topic, partition) for partition in range(partitions)]
-    if any(tp.offset >= 0 for tp in _patiently(lambda: consumer.committed(asked, TIMEOUT))):
+    if any(tp.offset >= 0 for tp in _patiently(lambda: consumer.committed(asked, OFFSETS_TIMEOUT_S))):
         return False
     return _first(consumer, topic, partitions) and any(_first(consumer, output, partitions) for output in outputs)
 
 
 def _patiently(ask: Callable[[], T]) -> T:
     """Ask until the cluster has decided."""
-    deadline = time.monotonic() + TIMEOUT
-    while True:
-        try:
-            return ask()
-        except KafkaException as error:
-            if error.args[0].code() not in UNDECIDED or time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
+    return within(OFFSETS_TIMEOUT_S, kafka_says(UNDECIDED))(ask)
 
 
 def _first(consumer: Consumer, topic: str, partitions: int) -> bool:
@@ -89,7 +82,7 @@ def _first(consumer: Consumer, topic: str, partitions: int) -> bool:
     starts = {}
     for partition in range(partitions):
         asked = TopicPartition(topic, partition)
-        low, high = _patiently(lambda asked=asked: consumer.get_watermark_offsets(asked, TIMEOUT))  # type: ignore[misc]
+        low, high = _patiently(lambda asked=asked: consumer.get_watermark_offsets(asked, OFFSETS_TIMEOUT_S))  # type: ignore[misc]
         if high > low:
             starts[partition] = low
     return bool(read(consumer, topic, starts, 1))

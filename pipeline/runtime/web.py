@@ -10,7 +10,7 @@ from prometheus_client import generate_latest
 from pipeline.runtime.worker import Worker
 from pipeline.sources.stream_source import StreamSource
 
-STANDING = 60.0
+NOT_READY_AFTER_S = 60.0
 """Seconds without a commit after which a worker with work to do is not ready."""
 
 
@@ -46,7 +46,7 @@ def why_not_ready(worker: Worker) -> str:
     for source in worker.transport.sources:
         if isinstance(source, StreamSource) and (reason := source.silent()):
             return reason
-    if (seconds := consumer.standing()) > STANDING:
+    if (seconds := consumer.standing()) > NOT_READY_AFTER_S:
         return f"there is work, and no slice was committed for {seconds:.0f} s"
     if stopped := [reason for stands in worker.standing for reason in stands().values()]:
         return "; ".join(stopped)

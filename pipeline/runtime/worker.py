@@ -20,7 +20,7 @@ from models.gap import Gap
 from pipeline.errors import FatalError, HeadwaterError, RejectedError, TransientError, backoff
 from pipeline.files.private import private_directory
 from pipeline.limits import HEADROOM, spare_the_collector
-from pipeline.metrics import Metrics
+from pipeline.metrics.worker_metrics import Metrics
 from pipeline.runtime.entry_points import wanted_agents
 from pipeline.runtime.faust_app import App, QuietWorker, Tables
 from pipeline.runtime.offsets import require_remembered
@@ -37,7 +37,7 @@ T = TypeVar("T")
 Preflight = Callable[[], None]
 AGAIN = "again"
 """Holds partitions whose batch is to be tried again."""
-HEARTBEAT = 0.3
+HEARTBEAT_S = 0.3
 """Seconds between two heartbeats at most."""
 
 
@@ -65,7 +65,7 @@ class Worker:
             broker_client_id=f"{settings.group}-{socket.gethostname()}-{os.getpid()}",
             broker_session_timeout=settings.kafka.session_timeout,
             # A worker hears of a rebalance in the answer to a heartbeat, and until then partitions stand still.
-            broker_heartbeat_interval=min(settings.kafka.session_timeout / 5, HEARTBEAT),
+            broker_heartbeat_interval=min(settings.kafka.session_timeout / 5, HEARTBEAT_S),
             consumer_group_instance_id=settings.kafka.instance_id,
             agent_supervisor=mode.CrashingSupervisor,
             web_enabled=settings.web.enabled,

@@ -124,14 +124,14 @@ class AwsClock:
         said = str(getattr(http_response, "headers", {}).get("Date"))
         with suppress(TypeError, ValueError):
             ahead = parsedate_to_datetime(said).timestamp() - self._here()
-            self._ahead = ahead if abs(ahead) > TOLERANCE else 0.0
+            self._ahead = ahead if abs(ahead) > TOLERANCE_S else 0.0
 
     def now(self) -> float:
         """Return the time, in seconds since the epoch: that of this machine while no answer says another."""
         return self._here() + self._ahead
 
 
-TOLERANCE = 5.0
+TOLERANCE_S = 5.0
 """Seconds that a machine's clock may be off before AWS's is taken."""
 _clock = AwsClock()
 now = _clock.now

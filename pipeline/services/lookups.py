@@ -37,7 +37,7 @@ from pipeline.steps.lookup import (
 
 BATCH = 100
 """Keys that BatchGetItem takes."""
-ATTEMPTS = 5
+UNPROCESSED_ATTEMPTS = 5
 """Calls for keys that DynamoDB leaves unprocessed."""
 NO_SEGMENTS = {"", ".", ".."}
 """Values that would make another path of a URL: they name nothing there."""
@@ -203,7 +203,7 @@ class ItemBatches:
         keys = [_item(_value(question), to_client) for question in questions]
         by_key = {_known(key): question for key, question in zip(keys, questions, strict=True)}
         try:
-            for attempt in range(ATTEMPTS):
+            for attempt in range(UNPROCESSED_ATTEMPTS):
                 answer: Any = self._client.batch_get_item(RequestItems={self._table: {"Keys": keys}})
                 for item in answer["Responses"].get(self._table, []):
                     question = by_key[_known({name: item[name] for name in self._key})]
@@ -224,7 +224,7 @@ class ItemBatches:
         except ERRORS as error:
             return dict.fromkeys(questions, LookupFailedError(f"table {self._table}: {type(error).__name__}"))
         left = {by_key[_known(key)] for key in keys}
-        throttled = LookupFailedError(f"table {self._table}: keys were left unprocessed {ATTEMPTS} times")
+        throttled = LookupFailedError(f"table {self._table}: keys were left unprocessed {UNPROCESSED_ATTEMPTS} times")
         return {question: throttled if question in left else answer for question, answer in found.items()}
 
 

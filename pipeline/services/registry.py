@@ -14,7 +14,7 @@ from pipeline.settings.kafka import RegistrySettings
 from pipeline.steps.formats.registered import IncompatibleError, OvertakenError
 
 INCOMPATIBLE = 409
-TIMEOUT = 10
+REGISTRY_TIMEOUT_S = 10
 """Seconds until an answer; the client itself would wait for ever."""
 
 
@@ -24,7 +24,7 @@ class SchemaRegistry:
     def __init__(self, settings: RegistrySettings) -> None:
         try:
             self._client: Any = SchemaRegistryClient.new_client(
-                {"url": settings.url, "timeout": TIMEOUT, **settings.properties}
+                {"url": settings.url, "timeout": REGISTRY_TIMEOUT_S, **settings.properties}
             )
         except (ValueError, TypeError) as error:
             raise UsageError(f"schema_registry: {error}", hint="headwater check") from error

@@ -23,11 +23,11 @@ from pipeline.transport.consumer import Consumer
 from pipeline.transport.fatal import stop_process
 from pipeline.transport.questions import EARLIEST, offsets_of
 
-TIMEOUT = 10.0
+SINK_TIMEOUT_S = 10.0
 """Seconds of one attempt: after the death of a broker a client was seen that never answers. The next one is another."""
-UNDECIDED_FOR = 5.0
+UNDECIDED_FOR_S = 5.0
 """Seconds that a transaction with an offset of the partition is waited for."""
-PAUSE = 0.05
+SINK_PAUSE_S = 0.05
 
 
 class Carrier:
@@ -69,7 +69,7 @@ class Carrier:
             log, known = self._worker.transport.log_of(tp.topic), self._committed(client, tp)
             if known.offset is not None and standing(log, known, first) != "other":
                 return SinkStart(min(first, known.offset), log, known)
-            low = offsets_of(client, [tp], EARLIEST, TIMEOUT)[tp]
+            low = offsets_of(client, [tp], EARLIEST, SINK_TIMEOUT_S)[tp]
             return SinkStart(min(first, max(0, low)), log, known)
         except KafkaException as error:
             with self._asking:
@@ -83,15 +83,15 @@ class Carrier:
             return self._client
 
     def _committed(self, client: AdminClient, tp: TP) -> Committed:
-        deadline = time.monotonic() + UNDECIDED_FOR
+        deadline = time.monotonic() + UNDECIDED_FOR_S
         while not (found := self._asked(client, tp)).is_stable:
             if time.monotonic() > deadline:
                 raise TransientError(f"the offset of {tp.topic}[{tp.partition}]: a transaction is not decided yet")
-            time.sleep(PAUSE)
+            time.sleep(SINK_PAUSE_S)
         return found
 
     def _asked(self, client: AdminClient, tp: TP) -> Committed:
-        return committed(client, self._worker.settings.group, [tp], timeout=TIMEOUT, patience=TIMEOUT)[tp]
+        return committed(client, self._worker.settings.group, [tp], timeout=SINK_TIMEOUT_S, patience=SINK_TIMEOUT_S)[tp]
 
     def _close(self) -> None:
         """Begin nothing more; what is under way is done again by the next owner if the process ends before it."""

@@ -36,9 +36,9 @@ from pipeline.transport.logs import UNKNOWN, Log
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-TIMEOUT = 60.0
+PUBSUB_TIMEOUT_S = 60.0
 """Seconds that the messages of a flush may take."""
-MOST = 2_000
+FLUSH_MESSAGES = 2_000
 """Messages of a flush."""
 KEY_BYTES = 1_024
 """Of an ordering key, at most."""
@@ -102,7 +102,7 @@ class PubSub(Sink):
         """Look at the topics; raise FatalError when one is not there, or may not be seen."""
         for topic in self._topic_of.values():
             try:
-                self.client.get_topic(request={"topic": topic}, timeout=TIMEOUT)
+                self.client.get_topic(request={"topic": topic}, timeout=PUBSUB_TIMEOUT_S)
             except NotFound as error:
                 short = topic.rpartition("/")[2]
                 hint = f"gcloud pubsub topics create {short} --project {self._settings.project}"
@@ -152,7 +152,7 @@ class PubSubWriter(Writer):
 
     def flush(self) -> Flushed:
         """Publish what waits, oldest first. What is refused for good is left out, and the others of its item go on."""
-        given, rejected = self._waiting[:MOST], list[Rejected]()
+        given, rejected = self._waiting[:FLUSH_MESSAGES], list[Rejected]()
         left, suspect, error = self._publish(given)
         for key in suspect:  # one message at fault has failed all that were sent with it: they are sent one by one
             mine = [one for one in left if one.ordering_key == key]
@@ -192,7 +192,7 @@ class PubSubWriter(Writer):
         left, refused, error = list[Unpublished](), dict[str, InvalidArgument](), cast("Exception | None", None)
         for one, future in under_way:
             try:
-                future.result(TIMEOUT)
+                future.result(PUBSUB_TIMEOUT_S)
             except InvalidArgument as why:
                 refused.setdefault(one.ordering_key, why)
                 left.append(one)

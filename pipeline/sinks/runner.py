@@ -18,7 +18,7 @@ from confluent_kafka import Message
 from faust.types import TP
 
 from pipeline.errors import FatalError, HeadwaterError, TransientError
-from pipeline.metrics import Metrics
+from pipeline.metrics.worker_metrics import Metrics
 from pipeline.sinks.base import NOTHING, Flushed, Rejected, Sink, Writer
 from pipeline.sinks.memory import Freed
 from pipeline.transport import Batch, Participant, Slice
@@ -26,7 +26,7 @@ from pipeline.transport.committed import Committed
 from pipeline.transport.logs import UNKNOWN, Log
 
 log = logging.getLogger(__name__)
-SLOWEST = 30.0
+LONGEST_FLUSH_PAUSE_S = 30.0
 """Seconds of the longest pause before something is tried again."""
 AHEAD = 64 << 20
 """Bytes of records that wait to be added in all partitions together, before all are held: each may bring a batch at once."""
@@ -299,7 +299,7 @@ class SinkRunner(Participant):
             part.failures, part.failing, part.not_before = 0, "", 0.0
             return
         part.failures += 1
-        part.not_before = self._clock() + min(SLOWEST, 0.5 * 2.0 ** min(part.failures, 10))
+        part.not_before = self._clock() + min(LONGEST_FLUSH_PAUSE_S, 0.5 * 2.0 ** min(part.failures, 10))
         part.failing = done.error.message
         if isinstance(done.error, TransientError):
             log.warning("%s: %s[%d] is tried again: %s", self.sink.name, tp.topic, tp.partition, done.error)

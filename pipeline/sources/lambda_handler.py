@@ -16,19 +16,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from pipeline.errors import RejectedError, TransientError, UsageError
-from pipeline.limits import HEADROOM, REFUSED
+from pipeline.limits import HEADROOM, NEVER_TAKEN
 from pipeline.settings.load import load
 from pipeline.settings.root import Settings
 from pipeline.sources.base import Unreadable
 from pipeline.sources.dynamodb.records import refused as refused_record
 from pipeline.sources.members import Item, item
 from pipeline.topics.names import Topics
+from pipeline.transport import clients
 
 if TYPE_CHECKING:
     from pipeline.transport.batch import Record
 
 log = logging.getLogger(__name__)
-MARGIN = 3.0
+INVOCATION_MARGIN_S = 3.0
 """Seconds before Lambda's time-out in which nothing is begun any more: they are for the abort and the answer."""
 TRANSACTION_MS = 15_000
 """transaction.timeout.ms: how long readers wait for the open transaction of an environment that Lambda has ended."""
@@ -50,7 +51,7 @@ class Deadline:
     """The time that is left of an invocation, without the margin."""
 
     def __init__(self, context: Context) -> None:
-        self._end = time.monotonic() + context.get_remaining_time_in_millis() / 1000 - MARGIN
+        self._end = time.monotonic() + context.get_remaining_time_in_millis() / 1000 - INVOCATION_MARGIN_S
 
     def left(self) -> float:
         """Return the seconds that are left; raise OutOfTimeError when none are."""
@@ -115,7 +116,7 @@ class IngestWriter:
             producer.commit_transaction(clock.left())
             done = not careful  # else the next batch has an ordinary one
         except KafkaException as error:
-            if error.args[0].code() in REFUSED and (not careful or len(refused) > known):
+            if error.args[0].code() in NEVER_TAKEN and (not careful or len(refused) > known):
                 log.warning("a record is refused, and left out: %s", error.args[0].str())
                 return False
             raise _explain(error, "the batch was not written", "headwater topics --create") from error
@@ -127,22 +128,18 @@ class IngestWriter:
     def _make(self, clock: Deadline, *, careful: bool) -> Producer:
         kafka = self._settings.kafka
         tuned = {
-            "linger.ms": 2,
-            "batch.size": 1_000_000,
-            "compression.type": "zstd",
+            **clients.TUNED,
             "message.max.bytes": kafka.max_message_bytes + HEADROOM,
             "transaction.timeout.ms": TRANSACTION_MS,
             "bootstrap.servers": kafka.bootstrap_servers,
         }
-        owned = {"transactional.id": self._name, "partitioner": "murmur2_random"}
         one_by_one = {"batch.num.messages": 1} if careful else {}  # a broker refuses whole batches
         try:
-            producer = Producer({**tuned, **kafka.properties, **owned, **one_by_one}, logger=log)
-            producer.init_transactions(clock.left())
+            conf = {**tuned, **kafka.properties, **one_by_one}
+            return clients.transactional(conf, self._name, clock.left(), logger=log)
         except KafkaException as error:
             hint = "HEADWATER_KAFKA__BOOTSTRAP_SERVERS, HEADWATER_KAFKA__PROPERTIES; can the Lambda's network reach it?"
             raise _explain(error, "no transactional producer", hint) from error
-        return producer
 
     def _produce(self, producer: Producer, number: int, one: Item, part: Record | Unreadable, clock: Deadline) -> None:
         extra: dict[str, Any] = {"on_delivery": partial(self._delivered, number)}
@@ -153,24 +150,20 @@ class IngestWriter:
             extra["headers"] = letter.headers
         else:
             topic, key, value = self._topics.ingest, part["key"], part["value"]
-        while True:
-            try:
-                producer.produce(topic, value, key, **extra)
-            except BufferError:
-                producer.poll(min(0.1, clock.left()))
-            except KafkaException as error:
-                self._refused[number] = error.args[0]
-                raise
-            else:
-                break
+        try:
+            write = partial(producer.produce, topic, value, key, **extra)
+            clients.with_room(write, lambda seconds: producer.poll(min(seconds, clock.left())))
+        except KafkaException as error:
+            self._refused[number] = error.args[0]
+            raise
         clock.left()
 
     def _delivered(self, number: int, error: KafkaError | None, _message: Message) -> None:
         if error is None:
             return
-        if error.code() in REFUSED:
+        if error.code() in NEVER_TAKEN:
             self._refused[number] = error
-        if self._failure is None or error.code() in REFUSED:
+        if self._failure is None or error.code() in NEVER_TAKEN:
             self._failure = error
 
     def _raise_failure(self) -> None:
@@ -181,7 +174,7 @@ class IngestWriter:
         """Abort, as far as the margin lets us. The next batch gets a new producer, which aborts what may be open."""
         self._producer = None
         try:
-            producer.abort_transaction(MARGIN / 2)
+            producer.abort_transaction(INVOCATION_MARGIN_S / 2)
         except KafkaException as error:
             log.warning("the transaction is left to the next producer, or to its time-out: %s", error.args[0].str())
         producer.purge()

@@ -21,7 +21,7 @@ from pipeline.sources.snapshots.snapshotter import Snapshotter
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-PATIENCE = 60.0
+PREFLIGHT_PATIENCE_S = 60.0
 """Seconds for which what may pass by itself is tried again."""
 SAID = 2
 """Answers in a row that say that something is wrong and does not pass, until it is believed: one proves nothing."""
@@ -31,7 +31,7 @@ SAID = 2
 class Patience:
     """How long is waited at the start. Tests give a clock."""
 
-    seconds: float = PATIENCE
+    seconds: float = PREFLIGHT_PATIENCE_S
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
 

@@ -24,9 +24,9 @@ T = TypeVar("T")
 
 FULL = 100
 """Records in an answer from which on the next call comes at once: there is more."""
-IDLE = 1.0
+LONGEST_IDLE_PAUSE_S = 1.0
 """Seconds of the longest pause of a shard that gives nothing, as long as the budget of calls does not ask for more."""
-TIP = 1.0
+TIP_NOTE_S = 1.0
 """Seconds between two notes that a shard holds nothing more, while a snapshot of its table waits for it."""
 
 
@@ -77,7 +77,7 @@ class ShardReader:
                 awaited = host.is_awaited(shard.table)
                 if awaited and not (finished or found.behind):
                     tip_at = max(tip_at, tip_of(_last_time(found, asked), idle, asked))
-                if count or finished or (gaps and not found.behind) or (awaited and tip_at > told + TIP):
+                if count or finished or (gaps and not found.behind) or (awaited and tip_at > told + TIP_NOTE_S):
                     place = ShardPosition(shard.table, found.last or after, finished, round(asked, 3), round(tip_at, 3))
                     offered = host.offer(Reading(shard, found, place, gaps, credit=purse.give))
                     after, gaps = place.after, ()
@@ -121,7 +121,10 @@ class ShardReader:
     def _pause(self, idle: int) -> float:
         """Return the seconds until the next call of a shard that gave nothing so many times in a row."""
         interval = self._pacing.poll_interval
-        return min(interval * 2.0 ** min(idle, 16), max(IDLE, interval, self._host.reading / self._pacing.idle_calls))
+        return min(
+            interval * 2.0 ** min(idle, 16),
+            max(LONGEST_IDLE_PAUSE_S, interval, self._host.reading / self._pacing.idle_calls),
+        )
 
 
 def _last_time(found: Cut, asked: float) -> float | None:

@@ -21,7 +21,7 @@ import msgspec
 from confluent_kafka import Message
 from faust.types import TP
 
-from pipeline.metrics import Metrics
+from pipeline.metrics.worker_metrics import Metrics
 from pipeline.sources.base import Pacing, Reading, ShardStart, StreamApi
 from pipeline.sources.credit_pool import ALL_CREDITS, CreditPool
 from pipeline.sources.discovery import Discovery, gap_of
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-SILENT = 60.0
+SILENT_S = 60.0
 """Seconds without an answer of AWS to anything after which a worker that reads shards is not ready."""
-TRIMMED = 2 * 86_400.0
+TRIMMED_S = 2 * 86_400.0
 """Seconds after which a finished shard that is not listed was trimmed for certain, and is not merely listed late."""
 
 
@@ -92,7 +92,7 @@ class StreamSource(Source):
     def silent(self) -> str:
         """Return why nothing is heard of AWS though shards are read, or ''."""
         seconds = time.monotonic() - self._heard
-        return f"AWS has not answered for {seconds:.0f} s" if self.reading and seconds > SILENT else ""
+        return f"AWS has not answered for {seconds:.0f} s" if self.reading and seconds > SILENT_S else ""
 
     # -- following the slices -----------------------------------------------------------------------------------------
 
@@ -205,7 +205,7 @@ class StreamSource(Source):
             # Children are late in the listing: look again, once a shard; then at the usual interval.
             self._listings.ask_once(f"{arn}/{shard_id}" for shard_id in lineage.awaiting_children())
             listed, now = {shard.shard_id for shard in listing.shards}, time.time()
-            old = [s for s, p in places.items() if p.finished and s not in listed and now - p.at > TRIMMED]
+            old = [s for s, p in places.items() if p.finished and s not in listed and now - p.at > TRIMMED_S]
             done_with = {one for one in (*lineage.forgettable(), *old) if listing.is_absent(one)}
             self.forget_all([ShardOf(listing.table, arn, one) for one in done_with])
         if self.snapshots is not None:

@@ -15,7 +15,7 @@ from pipeline.transport import clients
 FETCH = 5_000
 """Records in one application at most: the write to RocksDB holds the GIL."""
 GONE = KafkaError._AUTO_OFFSET_RESET  # noqa: SLF001 - what the offset policy `error` is told by
-STUCK = 60.0
+CHANGELOG_STUCK_S = 60.0
 """Seconds without a record after which a recovery that has not arrived gives up."""
 
 
@@ -52,9 +52,9 @@ def read(
                 heard, at = time.monotonic(), max(at, position(messages[-1]))
             if records and not apply(records):
                 return
-            if time.monotonic() - heard > STUCK:
+            if time.monotonic() - heard > CHANGELOG_STUCK_S:
                 raise FatalError(
-                    f"recovery of {tp.topic}[{tp.partition}] stands at offset {at} of {end} for {STUCK:.0f} s: "
+                    f"recovery of {tp.topic}[{tp.partition}] stands at offset {at} of {end} for {CHANGELOG_STUCK_S:.0f} s: "
                     f"a transaction there is not decided, or the broker does not answer",
                     hint="headwater check",
                 )

@@ -29,7 +29,7 @@ from pipeline.transport.logs import UNKNOWN, Log
 if TYPE_CHECKING:
     from pipeline.transport.consumer import Consumer
 
-MOST = 2_000
+SENT_AGAIN_AT_ONCE = 2_000
 """Items of a partition that are sent again with one slice at most, and changes of references that are looked at."""
 
 
@@ -228,13 +228,13 @@ class FlowState(HeldState):
         super().finish(work)
 
     def _follow(self, number: int) -> None:
-        joins, left = self.joins(number), MOST
+        joins, left = self.joins(number), SENT_AGAIN_AT_ONCE
         with self._lock:
-            news = self._news[number][: 2 * MOST]  # those of the last slice are among them
+            news = self._news[number][: 2 * SENT_AGAIN_AT_ONCE]  # those of the last slice are among them
         committed, now = set[ReferenceChange](), set[tuple[str, int]]()
         looked = 0
         for change in news:
-            if looked == MOST:
+            if looked == SENT_AGAIN_AT_ONCE:
                 break
             reached, place = joins.reached(change.table, change.partition), (change.table, change.partition)
             if reached is not None and reached.offset > change.offset:

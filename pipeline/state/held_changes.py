@@ -21,7 +21,7 @@ from pipeline.errors import FatalError
 from pipeline.state.table_partitions import Partitions, TablePartition
 from pipeline.transport import Slice, Transport
 
-EVERY = 0.1
+HELD_CHANGES_EVERY_S = 0.1
 """Seconds between two looks at what waits for references."""
 LOOKED_AT = 2_000
 """Items that are looked at in one of them at most."""
@@ -139,13 +139,13 @@ class HeldChanges:
                 yield _decode_head(found)
 
 
-EPOCH = 1e9
+EPOCH_S = 1e9
 """Seconds above which a wait is an end: in a state of a version before."""
 
 
 def _wait_of(head: Head) -> float:
     """Return the seconds that what was recovered waits for its reference."""
-    return head.wait if head.wait < EPOCH else max(0.0, head.wait - time.time())
+    return head.wait if head.wait < EPOCH_S else max(0.0, head.wait - time.time())
 
 
 def _digest(place: FlowItem) -> bytes:
@@ -225,7 +225,7 @@ class HeldState(Partitions):
 
     def _over(self) -> list[tuple[int, FlowItem]]:
         now = self._clock()
-        self._next_look = now + EVERY
+        self._next_look = now + HELD_CHANGES_EVERY_S
         found = []
         for (number, place), (head, until) in list(self._awaiting.items())[:LOOKED_AT]:
             # To the end of the queue: the next look begins with others.

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 HOT, HOT_BYTES = 16_384, 1_024
 """Items that are kept in memory, and bytes of one at most: the store takes 2 to 4 us for one."""
-EVERY = 1.0
+REFERENCE_EVERY_S = 1.0
 """Seconds between two looks at whether all items must be read anew."""
 
 
@@ -89,7 +89,7 @@ class ReferenceTable(Participant):
     def version(self) -> object:
         """Return what is another when the items may be others; once a second at most, since all of them are read then."""
         now = time.monotonic()
-        if now >= self._looked_at + EVERY:
+        if now >= self._looked_at + REFERENCE_EVERY_S:
             self._looked_at, self._seen = now, self._applied
         return self._seen
 

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 S = TypeVar("S")
-LOOK = 10.0
+STANDBY_LOOK_S = 10.0
 """Seconds between two looks at who owns what; a rebalance is looked at at once."""
-UNSETTLED = 1.0
+UNSETTLED_S = 1.0
 """Seconds until the next look at a group that is being shared out."""
 FETCH = 500
 
@@ -125,14 +125,16 @@ class Standbys(Generic[S]):
                 me = self._transport.app.conf.consumer_group_instance_id or member_id(membership)
                 self._wanted = frozenset(chosen(me, owners, self.replicas) - set(owned()))
             try:
-                await asyncio.wait_for(self._news.wait(), LOOK if settled else UNSETTLED)
+                await asyncio.wait_for(self._news.wait(), STANDBY_LOOK_S if settled else UNSETTLED_S)
             except asyncio.TimeoutError:
                 continue
 
     def _owners(self) -> dict[int, str] | None:
         group, client = self._transport.app.conf.id, clients.admin(self._transport.client_conf())
         try:
-            found = client.describe_consumer_groups([group], request_timeout=LOOK)[group].result(2 * LOOK)
+            found = client.describe_consumer_groups([group], request_timeout=STANDBY_LOOK_S)[group].result(
+                2 * STANDBY_LOOK_S
+            )
         except (KafkaException, concurrent.futures.TimeoutError) as error:
             log.warning("Standbys of %s: the group cannot be looked at: %r", self.changelog, error)
             return None
@@ -175,7 +177,7 @@ class Standbys(Generic[S]):
         for message in messages:
             if (error := message.error()) is not None and error.code() == GONE:
                 at = TopicPartition(self.changelog, cast("int", message.partition()))
-                low, _ = consumer.get_watermark_offsets(at, LOOK)
+                low, _ = consumer.get_watermark_offsets(at, STANDBY_LOOK_S)
                 log.info(
                     "Standby of %s[%d]: offset %s is gone, on from %d", at.topic, at.partition, message.offset(), low
                 )

@@ -23,11 +23,11 @@ Ask = Callable[[Sequence[Question]], Mapping[Question, Answer]]
 Clock = Callable[[], float]
 AT_ONCE, BUDGET = 400, 6.0
 """Questions asked at once, and seconds after which no more are asked for a batch: a transaction may last 15."""
-KEPT = 20.0
+LOOKUP_KEPT_S = 20.0
 """Seconds for which answers must be kept for a batch to get further with each try."""
 FAILURES = 5
 """Failures in a row after which a service is left alone for a while."""
-SHORTEST, LONGEST = 1.0, 30.0
+SHORTEST_S, LOOKUP_LONGEST_S = 1.0, 30.0
 """Seconds of that while: doubled each time."""
 
 
@@ -63,8 +63,8 @@ class Breaker:
             elif not self.open:
                 self._failures += 1
                 if self._failures >= FAILURES:
-                    pause = SHORTEST * 2.0 ** min(self._failures - FAILURES, 10)
-                    self._until = self._clock() + min(LONGEST, pause)
+                    pause = SHORTEST_S * 2.0 ** min(self._failures - FAILURES, 10)
+                    self._until = self._clock() + min(LOOKUP_LONGEST_S, pause)
 
     def left_alone(self) -> LookupFailedError:
         """Return the failure of what is not asked."""
@@ -81,7 +81,7 @@ class AnswerCache:
 
     def keeps(self, count: int) -> bool:
         """Say whether so many answers are still there when a batch is tried again."""
-        return self._size >= count and self._shortest >= KEPT
+        return self._size >= count and self._shortest >= LOOKUP_KEPT_S
 
     def get(self, question: Question, default: Answer) -> Answer:
         """Return what is remembered, or the default."""

@@ -18,10 +18,10 @@ from pipeline.errors import FatalError, HeadwaterError, UsageError
 from pipeline.topics.names import MAX_BYTES, Topic
 
 log = logging.getLogger(__name__)
-TIMEOUT = 20.0
-ATTEMPT = 2.0
+ADMIN_TIMEOUT_S = 20.0
+CONNECT_ATTEMPT_S = 2.0
 """Seconds of one attempt to reach the cluster."""
-PAUSE = 0.1
+ADMIN_PAUSE_S = 0.1
 """Seconds between two looks at topics that were made a moment ago."""
 SMALLER = (8 << 20, 4 << 20, 2 << 20, 1_048_588)
 """What is tried in turn where a cluster refuses `max.message.bytes`; the last is Kafka's default."""
@@ -113,12 +113,12 @@ def admin(conf: Mapping[str, Any]) -> Admin:
         raise UsageError(f"kafka.properties: {reason}", hint="headwater check") from error
 
 
-def look(client: Admin, topics: Iterable[Topic], *, timeout: float = TIMEOUT) -> list[TopicState]:
+def look(client: Admin, topics: Iterable[Topic], *, timeout: float = ADMIN_TIMEOUT_S) -> list[TopicState]:
     """Return what is there of the topics; raise FatalError when the broker cannot be reached, at once when it refuses us."""
     deadline = time.monotonic() + timeout
     while True:
         try:
-            there = client.list_topics(timeout=min(ATTEMPT, timeout)).topics
+            there = client.list_topics(timeout=min(CONNECT_ATTEMPT_S, timeout)).topics
         except KafkaException as error:
             client.poll(0)
             if client.refusal or time.monotonic() > deadline:
@@ -129,12 +129,12 @@ def look(client: Admin, topics: Iterable[Topic], *, timeout: float = TIMEOUT) ->
             ]
 
 
-def look_again(client: Admin, topics: Sequence[Topic], *, timeout: float = TIMEOUT) -> list[TopicState]:
+def look_again(client: Admin, topics: Sequence[Topic], *, timeout: float = ADMIN_TIMEOUT_S) -> list[TopicState]:
     """Return what is there when topics were made a moment ago: a broker hears of them a little later than it says so."""
     deadline = time.monotonic() + timeout
     found = look(client, topics)
     while not all(topic.partitions for topic in found) and time.monotonic() < deadline:
-        time.sleep(PAUSE)
+        time.sleep(ADMIN_PAUSE_S)
         found = look(client, topics)
     return found
 
@@ -183,10 +183,10 @@ def refusals(
         for topic in topics
     ]
     refused: dict[str, KafkaError] = {}
-    asked = client.create_topics(new, operation_timeout=TIMEOUT, validate_only=validate_only) if new else {}
+    asked = client.create_topics(new, operation_timeout=ADMIN_TIMEOUT_S, validate_only=validate_only) if new else {}
     for name, future in asked.items():
         try:
-            future.result(TIMEOUT)
+            future.result(ADMIN_TIMEOUT_S)
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 refused[name] = error.args[0]
@@ -231,7 +231,7 @@ def sized(client: Admin, found: Sequence[TopicState]) -> list[TopicState]:
     """Return topics with the size of the records that they take, where that may be seen; blocks."""
     there = [ConfigResource(ResourceType.TOPIC, topic.wanted.name) for topic in found if topic.partitions]
     sizes: dict[str, int] = {}
-    for resource, future in (client.describe_configs(there, request_timeout=TIMEOUT) if there else {}).items():
+    for resource, future in (client.describe_configs(there, request_timeout=ADMIN_TIMEOUT_S) if there else {}).items():
         with suppress(KafkaException):  # no permission to see it
-            sizes[resource.name] = int(future.result(TIMEOUT)[MAX_BYTES].value)
+            sizes[resource.name] = int(future.result(ADMIN_TIMEOUT_S)[MAX_BYTES].value)
     return [replace(topic, max_bytes=sizes.get(topic.wanted.name)) for topic in found]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
-
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
+from pipeline.retry import kafka_says, within
 from pipeline.settings.root import Settings
 from pipeline.topics.admin import admin
-from pipeline.topics.read import TIMEOUT
+from pipeline.topics.read import READ_TIMEOUT_S
 
 STARTING = {
     KafkaError.COORDINATOR_NOT_AVAILABLE,
@@ -19,21 +18,21 @@ STARTING = {
 """What a broker answers about a group while its coordinators come up, as they do when it is asked for the first time."""
 
 
-def clients(settings: Settings) -> list[str]:
+def client_ids(settings: Settings) -> list[str]:
     """Return the client IDs of the workers that are there."""
-    return _members(admin(settings.kafka.conf), settings.prefix)
+    return members_of(admin(settings.kafka.conf), settings.prefix)
 
 
-def _members(client: AdminClient, group: str) -> list[str]:
-    deadline = time.monotonic() + TIMEOUT
-    while True:
-        try:
-            members = client.describe_consumer_groups([group], request_timeout=TIMEOUT)[group].result().members
-            return sorted(member.client_id for member in members)
-        except KafkaException as error:
-            code = error.args[0].code()
-            if code == KafkaError.GROUP_ID_NOT_FOUND:
-                return []
-            if code not in STARTING or time.monotonic() > deadline:
-                raise
-            time.sleep(0.2)
+def members_of(client: AdminClient, group: str) -> list[str]:
+    """Return the client IDs of the members of a group; none when there is no such group."""
+
+    def ask() -> list[str]:
+        members = client.describe_consumer_groups([group], request_timeout=READ_TIMEOUT_S)[group].result().members
+        return sorted(member.client_id for member in members)
+
+    try:
+        return within(READ_TIMEOUT_S, kafka_says(STARTING))(ask)
+    except KafkaException as error:
+        if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
+            return []
+        raise

@@ -14,7 +14,7 @@ from pipeline.settings.root import Settings
 from pipeline.topics.admin import unreachable
 from pipeline.transport import clients as kafka_clients
 
-TIMEOUT = 20.0
+READ_TIMEOUT_S = 20.0
 
 
 @contextmanager
@@ -57,14 +57,16 @@ def each(consumer: Consumer, topic: str, start: Mapping[int, int]) -> Iterator[M
     if not start:
         return
     consumer.incremental_assign([TopicPartition(topic, partition, offset) for partition, offset in start.items()])
-    deadline = time.monotonic() + TIMEOUT
+    deadline = time.monotonic() + READ_TIMEOUT_S
     try:
         while open_partitions:
             found = consumer.consume(1_000, 0.1)
             if found:
-                deadline = time.monotonic() + TIMEOUT
+                deadline = time.monotonic() + READ_TIMEOUT_S
             elif time.monotonic() > deadline:
-                raise FatalError(f"reading {topic}: nothing has come for {TIMEOUT:.0f} s", hint="headwater check")
+                raise FatalError(
+                    f"reading {topic}: nothing has come for {READ_TIMEOUT_S:.0f} s", hint="headwater check"
+                )
             for message in found:
                 error = message.error()
                 if error is None:
@@ -73,7 +75,7 @@ def each(consumer: Consumer, topic: str, start: Mapping[int, int]) -> Iterator[M
                     open_partitions.discard(message.partition() or 0)
                 elif error.code() == KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001 - deleted since the offset was asked for
                     at = TopicPartition(topic, message.partition() or 0)
-                    low, _ = consumer.get_watermark_offsets(at, TIMEOUT)
+                    low, _ = consumer.get_watermark_offsets(at, READ_TIMEOUT_S)
                     consumer.incremental_unassign([at])
                     consumer.incremental_assign([TopicPartition(topic, at.partition, low)])
     finally:

@@ -6,7 +6,6 @@ by hand (kafka-consumer-groups.sh): it is taken to be of the log that is there n
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection
 from typing import NamedTuple
 
@@ -14,10 +13,10 @@ from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaExcep
 from confluent_kafka.admin import AdminClient
 from faust.types import TP
 
+from pipeline.retry import kafka_says, within
 from pipeline.transport.logs import UNKNOWN, Log
 
-TIMEOUT = 20.0
-PAUSE = 0.1
+COMMITTED_TIMEOUT_S = 20.0
 UNDECIDED = {
     KafkaError.NOT_COORDINATOR,
     KafkaError.COORDINATOR_NOT_AVAILABLE,
@@ -43,7 +42,12 @@ class Committed(NamedTuple):
 
 
 def committed(
-    client: AdminClient, group: str, tps: Collection[TP], *, timeout: float = TIMEOUT, patience: float = TIMEOUT
+    client: AdminClient,
+    group: str,
+    tps: Collection[TP],
+    *,
+    timeout: float = COMMITTED_TIMEOUT_S,
+    patience: float = COMMITTED_TIMEOUT_S,
 ) -> dict[TP, Committed]:
     """Return what a group has committed in partitions; blocks, for up to `patience` seconds while the cluster is choosing.
 
@@ -52,19 +56,13 @@ def committed(
     if not tps:
         return {}
     asked = ConsumerGroupTopicPartitions(group, [TopicPartition(*tp) for tp in tps])
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            (future,) = client.list_consumer_group_offsets(
-                [asked], require_stable=True, request_timeout=timeout
-            ).values()
-            found = future.result(timeout + 1).topic_partitions or []
-        except KafkaException as error:
-            if error.args[0].code() not in UNDECIDED or time.monotonic() > deadline:
-                raise
-            time.sleep(PAUSE)
-            continue
+
+    def ask() -> dict[TP, Committed]:
+        (future,) = client.list_consumer_group_offsets([asked], require_stable=True, request_timeout=timeout).values()
+        found = future.result(timeout + 1).topic_partitions or []
         return {TP(str(one.topic), one.partition): _committed(one) for one in found}
+
+    return within(patience, kafka_says(UNDECIDED))(ask)
 
 
 def _committed(one: TopicPartition) -> Committed:

@@ -19,7 +19,7 @@ from pipeline.transport.logs import UNKNOWN, Log, logs_of
 
 log = logging.getLogger(__name__)
 
-QUIET = 30.0
+QUIET_S = 30.0
 """Seconds without a record after which the consumer is made anew: one was seen that did not come back after a broker's
 restart, and from outside it cannot be told from a quiet topic."""
 
@@ -38,7 +38,7 @@ class Follower:
         apply: Callable[[list[Message]], None],
         *,
         start_at: Mapping[int, int] | None = None,
-        quiet: float = QUIET,
+        quiet: float = QUIET_S,
         log_of: Callable[[str], Log] = lambda _topic: UNKNOWN,
     ) -> None:
         """`start_at`: offsets to read on from, of the log that `log_of` names; without them all of the topic is read."""

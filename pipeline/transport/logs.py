@@ -17,7 +17,7 @@ from pipeline.transport import clients
 
 NO_ID = {"", "AAAAAAAAAAAAAAAAAAAAAA"}
 """What stands for a topic without an ID."""
-TIMEOUT, ASK_TIMEOUT = 20.0, 5.0
+LOGS_TIMEOUT_S, ASK_TIMEOUT = 20.0, 5.0
 GONE = {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.UNKNOWN_TOPIC_ID}
 
 
@@ -56,7 +56,7 @@ class Log(NamedTuple):
 UNKNOWN = Log()
 
 
-def logs_of(client: AdminClient, topics: Iterable[str], *, timeout: float = TIMEOUT) -> dict[str, Log]:
+def logs_of(client: AdminClient, topics: Iterable[str], *, timeout: float = LOGS_TIMEOUT_S) -> dict[str, Log]:
     """Return the logs of the topics that exist, by name; blocks. Raises KafkaException when the cluster does not answer."""
     names = sorted(set(topics))
     cluster = str(client.describe_cluster(request_timeout=timeout).result(timeout).cluster_id or "")
@@ -107,7 +107,7 @@ def url_safe(topic_id: str) -> str:
     return topic_id.replace("+", "-").replace("/", "_")
 
 
-def topic_ids(client: AdminClient, topics: Iterable[str], *, timeout: float = TIMEOUT) -> dict[str, str]:
+def topic_ids(client: AdminClient, topics: Iterable[str], *, timeout: float = LOGS_TIMEOUT_S) -> dict[str, str]:
     """Return the IDs of the topics that exist, by name, '' where the broker gives none; blocks."""
     names, found = sorted(set(topics)), dict[str, str]()
     asked: Mapping[str, Any] = client.describe_topics(TopicCollection(names), request_timeout=timeout) if names else {}

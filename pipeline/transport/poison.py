@@ -11,7 +11,7 @@ from faust.types import TP
 from pipeline.transport.batch import Batch
 from pipeline.transport.participant import Slice
 
-MOST = 100
+POISONED_IN_A_ROW = 100
 """Poisoned records without a good batch between them after which the fault is taken to be the agent's, not the records'."""
 
 
@@ -31,7 +31,7 @@ class Poison:
         if len(batch) == 1:
             self._found.setdefault(tp, {})[batch.first_offset] = error
             self._in_a_row += 1
-        return self._in_a_row <= MOST
+        return self._in_a_row <= POISONED_IN_A_ROW
 
     def mark(self, batch: Batch) -> None:
         """Mark a batch that is about to be delivered when its one record was found out."""

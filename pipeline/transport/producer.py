@@ -11,14 +11,14 @@ from faust.transport.producer import Producer as FaustProducer
 from faust.types import TP, RecordMetadata
 
 from pipeline.errors import HeadwaterError
-from pipeline.limits import REFUSED
+from pipeline.limits import NEVER_TAKEN
 from pipeline.transport.alarm import wait_at_most
 from pipeline.transport.base import BaseTransport
 from pipeline.transport.fatal import stop_process
 from pipeline.transport.partition import partition_of
 from pipeline.transport.transaction import Transaction, too_bad
 
-POLL, IDLE = 0.05, 0.5
+PRODUCER_POLL_S, PRODUCER_IDLE_S = 0.05, 0.5
 """Seconds between two looks for delivery reports while somebody waits for one, and else: then for errors alone."""
 
 
@@ -49,10 +49,10 @@ class Producer(FaustProducer):
         while not self.should_stop:
             self.transaction.serve()
             if self._unreported:
-                await asyncio.sleep(POLL)
+                await asyncio.sleep(PRODUCER_POLL_S)
             else:
                 self._sent.clear()
-                await wait_at_most(self._sent, IDLE)
+                await wait_at_most(self._sent, PRODUCER_IDLE_S)
 
     async def send(
         self,
@@ -89,7 +89,7 @@ class Producer(FaustProducer):
                 await asyncio.sleep(0.01)
                 self._waiting -= 1
             except KafkaException as error:
-                if error.args[0].code() in REFUSED:
+                if error.args[0].code() in NEVER_TAKEN:
                     raise too_bad(error.args[0], topic, key, value) from error
                 self.transaction.spoil_or_raise(error)
                 future.set_exception(error)

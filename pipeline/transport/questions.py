@@ -17,6 +17,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-d
 from faust.types import TP
 
 from pipeline.errors import FatalError
+from pipeline.retry import kafka_says, within_async
 from pipeline.transport import clients
 from pipeline.transport.committed import Committed
 from pipeline.transport.committed import committed as committed_offsets
@@ -24,8 +25,8 @@ from pipeline.transport.logs import UNKNOWN, Log, logs_of
 from pipeline.transport.starts import PartitionState
 
 T = TypeVar("T")
-TIMEOUT = 60.0
-ATTEMPT = 10.0
+QUESTIONS_TIMEOUT_S = 60.0
+QUESTIONS_ATTEMPT_S = 10.0
 """Seconds of one attempt at what is asked of an admin client: after the death of a broker one was seen that never answers."""
 PAUSE = 0.1
 EARLIEST, LATEST = OffsetSpec.earliest(), OffsetSpec.latest()  # type: ignore[no-untyped-call]
@@ -71,9 +72,12 @@ class Questions:
 
     def _there(self, tps: Collection[TP]) -> dict[TP, PartitionState]:
         client = self._client()
-        found = committed_offsets(client, self._group, tps, timeout=ATTEMPT, patience=ATTEMPT)
-        logs = logs_of(client, {tp.topic for tp in tps}, timeout=ATTEMPT)
-        lows, ends = offsets_of(client, tps, EARLIEST, ATTEMPT), offsets_of(client, tps, LATEST, ATTEMPT)
+        found = committed_offsets(client, self._group, tps, timeout=QUESTIONS_ATTEMPT_S, patience=QUESTIONS_ATTEMPT_S)
+        logs = logs_of(client, {tp.topic for tp in tps}, timeout=QUESTIONS_ATTEMPT_S)
+        lows, ends = (
+            offsets_of(client, tps, EARLIEST, QUESTIONS_ATTEMPT_S),
+            offsets_of(client, tps, LATEST, QUESTIONS_ATTEMPT_S),
+        )
         return {
             tp: PartitionState(found.get(tp, Committed(None)), logs.get(tp.topic, UNKNOWN), lows[tp], ends[tp])
             for tp in tps
@@ -81,17 +85,19 @@ class Questions:
 
     async def logs(self, topics: Collection[str]) -> dict[str, Log]:
         """Return the logs of the topics that exist, by name."""
-        return await self._try(lambda: logs_of(self._client(), topics, timeout=ATTEMPT))
+        return await self._try(lambda: logs_of(self._client(), topics, timeout=QUESTIONS_ATTEMPT_S))
 
     async def positions(self, tps: Collection[TP]) -> dict[TP, Committed]:
         """Return the STABLE committed offsets with their logs: transactions that are not decided are waited for.
 
         Raises FatalError when one is not decided for a minute: the broker ends them much sooner.
         """
-        deadline = time.monotonic() + TIMEOUT
+        deadline = time.monotonic() + QUESTIONS_TIMEOUT_S
         while True:
             found = await self._try(
-                lambda: committed_offsets(self._client(), self._group, tps, timeout=ATTEMPT, patience=ATTEMPT)
+                lambda: committed_offsets(
+                    self._client(), self._group, tps, timeout=QUESTIONS_ATTEMPT_S, patience=QUESTIONS_ATTEMPT_S
+                )
             )
             undecided = [tp for tp, one in found.items() if not one.is_stable]
             if not undecided:
@@ -99,7 +105,8 @@ class Questions:
             if time.monotonic() > deadline:
                 (tp, *_) = undecided
                 raise FatalError(
-                    f"a transaction with an offset of {tp.topic}[{tp.partition}] is not decided after {TIMEOUT:.0f} s",
+                    f"a transaction with an offset of {tp.topic}[{tp.partition}] is not decided "
+                    f"after {QUESTIONS_TIMEOUT_S:.0f} s",
                     hint="headwater check; does the broker's transaction coordinator answer?",
                 )
             await asyncio.sleep(PAUSE)
@@ -114,14 +121,15 @@ class Questions:
 
         A transaction that has sent offsets for the partition and is not decided yet is waited for.
         """
-        answers = await self._ask(lambda rd: rd.committed([TopicPartition(*tp)], TIMEOUT))
+        answers = await self._ask(lambda rd: rd.committed([TopicPartition(*tp)], QUESTIONS_TIMEOUT_S))
         offset = int(answers[0].offset)
         return offset if offset >= 0 else None
 
     async def watermarks(self, tps: Iterable[TP], *, isolation: str = "read_committed") -> dict[TP, tuple[int, int]]:
         """Return for each partition the first offset and the end; a read_committed end is before open transactions."""
         return await self._ask(
-            lambda rd: {tp: rd.get_watermark_offsets(TopicPartition(*tp), TIMEOUT) for tp in tps}, isolation=isolation
+            lambda rd: {tp: rd.get_watermark_offsets(TopicPartition(*tp), QUESTIONS_TIMEOUT_S) for tp in tps},
+            isolation=isolation,
         )
 
     async def end(self, tp: TP) -> int:
@@ -130,12 +138,12 @@ class Questions:
 
     async def partitions(self, topic: str) -> int:
         """Return the number of partitions of a topic, 0 if there is no such topic."""
-        metadata = await self._ask(lambda rd: rd.list_topics(topic, TIMEOUT).topics[topic])
+        metadata = await self._ask(lambda rd: rd.list_topics(topic, QUESTIONS_TIMEOUT_S).topics[topic])
         return 0 if metadata.error is not None else len(metadata.partitions)
 
     async def missing(self, topics: Iterable[str]) -> list[str]:
         """Return those of the topics that do not exist."""
-        there = await self._ask(lambda rd: rd.list_topics(timeout=TIMEOUT).topics)
+        there = await self._ask(lambda rd: rd.list_topics(timeout=QUESTIONS_TIMEOUT_S).topics)
         return sorted(topic for topic in topics if topic not in there)
 
     async def _ask(self, question: Callable[[RdConsumer], T], *, isolation: str = "read_committed") -> T:
@@ -149,18 +157,20 @@ class Questions:
         return await self._try(ask)
 
     async def _try(self, ask: Callable[[], T]) -> T:
-        deadline = time.monotonic() + TIMEOUT
-        while True:
+        async def attempt() -> T:
             try:
                 return await asyncio.to_thread(ask)
-            except KafkaException as error:  # a broker that has just started answers so for a moment
-                if error.args[0].code() not in TRY_AGAIN or time.monotonic() > deadline:
-                    raise
+            except KafkaException:
                 self._admin = None  # the next attempt is made with another
-                await asyncio.sleep(PAUSE)
+                raise
+
+        # A broker that has just started answers so for a moment.
+        return await within_async(QUESTIONS_TIMEOUT_S, kafka_says(TRY_AGAIN))(attempt)
 
 
-def offsets_of(client: AdminClient, tps: Iterable[TP], spec: OffsetSpec, timeout: float = TIMEOUT) -> dict[TP, int]:
+def offsets_of(
+    client: AdminClient, tps: Iterable[TP], spec: OffsetSpec, timeout: float = QUESTIONS_TIMEOUT_S
+) -> dict[TP, int]:
     """Return the first offsets of partitions (EARLIEST) or their ends, undecided transactions included (LATEST); blocks."""
     asked = client.list_offsets({TopicPartition(*tp): spec for tp in tps}, request_timeout=timeout)
     return {TP(at.topic, at.partition): int(future.result(timeout + 1).offset) for at, future in asked.items()}

@@ -31,9 +31,9 @@ T = TypeVar("T")
 FETCH, GATHER = 2_000, 0.005
 """Records taken from librdkafka in one call at most, and the seconds that it waits for so many: each hand-over to the event
 loop has its price, whatever it holds."""
-CROWDED = 0.01
+CROWDED_S = 0.01
 """Seconds between two records while the backlog is full."""
-MEMBERSHIP_AGE = 0.05
+MEMBERSHIP_AGE_S = 0.05
 """Seconds after which the group membership is read again. An old one is safe: the broker refuses it."""
 REBALANCE_TIMEOUT = 120.0
 COMMIT_TIMEOUT = 60.0
@@ -161,7 +161,7 @@ class Reader:
             while not self._closing:
                 self._serve(consumer)
                 # Above the bound one record at a time: the poll serves the callbacks whatever the backlog.
-                full = not self._backlog.has_room.wait(CROWDED)
+                full = not self._backlog.has_room.wait(CROWDED_S)
                 message = consumer.poll(0 if full else 0.05)
                 if message is not None:
                     # consume(n, t) waits for n records or t: poll waits for the first, consume for more of them.
@@ -185,7 +185,7 @@ class Reader:
     def _serve(self, consumer: RdConsumer) -> None:
         self._serve_commands(consumer)
         now = time.monotonic()
-        if now > self._membership_read_at + MEMBERSHIP_AGE:
+        if now > self._membership_read_at + MEMBERSHIP_AGE_S:
             self._membership_read_at = now
             metadata = consumer.consumer_group_metadata()
             self.membership = metadata if is_member(metadata) else None

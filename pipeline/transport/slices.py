@@ -36,7 +36,7 @@ BACKLOG_INTERVALS = 3
 """Times `slice_seconds` that a slice lasts at most while more waits: a commit takes 20 to 40 ms, nothing else is done then."""
 SLICE_RECORDS, SLICE_BYTES = 30_000, 32 << 20
 """Records, and bytes of their values, in a slice at most."""
-MOST_REFUSED = 100
+ABORTED_IN_A_ROW = 100
 """Slices aborted in a row after which something is wrong for good: the worker stops and says what."""
 REFUSED_PAUSE_S = 0.2
 """Seconds to wait after a slice that the broker refused: a worker that was put out hears of it a moment later."""
@@ -223,7 +223,7 @@ class Slices:
             if self.slow.is_late:
                 self.slow.took_too_long(flown, records)
             self._refused += 1
-            if self._refused >= MOST_REFUSED:
+            if self._refused >= ABORTED_IN_A_ROW:
                 stop_process(f"{self._refused} slices in a row were aborted: {self._transaction.last_abort}")
             if self._transaction.careful:
                 self.pace.cap(CAREFUL)

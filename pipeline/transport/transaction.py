@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
@@ -25,7 +26,8 @@ from confluent_kafka import Producer as RdProducer
 
 from pipeline.errors import FatalError, RejectedError, TransientError
 from pipeline.files.private import private_directory
-from pipeline.limits import MESSAGE_MAX, REFUSED
+from pipeline.limits import MESSAGE_MAX, NEVER_TAKEN
+from pipeline.retry import times
 from pipeline.transport import clients
 from pipeline.transport.batch import Batch, Headers, Record
 from pipeline.transport.committed import committed
@@ -38,22 +40,22 @@ T = TypeVar("T")
 
 TIMEOUT_MS = 15_000
 """transaction.timeout.ms, where the properties say nothing: how long readers wait for a dead worker's open transaction."""
-PATIENCE = 2 / 3
+WORK_SHARE = 2 / 3
 """The part of that time which the agents' work may take; the rest is for delivery and commit."""
 RENEWALS, RENEWALS_WITHIN = 3, 60.0
 """Producers that are made anew within so many seconds at most: more often, somebody else has our transactional ID."""
-TIMEOUT = 30.0
+TRANSACTION_TIMEOUT_S = 30.0
 """Seconds that one call to the broker may take."""
-ABORT_TIMEOUT = 5.0
+ABORT_TIMEOUT_S = 5.0
 """Seconds for what is in flight, and then for the abort; after them the producer is replaced."""
-STUCK = 5.0
+TRANSACTION_STUCK_S = 5.0
 """Seconds over the transaction's time-out after which sending the offsets is taken for a call that never returns (see
 docs/decisions/0010)."""
-INIT_TIMEOUT = 10.0
+INIT_TIMEOUT_S = 10.0
 """Seconds of one attempt to get the transactional ID: after the death of a broker a producer was seen that gets no answer."""
-CUT_OFF_AFTER = 5.0
+TRANSACTION_CUT_OFF_AFTER_S = 5.0
 """Seconds that a producer is used at least: a broker that stays away must not abort every slice."""
-ATTEMPTS, PAUSE = 20, 0.1
+TRANSACTION_ATTEMPTS, TRANSACTION_PAUSE_S = 20, 0.1
 LOST = {
     KafkaError._STATE,  # noqa: SLF001 - documented names of the codes
     KafkaError._FATAL,  # noqa: SLF001
@@ -68,9 +70,9 @@ LOST = {
 }
 """What says that a transaction, or its producer, is of no use any more. librdkafka wraps some in `_FATAL`, and that one says
 `fatal() == False`."""
-LOOK = 0.2
+TRANSACTION_LOOK_S = 0.2
 """Seconds between two looks whether a transaction has failed."""
-REPORTED = 2.0
+REPORTED_S = 2.0
 """Seconds that the reports of a transaction may take that has failed."""
 CAREFUL = 500
 """Records of a slice at most while the one is looked for that the broker refuses."""
@@ -129,7 +131,7 @@ class Transaction:
         self.last_abort = ""
         self.timeout = int(conf.get("transaction.timeout.ms", TIMEOUT_MS)) / 1000
         """Seconds after which the broker gives a transaction up that is not committed."""
-        self.patience = self.timeout * PATIENCE
+        self.patience = self.timeout * WORK_SHARE
         """Seconds of work in a slice at most."""
         self.careful = 0
         """Records to be done with a report for each, because the broker has refused one among them; 0: as usual."""
@@ -208,7 +210,7 @@ class Transaction:
         """Return a producer that has its transactional ID; one that gets no answer is replaced by another."""
         for last in (False, False, False, True):
             try:
-                self._retry(producer.init_transactions, INIT_TIMEOUT, attempts=ATTEMPTS if last else 1)
+                self._retry(producer.init_transactions, INIT_TIMEOUT_S, attempts=TRANSACTION_ATTEMPTS if last else 1)
             except KafkaException as error:
                 if last or not error.args[0].retriable():
                     raise
@@ -225,7 +227,7 @@ class Transaction:
 
     def _lost_connection(self) -> KafkaError | None:
         """Return why the producer must not be used for another commit, None if it may."""
-        return self._cut_off if time.monotonic() > self._made_at + CUT_OFF_AFTER else None
+        return self._cut_off if time.monotonic() > self._made_at + TRANSACTION_CUT_OFF_AFTER_S else None
 
     def _renew_fenced(self, failure: KafkaError) -> None:
         now = time.monotonic()
@@ -320,18 +322,14 @@ class Transaction:
             extra["on_delivery"] = self._reporting(origin, on_delivery)
         elif on_delivery is not None:
             extra["on_delivery"] = on_delivery
-        while True:
-            try:
-                producer.produce(topic, value, key, partition, **extra)
-            except BufferError:
-                _serve(producer, 0.05)
-            except KafkaException as error:
-                if error.args[0].code() in REFUSED:
-                    raise too_bad(error.args[0], topic, key, value) from error
-                self.spoil_or_raise(error)
-                return
-            else:
-                return
+        try:
+            clients.with_room(
+                partial(producer.produce, topic, value, key, partition, **extra), partial(_serve, producer)
+            )
+        except KafkaException as error:
+            if error.args[0].code() in NEVER_TAKEN:
+                raise too_bad(error.args[0], topic, key, value) from error
+            self.spoil_or_raise(error)
 
     def produce_many(
         self,
@@ -357,7 +355,7 @@ class Transaction:
             except BufferError:
                 self.produce(topic, key, value, partition, headers, origin=origins[place])
             except KafkaException as error:
-                if error.args[0].code() not in REFUSED:
+                if error.args[0].code() not in NEVER_TAKEN:
                     self.spoil_or_raise(error)
                     return
                 self._refuse(origins[place], None, too_bad(error.args[0], topic, key, value))
@@ -377,7 +375,7 @@ class Transaction:
         """Do the next records one by one, with a report for each: it was the content of one that failed the transaction."""
         if self.careful:
             with suppress(KafkaException), raising_kafka_errors():
-                self._flushed(REPORTED)  # the reports say which one it was
+                self._flushed(REPORTED_S)  # the reports say which one it was
         else:
             log.warning("the broker refuses a record: %s; it is looked for, the others go on", cause.str())
         self.careful = max(self.careful, records, 1)
@@ -402,7 +400,7 @@ class Transaction:
         batch = self.in_hand
 
         def report(error: KafkaError | None, message: Message) -> None:
-            if error is not None and error.code() in REFUSED:
+            if error is not None and error.code() in NEVER_TAKEN:
                 self._refuse(origin, batch, too_bad(error, message.topic(), message.key(), message.value()))
             if also is not None:
                 also(error, message)
@@ -434,14 +432,14 @@ class Transaction:
 
     def _flush(self) -> str | None:
         """Wait until everything is delivered; return why it is not."""
-        left, deadline = 1, time.monotonic() + TIMEOUT
+        left, deadline = 1, time.monotonic() + TRANSACTION_TIMEOUT_S
         while left and time.monotonic() < deadline:
-            left = self._flushed(LOOK)
+            left = self._flushed(TRANSACTION_LOOK_S)
             # What is left of a transaction that has failed is never sent.
             if left and (cause := self._cause()) is not None and is_lost(cause):
                 return self.spoiled or f"a record was not delivered: {cause.str()}"
         if left:
-            return f"{left} records could not be delivered in {TIMEOUT:.0f} s"
+            return f"{left} records could not be delivered in {TRANSACTION_TIMEOUT_S:.0f} s"
         return self.spoiled
 
     def _flushed(self, seconds: float) -> int:
@@ -489,7 +487,7 @@ class Transaction:
             # What did not fit carries `_error`; it comes without an exception, and order asks for the rest as well.
             left = [record for record in left if "_error" in record]
             errors = [cast("KafkaError", record.pop("_error")) for record in left]
-            if errors[0].code() in REFUSED:
+            if errors[0].code() in NEVER_TAKEN:
                 why = too_bad(errors[0], topic, left[0]["key"], left[0]["value"])
                 if origin is None:
                     raise why
@@ -553,11 +551,11 @@ class Transaction:
             else:
                 if at:
                     with ends_process_after(
-                        self.timeout + STUCK, "the offsets could not be sent: the call never returned"
+                        self.timeout + TRANSACTION_STUCK_S, "the offsets could not be sent: the call never returned"
                     ):
                         self.producer.send_offsets_to_transaction(at, membership, self.timeout)
                 step = "commit"
-                self._retry(self.producer.commit_transaction, TIMEOUT)
+                self._retry(self.producer.commit_transaction, TRANSACTION_TIMEOUT_S)
         except (TransientError, concurrent.futures.TimeoutError) as error:
             self.abort(work, str(error) or f"no answer at its {step}")
             return False
@@ -623,7 +621,7 @@ class Transaction:
         if self.open:
             cause = self._cause()
             try:
-                if cause is not None and cause.code() in REFUSED:
+                if cause is not None and cause.code() in NEVER_TAKEN:
                     self._look_for_refused(work.records, cause)
                 elif self._exactly_once:
                     self._abort()
@@ -648,11 +646,11 @@ class Transaction:
             self._renew(lost)
             return
         try:
-            if self._flushed(ABORT_TIMEOUT):  # an abort with records in flight would skip sequence numbers
+            if self._flushed(ABORT_TIMEOUT_S):  # an abort with records in flight would skip sequence numbers
                 self._renew(KafkaError(KafkaError._TIMED_OUT))  # noqa: SLF001 - its name
                 return
             with raising_kafka_errors():
-                self.producer.abort_transaction(ABORT_TIMEOUT)
+                self.producer.abort_transaction(ABORT_TIMEOUT_S)
         except KafkaException as error:
             failure = error.args[0]
             if failure.retriable():
@@ -662,17 +660,14 @@ class Transaction:
             else:
                 raise
 
-    def _retry(self, call: Callable[..., Any], *args: Any, attempts: int = ATTEMPTS) -> None:
-        for attempt in range(attempts):
-            try:
-                call(*args)
-            except KafkaException as error:
-                if not error.args[0].retriable() or attempt == attempts - 1:
-                    raise
-                log.info("%s is tried again: %s", call.__name__, error.args[0])
-                time.sleep(PAUSE)
-            else:
-                return
+    def _retry(self, call: Callable[..., Any], *args: Any, attempts: int = TRANSACTION_ATTEMPTS) -> None:
+        def passes(error: BaseException) -> bool:
+            if not isinstance(error, KafkaException) or not error.args[0].retriable():
+                return False
+            log.info("%s may be tried again: %s", call.__name__, error.args[0])
+            return True
+
+        times(attempts, passes, pause_s=TRANSACTION_PAUSE_S)(call, *args)
 
 
 def is_lost(failure: KafkaError) -> bool:

@@ -1,6 +1,6 @@
 """Every sink keeps the contract of pipeline/sinks/base.py: each record once, whatever fails, whoever dies, however slow it is.
 
-The mirror's destination is a Kafka cluster; it is held to the same by tests/integration/test_mirror.py, on two of them.
+The mirror's destination is a Kafka cluster; it is held to the same by tests/integration/sinks/test_mirror.py, on two of them.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any, Literal, cast
 
 import pyarrow.parquet as pq
 import pytest
-from carried import LOG, OTHER_LOG, PARTITION, Clock, Killed, Killer, Owner
-from conditional import FakeDynamoDB, refused
 from confluent_kafka import Message
+from support.dynamodb_in_memory import FakeDynamoDB, refused
+from support.sink_worker import LOG, OTHER_LOG, PARTITION, Clock, Killed, Killer, Owner
 
 from pipeline.errors import TransientError
 from pipeline.settings.sinks import ReplicaSettings

@@ -23,7 +23,7 @@ from pipeline.transport.committed import committed
 from pipeline.transport.logs import logs_of
 
 EARLIEST = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
-TIMEOUT = 20.0
+LAKES_TIMEOUT_S = 20.0
 UNNAMED = "lake"
 """The name of [lake]."""
 _decode = msgspec.json.Decoder(Gap).decode
@@ -94,9 +94,11 @@ def carried(settings: Settings, lake: Chosen) -> list[Carried]:
         tps = [TP(topic, partition) for topic in logs for partition in range(settings.partitions)]
         known = committed(client, lake.group, tps)
         asked = (
-            client.list_offsets({TopicPartition(*tp): EARLIEST for tp in tps}, request_timeout=TIMEOUT) if tps else {}
+            client.list_offsets({TopicPartition(*tp): EARLIEST for tp in tps}, request_timeout=LAKES_TIMEOUT_S)
+            if tps
+            else {}
         )
-        low = {(str(tp.topic), tp.partition): future.result(TIMEOUT).offset for tp, future in asked.items()}
+        low = {(str(tp.topic), tp.partition): future.result(LAKES_TIMEOUT_S).offset for tp, future in asked.items()}
     except KafkaException as error:
         raise unreachable(error) from error
     return [Carried(*tp, logs[tp.topic], max(0, low[tp]), known[tp]) for tp in tps]
@@ -107,7 +109,7 @@ def lost(settings: Settings) -> list[LostOffsets]:
     topic = Topics(settings).gaps
     consumer = clients.consumer(settings.kafka.conf, f"{settings.prefix}.lake-verify", enable_partition_eof=True)
     try:
-        partitions = consumer.list_topics(timeout=TIMEOUT).topics
+        partitions = consumer.list_topics(timeout=LAKES_TIMEOUT_S).topics
         if topic not in partitions:
             return []
         records = read(consumer, topic, dict.fromkeys(partitions[topic].partitions, OFFSET_BEGINNING), None)

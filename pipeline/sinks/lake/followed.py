@@ -11,8 +11,8 @@ from confluent_kafka import KafkaException, Message, TopicPartition
 from pipeline.errors import TransientError
 from pipeline.transport import Follower, Transport, clients
 
-TIMEOUT = 10.0
-PAUSE = 0.02
+FOLLOW_TIMEOUT_S = 10.0
+FOLLOW_PAUSE_S = 0.02
 
 
 class Followed:
@@ -35,17 +35,17 @@ class Followed:
             if self._follower is None:
                 self._follower = Follower(self._transport.client_conf(), self._topic, self._apply)
                 self._follower.start()
-        end, deadline = self._end(), time.monotonic() + TIMEOUT
+        end, deadline = self._end(), time.monotonic() + FOLLOW_TIMEOUT_S
         while self._follower.reached.get(0, 0) < end:
             if time.monotonic() > deadline:
                 raise TransientError(f"the topic {self._topic} could not be read to its end", hint="headwater check")
-            time.sleep(PAUSE)
+            time.sleep(FOLLOW_PAUSE_S)
         self._was_read = True
 
     def _end(self) -> int:
         consumer = clients.consumer(self._transport.client_conf(), self._topic)
         try:
-            return int(consumer.get_watermark_offsets(TopicPartition(self._topic, 0), TIMEOUT)[1])
+            return int(consumer.get_watermark_offsets(TopicPartition(self._topic, 0), FOLLOW_TIMEOUT_S)[1])
         except KafkaException as error:
             raise TransientError(f"the topic {self._topic}: {error.args[0].str()}", hint="headwater check") from error
         finally:

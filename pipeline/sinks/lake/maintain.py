@@ -24,7 +24,7 @@ from pipeline.sinks.lake.verify import Carried
 from pipeline.transport.logs import UNKNOWN
 
 LEASE = "_maintain.json"
-HELD_FOR = 600.0
+HELD_FOR_S = 600.0
 """Seconds that a lease is good for; it is renewed when half of them are over."""
 Progress = Callable[[int, int], None]
 """Takes how many directories or tables are done, and of how many."""
@@ -51,7 +51,7 @@ class Lease:
 
     def require(self) -> None:
         """Raise TransientError if it was lost; renew it in time."""
-        if self._clock() > self._until - HELD_FOR / 2:
+        if self._clock() > self._until - HELD_FOR_S / 2:
             self._set(is_mine=True)
 
     def release(self) -> None:
@@ -69,7 +69,7 @@ class Lease:
             holder, now = self._holder(old), self._clock()
             if holder.owner != self.owner and (is_mine or holder.until > now):
                 return None
-            holder = Holder(self.owner, now + HELD_FOR)
+            holder = Holder(self.owner, now + HELD_FOR_S)
             return msgspec.json.encode(holder)
 
         self._objects.change(LEASE, change)

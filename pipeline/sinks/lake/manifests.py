@@ -24,7 +24,7 @@ from typing import NamedTuple
 import msgspec
 
 from pipeline.errors import FatalError, TransientError
-from pipeline.sinks.lake.objects import ATTEMPTS, Objects
+from pipeline.sinks.lake.objects import CHANGE_ATTEMPTS, Objects
 from pipeline.sinks.lake.paths import mark_of, origin_of
 from pipeline.transport.logs import Log
 
@@ -244,7 +244,7 @@ def contents(objects: Objects, directories: Mapping[str, Names], *, broken: Brok
     directory is listed and read once more.
     """
     left = dict(directories)
-    for _ in range(ATTEMPTS):
+    for _ in range(CHANGE_ATTEMPTS):
         manifests = objects.find_all(path_of(directory) for directory, names in left.items() if names.manifest)
         some = {
             directory: _begin(directory, names, manifests.get(path_of(directory)), broken)

@@ -34,7 +34,7 @@ FORMS = "s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or file:/
 ABSENT = (NotFoundError, FileNotFoundError)
 """obstore raises Python's own error where it has one of the name."""
 ERRORS = (BaseError, OSError)
-ATTEMPTS = 50
+CHANGE_ATTEMPTS = 50
 """Tries to change an object that others change at the same time."""
 AT_ONCE = 16
 """Requests at the same time, where many objects are asked for."""
@@ -114,7 +114,7 @@ class Objects:
         if isinstance(self._store, LocalStore):
             self._change_locally(path, change)
             return
-        for _ in range(ATTEMPTS):
+        for _ in range(CHANGE_ATTEMPTS):
             try:
                 self.requests.count("get")
                 found = obstore.get(self._store, path)

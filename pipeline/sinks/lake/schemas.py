@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 
 import msgspec
-from confluent_kafka import KafkaException, Message, Producer
+from confluent_kafka import KafkaException, Message
 
 from pipeline.errors import TransientError
 from pipeline.sinks.lake.followed import Followed
@@ -22,7 +22,7 @@ from pipeline.sinks.lake.layouts.columns import Kind, TableSchema
 from pipeline.transport import Transport, clients
 
 log = logging.getLogger(__name__)
-TIMEOUT = 10.0
+SCHEMAS_TIMEOUT_S = 10.0
 """Seconds that Kafka may take for one thing, and seconds after which a decision is tried again later."""
 _decode = msgspec.json.Decoder(dict[str, Kind]).decode
 
@@ -42,7 +42,7 @@ class Schemas:
 
     def grow(self, table: str, schema: TableSchema) -> TableSchema:
         """Have new columns decided on; return the table's schema then. Raises TransientError when Kafka does not answer."""
-        deadline = time.monotonic() + TIMEOUT
+        deadline = time.monotonic() + SCHEMAS_TIMEOUT_S
         with self._lock:
             while (known := self.of(table)).merge(schema) is not known:
                 try:
@@ -56,16 +56,15 @@ class Schemas:
 
     def _decide(self, table: str, schema: TableSchema) -> None:
         """Put what is new into the topic, as its only writer, and wait until it is known here."""
-        conf = {"transactional.id": f"{self._topic}.writer", "transaction.timeout.ms": int(TIMEOUT * 1000)}
-        producer = Producer({**self._transport.client_conf(), **conf}, logger=clients.log)
-        producer.init_transactions(TIMEOUT)
+        conf = {**self._transport.client_conf(), "transaction.timeout.ms": int(SCHEMAS_TIMEOUT_S * 1000)}
+        producer = clients.transactional(conf, f"{self._topic}.writer", SCHEMAS_TIMEOUT_S)
         self._followed.catch_up()
         known = self.of(table)
         merged = known.merge(schema)
         if merged is not known:
             producer.begin_transaction()
             producer.produce(self._topic, msgspec.json.encode(merged.columns), table.encode(), 0)
-            producer.commit_transaction(TIMEOUT)
+            producer.commit_transaction(SCHEMAS_TIMEOUT_S)
             self._followed.catch_up()
 
     def read(self) -> None:

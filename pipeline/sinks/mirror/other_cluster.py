@@ -13,9 +13,10 @@ from pipeline.limits import MESSAGE_MAX
 from pipeline.settings.sinks import MirrorSettings
 from pipeline.topics.admin import admin, look, silent
 from pipeline.topics.names import Topic
+from pipeline.transport import clients
 from pipeline.transport.logs import UNKNOWN, Log, logs_of
 
-TIMEOUT = 20.0
+OTHER_CLUSTER_TIMEOUT_S = 20.0
 """Seconds that one call to the cluster may take."""
 FORBIDDEN = {
     KafkaError.SASL_AUTHENTICATION_FAILED,
@@ -63,7 +64,7 @@ class OtherCluster:
         client = admin(self._settings.conf)
         try:
             found = look(client, topics)
-            cluster = client.list_topics(timeout=TIMEOUT).cluster_id
+            cluster = client.list_topics(timeout=OTHER_CLUSTER_TIMEOUT_S).cluster_id
         except HeadwaterError as error:
             raise FatalError(f"the other cluster, {self}: {error.message}", hint=self._hint) from error
         for topic in found:
@@ -83,9 +84,11 @@ class OtherCluster:
             for topic in found
             if make and not topic.partitions
         ]
-        for name, future in (client.create_topics(new, operation_timeout=TIMEOUT) if new else {}).items():
+        for name, future in (
+            client.create_topics(new, operation_timeout=OTHER_CLUSTER_TIMEOUT_S) if new else {}
+        ).items():
             try:
-                future.result(TIMEOUT)
+                future.result(OTHER_CLUSTER_TIMEOUT_S)
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                     raise FatalError(
@@ -102,21 +105,15 @@ class OtherCluster:
             self._note(error)
             on_error(error)
 
-        producer = Producer(
-            {
-                "linger.ms": 2,
-                "batch.size": 1_000_000,
-                "compression.type": "zstd",
-                "message.max.bytes": MESSAGE_MAX,
-                "transaction.timeout.ms": 60_000,
-                **self._settings.conf,
-                **more,
-                "transactional.id": name,
-                "error_cb": note,
-            },
-            logger=silent,
-        )
-        producer.init_transactions(TIMEOUT)
+        conf = {
+            **clients.TUNED,
+            "message.max.bytes": MESSAGE_MAX,
+            "transaction.timeout.ms": 60_000,
+            **self._settings.conf,
+            **more,
+            "error_cb": note,
+        }
+        producer = clients.transactional(conf, name, OTHER_CLUSTER_TIMEOUT_S, logger=silent)
         self._refusal = ""  # it was another time's
         return producer
 
@@ -132,7 +129,7 @@ class OtherCluster:
         """Return the stable position of a partition, None where the cluster knows none."""
         consumer = self._consumer(group)
         try:
-            (at,) = consumer.committed([TopicPartition(topic, partition)], TIMEOUT)
+            (at,) = consumer.committed([TopicPartition(topic, partition)], OTHER_CLUSTER_TIMEOUT_S)
         finally:
             consumer.close()
         if at.error is not None:
@@ -150,7 +147,7 @@ class OtherCluster:
         consumer = self._consumer(f"{topic}.look")
         try:
             at = TopicPartition(topic, partition)
-            low, high = consumer.get_watermark_offsets(at, TIMEOUT)
+            low, high = consumer.get_watermark_offsets(at, OTHER_CLUSTER_TIMEOUT_S)
             consumer.assign([TopicPartition(topic, partition, low)])
             while low < high:
                 for record in consumer.consume(5_000, 0.5):  # it waits for so many, or so long
@@ -176,17 +173,8 @@ class OtherCluster:
         return "headwater check ([[mirrors]] bootstrap_servers, [mirrors.properties])"
 
     def _consumer(self, group: str) -> Consumer:
-        return Consumer(
-            {
-                **self._settings.conf,
-                "group.id": group,
-                "enable.auto.commit": False,
-                "isolation.level": "read_committed",  # so a pending offset is waited for
-                "enable.partition.eof": True,
-                "error_cb": self._note,
-            },
-            logger=silent,
-        )
+        conf = {**self._settings.conf, "error_cb": self._note}
+        return clients.consumer(conf, group, logger=silent, enable_partition_eof=True)  # a pending offset is waited for
 
     def _note(self, error: KafkaError) -> None:
         if error.code() in {KafkaError._AUTHENTICATION, KafkaError._SSL}:  # noqa: SLF001

@@ -24,16 +24,17 @@ from functools import partial
 from itertools import accumulate
 from typing import Any, cast
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 from faust.types import TP
 
 from pipeline.errors import FatalError, RejectedError, TransientError, UsageError
 from pipeline.limits import MESSAGE_MAX
 from pipeline.settings.sinks import MirrorSettings
 from pipeline.sinks.base import NOTHING, Flushed, Rejected, Sink, Writer, standing
-from pipeline.sinks.mirror.other_cluster import TIMEOUT, MirrorPosition, OtherCluster, metadata_of
+from pipeline.sinks.mirror.other_cluster import OTHER_CLUSTER_TIMEOUT_S, MirrorPosition, OtherCluster, metadata_of
 from pipeline.topics.admin import admin, look
 from pipeline.topics.names import Topic
+from pipeline.transport import clients
 from pipeline.transport.committed import Committed
 from pipeline.transport.fatal import ends_process_after
 from pipeline.transport.logs import UNKNOWN, Log
@@ -46,15 +47,15 @@ RECORDS, BYTES = 20_000, 16 << 20
 """Records, and bytes of their values, in a transaction at most."""
 CAREFUL, MOST_REFUSED = 1_000, 100
 """The same while those that are refused are looked for, and how many of them a transaction leaves out at most."""
-REFUSED = {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_TIMESTAMP, KafkaError.INVALID_RECORD}
+NEVER_TAKEN_THERE = {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_TIMESTAMP, KafkaError.INVALID_RECORD}
 """What a broker says of a record that it will never take."""
-REMEMBERED = 86_400.0
+REMEMBERED_S = 86_400.0
 """Seconds after which a position is written anew: a cluster forgets those that are old (offsets.retention.minutes)."""
-CUT_OFF_AFTER = 5.0
+MIRROR_CUT_OFF_AFTER_S = 5.0
 """Seconds that a producer is used at least, whatever connections it loses: see docs/decisions/0010."""
-LOOK = 0.2
+MIRROR_LOOK_S = 0.2
 """Seconds between two looks whether a transaction has failed."""
-STUCK = TIMEOUT + 10
+MIRROR_STUCK_S = OTHER_CLUSTER_TIMEOUT_S + 10
 """Seconds after which sending the offsets is taken for a call that never returns: the same."""
 
 
@@ -104,7 +105,7 @@ class Mirror(Sink):
         """Look at both clusters and make the topics that are missing there; blocks, raises HeadwaterError."""
         client = admin(self._here)
         look(client, [])
-        here = str(client.list_topics(timeout=TIMEOUT).cluster_id or "")
+        here = str(client.list_topics(timeout=OTHER_CLUSTER_TIMEOUT_S).cluster_id or "")
         there = self.other.look(list(self.topics.values()))
         if here and here == there:
             raise FatalError(
@@ -135,13 +136,10 @@ class Mirror(Sink):
 
     def _known_here(self, tp: TP) -> tuple[int | None, int]:
         """Return the group's stable offset, and the end of the partition."""
-        consumer = Consumer(
-            {**self._here, "group.id": self._group, "enable.auto.commit": False, "isolation.level": "read_committed"},
-            logger=log,
-        )
+        consumer = clients.consumer(self._here, self._group)
         try:
-            (at,) = consumer.committed([TopicPartition(*tp)], TIMEOUT)
-            _, end = consumer.get_watermark_offsets(TopicPartition(*tp), TIMEOUT)
+            (at,) = consumer.committed([TopicPartition(*tp)], OTHER_CLUSTER_TIMEOUT_S)
+            _, end = consumer.get_watermark_offsets(TopicPartition(*tp), OTHER_CLUSTER_TIMEOUT_S)
         finally:
             consumer.close()
         return at.offset if at.offset >= 0 else None, end
@@ -249,7 +247,7 @@ class MirrorWriter(Writer):
 
     def is_due(self, now: float) -> bool:
         """Say yes as soon as there is anything, or the position is to be written anew."""
-        is_old = self._is_unnamed or now > self._written_at + REMEMBERED
+        is_old = self._is_unnamed or now > self._written_at + REMEMBERED_S
         return self._end > self._told or (self._told == self._there and is_old)
 
     def flush(self) -> Flushed:
@@ -270,7 +268,7 @@ class MirrorWriter(Writer):
                 counts = self._write(cast("Producer", self._producer), records, end)
             except KafkaException as error:
                 self._discard()
-                if len(self._refused) > known or (error.args[0].code() in REFUSED and not self._careful):
+                if len(self._refused) > known or (error.args[0].code() in NEVER_TAKEN_THERE and not self._careful):
                     self._careful = True  # again, to find which of them it is; and again, without it
                     continue
                 raise self._mirror.other.explain(error, self.there) from error
@@ -351,8 +349,8 @@ class MirrorWriter(Writer):
         except KafkaException:
             _require_whole(producer)
             raise
-        until = self._clock() + TIMEOUT
-        while left := _flush(producer, LOOK):
+        until = self._clock() + OTHER_CLUSTER_TIMEOUT_S
+        while left := _flush(producer, MIRROR_LOOK_S):
             _require_whole(producer)  # what stands behind a record that was refused is never sent
             if self._clock() > until:
                 why = f", {self._cut_off.str()}" if self._cut_off is not None else ""
@@ -362,9 +360,11 @@ class MirrorWriter(Writer):
         left_out = [offset for offset in self._refused if offset < end]
         position = MirrorPosition(end, frozenset(left_out), self._here, self.log_there)
         at = TopicPartition(self.topic, self.partition, end, metadata_of(position))
-        with ends_process_after(STUCK, f"{self.there}: the position could not be sent: the call never returned"):
-            producer.send_offsets_to_transaction([at], self._membership, TIMEOUT)
-        producer.commit_transaction(TIMEOUT)
+        with ends_process_after(
+            MIRROR_STUCK_S, f"{self.there}: the position could not be sent: the call never returned"
+        ):
+            producer.send_offsets_to_transaction([at], self._membership, OTHER_CLUSTER_TIMEOUT_S)
+        producer.commit_transaction(OTHER_CLUSTER_TIMEOUT_S)
         return {"records": len(records) - returned - len(left_out), "returned": returned}
 
     def _produce(self, producer: Producer, records: Sequence[Message]) -> int:
@@ -382,18 +382,15 @@ class MirrorWriter(Writer):
                     continue
                 report = partial(self._reported, record)
             key, value, at = record.key(), record.value(), record.timestamp()[1]
-            while True:
-                try:
-                    produce(topic, value, key, partition, report, None, at, [*headers, mark])
-                except BufferError:  # the user has set a small queue
-                    producer.poll(0.05)
-                except KafkaException as error:
-                    if error.args[0].code() not in REFUSED:
-                        raise
-                    self._refuse(record, error.args[0])  # by librdkafka, before it was in the transaction
-                    break
-                else:
-                    break
+            record_args = topic, value, key, partition, report, None, at, [*headers, mark]
+            try:
+                produce(*record_args)
+            except BufferError:  # the user has set a small queue
+                clients.with_room(partial(produce, *record_args), producer.poll)
+            except KafkaException as error:
+                if error.args[0].code() not in NEVER_TAKEN_THERE:
+                    raise
+                self._refuse(record, error.args[0])  # by librdkafka, before it was in the transaction
         return returned
 
     def _written(self, records: Sequence[Message], end: int) -> None:
@@ -414,7 +411,7 @@ class MirrorWriter(Writer):
         if self._producer is not None:
             with suppress(KafkaException):
                 if self._careful:
-                    _flush(self._producer, 5 * LOOK)  # the reports say which record it was
+                    _flush(self._producer, 5 * MIRROR_LOOK_S)  # the reports say which record it was
                 self._producer.purge()
                 _flush(self._producer, 0)
             self._producer = None
@@ -422,7 +419,7 @@ class MirrorWriter(Writer):
     # -- reports of librdkafka, in the thread of the flush ------------------------------------------------------------
 
     def _reported(self, record: Message, error: KafkaError | None, message: Message) -> None:
-        if error is not None and error.code() in REFUSED:
+        if error is not None and error.code() in NEVER_TAKEN_THERE:
             self._refuse(record, error)
 
     def _refuse(self, record: Message, error: KafkaError) -> None:
@@ -434,7 +431,7 @@ class MirrorWriter(Writer):
             self._cut_off = error
 
     def _lost_connection(self) -> KafkaError | None:
-        return self._cut_off if self._clock() > self._made_at + CUT_OFF_AFTER else None
+        return self._cut_off if self._clock() > self._made_at + MIRROR_CUT_OFF_AFTER_S else None
 
 
 def _offset(record: Message) -> int:

@@ -29,7 +29,7 @@ from pipeline.transport.logs import UNKNOWN, Log
 
 CALLS = 4
 """Calls under way at once for a partition that is being written, on average."""
-MOST = 2_000
+FLUSH_CHANGES = 2_000
 """Changes of a flush at most: a second or two of calls, so that offsets follow and a worker can stop."""
 
 
@@ -86,7 +86,7 @@ class ReplicaWriter(Writer):
 
     def flush(self) -> Flushed:
         """Apply the oldest records that wait, of each item the newest; return how far that went."""
-        self._given = self._given or min(len(self._writes), MOST)
+        self._given = self._given or min(len(self._writes), FLUSH_CHANGES)
         given = self._writes[: self._given]
         halt = Event()
         items = [some for some in newest_first(given) if some[0].place not in self._done]

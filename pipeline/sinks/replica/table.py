@@ -36,7 +36,7 @@ KEY_BYTES = 2048
 """The longest partition key that DynamoDB takes."""
 OLDER = "attribute_not_exists(#v) OR #v < :v"
 OLDER_AND_THERE = "attribute_exists(#k) AND (attribute_not_exists(#v) OR #v < :v)"
-REFUSED = {"ValidationException", "ValidationError", "ItemCollectionSizeLimitExceeded"}
+NEVER_TAKEN_BY_DYNAMODB = {"ValidationException", "ValidationError", "ItemCollectionSizeLimitExceeded"}
 """DynamoDB can never take this item: it is too large, or a value is none. Codes of errors and of cancelled transactions."""
 BUSY = {
     "RequestLimitExceeded",
@@ -178,7 +178,7 @@ def meaning(error: Exception, what: str) -> HeadwaterError:
         return RejectedError(f"{what}: {' '.join(str(error).split())}")
     if isinstance(error, ClientError):
         codes, message = _codes(error), error.response.get("Error", {}).get("Message", "")
-        if codes & REFUSED or "ItemCollectionSizeLimitExceededException" in codes:
+        if codes & NEVER_TAKEN_BY_DYNAMODB or "ItemCollectionSizeLimitExceededException" in codes:
             return RejectedError(f"{what}: {message}", hint="see the item in headwater dlq show")
         if codes & BUSY or not codes:
             return TransientError(f"{what}: {', '.join(sorted(codes)) or 'a transaction was cancelled'}: {message}")

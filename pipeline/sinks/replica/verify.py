@@ -24,7 +24,8 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from models.attributes import from_client, to_client
-from pipeline.errors import FatalError, TransientError, UsageError, backoff
+from pipeline.errors import FatalError, TransientError, UsageError
+from pipeline.retry import times
 from pipeline.services import aws
 from pipeline.settings.root import Settings
 from pipeline.settings.sinks import ReplicaSettings
@@ -40,11 +41,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 BUCKETS = 128
 EXAMPLES = 10
-LOOKS = (0.0, 1.0, 4.0)
+VERIFY_LOOK_PAUSES_S = (0.0, 1.0, 4.0)
 """Seconds before each look at what differs."""
 LOOKED_AT = 100_000
 """Differences that are looked at again at most; if there are more, nothing is merely under way."""
-ATTEMPTS = 8
+CALL_ATTEMPTS = 8
 """Calls in a row that may fail before that is an error."""
 Pause = Callable[[float], None]
 Digest = str
@@ -169,20 +170,19 @@ class Side:
         return key, blake2b(canonical({"M": typed}), digest_size=16).hexdigest()
 
     def _ask(self, call: Callable[[], T], pause: Pause) -> T:
-        for attempt in range(ATTEMPTS):
+        def attempt() -> T:
             try:
                 return call()
             except aws.ERRORS as error:
-                known = aws.explain(error, self._what)
-                if isinstance(known, aws.VanishedError):
-                    raise FatalError(
-                        f"{self._what} does not exist: there is nothing to compare",
-                        hint="aws dynamodb list-tables; the changes that it had are on the topic <prefix>.raw",
-                    ) from error
-                if not isinstance(known, TransientError) or attempt == ATTEMPTS - 1:
-                    raise known from error
-            pause(backoff(attempt))
-        raise AssertionError  # the last attempt has returned or raised
+                raise aws.explain(error, self._what) from error
+
+        try:
+            return times(CALL_ATTEMPTS, lambda error: isinstance(error, TransientError), sleep=pause)(attempt)
+        except aws.VanishedError as error:
+            raise FatalError(
+                f"{self._what} does not exist: there is nothing to compare",
+                hint="aws dynamodb list-tables; the changes that it had are on the topic <prefix>.raw",
+            ) from error
 
 
 class KeyBuckets:
@@ -253,7 +253,7 @@ def _look_again(suspects: Seen, left: Sequence[Side], right: Side, work: Work) -
     """Return what differs still, as it is now."""
     states = {key: {own} for key, (own, _) in suspects.items()}
     still = suspects
-    for seconds in LOOKS:
+    for seconds in VERIFY_LOOK_PAUSES_S:
         if not still:
             break
         work.pause(seconds)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mypy_boto3_resourcegroupstaggingapi import ResourceGroupsTaggingAPIClient
 
 VIEW_TYPES = {"NEW_AND_OLD_IMAGES", "NEW_IMAGE", "OLD_IMAGE"}
-MOST = 1_000
+ANSWER_RECORDS = 1_000
 """Records in a GetRecords answer: the most that AWS gives."""
 
 
@@ -152,7 +152,7 @@ class DynamoDBStreams(StreamApi):
     def records(self, iterator: str, shard: ShardOf) -> Cut:
         """Return a GetRecords answer, cut into changes; its checksum has been checked."""
         try:
-            answer = self._streams.get_records(ShardIterator=iterator, Limit=MOST)
+            answer = self._streams.get_records(ShardIterator=iterator, Limit=ANSWER_RECORDS)
         except ERRORS as error:
             raise explain(error, str(shard)) from error
         body = taken_body(answer, str(shard))

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from mypy_boto3_kinesis import KinesisClient
 
 log = logging.getLogger(__name__)
-MOST = 2_000
+KINESIS_ANSWER_RECORDS = 2_000
 """Records in a GetRecords answer: more than the 1,000 a second that a shard takes, and 2 MiB where each has 1 KiB."""
 LIST = "aws kinesis list-streams; headwater check"
 
@@ -172,7 +172,7 @@ class KinesisStreams(StreamApi):
         Kinesis is behind: the next one is looked at as well.
         """
         expected = _expected(iterator)
-        answer, expected = behind(expected, self._ask(iterator, shard, MOST), shard)
+        answer, expected = behind(expected, self._ask(iterator, shard, KINESIS_ANSWER_RECORDS), shard)
         following = answer.next_iterator
         if following is not None and expected is not None:
             answer = answer._replace(next_iterator=At.of(following, expected))

@@ -39,13 +39,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 IN_USE = "ResourceInUseException"
-AGAIN = 5.2
+SUBSCRIBE_AGAIN_S = 5.2
 """Seconds after which a shard may be subscribed to again: before 5 s, Kinesis says ResourceInUseException."""
-SLOWEST = 10.0
+FAN_OUT_SLOWEST_S = 10.0
 """Seconds of the longest pause between two calls that fail; the shortest is 1 s, as Kinesis wants it."""
-SILENCE = 35.0
+FAN_OUT_SILENCE_S = 35.0
 """Seconds without an event (an idle shard gives one in a few seconds) after which the connection is given up."""
-FORGETFUL = 3_600.0
+FORGETFUL_S = 3_600.0
 """Seconds after which what a subscription left off at may have been trimmed, so that its place is looked at again."""
 CONNECTIONS = 64
 """Connections that are kept for the next call."""
@@ -72,7 +72,7 @@ class FanOutStreams(KinesisStreams):
 
     @cached_property
     def _subscriber(self) -> KinesisClient:
-        found: KinesisClient = client("kinesis", self._settings.region, CONNECTIONS, read_timeout=SILENCE)
+        found: KinesisClient = client("kinesis", self._settings.region, CONNECTIONS, read_timeout=FAN_OUT_SILENCE_S)
         found.meta.events.register("before-parse.kinesis.SubscribeToShard", take_stream)
         return found
 
@@ -163,14 +163,14 @@ class FanOutStreams(KinesisStreams):
             except HeadwaterError as error:
                 failed += 1
                 yield error
-            if time.monotonic() - heard > FORGETFUL:
+            if time.monotonic() - heard > FORGETFUL_S:
                 yield ExpiredIteratorError(f"{shard}: nothing has come for long")
                 return
 
     def _until_next(self, shard: ShardOf, failed: int) -> float:
         """Return the seconds until the shard may be subscribed to."""
         since = time.monotonic() - self._subscribed.get(shard, float("-inf"))
-        return max(AGAIN - since, min(SLOWEST, 2.0 ** (failed - 1)) if failed else 0.0)
+        return max(SUBSCRIBE_AGAIN_S - since, min(FAN_OUT_SLOWEST_S, 2.0 ** (failed - 1)) if failed else 0.0)
 
     def _events(self, shard: ShardOf, where: dict[str, Any]) -> Iterator[tuple[Answer, str | None]]:
         self._require_newest(shard.arn)

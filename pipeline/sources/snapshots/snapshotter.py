@@ -34,15 +34,15 @@ HOPELESS = (VanishedError, ExportFailedError)
 
 PAGES = 8
 """Pages (1 MB each at most) of a segment that are read and not committed: bounds memory."""
-STEP = 0.1
+STEP_S = 0.1
 """Seconds between two looks whether a page may go."""
-EXPORTING = 2.0
+EXPORTING_S = 2.0
 """Seconds between two looks whether an export is complete."""
-WHOLE_SECOND = 2.0
+WHOLE_SECOND_S = 2.0
 """Seconds from the marks to an export: AWS counts its time in whole seconds, and must not round it to before them."""
-ASKED_AGAIN = 1.0
+ASKED_AGAIN_S = 1.0
 """Seconds after which AWS is asked again whether something is gone."""
-PATIENCE = 60.0
+SNAPSHOTTER_PATIENCE_S = 60.0
 """Seconds after which a page that may not go is worth a word, and a call that goes on failing another one."""
 
 
@@ -220,14 +220,14 @@ class Snapshotter:
                 waiting.append((page, time.time()))
                 at, due = page.segment, max(due, time.monotonic()) + self._pause(snapshot, page.units)
             else:
-                if waiting and not said and time.time() > waiting[0][1] + PATIENCE:
+                if waiting and not said and time.time() > waiting[0][1] + SNAPSHOTTER_PATIENCE_S:
                     log.warning(
                         "The snapshot %s of %s waits: its shards are not read to their tips, see headwater status",
                         snapshot.id,
                         snapshot.table,
                     )
                     said = True
-                await asyncio.sleep(STEP)
+                await asyncio.sleep(STEP_S)
 
     def _is_wanted(self, snapshot: Snapshot) -> bool:
         return self._known.all[snapshot.stream].state == "running" and snapshot.stream not in self._known.cancelled
@@ -257,7 +257,7 @@ class Snapshotter:
         """Ask for the export, write down that it is under way, and then where its files are."""
         place, export = snapshot.export_place, self._export_of(snapshot)
         if not export.arn:
-            await asyncio.sleep(WHOLE_SECOND)
+            await asyncio.sleep(WHOLE_SECOND_S)
             facts = await self._patiently(host, self._scanner.facts, snapshot.table)
             export = Export(await self._patiently(host, self._exports.begin, snapshot, facts.arn))
             host.offer(Reading(place, NOTHING, export))
@@ -267,7 +267,7 @@ class Snapshotter:
             if complete is not None:
                 host.offer(Reading(place, NOTHING, complete))
                 return
-            await asyncio.sleep(EXPORTING)
+            await asyncio.sleep(EXPORTING_S)
 
     # -- for all of it ------------------------------------------------------------------------------------------------
 
@@ -288,14 +288,17 @@ class Snapshotter:
                 if absent:
                     raise
                 absent, errors = True, errors + 1  # one answer proves nothing
-                await asyncio.sleep(ASKED_AGAIN)
+                await asyncio.sleep(ASKED_AGAIN_S)
                 continue
             except HOPELESS:
                 raise
             except HeadwaterError as error:
                 errors, absent = errors + 1, False
                 # One throttle is daily bread; more, or anything else, is said, and again while it lasts.
-                if errors >= (3 if isinstance(error, TransientError) else 1) and time.monotonic() > said + PATIENCE:
+                if (
+                    errors >= (3 if isinstance(error, TransientError) else 1)
+                    and time.monotonic() > said + SNAPSHOTTER_PATIENCE_S
+                ):
                     log.warning("Still trying: %s", error)
                     said = time.monotonic()
             await asyncio.sleep(backoff(errors))

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pipeline.sources.shard_positions import ShardPosition
 from pipeline.sources.shards import Shard
 
-CHILDLESS = 300.0
+CHILDLESS_S = 300.0
 """Seconds after which a shard that is read to its end, and of which no child is listed, has none."""
 
 
@@ -48,6 +48,6 @@ def is_reached(listed: Iterable[Shard], places: Mapping[str, ShardPosition], sin
         place = places.get(shard_id)
         if place is None or not place.finished:
             return False
-        return shard_id not in parents or bool(children[shard_id]) or place.at + CHILDLESS < since
+        return shard_id not in parents or bool(children[shard_id]) or place.at + CHILDLESS_S < since
 
     return bool(parents or places) and all(has_ended(shard_id) for shard_id in {*parents, *places} - done)

@@ -39,7 +39,7 @@ CODECS = {"avro": avro, "protobuf": protobuf, "json-schema": json_schema}
 
 ROUNDS = 10
 """How often others may come in between while a schema is registered, before the batch is tried again, after a pause."""
-MOST_REFUSED = 100
+REFUSED_SCHEMAS_KEPT = 100
 """Refused schemas that are remembered at most."""
 
 
@@ -189,7 +189,7 @@ class _Step:
             if renames:
                 self._keep_names(shape, error)
                 return False
-            if len(self._refused) >= MOST_REFUSED:
+            if len(self._refused) >= REFUSED_SCHEMAS_KEPT:
                 self._refused.clear()
             self._refused[text] = error
             raise

@@ -38,7 +38,7 @@ from pipeline.sinks.rows import Rows
 from pipeline.sinks.versions import version, version_before
 
 log = logging.getLogger(__name__)
-ATTEMPTS = 10
+COMMIT_ATTEMPTS = 10
 """Commits that are tried in a row when others commit to the same table."""
 TOMBSTONES = "headwater.tombstones"
 """Property of a table of tombstones: the namespace of the table whose deleted items it holds."""
@@ -180,7 +180,7 @@ class Tombstones:
             pa.array([now] * len(deleted), pa.int64()).cast(TOMBSTONE.field("_written_at").type),
         ]
         data = pa.Table.from_arrays(columns, schema=TOMBSTONE)
-        for _ in range(ATTEMPTS):
+        for _ in range(COMMIT_ATTEMPTS):
             try:
                 with self._begin() as transaction:
                     transaction.append(data)

@@ -28,7 +28,7 @@ from pipeline.sinks.lake.iceberg.columns import VERSION
 from pipeline.sinks.lake.iceberg.commit import PARTITION, delete, once, read_file, replace, write
 from pipeline.sinks.lake.iceberg.errors import OVERTAKEN, explained
 from pipeline.sinks.lake.iceberg.io import COUNTED, counted, files_below, path_of
-from pipeline.sinks.lake.iceberg.items import ATTEMPTS, TOMBSTONE, TOMBSTONES, deleted_of
+from pipeline.sinks.lake.iceberg.items import COMMIT_ATTEMPTS, TOMBSTONE, TOMBSTONES, deleted_of
 
 log = logging.getLogger(__name__)
 SMALL = 16 << 20
@@ -200,7 +200,7 @@ class Keeper:
         for group in groups:
             added += write(transaction, table, group)
         wanted = {_mark(task) for task in tasks}
-        for _ in range(ATTEMPTS):
+        for _ in range(COMMIT_ATTEMPTS):
             fresh = self._load()
             if not wanted <= {_mark(task) for tasks in by_partition(fresh) for task in tasks}:
                 break
@@ -220,7 +220,7 @@ class Keeper:
 
     def _expire(self) -> set[int]:
         """Let go of old snapshots; return them."""
-        for _ in range(ATTEMPTS):
+        for _ in range(COMMIT_ATTEMPTS):
             table = self._load()
             expired = self._old(table)
             self.upkeep.snapshots = len(expired)

@@ -17,7 +17,7 @@ OFFSET = "headwater.offset/"
 """Property of a table: the offset up to which it holds a partition of a sink topic: `<topic>/<mark of the log>/<partition>`.
 
 A version before had `<topic>/<partition>`; so have brokers that give no IDs."""
-REFUSED = "headwater.refused/"
+REFUSED_PROPERTY = "headwater.refused/"
 """Property of a table: offsets before that one that it refuses, as long as the group may come to them again."""
 
 
@@ -69,7 +69,7 @@ class LogPart:
         """Return what a table says of the partition."""
         found: Mapping[str, str] = table.properties if table is not None else {}
         own, former = found.get(f"{OFFSET}{self._own}"), found.get(f"{OFFSET}{self._former}")
-        refused = {int(word) for word in found.get(f"{REFUSED}{self._own}", "").split(",") if word.isdecimal()}
+        refused = {int(word) for word in found.get(f"{REFUSED_PROPERTY}{self._own}", "").split(",") if word.isdecimal()}
         is_former = former is not None and self._own != self._former
         is_sure = own is not None and bool(self.source.topic_id)
         return HeldUpTo(int(own or former or 0), is_sure, frozenset(refused), is_former)
@@ -80,7 +80,7 @@ class LogPart:
         words = ",".join(str(offset) for offset in sorted(refused) if offset >= self.begin)
         found: dict[str, str | None] = {f"{OFFSET}{self._own}": str(end)}
         if words or held.refused:
-            found[f"{REFUSED}{self._own}"] = words or None
+            found[f"{REFUSED_PROPERTY}{self._own}"] = words or None
         if held.former:
             found[f"{OFFSET}{self._former}"] = str(end)
         return found

@@ -47,8 +47,8 @@ from pipeline.sinks.lake.iceberg.commit import (
     write,
 )
 from pipeline.sinks.lake.iceberg.errors import OVERTAKEN, explained, first_line, is_passing
-from pipeline.sinks.lake.iceberg.items import ATTEMPTS, TOMBSTONES, Tombstones, is_one_of, look_for, newest_of
-from pipeline.sinks.lake.iceberg.parts import OFFSET, REFUSED, CommitOutcome, HeldUpTo, LogPart, is_of_one_log
+from pipeline.sinks.lake.iceberg.items import COMMIT_ATTEMPTS, TOMBSTONES, Tombstones, is_one_of, look_for, newest_of
+from pipeline.sinks.lake.iceberg.parts import CommitOutcome, HeldUpTo, LogPart, is_of_one_log
 from pipeline.sinks.lake.layouts.columns import META, ColumnsLayout, TableSchema
 from pipeline.sinks.lake.layouts.envelope import EnvelopeLayout
 from pipeline.sinks.lake.sink import Rotation
@@ -58,10 +58,8 @@ from pipeline.sinks.versions import version
 from pipeline.transport.committed import Committed
 from pipeline.transport.logs import UNKNOWN, Log
 
-__all__ = ["OFFSET", "REFUSED", "IcebergSink", "IcebergWriter", "columns_of", "look", "spelling"]
-
 log = logging.getLogger(__name__)
-MOST_REFUSED = 100
+REFUSED_ROWS_IN_A_ROW = 100
 """Rows in a row after which the fault is taken to be the table's, not theirs: nothing more becomes a dead letter."""
 TABLE = re.compile(r"(?!\.+$)[A-Za-z0-9_.-]{1,255}")
 """Names of DynamoDB's tables, which a catalog takes as they are."""
@@ -151,10 +149,10 @@ class IcebergSink(Sink):
     def _refuse(self, name: str, part: LogPart, row: Rows, end: int, error: Exception) -> CommitOutcome:
         """Leave a row out, if the table takes that: a table, or a catalog, that takes nothing is not the row's fault."""
         self._in_a_row[name] = self._in_a_row.get(name, 0) + 1
-        if self._in_a_row[name] > MOST_REFUSED:
+        if self._in_a_row[name] > REFUSED_ROWS_IN_A_ROW:
             raise TransientError(
-                f"the Iceberg table {self._namespace}.{name} has refused {MOST_REFUSED} rows in a row: it must be the table, "
-                f"not the rows: {type(error).__name__}: {first_line(error)}",
+                f"the Iceberg table {self._namespace}.{name} has refused {REFUSED_ROWS_IN_A_ROW} rows in a row: "
+                f"it must be the table, not the rows: {type(error).__name__}: {first_line(error)}",
                 hint="headwater status; headwater dlq list",
             )
         why = RejectedError(
@@ -166,7 +164,7 @@ class IcebergSink(Sink):
         return CommitOutcome(0, (Rejected(row.records[0], why),))
 
     def _try(self, name: str, part: LogPart, rows: Rows, end: int) -> CommitOutcome:
-        for _ in range(ATTEMPTS):
+        for _ in range(COMMIT_ATTEMPTS):
             table = self._load(name)
             if table is None and not rows:  # nothing to leave out in a table that is not there yet
                 return CommitOutcome()

@@ -98,7 +98,7 @@ SHORT: dict[Kind, int] = {"int": 20, "decimal": 28, "wide": 37}
 """Characters of numbers that Arrow's cast takes right, or refuses. Of longer ones, and of those with exponents, it makes others
 without a word (1E-28 becomes 0, 38 digits overflow): they go by Python's decimals."""
 NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
-MOST = 1_000
+MAX_COLUMNS = 1_000
 """Columns that a table gets at most: names that are data must not become columns without end."""
 Item = dict[str, msgspec.Raw]
 _items = msgspec.json.Decoder(Item).decode
@@ -117,7 +117,7 @@ class TableSchema:
         """Return this schema with what is new in another one: what is here stays as it is, also under names alike."""
         merged, taken = dict(self.columns), set(map(str.lower, self.columns))
         for name, kind in other.columns.items():
-            if name.lower() not in taken and len(merged) < MOST:
+            if name.lower() not in taken and len(merged) < MAX_COLUMNS:
                 merged[name] = kind
                 taken.add(name.lower())
         return TableSchema(merged) if len(merged) > len(self.columns) else self
@@ -273,10 +273,10 @@ class ColumnsLayout:
                 if attribute in columns or not NAME.fullmatch(attribute):
                     continue
                 tag = next(iter(_item(value)), "")
-                if tag in FIRST and spelling(attribute) not in taken and len(columns) < MOST:
+                if tag in FIRST and spelling(attribute) not in taken and len(columns) < MAX_COLUMNS:
                     columns[attribute] = FIRST[tag]
                     taken.add(spelling(attribute))
-                elif len(without) < MOST:
+                elif len(without) < MAX_COLUMNS:
                     without[attribute] = None
         self._cutters.pop(name, None)
         if len(columns) > before:
