@@ -25,9 +25,8 @@ Ids = Annotated[
     list[str] | None, typer.Argument(metavar="ID", help="Letters, by their IDs; without, all that the options choose.")
 ]
 FlowOption = Annotated[str, typer.Option("--flow", help="Only those of this flow.")]
-StageOption = Annotated[
-    str, typer.Option("--stage", help="Only those of this stage: ingest, deduplicate, transform, lake.")
-]
+STAGES = ("ingest", "deduplicate", "transform", "lake", "mirror", "replica", "pubsub", "replay")
+StageOption = Annotated[str, typer.Option("--stage", help=f"Only those of this stage: {', '.join(STAGES)}.")]
 ReasonOption = Annotated[str, typer.Option("--reason", help="Only those whose reason contains this.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do it for all that the options choose, without IDs.")]
 
