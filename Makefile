@@ -70,9 +70,11 @@ lambda: setup ## pack the Lambda into dist/headwater-lambda.zip, for Python 3.12
 	@cd dist/lambda && ../../$(BIN)/python -m zipfile -c ../headwater-lambda.zip *
 	@ls -l dist/headwater-lambda.zip
 
-docs: setup ## make the reference pages and the picture anew
+docs: setup ## write the pages that are made from the code, the map and the pictures
 	@$(BIN)/python docs/reference/generate.py
+	@$(BIN)/python docs/map.py
 	@$(BIN)/python docs/images/flow.py
+	@$(BIN)/python docs/images/transport.py
 
 format: setup ## format the code and mend what the linter can mend
 	@$(BIN)/ruff format .
