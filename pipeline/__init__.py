@@ -1,1 +1,5 @@
-"""The machinery: settings, transport, state, sources, steps, sinks, command line, lab."""
+"""The machinery: what moves changes from AWS through Kafka to their destinations. CONTRIBUTING.md has the map.
+
+Each folder is a wing; imports go down only, and import-linter holds that. `worker.py` is what `faust -A pipeline.worker` loads.
+Not here: the command line and the lab (`headwater`), the agents (`agents`), what flows (`models`).
+"""

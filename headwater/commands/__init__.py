@@ -1,5 +1,5 @@
-"""The commands of `headwater`, one group a file; `headwater.groups` names them.
+"""The commands of `headwater`, one group a file. They parse, print and choose exit codes; `headwater.groups` names them.
 
-A module here imports when it is loaded only what its options need. What a command works with is imported when it runs: the
-help, the completion and the other commands do not wait for it.
+Not here: what they find and do (`pipeline/operate`, `pipeline/flows`, `pipeline/replay`). A module imports that when a command
+runs, so that the help and the completion do not wait for it.
 """

@@ -9,6 +9,7 @@ import os
 import re
 import runpy
 import shlex
+import sys
 import tomllib
 from collections.abc import Iterable, Iterator
 from importlib.metadata import entry_points
@@ -257,8 +258,14 @@ def test_golden_files_on_the_pages_are_what_the_flows_make(
 def test_properties_in_the_environment_are_laid_over_those_of_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (file,) = [block for page, block in SETTINGS if page.startswith("README.md") and "[kafka.properties]" in block]
-    export = re.search(r"^export (HEADWATER_KAFKA__PROPERTIES)='(.*)'$", TEXT["README.md"], re.MULTILINE)
+    (file,) = [
+        block
+        for page, block in SETTINGS
+        if page.startswith("docs/how-to/run-on-confluent-cloud.md") and "[kafka.properties]" in block
+    ]
+    export = re.search(
+        r"^export (HEADWATER_KAFKA__PROPERTIES)='(.*)'$", TEXT["docs/how-to/run-on-confluent-cloud.md"], re.MULTILINE
+    )
     assert export is not None
     (tmp_path / "headwater.toml").write_text(file)
     monkeypatch.setenv(export[1], export[2])
@@ -304,7 +311,7 @@ def test_the_functions_of_the_page_are_called_by_its_flow(headwater: Headwater, 
 
 
 def test_the_iam_policy_allows_what_the_code_calls_and_no_more() -> None:
-    (policy,) = [json.loads(block) for page, block in blocks("json") if page.startswith("README.md")]
+    (policy,) = [json.loads(block) for page, block in blocks("json") if page.startswith("docs/how-to/run-on-aws.md")]
     allowed: set[str] = set()
     for statement in policy["Statement"]:
         assert statement["Effect"] == "Allow"
@@ -354,6 +361,11 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
     listed = {str((ROOT / page).parent.joinpath(target).resolve()) for page, target in links() if page == "README.md"}
     for page in PAGES:
         assert page.name == "README.md" or {str(page), str(page.parent)} & listed, page
+
+
+def test_the_map_of_contributing_is_what_the_code_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["map.py", "--check"])
+    assert load_script("docs/map.py").main() == 0, "try: make docs"
 
 
 def test_the_reference_is_what_the_code_says() -> None:
