@@ -1,7 +1,7 @@
 """Hooks of the docs site: pages of the root of the repository, and a list of the decisions.
 
-README.md, CONTRIBUTING.md and CHANGELOG.md stay where people look for them; the site shows them as pages of its own. Links to files of
-the code are shown as their names: the site does not carry the code.
+README.md, CONTRIBUTING.md and CHANGELOG.md stay where people look for them; the site shows them as pages of its own. Links to
+files of the code are shown as their names: the site does not carry the code.
 """  # noqa: INP001 - loaded by mkdocs
 
 from __future__ import annotations
