@@ -14,7 +14,7 @@ from rich.console import Console, RenderableType
 from pipeline.errors import UsageError
 
 out, err = Console(), Console(stderr=True)
-Directory = Annotated[Path, typer.Option("--dir", help="Where the stack keeps its data.")]
+Directory = Annotated[Path, typer.Option("--dir", help="Directory of the local stack's data.")]
 Aws = Literal["ministack", "dynamodb-local"]
 Broker = Literal["auto", "kafka", "noida"]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]

@@ -25,19 +25,19 @@ def _end(results: _Results, as_json: bool) -> None:
     if as_json:
         print_json(results.as_json())
     if results.failures:
-        raise HeadwaterError("; ".join(results.failures), hint="run it again; keep the directory it names")
+        raise HeadwaterError("; ".join(results.failures), hint="run it again, and keep the directory that it names")
 
 
 @app.command()
 def dedup(
-    messages: Annotated[int, typer.Option(min=1_000, help="Records a run.")] = 600_000,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of all systems by turns; medians are shown.")] = 3,
-    peers: Annotated[bool, typer.Option("--peers", help="Quix Streams and Kafka Streams too.")] = False,
-    growth: Annotated[bool, typer.Option("--growth", help="Throughput with ten million IDs in the table too.")] = False,
-    plot: Annotated[Path | None, typer.Option(help="Draw a picture into this directory.")] = None,
+    messages: Annotated[int, typer.Option(min=1_000, help="Records per run.")] = 600_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds, all systems in turn. Medians are shown.")] = 3,
+    peers: Annotated[bool, typer.Option("--peers", help="Also measure Quix Streams and Kafka Streams.")] = False,
+    growth: Annotated[bool, typer.Option("--growth", help="Also measure with ten million IDs in the table.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Write a picture into this directory.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Deduplication, exactly once: against a loop by hand, the textbook Faust agent, and peers."""
+    """Measure deduplication, exactly once, against a plain loop, a plain Faust agent, and peers."""
     from headwater.lab.bench import (
         dedup,
         report,  # its picture is drawn by matplotlib, of the extra `bench`
@@ -53,15 +53,15 @@ def dedup(
 
 @app.command()
 def flows(
-    messages: Annotated[int, typer.Option(min=5_000, help="Changes a run.")] = 300_000,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of all systems by turns; medians are shown.")] = 3,
+    messages: Annotated[int, typer.Option(min=5_000, help="Changes per run.")] = 300_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds, all systems in turn. Medians are shown.")] = 3,
     peers: Annotated[
-        bool, typer.Option("--peers/--no-peers", help="Quix Streams, Faust and Kafka Streams too.")
+        bool, typer.Option("--peers/--no-peers", help="Also measure Quix Streams, Faust and Kafka Streams.")
     ] = True,
-    task: Annotated[list[str] | None, typer.Option(help="A flow; more than one may be named; without, all.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="A flow. May be repeated. Default: all.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Flows, exactly once, from raw to a sink topic: pass-through, filters, a join, SQL, envelopes; and peers at the same."""
+    """Measure flows, exactly once: pass-through, filters, a join, SQL, envelopes; and peers with the same tasks."""
     from headwater.lab.bench import flow_report
     from headwater.lab.bench import flows as flow_bench
 
@@ -75,12 +75,12 @@ def flows(
 
 @app.command()
 def lake(
-    messages: Annotated[int, typer.Option(min=300_000, help="Changes a run.")] = 600_000,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of all by turns; medians are shown.")] = 3,
-    peers: Annotated[bool, typer.Option("--peers/--no-peers", help="Quix Streams' file sink too.")] = True,
+    messages: Annotated[int, typer.Option(min=300_000, help="Changes per run.")] = 600_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds, all systems in turn. Medians are shown.")] = 3,
+    peers: Annotated[bool, typer.Option("--peers/--no-peers", help="Also measure Quix Streams' file sink.")] = True,
     as_json: Json = False,
 ) -> None:
-    """Measure Parquet files of a sink topic, in both layouts, to a directory and to S3; pyarrow alone; and a peer."""
+    """Measure writing Parquet files, in both layouts, to a directory and to S3; also pyarrow alone, and a peer."""
     from headwater.lab.bench import lake as lake_bench
 
     results = lake_bench.measure(lake_bench.LakeOptions(messages=messages, rounds=rounds, peers=peers), say)
@@ -90,11 +90,11 @@ def lake(
 
 @app.command()
 def replay(
-    messages: Annotated[int, typer.Option(min=5_000, help="Changes a run.")] = 300_000,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of both by turns; medians are shown.")] = 3,
+    messages: Annotated[int, typer.Option(min=5_000, help="Changes per run.")] = 300_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds, both in turn. Medians are shown.")] = 3,
     as_json: Json = False,
 ) -> None:
-    """Measure flows, exactly once: live by a worker, and again by a replay."""
+    """Measure flows, exactly once: live in a worker, and in a replay."""
     from headwater.lab.bench import replay as replay_bench
 
     results = replay_bench.measure(replay_bench.ReplayOptions(messages=messages, rounds=rounds), say)
@@ -104,11 +104,11 @@ def replay(
 
 @app.command()
 def ingest(
-    messages: Annotated[int, typer.Option(min=5_000, help="Changes a run.")] = 600_000,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of all systems by turns; medians are shown.")] = 3,
+    messages: Annotated[int, typer.Option(min=5_000, help="Changes per run.")] = 600_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds, all systems in turn. Medians are shown.")] = 3,
     as_json: Json = False,
 ) -> None:
-    """Ingest, exactly once: a worker that reads 1, 8 and 64 canned shards against a plain boto3 loop; and 64 idle shards."""
+    """Measure ingest, exactly once: 1, 8 and 64 prepared shards against a plain boto3 loop; also 64 idle shards."""
     from headwater.lab.bench import ingest, ingest_report
 
     results = ingest.measure(ingest.IngestOptions(messages=messages, rounds=rounds), say)
@@ -118,11 +118,11 @@ def ingest(
 
 @app.command()
 def mirror(
-    messages: Annotated[int, typer.Option(min=5_000, help="Records a run.")] = 400_000,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of both by turns; medians are shown.")] = 3,
+    messages: Annotated[int, typer.Option(min=5_000, help="Records per run.")] = 400_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds, both in turn. Medians are shown.")] = 3,
     as_json: Json = False,
 ) -> None:
-    """Mirrors, exactly once: a worker that copies a sink topic to another cluster against a plain loop."""
+    """Measure a mirror, exactly once: a worker that copies a sink topic to another cluster, against a plain loop."""
     from headwater.lab.bench import mirror
 
     results = mirror.measure(mirror.MirrorOptions(messages=messages, rounds=rounds), say)

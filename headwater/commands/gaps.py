@@ -1,4 +1,4 @@
-"""`headwater gaps`: what is known to be lost, and how to have it again."""
+"""`headwater gaps`: changes that are known to be lost, and how to repair that."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from headwater.console import Json, print_json, print_table, say
 if TYPE_CHECKING:
     from models.gap import Gap
 
-app = typer.Typer(help="What is known to be lost, and how to have it again.", invoke_without_command=True)
+app = typer.Typer(help="List and repair gaps: changes that are known to be lost.", invoke_without_command=True)
 
 
 @app.callback()
 def gaps(context: typer.Context, as_json: Json = False) -> None:
-    """List what is known to be lost: which changes, and why. Exit 1 when there is something that is not repaired."""
+    """List the gaps: which changes are lost, and why. Exit 1 when a gap is not repaired."""
     if context.invoked_subcommand is not None:
         return
     import msgspec
@@ -51,12 +51,12 @@ def _print_gaps(found: Sequence[tuple[Gap, bool]]) -> None:
 @app.command()
 def repair(
     tables: Annotated[
-        list[str] | None, typer.Argument(metavar="TABLE", help="The tables; without, all with gaps.")
+        list[str] | None, typer.Argument(metavar="TABLE", help="The tables. Default: all that have gaps.")
     ] = None,
     detach: Detach = False,
     as_json: Json = False,
 ) -> None:
-    """Read all items of the tables with gaps anew, as rows of a snapshot. Deletions within a gap stay unknown."""
+    """Read all items of tables with gaps again, by a snapshot. Deletions within a gap stay unknown."""
     from pipeline.operate import snapshots as snapshotting
     from pipeline.operate.gaps import gaps as known_gaps
     from pipeline.operate.gaps import tables_of
@@ -69,20 +69,18 @@ def repair(
         newest |= {table: max(gap.at, newest.get(table, 0.0)) for table in found}
         if gap.topic and not repaired and not found:
             say(
-                f"{gap.topic}[{gap.partition}]: no snapshot brings back what a sink topic has lost; "
-                "headwater replay sends it again from raw, or from the lake"
+                f"{gap.topic}[{gap.partition}]: a snapshot does not restore what a sink topic has lost; "
+                "headwater replay sends it again, from raw or from the lake"
             )
     chosen = sorted(newest.keys() & set(tables) if tables else newest)
     wanted = [table for table in chosen if snapshotting.source_of(settings, table) is not None]
     for table in [one for one in chosen if one not in wanted]:
-        say(f"{table}: no source of kind dynamodb-stream captures it, so its items cannot be read anew")
+        say(f"{table}: no source of kind dynamodb-stream captures it, so its items cannot be read again")
     if not wanted:
         say("there is nothing to repair")
         if as_json:
             print_json([])
         return
-    say(
-        "what was deleted within a gap cannot be read any more: consumers keep such items until they change or are compared"
-    )
+    say("items that were deleted within a gap cannot be found: consumers keep them until they change or are compared")
     gaps = {table: newest[table] for table in wanted}
     take_snapshots(settings, gaps, snapshotting.Wish(), detach=detach, as_json=as_json)

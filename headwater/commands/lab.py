@@ -14,24 +14,29 @@ import typer
 from headwater.console import Aws, Broker, Directory, Json, err, print_json, print_text, say
 from pipeline.errors import HeadwaterError
 
-soak = typer.Typer(help="Run for a while with everything that can happen, and prove the outcome.", no_args_is_help=True)
+soak = typer.Typer(help="Run for a while under all kinds of faults, and prove the result.", no_args_is_help=True)
 DEMO = Path(".headwater/demo")
 
 
 def demo(
-    changes: Annotated[int, typer.Option(min=40, help="How many changes to write.")] = 5_000,
-    seed: Annotated[int, typer.Option(help="Same seed, same changes.")] = 1,
-    workers: Annotated[int, typer.Option(min=1, max=16, help="Worker processes.")] = 2,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave everything running and say how to look around.")] = False,
-    broker: Annotated[Broker, typer.Option(help="The broker; auto: Apache Kafka where it can be had.")] = "auto",
-    aws: Annotated[Aws, typer.Option(help="The stand-in of AWS.")] = "ministack",
+    changes: Annotated[int, typer.Option(min=40, help="Number of changes.")] = 5_000,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same changes.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, max=16, help="Number of worker processes.")] = 2,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep everything running, and print how to look around.")
+    ] = False,
+    broker: Annotated[
+        Broker, typer.Option(help="The broker. auto: Apache Kafka if it can run here, else noida.")
+    ] = "auto",
+    aws: Annotated[Aws, typer.Option(help="The stand-in for AWS.")] = "ministack",
     fault: Annotated[
-        Literal["none", "kill", "freeze"], typer.Option(help="Hurt a worker half-way, by SIGKILL or by SIGSTOP.")
+        Literal["none", "kill", "freeze"],
+        typer.Option(help="Disturb a worker half-way: kill (SIGKILL) or freeze (SIGSTOP)."),
     ] = "none",
     directory: Directory = DEMO,
     as_json: Json = False,
 ) -> None:
-    """Carry changes from DynamoDB to Parquet on this machine, and prove that none was lost, doubled or reordered."""
+    """Carry changes from DynamoDB to Parquet on this machine, and prove that none is lost, duplicated or reordered."""
     from headwater.lab import demo as demos
     from headwater.lab.screen import Screen, show
     from headwater.lab.stack import local_status
@@ -62,15 +67,15 @@ def demo(
 
 
 def chaos(
-    faults: Annotated[int, typer.Option(min=1, help="How many faults.")] = 12,
-    seed: Annotated[int, typer.Option(help="Same seed, same schedule.")] = 1,
-    rate: Annotated[int, typer.Option(min=1, help="Changes a second.")] = 5_000,
-    only: Annotated[list[str] | None, typer.Option(help="Only this fault; more than one may be named.")] = None,
-    page: Annotated[Path | None, typer.Option(help="Write the outcome into this file, as a section.")] = None,
+    faults: Annotated[int, typer.Option(min=1, help="Number of faults.")] = 12,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same schedule.")] = 1,
+    rate: Annotated[int, typer.Option(min=1, help="Changes per second.")] = 5_000,
+    only: Annotated[list[str] | None, typer.Option(help="Only this fault. May be repeated.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Write the result into a section of this file.")] = None,
     directory: Directory = Path(".headwater/chaos"),
     as_json: Json = False,
 ) -> None:
-    """Hurt workers, broker and topics under load, and prove that nothing was lost, doubled, reordered or stuck."""
+    """Disturb workers, broker and topics under load, and prove that nothing is lost, duplicated, reordered or stuck."""
     from headwater.lab import chaos as chaoses
     from headwater.lab.chaos_report import ChaosOptions
 
@@ -94,21 +99,23 @@ def chaos(
 
 
 def simulate(
-    table: Annotated[list[str] | None, typer.Option(help="A table; more than one may be named.")] = None,
-    seed: Annotated[int, typer.Option(help="Same seed, same history.")] = 1,
-    rate: Annotated[int, typer.Option(min=1, help="Changes a second.")] = 1_000,
-    changes: Annotated[int | None, typer.Option(min=1, help="Changes after which nothing more happens.")] = None,
-    rough: Annotated[bool, typer.Option("--rough", help="With throttles, errors, trimming and all else.")] = False,
+    table: Annotated[list[str] | None, typer.Option(help="A table. May be repeated.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same history.")] = 1,
+    rate: Annotated[int, typer.Option(min=1, help="Changes per second.")] = 1_000,
+    changes: Annotated[int | None, typer.Option(min=1, help="Stop changing after this many changes.")] = None,
+    rough: Annotated[
+        bool, typer.Option("--rough", help="With throttles, errors, trimmed records and all other faults.")
+    ] = False,
     wait: Annotated[
-        bool, typer.Option("--wait", help="Change nothing until the first GetRecords or SubscribeToShard.")
+        bool, typer.Option("--wait", help="Make no changes before the first GetRecords or SubscribeToShard.")
     ] = False,
     kinesis: Annotated[
-        bool, typer.Option("--kinesis", help="Deliver into Kinesis streams of the tables' names.")
+        bool, typer.Option("--kinesis", help="Deliver into Kinesis streams, named as the tables.")
     ] = False,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1. 0: any free port.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Simulate DynamoDB tables, or Kinesis streams, for boto3, until Ctrl-C; print the AWS_ENDPOINT_URL to use."""
+    """Simulate DynamoDB tables or Kinesis streams until Ctrl-C. Prints the AWS_ENDPOINT_URL for boto3."""
     from headwater.lab.simulator import faults, server, world
 
     tables = tuple(table or world.WorldPlan().tables)
@@ -131,17 +138,17 @@ def simulate(
 
 @soak.command(name="sources")
 def soak_sources(
-    seconds: Annotated[float, typer.Option(min=10, help="How long changes are made.")] = 60,
-    seed: Annotated[int, typer.Option(help="Same seed, same history of the streams.")] = 1,
-    rate: Annotated[int, typer.Option(min=1, help="Changes a second.")] = 1_500,
+    seconds: Annotated[float, typer.Option(min=10, help="How long changes are made, in seconds.")] = 60,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same history.")] = 1,
+    rate: Annotated[int, typer.Option(min=1, help="Changes per second.")] = 1_500,
     kinesis: Annotated[
         bool, typer.Option("--kinesis", help="Kinesis streams, polled and pushed, that grow to 64 shards.")
     ] = False,
-    page: Annotated[Path | None, typer.Option(help="Write the outcome into this file, as a section.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Write the result into a section of this file.")] = None,
     directory: Directory = Path(".headwater/soak"),
     as_json: Json = False,
 ) -> None:
-    """Read simulated streams with three workers that are killed in turn, and hold raw against the truth."""
+    """Read simulated streams with three workers that are killed in turn, and compare raw with the truth."""
     from headwater.lab import soak as soaks
     from headwater.lab import soak_report
 
@@ -154,7 +161,7 @@ def soak_sources(
     err.print(
         f"{verdict} {report.changes:,} changes, {report.reshards} reshardings, {report.kills} kills; lost {report.lost}, "
         f"duplicated {report.duplicated}, out of order {report.out_of_order}; {report.trimmed_ranges} ranges trimmed "
-        f"unread, {report.gaps_recorded} gaps written",
+        f"unread, {report.gaps_recorded} gaps recorded",
         highlight=False,
     )
     if as_json:

@@ -1,4 +1,4 @@
-"""`headwater lake`: check the files of the lakes, and keep them: few large ones of many small ones, nothing left over."""
+"""`headwater lake`: verify and maintain lakes, and print their DDL."""
 
 from __future__ import annotations
 
@@ -21,16 +21,14 @@ if TYPE_CHECKING:
     from pipeline.sinks.lake.maintain import Maintained
     from pipeline.sinks.lake.maintain import Progress as Told
 
-app = typer.Typer(help="The lakes: check and maintain them.", no_args_is_help=True)
+app = typer.Typer(help="Verify and maintain lakes, and print their DDL.", no_args_is_help=True)
 Prefix = Annotated[
     str,
-    typer.Option(
-        "--below", help="Only what lies below these directories: source_table=orders/changed_date=2026-01-01."
-    ),
+    typer.Option("--below", help="Only files below this path: source_table=orders/changed_date=2026-01-01."),
 ]
 Name = Annotated[
     str,
-    typer.Option("--lake", help="The lake of this name alone; `lake` is the one without a name."),
+    typer.Option("--lake", help="Only the lake of this name. `lake` is the one without a name."),
 ]
 
 
@@ -38,30 +36,28 @@ Name = Annotated[
 def verify(
     below: Prefix = "",
     name: Name = "",
-    url: Annotated[str, typer.Option("--url", help="A lake that is not in the settings; implies --offline.")] = "",
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Only see whether the files are there, do not read them.")
-    ] = False,
+    url: Annotated[str, typer.Option("--url", help="A lake that is not in the settings. Implies --offline.")] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="Only check that the files exist; do not read them.")] = False,
     offline: Annotated[
-        bool, typer.Option("--offline", help="Do not ask Kafka up to which offset the lake must reach.")
+        bool, typer.Option("--offline", help="Do not ask Kafka which offsets the lake must hold.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Hold the files against what should be there: each whole, unaltered; no offset missing, none twice. Exit 1 if not.
+    """Verify that each file is complete and unaltered, and each offset is there once. Exit 1 if not.
 
-    What should be there of a partition goes from where the lake began to the offset that its workers have committed. With
-    --json, one line for each lake.
+    The offsets of a partition go from where the lake began to what its workers have committed. With --json, one line per
+    lake.
     """
     from pipeline.settings.load import load
 
     settings = load()
     lakes = [_at(url)] if url else _of_settings(settings, name)
     if not any(lake.is_files for lake in lakes):
-        raise UsageError("this lake is Iceberg tables: there are no files to check", hint='table = "parquet"')
+        raise UsageError("this lake has Iceberg tables, so there are no files to verify", hint='table = "parquet"')
     failed = False
     for lake in lakes:
         if not lake.is_files:
-            say(f"{lake.name}: Iceberg tables, there are no files to check")
+            say(f"{lake.name}: has Iceberg tables, no files to verify")
             continue
         asks = not (url or offline or below)
         with _going_on(lake, several=len(lakes) > 1) as went_on:
@@ -93,7 +89,7 @@ def _verify(
             f"directories; {len(checked.problems):,} problems, {checked.gaps + len(checked.lost):,} gaps"
         )
         if not asks:
-            say(f"{before}Kafka was not asked: a missing end is not seen")
+            say(f"{before}Kafka was not asked: missing files at the end are not noticed")
     return bool(checked.problems)
 
 
@@ -101,32 +97,33 @@ def _verify(
 def maintain(
     below: Prefix = "",
     name: Name = "",
-    url: Annotated[str, typer.Option("--url", help="The lake at this URL alone.")] = "",
+    url: Annotated[str, typer.Option("--url", help="Only the lake at this URL.")] = "",
     at_rest: Annotated[
         bool,
         typer.Option(
             "--at-rest",
-            help="With --url: a lake that is not in the settings, and that no worker writes to any more.",
+            help="With --url: a lake that is not in the settings, and no worker writes to.",
         ),
     ] = False,
-    size: Annotated[int, typer.Option("--size", min=1, help="MiB that a file is to have, about.")] = 128,
+    size: Annotated[int, typer.Option("--size", min=1, help="Target size of a file, in MiB.")] = 128,
     older_than: Annotated[
-        float, typer.Option("--older-than", help="Hours since the newest change of a file: younger ones stay.")
+        float,
+        typer.Option("--older-than", help="Leave files alone whose newest change is younger than this, in hours."),
     ] = 2.0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be done.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Make few large files of many small ones, and delete what is left over. Exit 1 if a lake could not be maintained.
+    """Merge small files into large ones, and delete orphans. Exit 1 if a lake could not be maintained.
 
-    Workers may write meanwhile. Of two runs on one lake the second says that the first is at work. Readers of what the lake
-    lists see each row once at any time. With --json, one line for each lake.
+    Workers may write at the same time. Only one run at a time may maintain a lake; a second one is refused. Readers of what
+    the lake lists see each row once at any time. With --json, one line per lake.
     """
     from pipeline.settings.load import load
 
     settings = load()
     failed = False
     if at_rest and not url:
-        raise UsageError("--at-rest: which lake is at rest?", hint="headwater lake maintain --url URL --at-rest")
+        raise UsageError("--at-rest needs --url", hint="headwater lake maintain --url URL --at-rest")
     lakes = [_at(url)] if at_rest else _of_settings(settings, name, url)
     for lake in lakes:
         with _going_on(lake, several=len(lakes) > 1) as went_on, _progress(lake.name or lake.url) as progress:
@@ -202,7 +199,7 @@ def _show_tables(name: str, report: UpkeepReport) -> None:
     if rows:
         print_table(heads, rows)
     else:
-        print_text(f"{name}: there is no table yet.")
+        print_text(f"{name}: there are no tables yet.")
     for left in (left for one in report.tables for left in one.left):
         say(f"{name}: {left}")
     if report.requests is not None:
@@ -218,8 +215,8 @@ def _of_settings(settings: Settings, name: str, url: str = "") -> list[Chosen]:
     known = {lake.url.rstrip("/") for lake in [settings.lake, *settings.lakes] if lake.url is not None}
     if url and url.rstrip("/") not in known:
         raise UsageError(
-            f"there is no lake {url} in the settings: what its workers have committed is not known",
-            hint="--at-rest if no worker writes to it any more",
+            f"there is no lake {url} in the settings, so it is not known what its workers have committed",
+            hint="--at-rest if no worker writes to it",
         )
     return lake_settings.choose_all(settings, name, url)
 
@@ -281,14 +278,16 @@ def _show(report: Maintained) -> None:
 
 @app.command()
 def ddl(
-    engine: Annotated[Literal["athena", "duckdb", "spark", "trino"], typer.Option("--engine", help="The engine.")],
+    engine: Annotated[
+        Literal["athena", "duckdb", "spark", "trino"], typer.Option("--engine", help="The query engine.")
+    ],
     name: Name = "",
     url: Annotated[str, typer.Option("--url", help="A lake of files that is not in the settings.")] = "",
     as_json: Json = False,
 ) -> None:
-    """Print the statements that make the lake tables of an engine. Nothing is changed.
+    """Print the statements that create the tables of a lake in a query engine. Changes nothing.
 
-    The columns are those of the newest files: print them again when new ones have come.
+    The columns are those of the newest files. Print the statements again when there are new columns.
     """
     from pipeline.settings.load import load
     from pipeline.sinks.lake import configured as lake_settings
@@ -311,7 +310,7 @@ def ddl(
                 found = lake_ddl.registered({"warehouse": lake.url, **wanted.catalog}, wanted.namespace)
                 printed += lake_ddl.registrations(engine, found)
     if not printed:
-        say("no lake has a table yet")
+        say("no lake has tables yet")
     if as_json:
         print_json(printed)
     for statement in printed if not as_json else ():

@@ -9,18 +9,20 @@ import typer
 
 from headwater.console import Aws, Broker, Directory, Json, print_json, print_text, say
 
-app = typer.Typer(help="A Kafka broker and AWS stand-ins on this machine.", no_args_is_help=True)
+app = typer.Typer(help="Run a Kafka broker and stand-ins for AWS on this machine.", no_args_is_help=True)
 LOCAL = Path(".headwater/local")
 
 
 @app.command()
 def up(
     directory: Directory = LOCAL,
-    broker: Annotated[Broker, typer.Option(help="The broker; auto: Apache Kafka where it can be had.")] = "auto",
-    aws: Annotated[Aws, typer.Option(help="The stand-in of AWS.")] = "ministack",
+    broker: Annotated[
+        Broker, typer.Option(help="The broker. auto: Apache Kafka if it can run here, else noida.")
+    ] = "auto",
+    aws: Annotated[Aws, typer.Option(help="The stand-in for AWS.")] = "ministack",
     as_json: Json = False,
 ) -> None:
-    """Start a broker and AWS stand-ins; they run until `headwater local down`."""
+    """Start a broker and stand-ins for AWS. They run until `headwater local down`."""
     from headwater.lab.stack import local_up
 
     endpoints = local_up(
@@ -39,7 +41,7 @@ def up(
 
 @app.command()
 def down(directory: Directory = LOCAL, as_json: Json = False) -> None:
-    """Stop the local stack; its data stay."""
+    """Stop the local stack. Its data is kept."""
     from headwater.lab.stack import local_down
 
     stopped = local_down(directory)
@@ -51,7 +53,7 @@ def down(directory: Directory = LOCAL, as_json: Json = False) -> None:
 
 @app.command(name="status")
 def status(directory: Directory = LOCAL, as_json: Json = False) -> None:
-    """Show what runs; exit 1 if nothing does."""
+    """Show what is running. Exit 1 when nothing is."""
     from headwater.lab.stack import local_status
 
     found = local_status(directory)

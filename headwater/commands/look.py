@@ -1,4 +1,4 @@
-"""`headwater check`, `headwater status`, `headwater topics`: look, and change nothing."""
+"""`headwater check`, `headwater status`, `headwater topics`: what there is, and what is wrong."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def check(as_json: Json = False) -> None:
-    """Look at everything a worker needs, change nothing, say what to type next."""
+    """Check everything that a worker needs, and say what to type next. Changes nothing."""
     from pipeline.operate import check as checks
     from pipeline.settings.load import load
 
@@ -41,7 +41,7 @@ def _print_finding(finding: Finding) -> None:
 
 
 def status(as_json: Json = False) -> None:
-    """Show shards and positions, lag, dead letters, gaps, replays, and what does not go on."""
+    """Show shards and positions, lag, dead letters, gaps, replays, and what is stuck."""
     from pipeline.operate import status as statuses
     from pipeline.settings.load import load
 
@@ -56,19 +56,19 @@ def _print_status(found: Status) -> None:
     print_text(f"group {found.group}: {found.workers} workers, {found.dead_letters} dead letters, {found.gaps} gaps")
     if found.gaps:
         print_text("incomplete", "red", end="")
-        print_text(": changes are known to be lost; headwater gaps says which")
+        print_text(": changes are known to be lost. headwater gaps lists them")
     for worker in found.flows:
-        version = f"version {worker.version}" if worker.version else "those of its settings"
-        behind = f", {worker.applied} is applied" if worker.version < worker.applied else ""
+        version = f"version {worker.version}" if worker.version else "from its settings file"
+        behind = f" (version {worker.applied} is applied)" if worker.version < worker.applied else ""
         print_text(f"flows of {worker.worker}: {version}{behind}")
         for reason in worker.stopped.values():
-            print_text("stands", "red", end="")
+            print_text("paused", "red", end="")
             print_text(f": {reason}")
         if worker.refused:
-            print_text(f"refused {worker.refused}", "red")
+            print_text(f"refused: {worker.refused}", "red")
     for sink in found.sinks:
         print_text(sink.sink, "red", end="")
-        print_text(f" {sink.topic}[{sink.partition}] does not go on: {sink.reason}")
+        print_text(f" is stuck at {sink.topic}[{sink.partition}]: {sink.reason}")
     shards = [(one.table, one.shard, one.after or "nothing yet", "yes" if one.finished else "") for one in found.shards]
     print_table(("table", "shard", "read up to", "finished"), shards)
     if found.snapshots:
@@ -76,16 +76,16 @@ def _print_status(found: Status) -> None:
         print_table(("table", "snapshot", "state", "rows"), snapshots)
     if found.replays:
         replays = [(one.id, one.state, one.into, f"{one.read:,}", f"{one.records:,}") for one in found.replays]
-        print_table(("replay", "state", "into", "read", "of at most"), replays)
+        print_table(("replay", "state", "into", "read", "at most"), replays)
     lag = [(one.agent, one.topic, f"{one.records}" if one.exact else f"about {one.records}") for one in found.lag]
     print_table(("agent", "topic", "behind"), lag)
 
 
 def topics(
     as_json: Json = False,
-    create: Annotated[bool, typer.Option("--create", help="Make those that are missing.")] = False,
+    create: Annotated[bool, typer.Option("--create", help="Create the missing ones.")] = False,
 ) -> None:
-    """List the topics: what each is for, and whether it is there."""
+    """List the topics: what each is for, and whether it exists."""
     from pipeline.settings.load import load
     from pipeline.topics.admin import admin, ensure, look, look_again
     from pipeline.topics.names import Topics

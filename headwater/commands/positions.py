@@ -1,4 +1,4 @@
-"""`headwater positions`: where the agents are in their topics; and how to go on in a topic that was recreated."""
+"""`headwater positions`: show committed offsets, and accept a topic that was recreated."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from headwater.console import Json, print_json, print_table, say
 if TYPE_CHECKING:
     from pipeline.operate.positions import GroupPosition
 
-app = typer.Typer(help="Where the agents are in their topics.")
+app = typer.Typer(help="Show committed offsets, and accept topics that were recreated.")
 
 
 @app.callback(invoke_without_command=True)
 def show(context: typer.Context, as_json: Json = False) -> None:
-    """List the committed offsets of all groups, and what is wrong with them. Exit 1 when something is."""
+    """List the committed offsets of all groups, and their problems. Exit 1 when there are any."""
     from pipeline.operate.positions import positions
     from pipeline.settings.load import load
 
@@ -26,23 +26,23 @@ def show(context: typer.Context, as_json: Json = False) -> None:
 
 @app.command()
 def accept(
-    topic: Annotated[str, typer.Argument(help="A topic that was recreated, restored or cut off.")],
+    topic: Annotated[str, typer.Argument(help="A topic that was recreated, restored or truncated.")],
     at: Annotated[
         Literal["beginning", "end"] | None,
         typer.Option(
-            help="Where to go on. Without it, where the state of the agent ends if that is known; at the "
-            "beginning of another log than the one read before; else at the first offset that is left."
+            help="Where to continue. Default: where the state of the agent ends, if that is known; at the beginning, "
+            "if the topic is another log than before; else at the first offset that is left."
         ),
     ] = None,
-    group: Annotated[str, typer.Option(help="One of the groups that read it, instead of all.")] = "",
+    group: Annotated[str, typer.Option(help="Only this group, instead of all that read the topic.")] = "",
     as_json: Json = False,
 ) -> None:
-    """Go on in a topic as it is now, when workers stop because it is not the log that they have read. Stop them first."""
+    """Accept a topic as it is now, when workers stop because it is not the log they have read. Stop the workers first."""
     from pipeline.operate.positions import accept as go_on
     from pipeline.settings.load import load
 
     found = go_on(load(), topic, group, at or "", say=say)
-    say("the workers may be started again")
+    say("you can start the workers again")
     _print(found, as_json=as_json)
 
 
@@ -55,7 +55,7 @@ def _print(found: list[GroupPosition], *, as_json: bool) -> None:
                 one.group,
                 one.topic,
                 f"{one.partition}",
-                "nothing" if one.offset is None else f"{one.offset}",
+                "none" if one.offset is None else f"{one.offset}",
                 f"{one.low}",
                 f"{one.end}",
                 one.problem,

@@ -1,4 +1,4 @@
-"""`headwater replay`: a range of raw through the flows again; compared with what is live, and made live."""
+"""`headwater replay`: run past changes through the flows again, compare the result with the live topics, promote it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from pipeline.replay.plan import Replay
     from pipeline.settings.root import Settings
 
-app = typer.Typer(help="Changes of the past through the flows again.", invoke_without_command=True)
-ReplayId = Annotated[str, typer.Argument(metavar="ID", help="The replay, by its ID.")]
+app = typer.Typer(
+    help="Run past changes through the flows again, compare the result with the live topics, promote it.",
+    invoke_without_command=True,
+)
+ReplayId = Annotated[str, typer.Argument(metavar="ID", help="The ID of the replay.")]
 MAX_LAG = 50_000
 
 
@@ -29,37 +32,41 @@ MAX_LAG = 50_000
 def replay(
     context: typer.Context,
     begin: Annotated[
-        str, typer.Option("--from", help="From this time on, as on raw: 2026-11-01T00:00Z; or earliest.")
+        str,
+        typer.Option(
+            "--from", help="From this time of raw on: 2026-11-01T00:00Z, or earliest. Needed for a new replay."
+        ),
     ] = "",
-    end: Annotated[str, typer.Option("--to", help="Before this time; without it, all there is by now.")] = "",
+    end: Annotated[str, typer.Option("--to", help="Up to this time. Default: up to now.")] = "",
     table: Annotated[
-        list[str] | None, typer.Option("--table", help="Only changes of this table; may be repeated.")
+        list[str] | None, typer.Option("--table", help="Only changes of this table. May be repeated.")
     ] = None,
-    key: Annotated[str, typer.Option("--key", help='Only this item: {"order_id":{"S":"o-1"}}.')] = "",
-    flow: Annotated[list[str] | None, typer.Option("--flow", help="Only this flow; may be repeated.")] = None,
-    into: Annotated[
-        str, typer.Option("--into", help="What the names of its topics end with; without it, replay-ID.")
-    ] = "",
-    publish: Annotated[bool, typer.Option("--publish", help="Into the live topics, at once.")] = False,
-    rate: Annotated[float, typer.Option("--rate", min=0, help="Records a second at most; 0: as many as it can.")] = 0.0,
+    key: Annotated[str, typer.Option("--key", help='Only changes of this item: {"order_id":{"S":"o-1"}}.')] = "",
+    flow: Annotated[list[str] | None, typer.Option("--flow", help="Only this flow. May be repeated.")] = None,
+    into: Annotated[str, typer.Option("--into", help="Suffix of the topics of the replay. Default: replay-ID.")] = "",
+    publish: Annotated[bool, typer.Option("--publish", help="Write into the live topics directly.")] = False,
+    rate: Annotated[float, typer.Option("--rate", min=0, help="Most records per second. 0: no limit.")] = 0.0,
     max_lag: Annotated[
-        int, typer.Option("--max-lag", min=0, help="Wait while the live workers are so many records behind; 0: never.")
+        int,
+        typer.Option(
+            "--max-lag", min=0, help="Pause while the live workers are more records behind than this. 0: never pause."
+        ),
     ] = MAX_LAG,
     source: Annotated[
         Literal["raw", "lake"],
-        typer.Option("--source", help="Where the changes are read: the topic, or the files of the lake."),
+        typer.Option("--source", help="Read the changes from the topic raw, or from the files of the lake."),
     ] = "raw",
     dedup: Annotated[
-        bool, typer.Option("--dedup", help="Leave out an event ID that came before in the range, however long ago.")
+        bool, typer.Option("--dedup", help="Drop every repeated event ID in the range, however long ago it came.")
     ] = False,
     partial: Annotated[
-        bool, typer.Option("--partial", help="What is left of the range, where some of it is deleted.")
+        bool, typer.Option("--partial", help="If part of the range is deleted, replay what is left.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
-    resume: Annotated[str, typer.Option("--resume", help="Go on with this replay where it was.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be done.")] = False,
+    resume: Annotated[str, typer.Option("--resume", help="Continue this replay where it stopped.")] = "",
     as_json: Json = False,
 ) -> None:
-    """Run a range of raw through the flows again, into topics of its own: exactly once, also when it is killed and resumed."""
+    """Run past changes through the flows again, into topics of their own. Exactly once, also when killed and resumed."""
     if context.invoked_subcommand is not None:
         return
     from pipeline.replay import manage, plan
@@ -70,12 +77,12 @@ def replay(
     if resume:
         if begin or end or table or key or flow or into or publish or dry_run or partial:
             raise UsageError(
-                "--resume goes on with what was asked for: nothing else may be named but --rate and --max-lag"
+                "--resume continues a replay as it was started: only --rate and --max-lag may be given with it"
             )
         _run(settings, manage.replay_of(settings, resume), rate, max_lag, as_json)
         return
     if not begin:
-        raise UsageError("from when on?", hint="headwater replay --from 2026-11-01T00:00Z, or --from earliest")
+        raise UsageError("--from is required", hint="headwater replay --from 2026-11-01T00:00Z, or --from earliest")
     now = time.time()
     replay_id = plan.new_id(now)
     wanted = Replay(
@@ -96,7 +103,7 @@ def replay(
         manage.require_free(settings, wanted.suffix)
     planned = manage.plan(settings, wanted, now, partial=partial)
     if planned.gone:
-        say(f"not in the replay: {plan.described(planned.gone)}")
+        say(f"left out of the replay: {plan.described(planned.gone)}")
     if dry_run:
         _say_plan(settings, planned, as_json)
         return
@@ -121,7 +128,9 @@ def _say_plan(settings: Settings, planned: Replay, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    print_text(f"{planned.total:,} records at most, about {found['bytes_about']:,} bytes, {found['seconds_about']} s")
+    print_text(
+        f"{planned.total:,} records at most, about {found['bytes_about']:,} bytes, about {found['seconds_about']} s"
+    )
     print_text(f"into {found['into']}")
     rows = []
     for name, (begin, end) in planned.ranges.items():
@@ -178,7 +187,7 @@ def _run(settings: Settings, replay: Replay, rate: float, max_lag: int, as_json:
         f"{counts.rejected:,} rejected, into {done.suffix or 'the live topics'}; {seconds:.1f} s"
     )
     if done.state == "stopped":
-        say(f"go on with: headwater replay --resume {done.id}")
+        say(f"continue with: headwater replay --resume {done.id}")
         raise typer.Exit(130)
     if done.suffix:
         say(f"next: headwater replay diff {done.id}; headwater replay promote {done.id}")
@@ -272,7 +281,7 @@ def _print_replays(found: Sequence[Replay]) -> None:
 
 @app.command()
 def diff(replay_id: ReplayId, as_json: Json = False) -> None:
-    """Compare what a replay has written with what is live, message by message. Exit 1 when they differ."""
+    """Compare the messages of a replay with the live topics. Exit 1 when they differ."""
     from pipeline.replay import manage
     from pipeline.replay.diff import diff as compare
     from pipeline.settings.load import load
@@ -302,7 +311,7 @@ def _print_diff(found: list[TopicDiff]) -> None:
 
 @app.command()
 def promote(replay_id: ReplayId, as_json: Json = False) -> None:
-    """Copy what a replay has written to the live topics: each message once, with the header `replay`."""
+    """Copy the messages of a replay into the live topics: each once, with the header `replay`."""
     from pipeline.replay import manage
     from pipeline.replay.promote import promote as make_live
     from pipeline.settings.load import load

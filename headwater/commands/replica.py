@@ -1,4 +1,4 @@
-"""`headwater replica`: hold the replica against the tables that it shall equal."""
+"""`headwater replica`: compare a replica with its source tables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pipeline.settings.sinks import ReplicaSettings
     from pipeline.sinks.replica.verify import Compared
 
-app = typer.Typer(help="The replicas of tables in other tables.", no_args_is_help=True)
+app = typer.Typer(help="Verify replicas: DynamoDB tables that are kept equal to others.", no_args_is_help=True)
 
 
 @app.callback()
@@ -25,9 +25,9 @@ def _group() -> None:
 
 @app.command()
 def verify(
-    name: Annotated[str, typer.Argument(help="The replica, where there are several.")] = "",
+    name: Annotated[str, typer.Argument(help="The replica. Needed only when there are several.")] = "",
     segments: Annotated[
-        int, typer.Option("--segments", min=1, max=1_000, help="Segments of a table that are scanned side by side.")
+        int, typer.Option("--segments", min=1, max=1_000, help="Segments of each table to scan in parallel.")
     ] = 4,
     as_json: Json = False,
 ) -> None:
@@ -51,7 +51,7 @@ def _print_compared(found: Sequence[Compared]) -> None:
         kinds = one.missing, one.surplus, one.different
         counts = [f"{count:,}" for count in (one.items, one.replicated, *(kind.count for kind in kinds))]
         rows.append([", ".join(one.tables), one.replica, *counts])
-    print_table(("table", "replica", "items", "in the replica", "missing", "surplus", "different"), rows)
+    print_table(("table", "replica", "items", "in replica", "missing", "surplus", "different"), rows)
     for one in found:
         for what, kind in (("missing", one.missing), ("surplus", one.surplus), ("different", one.different)):
             for key in kind.examples:
@@ -61,12 +61,12 @@ def _print_compared(found: Sequence[Compared]) -> None:
 def _chosen(settings: Settings, name: str) -> ReplicaSettings:
     known = {replica.name: replica for replica in settings.replicas}
     if not known:
-        raise UsageError("the settings have no replica", hint="add [[replicas]] to headwater.toml")
+        raise UsageError("there is no replica in the settings", hint="add [[replicas]] to headwater.toml")
     if not name and len(known) == 1:
         return next(iter(known.values()))
     if name not in known:
         raise UsageError(
-            f"there is no replica {name!r}" if name else f"which replica: {', '.join(known)}?",
+            f"there is no replica {name!r}" if name else f"there are several replicas: {', '.join(known)}",
             hint=f"headwater replica verify {next(iter(known))}",
         )
     return known[name]

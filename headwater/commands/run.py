@@ -12,10 +12,15 @@ import typer
 
 def run(
     agents: Annotated[
-        list[str] | None, typer.Argument(metavar="AGENT", help="The agents to run; without, all that have work.")
+        list[str] | None,
+        typer.Argument(metavar="AGENT", help="The agents to run. Default: all that the settings have work for."),
     ] = None,
-    web: Annotated[bool, typer.Option("--web/--without-web", help="Serve /livez, /readyz and /metrics.")] = True,
-    loglevel: Annotated[str, typer.Option("--loglevel", "-l", help="info, warn, error or debug.")] = "info",
+    web: Annotated[
+        bool, typer.Option("--web/--without-web", help="Whether to serve /livez, /readyz and /metrics.")
+    ] = True,
+    loglevel: Annotated[
+        str, typer.Option("--loglevel", "-l", help="How much is logged: debug, info, warn or error.")
+    ] = "info",
 ) -> None:
     """Start a worker."""
     from pipeline.runtime.app import create_app

@@ -1,4 +1,4 @@
-"""`headwater snapshot`: ask for snapshots of tables, show how they go on, end them."""
+"""`headwater snapshot`: request snapshots of tables, watch them, cancel them."""
 
 from __future__ import annotations
 
@@ -18,24 +18,28 @@ if TYPE_CHECKING:
     from pipeline.operate import snapshots as snapshotting
     from pipeline.settings.root import Settings
 
-Detach = Annotated[bool, typer.Option("--detach", help="Do not wait for the end; headwater status shows how it goes.")]
+Detach = Annotated[
+    bool, typer.Option("--detach", help="Do not wait for the end. `headwater status` shows the progress.")
+]
 QUIET = 20.0
-"""Seconds without progress of a snapshot after which that is worth a word."""
+"""Seconds without progress of a snapshot until that is reported."""
 
 
 def snapshot(
-    tables: Annotated[list[str], typer.Argument(metavar="TABLE", help="Captured tables.")],
-    units: Annotated[float | None, typer.Option(min=0.1, help="Read units a second, instead of the share set.")] = None,
-    segments: Annotated[int | None, typer.Option(min=1, max=1_000, help="Segments scanned side by side.")] = None,
-    export: Annotated[
-        str | None, typer.Option(help="s3://bucket/prefix: export the table to there, and read that.")
+    tables: Annotated[list[str], typer.Argument(metavar="TABLE", help="The tables. A source must capture them.")],
+    units: Annotated[
+        float | None, typer.Option(min=0.1, help="Read units per second, instead of the share in the settings.")
     ] = None,
-    forecast: Annotated[bool, typer.Option("--forecast", help="Say what it would take, and stop.")] = False,
-    cancel: Annotated[bool, typer.Option("--cancel", help="End the snapshots of the tables that run.")] = False,
+    segments: Annotated[int | None, typer.Option(min=1, max=1_000, help="Segments to scan in parallel.")] = None,
+    export: Annotated[
+        str | None, typer.Option(help="Export the table to s3://bucket/prefix, and read the export.")
+    ] = None,
+    forecast: Annotated[bool, typer.Option("--forecast", help="Print the expected time and cost, and stop.")] = False,
+    cancel: Annotated[bool, typer.Option("--cancel", help="Cancel the running snapshots of the tables.")] = False,
     detach: Detach = False,
     as_json: Json = False,
 ) -> None:
-    """Read all items of tables into raw, as changes of the kind READ, beside the capture of their streams."""
+    """Read all items of tables into raw, as changes of the kind READ, while their streams are captured."""
     from pipeline.operate import snapshots as snapshotting
     from pipeline.settings.load import load
     from pipeline.settings.sources import S3_URL
@@ -47,9 +51,9 @@ def snapshot(
     if cancel:
         ended = snapshotting.cancel(settings, tables)
         for one in ended:
-            say(f"{one.table}: the snapshot {one.id} will end")
+            say(f"{one.table}: the snapshot {one.id} is being cancelled")
         if not ended:
-            say("there is none that runs")
+            say("no snapshot of these tables is running")
         if as_json:
             print_json([snapshotting.SnapshotProgress(one, 0, 0.0).json() for one in ended])
     elif forecast:
@@ -70,13 +74,13 @@ def take_snapshots(
     detach: bool,
     as_json: bool,
 ) -> None:
-    """Ask for snapshots of tables, those under way excepted, and show how they go on; Ctrl-C leaves them to the workers."""
+    """Request snapshots of tables, except of those under way, and show the progress. Ctrl-C leaves them to the workers."""
     from pipeline.operate import snapshots as snapshotting
 
     found = snapshotting.look_at(settings, newest_gaps)
     there = snapshotting.under_way(settings, newest_gaps)
     for one in there:
-        say(f"{one.table}: the snapshot {one.id} is {one.state} already; --cancel ends it")
+        say(f"{one.table}: the snapshot {one.id} is already {one.state}; --cancel cancels it")
     found = [table for table in found if table.facts.table not in {one.table for one in there}]
     for table in found:
         say(f"{snapshotting.outlook(table, wish)}")
@@ -85,7 +89,7 @@ def take_snapshots(
     wanted = there + new
     outcome = [snapshotting.SnapshotProgress(one, 0, 0.0) for one in wanted]
     if not detach:
-        say("the workers take it from here; Ctrl-C does not stop them, headwater snapshot --cancel does")
+        say("the workers take the snapshots; Ctrl-C does not stop them, headwater snapshot --cancel does")
         with suppress(KeyboardInterrupt), snapshotting.watching(settings, wanted) as look:
             outcome = _watch(look)
     if as_json:
@@ -118,8 +122,8 @@ def _watch(look: Callable[[], list[snapshotting.SnapshotProgress]]) -> list[snap
             elif not said and time.monotonic() > moved + QUIET:
                 said = True
                 bars.console.print(
-                    f"nothing has come for {QUIET:.0f} s: does a worker with the agent ingest run, and are the shards being "
-                    "read? headwater status; the worker's log says what it waits for",
+                    f"no progress for {QUIET:.0f} s: check with headwater status that a worker runs the agent ingest and reads "
+                    "the shards; the worker's log says what it waits for",
                     highlight=False,
                 )
             for one in now:
