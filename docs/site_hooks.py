@@ -67,3 +67,18 @@ def _rewritten(markdown: str, page: str, known: Any) -> str:
         return match[0]
 
     return LINK.sub(link, markdown)
+
+
+SHIM = re.compile(r"https://unpkg\.com/iframe-worker/shim")
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Have the search take what it needs without a server from the site itself."""
+    return SHIM.sub(
+        posixpath.relpath("assets/search-without-server.js", posixpath.dirname(page.file.dest_uri) or "."), output
+    )
+
+
+def on_post_template(output: str, template_name: str, config: MkDocsConfig) -> str:
+    """Do the same for the page that says that there is no such page."""
+    return SHIM.sub("assets/search-without-server.js", output)

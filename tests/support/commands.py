@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 
 STILL_S = 120.0
 """Seconds without output and without a change of a file after which a command is given up: a slow machine moves, slowly."""
+
+LOOK_S = 1.0
 
 _HEEDING = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
 
@@ -24,33 +27,23 @@ def run_while_it_moves(
     command: Sequence[str], directory: Path, environment: Mapping[str, str], still_s: float = STILL_S
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end; kill it when it says nothing and changes no file in its directory for so many seconds."""
-    process = subprocess.Popen(
-        command, cwd=directory, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    said: dict[str, list[str]] = {"stdout": [], "stderr": []}
-
-    def read(name: str) -> None:
-        for line in getattr(process, name):
-            said[name].append(line)
-
-    readers = [threading.Thread(target=read, args=(name,), daemon=True) for name in said]
-    for reader in readers:
-        reader.start()
-    seen, moved = (-1, -1), time.monotonic()
-    while process.poll() is None:
-        now = sum(map(len, said.values())), _size(directory)
-        if now != seen:
-            seen, moved = now, time.monotonic()
-        elif time.monotonic() > moved + still_s:
-            process.kill()
-            said["stderr"].append(f"\ngiven up: nothing has moved for {still_s:.0f} s\n")
-        try:
-            process.wait(0.5)
-        except subprocess.TimeoutExpired:
-            continue
-    for reader in readers:
-        reader.join(10)
-    return subprocess.CompletedProcess(command, process.returncode, *("".join(lines) for lines in said.values()))
+    with TemporaryFile("w+") as stdout, TemporaryFile("w+") as stderr:
+        process = subprocess.Popen(command, cwd=directory, env=environment, stdout=stdout, stderr=stderr)
+        seen, moved = (-1, -1), time.monotonic()
+        while process.poll() is None:
+            now = os.fstat(stdout.fileno()).st_size + os.fstat(stderr.fileno()).st_size, _size(directory)
+            if now != seen:
+                seen, moved = now, time.monotonic()
+            elif time.monotonic() > moved + still_s:
+                process.kill()
+                stderr.write(f"\ngiven up: nothing has moved for {still_s:.0f} s\n")
+            try:
+                process.wait(LOOK_S)
+            except subprocess.TimeoutExpired:
+                continue
+        stdout.seek(0)
+        stderr.seek(0)
+        return subprocess.CompletedProcess(command, process.returncode, stdout.read(), stderr.read())
 
 
 def _size(directory: Path) -> int:
