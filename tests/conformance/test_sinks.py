@@ -1,7 +1,7 @@
 """Every sink keeps the contract of pipeline/sinks/base.py: each record once, whatever fails, whoever dies, however slow it is.
 
-The mirror writes to a real Kafka cluster. Pub/Sub is a server that speaks its protocol; it has no transactions, so it is held to
-at least once, in order of each item.
+The mirror writes to a real Kafka cluster. Pub/Sub is a server that speaks its protocol; it has no transactions, so it is
+held to at least once, in order of each item.
 """
 
 from __future__ import annotations
