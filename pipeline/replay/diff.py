@@ -13,7 +13,7 @@ from models.change import event_id
 from pipeline.flows.resend import RE_EMITTED
 from pipeline.replay.plan import Replay, of_suffix, placed
 from pipeline.replay.range import require_logs
-from pipeline.replay.run import is_end, on_cluster, reader
+from pipeline.replay.transaction import is_end, on_cluster, reader
 from pipeline.settings.root import Settings
 from pipeline.steps.route import REPLAY
 from pipeline.topics.admin import admin

@@ -10,16 +10,18 @@ import msgspec
 from confluent_kafka import TopicPartition
 
 from pipeline.errors import FatalError, UsageError
+from pipeline.replay.flows import all_of
 from pipeline.replay.plan import Replay, decode, new_id, of_suffix, place, placed
 from pipeline.replay.range import of_raw, require_whole
-from pipeline.replay.run import all_of, id_of, on_cluster, reader
+from pipeline.replay.run import id_of
 from pipeline.replay.source import LakeSource, RawSource, ReplaySource
+from pipeline.replay.transaction import on_cluster, reader
 from pipeline.settings.root import Settings
 from pipeline.sinks.lake.paths import origin_of
 from pipeline.topics.admin import admin, ensure
 from pipeline.topics.names import Topics
 from pipeline.topics.read import latest
-from pipeline.transport.producer import partition_of
+from pipeline.transport.partition import partition_of
 
 REPLAYS_TIMEOUT_S = 30.0
 SAMPLE = 1_000

@@ -10,7 +10,7 @@ from confluent_kafka import TopicPartition
 
 from pipeline.errors import UsageError
 from pipeline.replay.plan import Replay, encode, of_suffix
-from pipeline.replay.run import finish, group_of, is_end, on_cluster, produce, reader, transactional
+from pipeline.replay.transaction import finish, group_of, is_end, on_cluster, produce, reader, transactional
 from pipeline.settings.root import Settings
 from pipeline.steps.route import REPLAY
 from pipeline.topics.admin import admin

@@ -11,7 +11,7 @@ from confluent_kafka.admin import ConfigResource  # type: ignore[attr-defined]
 
 from pipeline.errors import FatalError
 from pipeline.replay.plan import Gone, Replay, described, place, placed
-from pipeline.replay.run import is_end, on_cluster, reader
+from pipeline.replay.transaction import is_end, on_cluster, reader
 from pipeline.settings.root import Settings
 from pipeline.topics.admin import admin
 from pipeline.transport.logs import Log, logs_of

@@ -9,48 +9,35 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 from typing import Any, cast
 
 import msgspec
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import TopicPartition
 
 from models.change import Change, event_id
 from models.change import decode as decode_change
 from models.dead_letter import DeadLetter, Headers
-from pipeline.errors import FatalError, UsageError
-from pipeline.flows.compile import CompileContext, FixedRows, compile_flow, schema_registry
-from pipeline.limits import HEADROOM
 from pipeline.replay.plan import Replay, ReplayProgress, State, encode, place
 from pipeline.replay.source import ReplayBatch, ReplaySource
+from pipeline.replay.transaction import finish, group_of, on_cluster, produce, transactional
 from pipeline.services.keys import mask_key
-from pipeline.settings.enrich import PARTITIONED, TOPIC, JoinSettings
 from pipeline.settings.flows import FlowSettings
 from pipeline.settings.root import Settings
-from pipeline.state.items import ITEMS, SCHEMAS, place_of, schema_of
-from pipeline.state.reference import plain_item
-from pipeline.steps.enrich import Lookup
 from pipeline.steps.flow import Flow, Given, Result
-from pipeline.steps.python import load
 from pipeline.steps.route import REPLAY
 from pipeline.steps.secrecy import seal_letter
-from pipeline.topics.admin import admin, ensure, unreachable
+from pipeline.topics.admin import admin, ensure
 from pipeline.topics.names import Topics
-from pipeline.topics.read import read
-from pipeline.transport import clients
 
 log = logging.getLogger(__name__)
 COMMIT_EVERY_S = 0.5
 """Seconds of work in one transaction."""
-REPLAY_TIMEOUT_S = 30.0
 PIECE = 500
 """Changes that go through the flows at once."""
 STAGE = "replay"
-GONE = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}  # noqa: SLF001 - the documented name of the code
-"""What a consumer says that is to read records that are not there."""
 LOOK_EVERY_S = 5.0
 """Seconds between two looks at the lag of the live workers."""
 
@@ -234,160 +221,4 @@ def id_of(value: bytes) -> bytes:
         return b""
 
 
-def produce(
-    producer: Producer,
-    topic: str,
-    key: bytes | None,
-    value: bytes | None,
-    partition: int,
-    headers: Headers,
-) -> None:
-    """Write a record; waits while the queue is full."""
-    write = partial(producer.produce, topic, value, key, partition, headers=headers)  # type: ignore[arg-type]
-    clients.with_room(write, producer.poll)
-
-
-def transactional(settings: Settings, name: str) -> Producer:
-    """Return a producer of this transactional ID, which puts out whoever had it before."""
-    conf = {
-        **clients.TUNED,
-        "linger.ms": 5,
-        "message.max.bytes": settings.kafka.max_message_bytes + HEADROOM,
-        "queue.buffering.max.messages": 1_000_000,
-        **settings.kafka.conf,
-    }
-    with on_cluster():
-        return clients.transactional(conf, name, REPLAY_TIMEOUT_S, logger=log)
-
-
-def measured(settings: Settings, replay: Replay, records: Iterable[tuple[bytes | None, bytes, float]]) -> float:
-    """Return how many records a second the flows manage, of these; 0 when there are none. Nothing is written."""
-    flows = [flow for _, flow in compiled(settings, replay.flows).values()]
-    given = []
-    for number, (key, value, at) in enumerate(records):
-        try:
-            given.append(Given(number, key, value, decode_change(value), at))
-        except ValueError:
-            continue
-    started = time.perf_counter()
-    for flow in flows:
-        flow.run(given)
-    # Reading, producing and the transaction take about 10 us a record beside the flows.
-    return len(given) / (time.perf_counter() - started + len(given) * 10e-6) if given else 0.0
-
-
-def group_of(settings: Settings, name: str) -> Any:
-    """Return the metadata of a group that has no members: the transactional ID keeps others out."""
-    consumer = reader(settings, name)
-    try:
-        return consumer.consumer_group_metadata()
-    finally:
-        consumer.close()
-
-
-def finish(producer: Producer, offsets: list[TopicPartition], group: Any) -> None:
-    """Commit the transaction, with offsets of the group."""
-    if offsets:
-        producer.send_offsets_to_transaction(offsets, group, REPLAY_TIMEOUT_S)
-    producer.commit_transaction(REPLAY_TIMEOUT_S)
-
-
 _key = cache(mask_key)
-
-
-@contextmanager
-def on_cluster() -> Iterator[None]:
-    """Turn what Kafka raises into errors that say what to type next."""
-    try:
-        yield
-    except KafkaException as error:
-        if error.args[0].code() == KafkaError._FENCED:  # noqa: SLF001 - the documented name of the code
-            raise FatalError("another process has taken this replay over", hint="headwater replay list") from error
-        raise unreachable(error) from error
-
-
-def compiled(settings: Settings, names: Iterable[str]) -> dict[str, tuple[FlowSettings, Flow]]:
-    """Compile the flows of a replay, with the references as they are now."""
-    wanted = list(names)
-    known = {flow.name: flow for flow in settings.flows}
-    if unknown := [name for name in wanted if name not in known]:
-        raise UsageError(f"there is no flow {unknown[0]!r}", hint=f"one of {', '.join(known)}; headwater flows graph")
-    chosen = [without_waiting(flow) for name, flow in known.items() if not wanted or name in wanted]
-    references = {table: references_of(settings, table) for flow in chosen for table in flow.references}
-    partitioned = {table for flow in chosen for table in flow.partitioned}
-    state = items_of_flow_state(settings) if partitioned else {}
-    means = CompileContext(
-        references={
-            **{table: items.get for table, items in references.items()},
-            **{f"{PARTITIONED}{table}": item_finder(state, table) for table in partitioned},
-        },
-        key_schema=lambda table: state.get(schema_of(table), b"").decode(),
-        rows={table: FixedRows(items) for table, items in references.items()},
-        functions=load(settings.modules),
-        topic=Topics(settings).sink,
-        registry=schema_registry(settings),
-    )
-    return {flow.name: (flow, compile_flow(flow, means)) for flow in chosen}
-
-
-def without_waiting(flow: FlowSettings) -> FlowSettings:
-    """Return a flow whose joins do not wait: the references of a replay are all there, or never come."""
-    enrich = tuple(
-        step.model_copy(update={"hold": 0.0}) if isinstance(step, JoinSettings) else step for step in flow.enrich
-    )
-    return flow.model_copy(update={"enrich": enrich})
-
-
-def references_of(settings: Settings, table: str) -> dict[bytes, bytes]:
-    """Return the items of a reference table, as they are now."""
-    topics, items = Topics(settings), dict[bytes, bytes]()
-    is_topic = table.startswith(TOPIC)
-    topic = table.removeprefix(TOPIC) if is_topic else topics.reference(table)
-    for record in all_of(settings, topic):
-        item = plain_item(record) if is_topic else record.value()
-        if item:
-            items[record.key() or b""] = item
-        else:
-            items.pop(record.key() or b"", None)
-    return items
-
-
-def items_of_flow_state(settings: Settings) -> dict[bytes, bytes]:
-    """Return the items of all partitioned reference tables, as they are now, by their places in the flow state."""
-    found = ((record.key() or b"", record.value()) for record in all_of(settings, Topics(settings).flow_state))
-    latest = {key: value for key, value in found if key.startswith((ITEMS, SCHEMAS))}
-    return {key: value for key, value in latest.items() if value is not None}
-
-
-def item_finder(state: Mapping[bytes, bytes], table: str) -> Lookup:
-    """Return what finds an item of a partitioned table by its key."""
-    return lambda key: state.get(place_of(table, key))
-
-
-def all_of(settings: Settings, topic: str) -> list[Message]:
-    """Return all records of a topic; none when it is not there."""
-    consumer = reader(settings, f"{settings.prefix}.replay")
-    try:
-        with on_cluster():
-            partitions = consumer.list_topics(timeout=REPLAY_TIMEOUT_S).topics
-            if topic not in partitions:
-                return []
-            return read(consumer, topic, dict.fromkeys(partitions[topic].partitions, OFFSET_BEGINNING), None)
-    finally:
-        consumer.close()
-
-
-def reader(settings: Settings, group: str) -> Consumer:
-    """Return a consumer of committed records that is told where to read: an offset that is gone is an error."""
-    return clients.consumer(settings.kafka.conf, group, enable_partition_eof=True)
-
-
-def is_end(message: Message, topic: str) -> bool:
-    """Say whether a message is the end of a partition; raise FatalError when it is an error."""
-    if (error := message.error()) is None:
-        return False
-    if error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - the documented name of the code
-        return True
-    if error.code() in GONE:
-        raise FatalError(f"{topic}[{message.partition()}]: records were deleted meanwhile: {error.str()}")
-    raise unreachable(KafkaException(error))

@@ -1,0 +1,1 @@
+"""What tests share, named by what it fakes, starts or makes. No tests here."""
