@@ -14,7 +14,10 @@ from headwater.console import Json, print_json, print_table, say
 if TYPE_CHECKING:
     from models.gap import Gap
 
-app = typer.Typer(help="List and repair gaps: changes that are known to be lost.", invoke_without_command=True)
+app = typer.Typer(
+    help="List and repair gaps: changes that are known to be lost. Exit 1 when a gap is not repaired.",
+    invoke_without_command=True,
+)
 
 
 @app.callback()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Verify and maintain lakes, and print their DDL.", no_args_is_help=True)
 Prefix = Annotated[
     str,
-    typer.Option("--below", help="Only files below this path: source_table=orders/changed_date=2026-01-01."),
+    typer.Option("--below", help="Only files below this path, for example source_table=orders."),
 ]
 Name = Annotated[
     str,
@@ -230,7 +230,7 @@ def _at(url: str) -> Chosen:
 
 @contextmanager
 def _going_on(lake: Chosen, *, several: bool) -> Iterator[list[HeadwaterError]]:
-    """Say what is wrong with one of several lakes and go on with the others; the errors are what is yielded."""
+    """Report the error of one of several lakes and continue with the others; yields the errors."""
     errors: list[HeadwaterError] = []
     try:
         yield errors

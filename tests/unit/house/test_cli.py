@@ -124,6 +124,11 @@ def test_every_command_shows_its_help_in_three_ways(path: str) -> None:
     assert shown(*words, "-h") == shown(*words, "--help") == shown("help", *words)
 
 
+@pytest.mark.parametrize("path", EVERY)
+def test_no_help_is_cut_off_on_a_terminal_of_80_columns(path: str) -> None:
+    assert "…" not in shown(*path.split(), "--help")
+
+
 def test_help_alone_lists_the_commands() -> None:
     assert shown("help") == shown("--help")
     for name in COMMANDS:
