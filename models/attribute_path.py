@@ -60,10 +60,10 @@ def _part(path: str, match: re.Match[str]) -> Part:
     name = match["name"]
     if "*" in name:
         raise PathError(
-            f"{path!r}: * is no name, [*] means all elements of a list; a name with it stands in double quotes"
+            f"{path!r}: * is not a name, [*] means all elements of a list; put a name with * in double quotes"
         )
     if name != name.strip():
-        raise PathError(f"{path!r}: there is a blank at the end of a name; one that has it stands in double quotes")
+        raise PathError(f"{path!r}: a name begins or ends with a blank; put such a name in double quotes")
     return name
 
 

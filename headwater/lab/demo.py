@@ -161,7 +161,7 @@ class Demo:
             )
         except ClientError as error:
             if error.response["Error"]["Code"] not in {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}:
-                raise FatalError(f"the bucket {bucket} cannot be made: {error}", hint="headwater check") from error
+                raise FatalError(f"the bucket {bucket} cannot be created: {error}", hint="headwater check") from error
         client = admin(self.conf)
         made = ensure(client, self.topics.all(), self.settings.kafka.replication_factor)
         if self.topics.raw not in made:

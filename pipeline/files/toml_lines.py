@@ -109,6 +109,6 @@ class _Reader:
     def _match(self, pattern: re.Pattern[str]) -> re.Match[str]:
         found = pattern.match(self._text, self._at)
         if found is None:
-            raise ValueError(f"no TOML at character {self._at}")
+            raise ValueError(f"not TOML at character {self._at}")
         self._at = found.end()
         return found

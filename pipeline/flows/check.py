@@ -93,8 +93,8 @@ def _tables_are_captured(settings: Settings, flow: FlowSettings) -> list[str]:
     if all(
         isinstance(one, DynamoDBStreamSettings) and not any(map(is_pattern, one.tables)) for one in settings.sources
     ):
-        raise FlowError(flow, "from", UsageError(f"{problem}: nothing would come", hint=_add(missing[0])))
-    return [f"flow {flow.name}, from: {problem} as it is named now"]
+        raise FlowError(flow, "from", UsageError(f"{problem}: it would get nothing", hint=_add(missing[0])))
+    return [f"flow {flow.name}, from: {problem} by name"]
 
 
 def _captured(settings: Settings, table: str) -> bool:

@@ -115,7 +115,7 @@ def schema_registry(settings: Settings) -> Registry | None:
         from pipeline.services.registry import SchemaRegistry  # noqa: PLC0415 - of the extra `registry`
     except ModuleNotFoundError as error:
         raise UsageError(
-            f"schema_registry: the package {error.name} is not here", hint="pip install 'headwater[registry]'"
+            f"schema_registry: the package {error.name} is not installed", hint="pip install 'headwater[registry]'"
         ) from error
     return SchemaRegistry(settings.schema_registry)
 

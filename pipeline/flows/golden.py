@@ -108,7 +108,7 @@ def load(file: Path) -> GoldenFile:
         return structs.replace(case, references=exact.get("references", {}), lookups=exact.get("lookups", {}))
     except msgspec.DecodeError as error:
         place = f"{file}:{line_of_error(text, error)}"
-        raise UsageError(f"{place}: this is no golden file: {error}", hint=given_items.HINT) from error
+        raise UsageError(f"{place}: this is not a golden file: {error}", hint=given_items.HINT) from error
 
 
 def outcome(file: Path, case: GoldenFile, settings: Settings) -> list[FlowTrace]:
@@ -166,9 +166,7 @@ def _actual(trace: FlowTrace) -> list[dict[str, Any]]:
 
 
 def _differences(want: Mapping[str, Any], have: Mapping[str, Any]) -> list[str]:
-    found = [
-        f"{name}: it is not expected, got {_short(have[name])}" for name in ALWAYS if name in have and name not in want
-    ]
+    found = [f"{name}: not expected, got {_short(have[name])}" for name in ALWAYS if name in have and name not in want]
     for name, expected in want.items():
         actual = have.get(name)
         if name == "rejected":

@@ -105,7 +105,7 @@ class WaitingChanges:
         waiting = lot.free(place)
         given = first + [given_of(one, one.at) for one in waiting]
         if flow is None:
-            gone = HeadwaterError(f"there is no flow {place.flow} any more")
+            gone = HeadwaterError(f"the flow {place.flow} no longer exists")
             for one in given:
                 self._output.reject(place.flow, partition, one, gone)
             return

@@ -129,7 +129,7 @@ def _value(pattern: Any, place: str) -> Iterator[str]:
         return
     for tag, rest in _fields(pattern):
         if tag not in type_tags:
-            yield f"{place}: {tag} is no type of DynamoDB, expected one of {', '.join(type_tags)}"
+            yield f"{place}: {tag} is not a type of DynamoDB, expected one of {', '.join(type_tags)}"
         elif tag == "M" and isinstance(rest, Mapping):
             yield from _members(rest, f"{place}.M")
         elif tag == "L" and isinstance(rest, Mapping):
@@ -160,7 +160,7 @@ def _none_of(name: str, rest: Any, known: Iterable[str]) -> Iterator[str]:
     elif isinstance(rest, Sequence):
         for entry in rest:
             if isinstance(entry, str) and entry not in values:
-                yield f"{name}: {entry!r} is none of {', '.join(values)}"
+                yield f"{name}: {entry!r} is not one of {', '.join(values)}"
 
 
 def _added(flow: FlowSettings, pattern: Mapping[str, Any]) -> Iterator[str]:

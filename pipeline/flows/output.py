@@ -94,6 +94,6 @@ class FlowOutput:
         if not is_sealed(value):
             return key, value
         if (mask := self._key(flow)) is None:
-            raise WrongKeyError("the letter is sealed, and its flow has no key")
+            raise WrongKeyError("the dead letter is sealed, and its flow has no key")
         secret = open_letter(mask, value)
         return secret.key, secret.value or b""

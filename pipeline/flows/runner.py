@@ -162,7 +162,7 @@ class FlowRunner:
                 if change.table in flow.settings.joined:
                     self._stop(
                         flow,
-                        f"joins the table {change.table}, which has a sort key: a foreign key names none of its items",
+                        f"joins the table {change.table}, which has a sort key: a foreign key cannot name one item of it",
                     )
         self._references.put(partition, change)
 
@@ -210,7 +210,7 @@ class FlowRunner:
     def _stop(self, flow: RunningFlow, why: str) -> None:
         """Give the slice up; nothing goes on from raw before other flows are applied."""
         reason = (
-            f"the flow {flow.settings.name} {why}; it stands, and nothing goes on from raw: mend the flow, then "
+            f"the flow {flow.settings.name} {why}; it is paused and transform has stopped: fix the flow, then "
             "headwater flows apply"
         )
         self._worker.transport.transaction.spoil(reason)

@@ -200,7 +200,8 @@ class FlowVersions(Participant, Generic[T]):
             flows = parse(self._seen.flows) if self._seen.number else self._own
             if self._seen.number and text_of(self._own) != text_of(flows):
                 log.warning(
-                    "The flows of version %d run, not those of the settings: headwater flows apply", self._seen.number
+                    "Version %d of the flows runs, not the one in the settings: headwater flows apply",
+                    self._seen.number,
                 )
             self._prepare(flows)
             version = self._seen
@@ -216,7 +217,7 @@ class FlowVersions(Participant, Generic[T]):
             nonlocal tries
             tries += 1
             if isinstance(error, TransientError) and tries == 3:
-                log.warning("Still trying to take the flows up: %s", error)
+                log.warning("Still trying to start the flows: %s", error)
             return isinstance(error, TransientError)
 
         return await within_async(VERSIONS_PATIENCE_S, passes, growing=True)(asyncio.to_thread, self._build, flows)

@@ -252,7 +252,7 @@ def _read_again(settings: Settings, one: Letter, value: bytes) -> list[Record]:
     for record in found:
         if one.key is not None and record["key"] != one.key:
             raise UsageError(
-                f"{one.id} is of the item {one.key.decode(errors='replace')}, the new value of {record['key'].decode()}",
+                f"{one.id} is about the item {one.key.decode(errors='replace')}, the new value about {record['key'].decode()}",
                 hint=hint,
             )
     topic, partitions = Topics(settings).ingest, settings.partitions
@@ -279,7 +279,8 @@ def _check_edited(one: Letter, value: bytes) -> None:
         raise UsageError(f"{one.id}: the new value is {error}", hint=hint) from error
     if one.key is not None and key != one.key:
         raise UsageError(
-            f"{one.id} is of the item {one.key.decode(errors='replace')}, the new value of {key.decode()}", hint=hint
+            f"{one.id} is about the item {one.key.decode(errors='replace')}, the new value about {key.decode()}",
+            hint=hint,
         )
 
 
@@ -314,7 +315,7 @@ def _act(settings: Settings, chosen: Iterable[Letter], done: Done, make: Callabl
     except KafkaException as error:
         raise unreachable(error) from error
     except BufferError as error:
-        raise FatalError("too many letters at once", hint="headwater dlq retry ID ID ...") from error
+        raise FatalError("too many dead letters at once", hint="headwater dlq retry ID ID ...") from error
     return len(acts)
 
 

@@ -195,7 +195,7 @@ def _require_known(
         if position.log == UNKNOWN or position.log.may_be(one.log):
             raise UsageError(
                 f"it is not known how far the group has read {topic}[{tp.partition}]: Kafka has forgotten it",
-                hint=f"headwater positions accept {topic} --at end leaves out what is there, --at beginning does it again; or "
+                hint=f"headwater positions accept {topic} --at end skips what is there, --at beginning processes it again; or "
                 f"kafka-consumer-groups.sh --bootstrap-server {settings.kafka.bootstrap_servers} --group {settings.prefix} "
                 f"--topic {topic} --reset-offsets --to-datetime <when the workers stopped> --execute",
             )

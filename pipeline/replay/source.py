@@ -115,7 +115,7 @@ class RawSource:
             self._heard = now
         elif now - self._heard > REPLAY_SILENCE_S:
             raise FatalError(
-                f"nothing has come of {', '.join(self._ends)} for {REPLAY_SILENCE_S:.0f} s", hint="headwater check"
+                f"nothing has arrived from {', '.join(self._ends)} for {REPLAY_SILENCE_S:.0f} s", hint="headwater check"
             )
         lots = []
         for name in {**found, **ended}:

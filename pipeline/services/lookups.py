@@ -150,7 +150,7 @@ class Http:
             try:
                 return raw(typed(_answer(response.data)))
             except (msgspec.DecodeError, ValueError) as error:
-                return RefusedError(f"{self._host} answered what is no JSON value: {type(error).__name__}")
+                return RefusedError(f"{self._host} answered what is not JSON: {type(error).__name__}")
         if 400 <= status < 500 and status not in TRANSIENT:
             return RefusedError(f"{self._host} answered {status}")
         return LookupFailedError(f"{self._host} answered {status}")
@@ -219,7 +219,7 @@ class ItemBatches:
             if code == "ValidationException":
                 if (half := len(questions) // 2) > 0:  # one key is enough to have all refused: find it
                     return self._ask(questions[:half]) | self._ask(questions[half:])
-                failure = RefusedError(f"table {self._table}: the key is not of its types")
+                failure = RefusedError(f"table {self._table}: the key has other types")
             return dict.fromkeys(questions, failure)
         except ERRORS as error:
             return dict.fromkeys(questions, LookupFailedError(f"table {self._table}: {type(error).__name__}"))
@@ -276,7 +276,7 @@ def _looked_up(place: str, environment: Mapping[str, str], of: str) -> str:
         try:
             secret = Path(name).read_text().strip()
         except (OSError, UnicodeDecodeError) as error:
-            said = getattr(error, "strerror", None) or "it holds no text"
+            said = getattr(error, "strerror", None) or "it is not text"
             raise UsageError(f"lookup: the file {name} of {of}: {said}", hint=f"ls -l {name}") from error
     if not secret or any(ord(one) < 32 for one in secret):
         raise UsageError(

@@ -63,7 +63,9 @@ def load(**overrides: Any) -> Settings:
     for where, names in (("environment", os.environ), (".env", dotenv_values(".env"))):
         unknown = sorted(name for name in names if name.startswith(ENV_PREFIX) and not _is_setting(name))
         if unknown:
-            raise UsageError("; ".join(f"{where}: {name} is no setting{_guess(name)}" for name in unknown), hint=_HINT)
+            raise UsageError(
+                "; ".join(f"{where}: unknown setting {name}{_guess(name)}" for name in unknown), hint=_HINT
+            )
     try:
         return Settings(**overrides)
     except ValidationError as error:

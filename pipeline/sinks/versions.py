@@ -48,5 +48,5 @@ def _version(time: int, rank: int, number: str) -> str:
     if not 0 <= time < 10**TIME_DIGITS:
         raise ValueError(f"ApproximateCreationDateTime is out of range: {time} microseconds")
     if not (number.isascii() and number.isdecimal()) or len(number) > NUMBER_DIGITS:
-        raise ValueError(f"SequenceNumber is no number of at most {NUMBER_DIGITS} digits: {number!r}")
+        raise ValueError(f"SequenceNumber is not a number of at most {NUMBER_DIGITS} digits: {number!r}")
     return f"{time:0{TIME_DIGITS}d}.{rank}.{number:0>{NUMBER_DIGITS}}"

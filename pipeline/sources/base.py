@@ -73,7 +73,7 @@ class Pacing(Protocol):
 
     @property
     def discovery_interval(self) -> float:
-        """Seconds between two looks for new shards and streams."""
+        """Seconds between two searches for new shards and streams."""
 
     @property
     def poll_interval(self) -> float:
@@ -85,7 +85,7 @@ class Pacing(Protocol):
 
     @property
     def threads(self) -> int:
-        """Calls under way at once."""
+        """Calls at the same time."""
 
 
 class Unreadable(NamedTuple):

@@ -153,7 +153,7 @@ class Discovery:
         except VanishedError:
             pass  # the listing is old: the next one does not have it
         except HeadwaterError as error:
-            log.warning("Still trying to begin the stream of %s: %s", stream.table, error)
+            log.warning("Still trying to start the stream of %s: %s", stream.table, error)
         finally:
             if not written and self._begun.get(stream) is claim:
                 del self._begun[stream]  # tried again with the next listing

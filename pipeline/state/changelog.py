@@ -44,7 +44,7 @@ def read(
             gone = [one for one in messages if (error := one.error()) is not None and error.code() == GONE]
             if gone:
                 raise FatalError(
-                    f"{tp.topic}[{tp.partition}] has no offset {gone[0].offset()} any more: records of it were deleted, or "
+                    f"{tp.topic}[{tp.partition}] no longer has the offset {gone[0].offset()}: records of it were deleted, or "
                     "it was recreated",
                     hint="start the worker again",
                 )
@@ -54,7 +54,7 @@ def read(
                 return
             if time.monotonic() - heard > CHANGELOG_STUCK_S:
                 raise FatalError(
-                    f"recovery of {tp.topic}[{tp.partition}] stands at offset {at} of {end} for {CHANGELOG_STUCK_S:.0f} s: "
+                    f"recovery of {tp.topic}[{tp.partition}] is stuck at offset {at} of {end} for {CHANGELOG_STUCK_S:.0f} s: "
                     f"a transaction there is not decided, or the broker does not answer",
                     hint="headwater check",
                 )

@@ -158,7 +158,7 @@ class ReferenceTable(Participant):
         at = {p: offset for p in watermarks if (offset := store.meta(f"offset-{p}")) is not None}
         is_other = not Log.parse(store.text("log")).may_be(self._log)
         if is_other or any(not watermarks[p][0] <= offset <= watermarks[p][1] for p, offset in at.items()):
-            log.warning("The topic %s is not the one that %s was read from: it is read anew", self.topic, self._path)
+            log.warning("The topic %s is not the one that %s was read from: it is read again", self.topic, self._path)
             store.clear()
             at = {}
         return store, at
@@ -199,7 +199,7 @@ def plain_item(record: Message) -> bytes | None:
         return typed_item(value)
     except ValueError as error:
         log.warning(
-            "%s[%s] offset %s is no JSON object, and counts as none: %s",
+            "%s[%s] offset %s is not a JSON object; treated as missing: %s",
             record.topic(),
             record.partition(),
             record.offset(),

@@ -136,7 +136,7 @@ class Standbys(Generic[S]):
                 2 * STANDBY_LOOK_S
             )
         except (KafkaException, concurrent.futures.TimeoutError) as error:
-            log.warning("Standbys of %s: the group cannot be looked at: %r", self.changelog, error)
+            log.warning("Standbys of %s: the group cannot be read: %r", self.changelog, error)
             return None
         if found.state != ConsumerGroupState.STABLE:
             return None
@@ -179,7 +179,11 @@ class Standbys(Generic[S]):
                 at = TopicPartition(self.changelog, cast("int", message.partition()))
                 low, _ = consumer.get_watermark_offsets(at, STANDBY_LOOK_S)
                 log.info(
-                    "Standby of %s[%d]: offset %s is gone, on from %d", at.topic, at.partition, message.offset(), low
+                    "Standby of %s[%d]: offset %s is gone, continues from %d",
+                    at.topic,
+                    at.partition,
+                    message.offset(),
+                    low,
                 )
                 consumer.incremental_unassign([at])
                 consumer.incremental_assign([TopicPartition(at.topic, at.partition, low)])

@@ -51,7 +51,7 @@ def tokens(text: str) -> list[Token]:
     while at < len(text):
         match = LEXIS.match(text, at)
         if match is None:
-            raise ValueError(f"{text[at : at + 10]!r} is no token")
+            raise ValueError(f"{text[at : at + 10]!r} is not a token")
         if match.lastgroup != "blank":
             found.append(Token(str(match.lastgroup), match[0], at, match.end()))
         at = match.end()

@@ -75,7 +75,7 @@ class MaskKey:
         """Return what was sealed; raise WrongKeyError when it was with another key, or changed."""
         head, rest = sealed[: len(MARK) + FINGERPRINT_BYTES], sealed[len(MARK) + FINGERPRINT_BYTES :]
         if not is_sealed(sealed):
-            raise WrongKeyError("this is no sealed text")
+            raise WrongKeyError("this is not a sealed text")
         if head[len(MARK) :] != self.fingerprint:
             other = fingerprint_of(sealed)
             raise WrongKeyError(f"it was sealed with the key {other}, this is the key {self.fingerprint.hex()}")

@@ -65,7 +65,7 @@ def each(consumer: Consumer, topic: str, start: Mapping[int, int]) -> Iterator[M
                 deadline = time.monotonic() + READ_TIMEOUT_S
             elif time.monotonic() > deadline:
                 raise FatalError(
-                    f"reading {topic}: nothing has come for {READ_TIMEOUT_S:.0f} s", hint="headwater check"
+                    f"reading {topic}: nothing has arrived for {READ_TIMEOUT_S:.0f} s", hint="headwater check"
                 )
             for message in found:
                 error = message.error()

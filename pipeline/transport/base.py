@@ -163,6 +163,6 @@ class BaseTransport(base.Transport):
                 admin.create_topics([new])[topic].result(float(want_seconds(timeout)))
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS or ensure_created:
-                    stop_process(f"the topic {topic} cannot be made: {error.args[0].str()}", hint="headwater check")
+                    stop_process(f"the topic {topic} cannot be created: {error.args[0].str()}", hint="headwater check")
 
         await asyncio.to_thread(create)

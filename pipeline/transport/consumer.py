@@ -85,7 +85,7 @@ class Consumer(faust_consumer.Consumer):
             if time.monotonic() > deadline:
                 stop_process(
                     f"topics that agents or tables read do not exist: {', '.join(missing)}",
-                    hint="make them, with as many partitions as the topics they are worked on with",
+                    hint="create them, with as many partitions as the topics they are used with",
                 )
             await asyncio.sleep(0.2)
 

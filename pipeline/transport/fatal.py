@@ -13,7 +13,9 @@ from typing import NoReturn
 log = logging.getLogger(__name__)
 
 
-def stop_process(reason: str, *, hint: str = "start the worker again: it finds the truth in the broker") -> NoReturn:
+def stop_process(
+    reason: str, *, hint: str = "start the worker again: it asks the broker what was committed"
+) -> NoReturn:
     """End this process at once, with the reason on stderr and exit code 1.
 
     No graceful shutdown: that could commit. Whatever was not committed is done again by the next owner.

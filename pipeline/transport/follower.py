@@ -99,7 +99,7 @@ class Follower:
             if not before.may_be(now):
                 stop_process(
                     f"the topic {self.topic} changed while this worker ran: {before.difference(now)}",
-                    hint="start the worker again: it reads the topic anew",
+                    hint="start the worker again: it reads the topic again",
                 )
             self._log = now
 
@@ -128,9 +128,9 @@ class Follower:
                 reached[cast("int", message.partition())] = at
             elif error.code() == KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001
                 stop_process(
-                    f"{self.topic}[{message.partition()}] has no offset {at} any more: records of it were deleted, or it was "
+                    f"{self.topic}[{message.partition()}] no longer has the offset {at}: records of it were deleted, or it was "
                     "recreated",
-                    hint="start the worker again: it reads the topic anew",
+                    hint="start the worker again: it reads the topic again",
                 )
             else:
                 log.warning("reading %s: %s", self.topic, error)

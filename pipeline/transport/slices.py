@@ -160,7 +160,7 @@ class Slices:
 
         The agent acks the batch as usual. It is delivered again record by record, then the guilty one alone, `error` set.
         """
-        log.error("An agent failed at %r; its records are done again one by one:", batch, exc_info=error)
+        log.error("An agent failed at %r; its records are processed again one by one:", batch, exc_info=error)
         self._transaction.spoil(f"an agent failed at {batch!r}")
         return self.poison.blame(batch, error)
 
@@ -177,7 +177,7 @@ class Slices:
         if self._transaction.open:  # not when it failed after the commit
             await self._abort(reason)
         stop_process(
-            reason, hint=getattr(error, "hint", "") or "start the worker again: it finds the truth in the broker"
+            reason, hint=getattr(error, "hint", "") or "start the worker again: it asks the broker what was committed"
         )
 
     # -- the loop -----------------------------------------------------------------------------------------------------

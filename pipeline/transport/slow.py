@@ -111,7 +111,7 @@ class Slow:
             self._late_at = self._doing()
             waiting = f"; {self._named(current)}" if current is not None else ""
             self._transaction.spoil(f"it took more than {patience:.0f} s{waiting}")
-            log.warning("A slice lasts for more than %.0f s, and will be done again%s", patience, waiting)
+            log.warning("A slice takes more than %.0f s and will be processed again%s", patience, waiting)
         if self._waited > UNACKED_DEADLINE_S and unacked:
             self._stop(unacked[0])
 
@@ -150,7 +150,7 @@ class Slow:
             return
         error = TooSlowError(
             f"{self._named(message)} took {seconds:.1f} s by itself, {times} times; a slice may last {patience:.0f} s",
-            hint='raise "transaction.timeout.ms" of [kafka.properties], or make the step quicker',
+            hint='raise "transaction.timeout.ms" of [kafka.properties], or make the step faster',
         )
         if not (isinstance(batch, Batch) and self._leave_out(batch, error)):
             raise error

@@ -377,7 +377,7 @@ class Transaction:
             with suppress(KafkaException), raising_kafka_errors():
                 self._flushed(REPORTED_S)  # the reports say which one it was
         else:
-            log.warning("the broker refuses a record: %s; it is looked for, the others go on", cause.str())
+            log.warning("the broker refuses a record: %s; the worker finds it, the others continue", cause.str())
         self.careful = max(self.careful, records, 1)
         self._replace()
 
@@ -514,7 +514,7 @@ class Transaction:
     def commit(self, work: Slice, membership: bytes | None) -> bool:
         """End the slice: commit its outputs, changelogs and offsets together. False: it was aborted instead."""
         if self.spoiled is not None or membership is None:
-            self.abort(work, self.spoiled or "the worker is no member of the group")
+            self.abort(work, self.spoiled or "the worker is not a member of the group")
             return False
         step = "finish"
         try:
@@ -539,7 +539,7 @@ class Transaction:
             step = "logs"
             if why := changed():
                 self.abort(work, why)
-                stop_process(why, hint="start the worker again: it goes on, or says what to do")
+                stop_process(why, hint="start the worker again: it continues, or says what to do")
             step = "offsets"
             self._mark = f"{self._name[-12:]}.{time.monotonic_ns():x}"
             at = [
@@ -606,7 +606,7 @@ class Transaction:
         """Go on as usual when the records are done among which one was refused."""
         self.careful = max(0, self.careful - max(records, 1))
         if not self.careful:
-            log.info("the broker takes all records again")
+            log.info("the broker accepts all records again")
             self._replace()
 
     def _commit_without_transaction(self, at: Sequence[TopicPartition]) -> None:
@@ -616,7 +616,7 @@ class Transaction:
 
     def abort(self, work: Slice, reason: str) -> None:
         """Give the slice up. Never purge first: that breaks the producer's sequence numbers."""
-        log.warning("slice aborted, its records will be done again: %s", reason)
+        log.warning("slice aborted, its records will be processed again: %s", reason)
         self.last_abort = reason
         if self.open:
             cause = self._cause()

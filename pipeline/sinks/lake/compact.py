@@ -187,7 +187,7 @@ class _Directory:
     def _is_whole(self, group: Sequence[File]) -> bool:
         """Say whether files can be merged: there are several, and all are there."""
         missing = {file.path for file in group} - {one.path for one in self._there}
-        self._left += [f"{path} is listed and not there: headwater lake verify" for path in sorted(missing)]
+        self._left += [f"{path} is listed but missing: headwater lake verify" for path in sorted(missing)]
         return len(group) > 1 and not missing
 
     @staticmethod

@@ -134,7 +134,7 @@ class Objects:
             except ERRORS as error:
                 raise self._explain(path, error) from error
             return
-        raise TransientError(f"the lake {self.url}, object {path}: others change it all the time")
+        raise TransientError(f"the lake {self.url}, object {path}: others keep changing it")
 
     def _change_locally(self, path: str, change: Callable[[bytes | None], bytes | None]) -> None:
         """Change a file under a lock: a directory knows no conditional put."""

@@ -171,7 +171,7 @@ class Mirror(Sink):
         if writer.position_there is None and committed is not None:
             raise FatalError(
                 f"{there} of {self.other}: the position is gone, and this cluster says that everything before "
-                f"{committed} was copied: was the topic made anew, or the position forgotten (offsets.retention.minutes)?",
+                f"{committed} was copied: was the topic recreated, or the position forgotten (offsets.retention.minutes)?",
                 hint=f"{reset} --reset-offsets --to-offset {committed} --execute (0 copies all of it again)",
             )
         if writer.position_there is None and self._holds_ours(writer):
@@ -183,8 +183,8 @@ class Mirror(Sink):
         if writer.position_there is not None and not (committed or 0) <= writer.position_there <= end:
             raise FatalError(
                 f"{there} of {self.other}: its position is {writer.position_there}, and this cluster says that everything "
-                f"before {committed or 0} was copied, of {end}: was one of them restored or its topic made anew?",
-                hint=f"{reset} --reset-offsets --to-offset {committed or 0} --execute goes on from here, and leaves out "
+                f"before {committed or 0} was copied, of {end}: was one of them restored or its topic recreated?",
+                hint=f"{reset} --reset-offsets --to-offset {committed or 0} --execute continues from here, and skips "
                 "what is missing there; docs/how-to/mirror-to-another-cluster.md",
             )
 
@@ -311,7 +311,7 @@ class MirrorWriter(Writer):
         if before is not None and (found is None or found.offset < before):
             raise FatalError(
                 f"{self.there} of {self._mirror.other}: its position was {before} and is "
-                f"{'gone' if found is None else found.offset}: was the topic made anew?",
+                f"{'gone' if found is None else found.offset}: was the topic recreated?",
                 hint="start the mirror again: it says what to do",
             )
         if found is not None:

@@ -71,7 +71,7 @@ class ReplicaTable:
         try:
             key, item = write.key(), write.item()
         except Exception as error:  # whatever is wrong with it, it is no item
-            raise RejectedError(f"{what}: this is no item of DynamoDB: {error}") from error
+            raise RejectedError(f"{what}: this is not an item of DynamoDB: {error}") from error
         try:
             if self._settings.version == "table":
                 self._with_its_version(write, key, item)
@@ -185,7 +185,7 @@ def meaning(error: Exception, what: str) -> HeadwaterError:
         if "ResourceNotFoundException" in codes:
             return FatalError(
                 f"{what}, or its table of versions, does not exist",
-                hint="make it with the key of its source, see docs/how-to/replicate-a-table.md; then start the worker again",
+                hint="create it with the key of its source, see docs/how-to/replicate-a-table.md; then start the worker again",
             )
         if codes & {"AccessDeniedException", "AccessDenied"}:
             return FatalError(

@@ -236,5 +236,5 @@ def refused(error: Exception, what: str, at_a_number: bool) -> HeadwaterError:
     """Return an error in our meanings: a sequence number that Kinesis does not know any more was trimmed."""
     code = error.response.get("Error", {}).get("Code") if isinstance(error, ClientError) else ""
     if code == "InvalidArgumentException" and at_a_number:
-        return TrimmedError(f"{what}: Kinesis does not know the position any more: {error}")
+        return TrimmedError(f"{what}: Kinesis no longer knows the position: {error}")
     return explain(error, what, listing=LIST)

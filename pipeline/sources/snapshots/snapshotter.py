@@ -184,7 +184,7 @@ class Snapshotter:
         except HOPELESS:
             return  # the table is gone, and with it the wish
         if refusal := facts.refusal():
-            log.error("There can be no snapshot: %s", refusal)
+            log.error("A snapshot is not possible: %s", refusal)
         else:
             self._once(host, wanted, plan(facts, INITIAL, self._wishes))
 

@@ -319,7 +319,7 @@ def _scaled(text: str, place: str) -> int:
         exact = Decimal(text).scaleb(SCALE, _WIDE)
         unscaled = int(exact)
     except (ArithmeticError, ValueError) as error:
-        raise ConflictError(f"{place}: {text!r} is no number") from error
+        raise ConflictError(f"{place}: {text!r} is not a number") from error
     if unscaled != exact or not -LIMIT < unscaled < LIMIT:
         raise ConflictError(f"{place} is decimal({PRECISION}, {SCALE}) in the schema, which cannot hold this number")
     return unscaled

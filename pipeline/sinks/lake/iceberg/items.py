@@ -189,7 +189,7 @@ class Tombstones:
                 log.info("tombstones are written to %s.%s again: %s", *self._name, error)
                 continue
             return
-        raise TransientError(f"the Iceberg table {'.'.join(self._name)}: others commit to it all the time")
+        raise TransientError(f"the Iceberg table {'.'.join(self._name)}: others keep committing to it")
 
     def _begin(self) -> Transaction:
         try:

@@ -233,7 +233,7 @@ class Keeper:
                 continue
             return expired
         self.upkeep.snapshots = 0
-        self.upkeep.left.append("old snapshots: workers commit all the time")
+        self.upkeep.left.append("old snapshots: workers keep committing")
         return set()
 
     def _old(self, table: Table) -> set[int]:

@@ -183,7 +183,7 @@ class IcebergSink(Sink):
                 log.info("%s.%s is committed to again: %s", self._namespace, name, error)
                 continue
             return CommitOutcome(len(fresh), again)
-        raise TransientError(f"the Iceberg table {self._namespace}.{name}: others commit to it all the time")
+        raise TransientError(f"the Iceberg table {self._namespace}.{name}: others keep committing to it")
 
     def _fresh(
         self, name: str, table: Table | None, part: LogPart, held: HeldUpTo, rows: Rows
@@ -352,7 +352,7 @@ class IcebergWriter(Writer):
             for name in {kind.table for kind in rows.kinds}:
                 places = [place for place, kind in enumerate(rows.kinds) if kind.table == name]
                 if TABLE.fullmatch(name) is None:
-                    why = RejectedError(f"a catalog takes no table of the name {name[:300]!r}")
+                    why = RejectedError(f"a catalog does not accept the table name {name[:300]!r}")
                     rejected += [Rejected(rows.records[place], why) for place in places]
                     continue
                 if self._sink.upserts:
