@@ -73,7 +73,8 @@ class LakeSettings(Section):
     memory: int = Field(
         256 << 20,
         ge=1 << 20,
-        description="Bytes of memory for open files in a worker; near it the largest are closed early, beyond it reading waits.",
+        description="Bytes of memory for open files in a worker; near it the largest are closed early, beyond it reading "
+        "waits.",
     )
 
     @model_validator(mode="after")

@@ -76,7 +76,7 @@ def test_what_can_match_nothing_by_its_form_is_refused(settings: dict[str, Any],
         (image({"status": {"S": [{"numeric": [">", 5]}]}}), "where", "never matches, S holds text"),
         (image({"done": {"BOOL": ["true"]}}, "OldImage"), "where", "done.BOOL: 'true' never matches, BOOL holds true"),
         ({"where": {"eventName": ["insert"]}}, "where", "eventName: matches none of INSERT, MODIFY, REMOVE, READ"),
-        ({"where": {"eventName": ["INSERT", "DELETE"]}}, "where", "eventName: 'DELETE' is none of"),
+        ({"where": {"eventName": ["INSERT", "DELETE"]}}, "where", "eventName: 'DELETE' is not one of"),
         ({"where": {"tableName": ["order"]}}, "where", "tableName: matches none of orders"),
         (
             {"where": {"eventname": ["INSERT"]}},
