@@ -49,14 +49,14 @@ def examine(settings: Settings, flow: FlowSettings) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Warned:
-    """What can hardly have an effect, and where it stands."""
+    """What can hardly have an effect, and where it is."""
 
     flow: str
     place: str
     """In the flow."""
     problem: str
     at: str
-    """file:line; '' when the flow does not stand in the settings file."""
+    """file:line; '' when the flow is not in the settings file."""
 
     @property
     def line(self) -> str:

@@ -66,7 +66,7 @@ def _check_item(row: Any) -> None:
 
 
 def check_attributes(row: Any) -> None:
-    """Raise ValueError when something is no item in typed JSON."""
+    """Raise ValueError when something is not an item in typed JSON."""
     if not isinstance(row, dict) or not row:
         raise ValueError("this is not an object with attributes")
     for name, value in row.items():

@@ -54,7 +54,7 @@ LEAVES: Mapping[str, tuple[type, ...]] = {
     "BOOL": (bool,),
     "NULL": (bool,),
 }
-"""What stands below a type tag; below N and NS text is compared with numbers, too."""
+"""What is below a type tag; below N and NS text is compared with numbers, too."""
 
 
 class Doubt(NamedTuple):

@@ -78,7 +78,7 @@ class App(faust.App):
         await super().on_first_start()
 
     async def on_stop(self) -> None:
-        """Stop, but not for ever: calls to a broker that is down return after minutes."""
+        """Stop, but not forever: calls to a broker that is down return after minutes."""
         if self.in_worker:
             end_within(STOP_SECONDS, f"the worker could not stop within {STOP_SECONDS:g} s: does the broker answer?")
         await super().on_stop()

@@ -1,6 +1,6 @@
 """Offsets that Kafka has forgotten: it drops those of a group without members (offsets.retention.minutes, 7 days).
 
-An agent would read its topic anew from the beginning, in silence. What it has written before is there to prove that it
+An agent would silently read its topic again from the beginning. What it has written before is there to prove that it
 has read before: outputs and offsets are committed in one transaction, so there is never the one without the other.
 """
 

@@ -252,7 +252,7 @@ CLASSES: dict[Meaning, type[HeadwaterError]] = {
     Meaning.REJECTED: RejectedError,
     Meaning.FATAL: FatalError,
 }
-"""Each is, or is one of, the three of `pipeline.errors`; what is trimmed or gone is told by who reads (see `streams`)."""
+"""Each is, or is one of, the three of `pipeline.errors`; what is trimmed or gone is reported by who reads (see `streams`)."""
 
 
 def _line(error: Exception) -> str:

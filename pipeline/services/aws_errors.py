@@ -65,7 +65,7 @@ def _all(meaning: Meaning, hint: str, codes: str, words: str = "") -> Iterator[t
 
 CODES: dict[str, Code] = dict(
     [
-        # -- throttles: one is routine, so the hint is for those that go on
+        # -- throttles: one is routine, so the hint is for those that last
         *_all(
             Meaning.THROTTLED,
             f"if it continues: {QUOTAS} dynamodb (or kinesis)",

@@ -60,7 +60,7 @@ def headers(settings: LookupSettings, environment: Mapping[str, str]) -> dict[st
 
 
 def secrets_of(settings: LookupSettings, environment: Mapping[str, str]) -> dict[str, str]:
-    """Return what stands in the URL of a lookup for secrets, and what they are, as a part of its query.
+    """Return what names secrets in the URL of a lookup, and what they are, as a part of its query.
 
     Raises UsageError when a variable or a file that it names is not there.
     """
@@ -134,7 +134,7 @@ class Http:
         try:
             return self._pool.request("GET", url, headers=self._headers, timeout=self._timeout, redirect=False)
         except urllib3.exceptions.ProtocolError:
-            # A connection that was kept, and that the service closed meanwhile: that is no failure of the service.
+            # A connection that was kept, and that the service closed meanwhile: that is not a failure of the service.
             return self._pool.request("GET", url, headers=self._headers, timeout=self._timeout, redirect=False)
 
     def _ask(self, question: Question) -> Answer:
@@ -237,7 +237,7 @@ def _item(item: Mapping[str, Any], convert: Callable[[Mapping[str, Any]], Any]) 
 
 
 def _key_value(value: Value | None) -> dict[str, str] | None:
-    """Return a value as it stands in a key: equal ones are one key, so that none is asked for twice in a call."""
+    """Return a value as it is in a key: equal ones are one key, so that none is asked for twice in a call."""
     if value is None:
         return None
     ((tag, inner),) = _value(value).items()
@@ -251,7 +251,7 @@ def _segments(url: str) -> list[str]:
 
 
 def _text(event: Event, name: str) -> str | None:
-    """Return an attribute as it stands in a URL; None when it is not there, or is neither text nor a number."""
+    """Return an attribute as it is in a URL; None when it is not there, or is neither text nor a number."""
     if (value := attribute(event, name)) is None:
         return None
     found = _value(value)

@@ -17,7 +17,7 @@ from pydantic import (
 from pipeline.settings.base import Name, OnePath, Path, Section, formed, of_one
 
 PLACE = re.compile(r"\{([^{}]+)\}")
-"""Matches what stands in a url for an attribute of the change."""
+"""Matches what is replaced in a url by an attribute of the change."""
 
 
 def _places(url: str) -> str:

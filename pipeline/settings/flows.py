@@ -1,4 +1,4 @@
-"""The settings of flows: what stands in `[[flows]]` of headwater.toml, and on the flows topic."""
+"""The settings of flows: what is in `[[flows]]` of headwater.toml, and on the flows topic."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What of a flow may not be published: secrets that are written out. Flows stand in clear on the topic <prefix>.flows. Pure.
+"""What of a flow may not be published: secrets that are written out. Flows are in clear on the topic <prefix>.flows. Pure.
 
-Instead of a secret stands where the worker finds it: `env:NAME`, `file:/path`, or `${NAME}` within a header.
+Instead of a secret, they say where the worker finds it: `env:NAME`, `file:/path`, or `${NAME}` within a header.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ VARIABLE = re.compile(r"\$\{(\w+)\}")
 PLACEHOLDER = re.compile(r"\{[^{}]+\}")
 """What is filled in with an attribute of the change."""
 HARMLESS = re.compile(r"[A-Za-z_-]{0,20}")
-"""What may stand beside variables: a scheme, the name of a cookie."""
+"""What is allowed beside variables: a scheme, the name of a cookie."""
 HEADERS = re.compile(
     r"(?:^|[-_])auth(?:$|[-_])|authori[sz]ation|authentication|cookie|token|secret|passw|passphrase|credential|signature|"
     r"session|jwt|bearer|csrf|xsrf|key$|^key|sas$",
@@ -77,7 +77,7 @@ def secrets_in_url(url: str) -> Iterator[str]:
 
 
 def parameters(url: str) -> list[tuple[str, str]]:
-    """Return what of a URL's query names a place, each as it stands there (`name=env:NAME`) and the place."""
+    """Return what of a URL's query names a place, each as it is there (`name=env:NAME`) and the place."""
     _, _, query = url.partition("?")
     pairs = (pair.partition("=") for pair in query.partition("#")[0].split("&"))
     return [(f"{name}={value}", value) for name, _, value in pairs if PARAMETER.fullmatch(value)]

@@ -28,7 +28,7 @@ class ShardStart(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """The stream of a table, or a stream that is no table's: then the table is its name."""
+    """The stream of a table, or a stream that is not a table's: then the table is its name."""
 
     table: str
     arn: str
@@ -89,7 +89,7 @@ class Pacing(Protocol):
 
 
 class Unreadable(NamedTuple):
-    """A record that is no change: its bytes as they came, and why; its item key and where it was, if known."""
+    """A record that is not a change: its bytes as they came, and why; its item key and where it was, if known."""
 
     value: bytes
     error: Exception

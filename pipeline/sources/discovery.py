@@ -62,7 +62,7 @@ class Discovery:
         since: Callable[[], float | None],
         start_after: Mapping[str, str],
     ) -> None:
-        """`since`: from when on a new stream's changes are wanted; `start_after`: by shard ID, where another reader ended."""
+        """`since`: from which time on changes of a new stream are wanted; `start_after`: by shard ID, where others ended."""
         self._host, self._api, self._pacing, self._known = host, api, pacing, known
         self._since, self._start_after = since, start_after
         self._look_now = asyncio.Event()
@@ -75,7 +75,7 @@ class Discovery:
         self._look_now.set()
 
     async def run(self) -> None:
-        """Look for ever."""
+        """Look forever."""
         failing: dict[str, str] = {}
         tables: Sequence[str] = ()
         unseen: dict[str, int] = {}
@@ -95,7 +95,7 @@ class Discovery:
                 try:
                     await self._list_table(table)
                 except HeadwaterError as error:
-                    _say_once(failing, table, error)  # the others go on; it may come, the credentials be renewed
+                    _say_once(failing, table, error)  # the others continue; it may come, the credentials be renewed
                 else:
                     failing.pop(table, None)
                 self._host.start_readers()  # not only when all are listed: a look at many takes a while

@@ -92,7 +92,7 @@ class IngestWriter:
         return {"batchItemFailures": []}
 
     def _write(self, batch: list[Item], clock: Deadline) -> None:
-        """Write a batch. What the broker refuses for its content is looked for, and becomes a dead letter; the others go on."""
+        """Write a batch. What the broker refuses for its content becomes a dead letter; the others continue."""
         refused: dict[int, KafkaError] = {}
         careful = False
         while not self._transact(batch, clock, refused, careful=careful):

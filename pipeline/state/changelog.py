@@ -14,7 +14,7 @@ from pipeline.transport import clients
 
 FETCH = 5_000
 """Records in one application at most: the write to RocksDB holds the GIL."""
-GONE = KafkaError._AUTO_OFFSET_RESET  # noqa: SLF001 - what the offset policy `error` is told by
+GONE = KafkaError._AUTO_OFFSET_RESET  # noqa: SLF001 - how the offset policy `error` reports it
 CHANGELOG_STUCK_S = 60.0
 """Seconds without a record after which a recovery that has not arrived gives up."""
 

@@ -170,7 +170,7 @@ class TableStore(SerializedStore[Any, Any]):
         self.partitions.sent(tp.partition, offset)
 
     async def on_recovery_completed(self, active_tps: set[TP], standby_tps: set[TP]) -> None:
-        """Wait for the recovery where someone wants to be told of its end; elsewhere other partitions run meanwhile."""
+        """Wait for the recovery where someone waits for its end; elsewhere other partitions run meanwhile."""
         if self.table._recover_callbacks:
             await self.partitions.recovered()
 

@@ -42,7 +42,7 @@ class Tagged(msgspec.Struct, gc=False, forbid_unknown_fields=True):
 
 
 class Strict(msgspec.Struct, gc=False, forbid_unknown_fields=True):
-    """An attribute value that is held against DynamoDB's rules: one type tag, and what may stand under it."""
+    """An attribute value that is checked by DynamoDB's rules: one type tag, and what is allowed under it."""
 
     text: str | None = msgspec.field(name="S", default=None)
     number: str | None = msgspec.field(name="N", default=None)

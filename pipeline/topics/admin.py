@@ -61,7 +61,7 @@ class TopicState:
 
     @property
     def problem(self) -> str:
-        """What is wrong with it, or ''. A missing topic is no problem: a worker makes it."""
+        """What is wrong with it, or ''. A missing topic is fine: a worker creates it."""
         if self.partitions in {0, self.wanted.partitions}:
             return ""
         return (

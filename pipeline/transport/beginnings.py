@@ -101,7 +101,7 @@ class Beginnings:
         await self._restart(tp, self._start(tp, replace(there, committed=committed)), claim)
 
     def _start(self, tp: TP, there: PartitionState) -> int:
-        """Decide on the offset; raise FatalError where it cannot be known. A loss holds the partition until it is told."""
+        """Decide on the offset; raise FatalError where it cannot be known. A loss holds the partition until it is reported."""
         if self._host.is_changelog(tp):
             return there.low
         pinned = self._transport.log_of(tp.topic)
@@ -132,7 +132,7 @@ class Beginnings:
             await asyncio.sleep(0.05)
 
     def gone(self, tp: TP, offset: int) -> None:
-        """Go on with what is left: retention has overtaken this worker at an offset."""
+        """Continue with what is left: retention has overtaken this worker at an offset."""
         if (claim := self._claims.get(tp)) is not None:
             self._host.in_background(self._go_on_behind(tp, offset, claim))
 
@@ -152,7 +152,7 @@ class Beginnings:
         await self._restart(tp, start, claim)
 
     def _is_free(self, tp: TP) -> bool:
-        """Say whether the loss of a partition can be told: its state is there, and all that was read before is done."""
+        """Say whether the loss of a partition can be reported: its state is there, and all that was read before is done."""
         return self._host.is_held_by_none_but(tp, GAP) and not any(
             participant.waits(tp) for participant in self._transport.participants
         )
@@ -161,7 +161,7 @@ class Beginnings:
         self._transport.tell_loss(lost)
 
     def _told(self, lost: LostRecords) -> None:
-        """Let a partition go on behind its gap; in the transaction's thread."""
+        """Let a partition continue behind its gap; in the transaction's thread."""
 
         def go_on() -> None:
             for participant in self._transport.participants:

@@ -1,4 +1,4 @@
-"""The end of a process that must not go on: a fatal error, or a commit whose outcome is unknown."""
+"""The end of a process that must not continue: a fatal error, or a commit whose outcome is unknown."""
 
 from __future__ import annotations
 

@@ -20,8 +20,8 @@ from pipeline.transport.logs import UNKNOWN, Log, logs_of
 log = logging.getLogger(__name__)
 
 QUIET_S = 30.0
-"""Seconds without a record after which the consumer is made anew: one was seen that did not come back after a broker's
-restart, and from outside it cannot be told from a quiet topic."""
+"""Seconds without a record after which the consumer is recreated: one was seen that did not come back after a broker's
+restart, and from outside it looks like a quiet topic."""
 
 
 class Follower:

@@ -64,7 +64,7 @@ def logs_of(client: AdminClient, topics: Iterable[str], *, timeout: float = LOGS
 
 
 class Pinned:
-    """The logs that a worker began with, held against those that are there now. In one thread."""
+    """The logs that a worker began with, compared with those that are there now. In one thread."""
 
     def __init__(self, conf: Mapping[str, Any], log_of: Callable[[str], Log]) -> None:
         self._conf, self._log_of = conf, log_of

@@ -42,7 +42,7 @@ REFUSED_PAUSE_S = 0.2
 """Seconds to wait after a slice that the broker refused: a worker that was put out hears of it a moment later."""
 END_DEADLINE_S = 60.0
 """Seconds after which the end of a slice is given up: a transaction is aborted by its coordinator long before, and librdkafka
-has been seen to wait for ever when the coordinator of the group had died."""
+has been seen to wait forever when the coordinator of the group had died."""
 STOP_DEADLINE_S = 8.0
 """Seconds that a stopping worker waits for what the agents have in hand."""
 

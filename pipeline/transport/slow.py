@@ -68,7 +68,7 @@ class Slow:
         self._late_alone: dict[TP, tuple[int, int]] = {}
         """The record of a partition that took too long by itself, by its offset, and how often."""
         self._suspects: dict[TP, Suspects] = {}
-        """Where a batch took too long: other partitions go on as usual, so that the next slices say nothing of it."""
+        """Where a batch took too long: other partitions continue as usual, so that the next slices say nothing of it."""
         self._at_work: tuple[ConsumerMessage | None, float] = None, 0.0
         """What the agents work on, and the seconds since they began it."""
         self._longest: tuple[ConsumerMessage | None, float] = None, 0.0

@@ -41,7 +41,7 @@ AT_ONCE = 16
 PAGE = 1_000
 """Objects of one LIST request, and of one request of S3 that deletes several."""
 LOCK = ".lock"
-"""The file that stands in for conditional puts in a directory."""
+"""The file that replaces conditional puts in a directory."""
 XML = re.compile(r"<\?xml.*?<Error>.*?</Error>|<Error>.*?</Error>", re.DOTALL)
 LONGEST = 1_000
 """Characters of an error's cause at most."""

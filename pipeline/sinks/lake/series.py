@@ -30,7 +30,7 @@ class Series(msgspec.Struct, frozen=True):
     begin: int
     """The first offset that the lake is to hold."""
     follows: bool
-    """Whether it goes on from what a version before has written of the same log, without naming it."""
+    """Whether it continues what a version before has written of the same log, without naming it."""
     at: float
     """When it was begun, in seconds since the epoch."""
     former_log: str = ""

@@ -70,7 +70,7 @@ class ReplicaTable:
         what = f"the table {write.place.table} of the replica {self._settings.name}"
         try:
             key, item = write.key(), write.item()
-        except Exception as error:  # whatever is wrong with it, it is no item
+        except Exception as error:  # whatever is wrong with it, it is not an item
             raise RejectedError(f"{what}: this is not an item of DynamoDB: {error}") from error
         try:
             if self._settings.version == "table":

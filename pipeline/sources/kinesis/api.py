@@ -1,6 +1,6 @@
 """Kinesis Data Streams as AWS offers them: which streams, their shards, their records.
 
-A stream that is deleted and made anew has the same ARN, and its shards the same IDs, but nothing else in common. So here
+A stream that is deleted and recreated has the same ARN, and its shards the same IDs, but nothing else in common. So here
 a stream's ARN carries the second of its creation, `arn:aws:kinesis:region:account:stream/NAME/1795474571`: then the two
 are two streams of one name, and what lies between them is a gap, as with a table's stream that was off.
 """
@@ -113,7 +113,7 @@ class KinesisStreams(StreamApi):
         return bool(name) and captures(self._settings, name)
 
     def shards_of(self, arn: str) -> list[Shard]:
-        """Return the whole listing of a stream's shards, all pages of it; raise VanishedError when it was made anew."""
+        """Return the whole listing of a stream's shards, all pages of it; raise VanishedError when it was recreated."""
         self._require_newest(arn)
         shards: list[Shard] = []
         page: Any = {"StreamARN": plain(arn)}
@@ -143,7 +143,7 @@ class KinesisStreams(StreamApi):
     def iterator(self, arn: str, shard_id: str, start: ShardStart) -> str:
         """Return an iterator that begins with the record at the position, which `records` expects and leaves out.
 
-        When the record that it should go on after is gone, Kinesis itself says nothing: it begins with what is left.
+        When the record that it should continue after is gone, Kinesis itself says nothing: it begins with what is left.
         """
         self._require_newest(arn)
         where: Any

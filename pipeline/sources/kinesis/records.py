@@ -191,7 +191,7 @@ def _keys(put: Put) -> dict[str, dict[str, str]]:
 
 
 def name_of(arn: str) -> str:
-    """Return a stream's name out of its ARN, whatever stands behind it; '' when it is none of Kinesis."""
+    """Return a stream's name out of its ARN, whatever is behind it; '' when it is not one of Kinesis."""
     return arn.partition(":stream/")[2].partition("/")[0] if ":kinesis:" in arn else ""
 
 
@@ -223,7 +223,7 @@ class ExactNumber(str):
 def _object(put: Put, part: str, how: Codec) -> Record:
     fields = _loads(put.data)
     if not isinstance(fields, dict):
-        raise TypeError("not a JSON object: set codec = 'bytes' for what is no object")
+        raise TypeError("not a JSON object: set codec = 'bytes' for what is not an object")
     return _wrapped(put, _event_id(put, part, fields, how.event_id_field), {n: typed(v) for n, v in fields.items()})
 
 

@@ -1,6 +1,6 @@
 """The upkeep of Iceberg tables, beside running workers: few large files of many small ones, old snapshots and orphans removed.
 
-No row changes and no property: a worker that goes on in the middle of it finds what it has left. Each step is a commit that
+No row changes and no property: a worker that continues in the middle of it finds what it has left. Each step is a commit that
 fails when a worker was faster; then it is tried again, on what the worker has made, or left for the next run.
 
 Files are removed when nothing refers to them and they are older than `Ages.orphans`: a worker that is about to commit files
