@@ -28,7 +28,7 @@ def name(options: SoakOptions) -> str:
 
 def section(report: SoakReport, options: SoakOptions, began: datetime, machine: str) -> str:
     """Return the section as Markdown."""
-    verdict = "Nothing was lost without a word, doubled or reordered." if report.ok else "**The output was wrong.**"
+    verdict = "Nothing was lost silently, duplicated or reordered." if report.ok else "**The output was wrong.**"
     figures = [
         ("changes recorded by the streams", report.changes),
         ("lost, and in no gap that was written down", report.lost),
@@ -37,7 +37,7 @@ def section(report: SoakReport, options: SoakOptions, began: datetime, machine: 
         *(_of_kinesis(report) if options.kinesis else _of_dynamodb(report)),
         ("SIGKILL of a worker", report.kills),
         (
-            "answers without records though there were some, for 6 s on end, a worker's first ones among them",
+            "answers without records though there were some, for 6 s in a row, a worker's first ones among them",
             report.dry,
         ),
         ("times that the provider of credentials failed for 10 s", report.provider_failures),
@@ -51,8 +51,8 @@ def section(report: SoakReport, options: SoakOptions, began: datetime, machine: 
         *(KINESIS if options.kinesis else DYNAMODB),
         f"Three workers with `ingest` and `deduplicate` read {options.rate:,} changes a second; one is killed",
         "every 20 seconds. After every other kill AWS gives no records for 6 s, though there are some, also to the worker that",
-        "comes back, and then the provider of credentials fails for 10 s. In the end the raw topic and the gaps are held",
-        "against what the simulator knows.",
+        "comes back, and then the provider of credentials fails for 10 s. In the end the raw topic and the gaps are compared",
+        "with what the simulator knows.",
         "",
         f"{verdict} {began:%Y-%m-%d %H:%M} UTC; {machine}.",
         "",

@@ -233,7 +233,7 @@ def _update(old: Item, new: Item) -> dict[str, Any]:
 
 @dataclass(slots=True)
 class _Record:
-    """One item while it is planned: its version goes on rising when it is deleted and put again."""
+    """One item while it is planned: its version keeps rising when it is deleted and put again."""
 
     table: str
     key: Item
@@ -286,7 +286,7 @@ class _Lane:
         if self._random.random() < 0.1:
             name = _customer_id(self._made, prefix=f"visitor-{self._number}-")
             return self._record(CUSTOMERS, {"customer_id": {"S": name}})
-        # Random bytes are no UTF-8; three lines share an order. The lane and the number make it unique.
+        # Random bytes are not UTF-8; three lines share an order. The lane and the number make it unique.
         order = bytes([0xFF, self._number]) + (self._made // 3).to_bytes(3, "big")
         return self._record(ORDERS, {"order_id": {"B": order}, "line": {"N": str(self._made % 3 + 1)}})
 

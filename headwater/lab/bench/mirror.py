@@ -160,7 +160,7 @@ def preload(servers: str, count: int) -> None:
 
 
 def check(servers: str, topic: str, count: int) -> LoadOutcome:
-    """Hold the event IDs that are there against those that were written."""
+    """Compare the event IDs that are there with those that were written."""
     found = [dict(headers)["event_id"] for headers in load.read_headers(servers, topic)]
     return LoadOutcome(count - len(set(found)), len(found) - len(set(found)))
 
