@@ -7,7 +7,7 @@ DEMO_ARGS ?=
 TEST_ARGS ?=
 SEED ?= $(shell date +%s)
 
-.PHONY: help setup engines demo test bench soak-sources chaos check docs format lock clean lambda
+.PHONY: help setup engines demo test test-fast bench soak-sources chaos check docs site format lock clean lambda
 
 help: ## show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ test: engines ## run all tests (TEST_ARGS="-k name" for some)
 	@$(BIN)/pytest -n 2 --dist loadfile tests/unit tests/property tests/conformance $(TEST_ARGS) || test $$? -eq 5
 	@$(BIN)/pytest -n 2 --dist loadfile -m "not alone" tests/integration $(TEST_ARGS) || test $$? -eq 5
 	@$(BIN)/pytest -m alone tests/integration $(TEST_ARGS) || test $$? -eq 5
+
+test-fast: setup ## the tests of code alone, for daily work: no broker, under two minutes
+	@$(BIN)/pytest -n 2 --dist worksteal -m "not slow" tests/unit tests/property tests/conformance $(TEST_ARGS) || test $$? -eq 5
 
 bench: setup ## measure deduplication, flows and the lake against peers, ingest, mirror and replay against plain loops (an hour)
 	@$(BIN)/headwater bench dedup --peers
@@ -76,6 +79,10 @@ docs: setup ## write the pages that are made from the code, the map and the pict
 	@$(BIN)/python docs/images/flow.py
 	@$(BIN)/python docs/images/transport.py
 
+site: setup ## build the docs site into site/, to be opened without a server; search works offline
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "open site/index.html"
+
 format: setup ## format the code and mend what the linter can mend
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
@@ -84,4 +91,4 @@ lock: setup ## resolve the dependencies again
 	@$(BIN)/uv lock
 
 clean: ## remove what setup and the local stack left in this directory
-	rm -rf $(VENV) .headwater .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .headwater site .mypy_cache .ruff_cache .pytest_cache .hypothesis

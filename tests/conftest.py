@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import boto3
 import pytest
 from mypy_boto3_dynamodb import DynamoDBClient
+from support.commands import run_while_it_moves
 from xdist.scheduler import LoadFileScheduling
 
 from headwater.lab import kafka
@@ -94,14 +95,10 @@ def headwater_in(directory: Path) -> Headwater:
     """Return the command, run in a directory."""
 
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+        return run_while_it_moves(
             [sys.executable, "-m", "headwater.cli", *arguments],
-            cwd=directory,
-            env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1", **environment},
-            capture_output=True,
-            text=True,
-            timeout=280,
-            check=False,
+            directory,
+            {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", **environment},
         )
 
     return run

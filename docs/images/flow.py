@@ -43,7 +43,7 @@ CARRIES = [
     (192, "ingest", "walks shards", ["positions:", "topic shards"]),
     (384, "deduplicate", "drops repeats", ["event IDs: RocksDB,", "topic seen"]),
     (576, "transform", "filter, join, route", ["joined tables: RocksDB,", "topics reference.*"]),
-    (768, "lake", "write-once files", ["beside it: mirror (cluster),", "replica (table)"]),
+    (768, "lake", "write-once files", ["beside it: mirror (cluster),", "replica (table), Pub/Sub"]),
 ]
 
 

@@ -10,7 +10,6 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from enum import Enum
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -21,6 +20,7 @@ from pydantic import AwareDatetime, BaseModel
 from pydantic.fields import FieldInfo
 
 from headwater.cli import app
+from headwater.groups import commands_of
 from pipeline.metrics.worker_metrics import Metrics
 from pipeline.settings.enrich import (
     ComputeSettings,
@@ -187,47 +187,96 @@ def commands(command: Any = None, path: str = "headwater") -> Iterator[tuple[str
     """Walk through the commands: the words that are typed, and Typer's command."""
     command = typer.main.get_command(app) if command is None else command
     yield path, command
-    for name, inner in getattr(command, "commands", {}).items():
+    for name, inner in commands_of(command).items():
         yield from commands(inner, f"{path} {name}")
+
+
+CLI_INTRODUCTION = """# Command line
+
+Data go to stdout, progress and errors to stderr. Every command has `--help`, or `-h`; `headwater help lake verify` shows the
+same. `headwater --install-completion` has your shell complete commands and options, from its next start on;
+`--show-completion` prints the script instead.
+
+Every command that prints takes `--json`, but `run`, which becomes the worker and logs, and `help`. On a terminal tables are
+folded to its width; nothing is cut off.
+
+Exit code 0: fine; 1: problems found; 2: wrong usage or settings.
+
+In a usage, what is in brackets may be left out, and what has dots may be given more than once.
+
+"""
 
 
 def cli_page() -> str:
     """Return every command with its arguments and options."""
-    page = [
-        NOTE,
-        "# Command line\n\nData go to stdout, progress and errors to stderr. Every command has `--help`.\n\n",
-        "Exit code 0: fine; 1: problems found; 2: wrong usage or settings.\n\n",
-    ]
+    page = [NOTE, CLI_INTRODUCTION]
     for path, command in commands():
-        arguments = [p for p in command.params if p.param_type_name == "argument"]
-        usage = " ".join([path, *(f"[{p.name.upper()}]..." for p in arguments)])
-        page.append(f"## {path}\n\n```\n{usage}{' [OPTIONS]' if len(command.params) > len(arguments) else ''}\n```\n\n")
-        page.append(f"{command.help}\n\n")
-        rows = [[_option(p), _option_default(p), p.help or ""] for p in command.params if not p.hidden]
-        page.append(table(["option", "default", "meaning"], rows) if rows else "")
-        inner = [f"[{path} {name}](#{path.replace(' ', '-')}-{name})" for name in getattr(command, "commands", {})]
+        page.append(f"## {path}\n\n```\n{_usage(path, command)}\n```\n\n{command.help}\n\n")
+        rows = [
+            [_names(one), _value(one), _option_default(one), _cli_meaning(one)]
+            for one in command.params
+            if not one.hidden
+        ]
+        page.append(table(["argument or option", "value", "default", "meaning"], rows) if rows else "")
+        inner = [f"[{path} {name}](#{path.replace(' ', '-')}-{name})" for name in commands_of(command)]
         page.append(f"Commands: {', '.join(inner)}.\n\n" if inner else "")
     return "".join(page)
 
 
-def _option(parameter: Any) -> str:
+def _usage(path: str, command: Any) -> str:
+    arguments = [_argument(one) for one in command.params if one.param_type_name == "argument"]
+    options = [one for one in command.params if one.param_type_name == "option"]
+    needed = [f"{one.opts[0]} {_name(one)}" for one in options if one.required]
+    rest = ["[OPTIONS]"] if len(options) > len(needed) else []
+    inner = commands_of(command)
+    after = [] if not inner else ["[COMMAND]"] if command.invoke_without_command else ["COMMAND"]
+    return " ".join([path, *arguments, *needed, *rest, *after])
+
+
+def _argument(parameter: Any) -> str:
+    name = _name(parameter) if parameter.required else f"[{_name(parameter)}]"
+    return f"{name}..." if parameter.nargs == -1 else name
+
+
+def _name(parameter: Any) -> str:
+    return str(parameter.metavar or parameter.name).upper()
+
+
+def _names(parameter: Any) -> str:
     if parameter.param_type_name == "argument":
-        return code(parameter.name.upper())
-    names = ", ".join(code(name) for name in [*parameter.opts, *parameter.secondary_opts])
-    return names if parameter.is_flag else f"{names} {_value(parameter.default)}"
+        return code(_name(parameter))
+    return ", ".join(code(name) for name in [*parameter.opts, *parameter.secondary_opts])
 
 
-def _value(default: Any) -> str:
-    return {int: "number", str: "text"}.get(type(default), "path")
+def _value(parameter: Any) -> str:
+    """Return what is typed for an argument, or behind an option, by its type; nothing for a flag."""
+    if getattr(parameter, "is_flag", False):
+        return ""
+    kind = parameter.type_descriptor
+    annotation = get_args(kind.annotation)[0] if kind.is_list else kind.annotation
+    words = " or ".join(code(str(choice)) for choice in kind.choices) if kind.choices else CLI_TYPES[annotation]
+    limits = [("from", parameter.min), ("to", parameter.max)]
+    words += "".join(f" {word} {limit:,}" for word, limit in limits if limit is not None)
+    return words + ", may be repeated" * bool(getattr(parameter, "multiple", False))
+
+
+CLI_TYPES: Mapping[Any, str] = {str: "text", int: "number", float: "number", Path: "path"}
 
 
 def _option_default(parameter: Any) -> str:
     default = parameter.default
-    if default is None or default is False:
+    if parameter.required:
+        return "must be given"
+    if isinstance(parameter.show_default, str):
+        return code(parameter.show_default)
+    if default is None or default is False or default == "":
         return ""
-    if default is True:
-        return code(parameter.opts[0])
-    return code(str(default.value if isinstance(default, Enum) else default))
+    return code(parameter.opts[0] if default is True else str(default))
+
+
+def _cli_meaning(parameter: Any) -> str:
+    variables = [parameter.envvar] if isinstance(parameter.envvar, str) else parameter.envvar or []
+    return (parameter.help or "") + "".join(f" Variable: {code(name)}." for name in variables)
 
 
 # -- metrics and topics -----------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""`headwater dlq`: look at dead letters, and do something about them."""
+"""`headwater dlq`: list, show, retry, edit and discard dead letters."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import msgspec
 import typer
-from rich.table import Table
 
-from headwater.console import Json, out, print_json, print_lines, say
+from headwater.console import Json, print_json, print_lines, print_table, print_text, say
 from pipeline.errors import UsageError
-from pipeline.files import exact_json
-from pipeline.files.content import content
-from pipeline.operate import dead_letters
-from pipeline.operate.dead_letters import Letter, LetterFilter
-from pipeline.settings.load import load
-from pipeline.settings.root import Settings
 
-app = typer.Typer(help="Dead letters: what was rejected, why, and what to do about it.", no_args_is_help=True)
-Ids = Annotated[list[str] | None, typer.Argument(help="Letters, by their IDs; without, all that the options choose.")]
-FlowOption = Annotated[str, typer.Option("--flow", help="Only those of this flow.")]
-StageOption = Annotated[
-    str, typer.Option("--stage", help="Only those of this stage: ingest, deduplicate, transform, lake.")
+if TYPE_CHECKING:
+    from pipeline.operate.dead_letters import Letter
+    from pipeline.settings.root import Settings
+
+app = typer.Typer(
+    help="List, show, retry, edit and discard dead letters: messages that were rejected.", no_args_is_help=True
+)
+Ids = Annotated[
+    list[str] | None, typer.Argument(metavar="ID", help="IDs of dead letters. Without IDs: all that match the options.")
 ]
-ReasonOption = Annotated[str, typer.Option("--reason", help="Only those whose reason contains this.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Do it for all that the options choose, without IDs.")]
+FlowOption = Annotated[str, typer.Option("--flow", help="Only dead letters of this flow.")]
+STAGES = ("ingest", "deduplicate", "transform", "lake", "mirror", "replica", "pubsub", "replay")
+StageOption = Annotated[str, typer.Option("--stage", help=f"Only dead letters of this stage: {', '.join(STAGES)}.")]
+ReasonOption = Annotated[str, typer.Option("--reason", help="Only dead letters whose reason contains this text.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Confirm: do it for all that match the options.")]
 
 
 @app.command(name="list")
@@ -38,33 +38,45 @@ def list_letters(
     flow: FlowOption = "",
     stage: StageOption = "",
     reason: ReasonOption = "",
-    done: Annotated[bool, typer.Option("--all", help="Those that are done with, too.")] = False,
+    done: Annotated[bool, typer.Option("--all", help="Also those that were retried, edited or discarded.")] = False,
     as_json: Json = False,
 ) -> None:
-    """List dead letters, oldest first; JSON lines where the output is no terminal. Exit 1 when there are any open."""
+    """List dead letters, oldest first. JSON lines when the output is not a terminal. Exit 1 when there are open ones."""
+    from pipeline.operate import dead_letters
+    from pipeline.operate.dead_letters import LetterFilter
+    from pipeline.settings.load import load
+
     found = dead_letters.letters(load(), LetterFilter((), flow, stage, reason, done))
     if as_json or not sys.stdout.isatty():
         print_lines(one.json() for one in found)
     else:
-        table = Table("id", "at", "state", "stage", "flow", "key", "reason")
-        for one in found:
-            row = one.json()
-            table.add_row(*(str(row[name] or "") for name in ("id", "at", "state", "stage", "flow", "key", "reason")))
-        out.print(table)
+        _print_letters(found)
     if any(one.state == "open" for one in found):
         raise typer.Exit(1)
 
 
+def _print_letters(found: Sequence[Letter]) -> None:
+    names = "id", "at", "state", "stage", "flow", "key", "reason"
+    print_table(names, [[str(one.json()[name] or "") for name in names] for one in found])
+
+
 @app.command()
-def show(ids: Annotated[list[str], typer.Argument(help="Letters, by their IDs.")], as_json: Json = False) -> None:
-    """Print letters whole, as JSON: why, from where, headers, and the value."""
+def show(
+    ids: Annotated[list[str], typer.Argument(metavar="ID", help="IDs of dead letters.")], as_json: Json = False
+) -> None:
+    """Print dead letters in full, as JSON: reason, origin, headers, value."""
+    from pipeline.files import exact_json
+    from pipeline.operate import dead_letters
+    from pipeline.operate.dead_letters import LetterFilter
+    from pipeline.settings.load import load
+
     settings = load()
     found = [dead_letters.opened(settings, one) for one in dead_letters.letters(settings, LetterFilter(ids, done=True))]
     if as_json or not sys.stdout.isatty():
         print_lines(one.whole() for one in found)
     else:
         for one in found:
-            out.print(exact_json.dumps(one.whole(), indent=2), markup=False, soft_wrap=True)
+            print_text(exact_json.dumps(one.whole(), indent=2))
 
 
 @app.command()
@@ -76,7 +88,10 @@ def retry(
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Have letters tried again by the step that rejected them; what waits behind them goes on when that works."""
+    """Retry dead letters in the step that rejected them. Changes that wait behind them continue when that succeeds."""
+    from pipeline.operate import dead_letters
+    from pipeline.settings.load import load
+
     settings = load()
     chosen = _chosen(settings, ids, flow, stage, reason, yes)
     _report("retried", dead_letters.retry(settings, chosen), as_json)
@@ -91,7 +106,10 @@ def skip(
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Give letters up: they stay on the topic, count no more, and what waits behind them goes on."""
+    """Discard dead letters: they stay on the topic, but are no longer counted. Changes that wait behind them continue."""
+    from pipeline.operate import dead_letters
+    from pipeline.settings.load import load
+
     settings = load()
     chosen = _chosen(settings, ids, flow, stage, reason, yes)
     _report("skipped", dead_letters.skip(settings, chosen), as_json)
@@ -99,32 +117,40 @@ def skip(
 
 @app.command()
 def edit(
-    letter: Annotated[str, typer.Argument(help="A letter, by its ID.")],
+    letter: Annotated[str, typer.Argument(metavar="ID", help="The ID of a dead letter.")],
     file: Annotated[
-        Path | None, typer.Argument(help="A file with the new value, -: stdin; without, $EDITOR is opened.")
+        Path | None, typer.Argument(help="A file with the new value. -: stdin. Default: $EDITOR is opened.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Have a letter tried again with another value. The letter itself stays as it is."""
+    """Retry a dead letter with a new value. The dead letter itself is not changed."""
+    from pipeline.files.content import content
+    from pipeline.operate import dead_letters
+    from pipeline.operate.dead_letters import LetterFilter
+    from pipeline.settings.load import load
+
     settings = load()
     (sealed,) = dead_letters.letters(settings, LetterFilter((letter,), done=True))
     one = dead_letters.opened(settings, sealed)
     value = _edited(one) if file is None else sys.stdin.buffer.read() if file == Path("-") else content(file)
     if value.strip() == (one.value or b"").strip():
-        say("the value is what it was: nothing was done")
+        say("the value is unchanged: nothing was done")
+        if as_json:
+            print_json({"edited": 0})
         return
     _report("edited", dead_letters.retry(settings, [sealed], value), as_json)
 
 
 def _chosen(settings: Settings, ids: list[str] | None, flow: str, stage: str, reason: str, yes: bool) -> list[Letter]:
+    from pipeline.operate import dead_letters
+    from pipeline.operate.dead_letters import LetterFilter
+
     if not ids and not yes:
-        raise UsageError(
-            "name letters by their IDs, or choose them by options and say --yes", hint="headwater dlq list"
-        )
+        raise UsageError("expected IDs of dead letters, or options and --yes", hint="headwater dlq list")
     found = dead_letters.letters(settings, LetterFilter(tuple(ids or ()), flow, stage, reason, done=bool(ids)))
     for one in found:
         if one.state != "open":
-            say(f"{one.id} was {one.state} already: left out")
+            say(f"{one.id} was already {one.state}: ignored")
     return [one for one in found if one.state == "open"]
 
 
@@ -137,12 +163,14 @@ def _report(what: str, count: int, as_json: bool) -> None:
 
 def _edited(one: Letter) -> bytes:
     """Let the user edit the value, indented where it is JSON."""
+    import msgspec
+
     editor = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi")
     try:
         text = msgspec.json.format(one.value or b"", indent=2)
     except msgspec.DecodeError:
         text = one.value or b""
-    with tempfile.NamedTemporaryFile(prefix=f"letter-{one.id}-", suffix=".json") as file:
+    with tempfile.NamedTemporaryFile(prefix=f"dead-letter-{one.id}-", suffix=".json") as file:
         file.write(text)
         file.flush()
         try:

@@ -1,49 +1,50 @@
-"""`headwater explain`: what the flows make of one event, as a tree."""
+"""`headwater explain`: what the flows do with one event, as a tree."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from confluent_kafka import TopicPartition
-from rich.markup import escape
-from rich.tree import Tree
 
-from headwater.console import Json, out, print_json
-from models.change import MalformedChangeError
+from headwater.console import Json, print_drawn, print_json
 from pipeline.errors import UsageError
-from pipeline.files import exact_json
-from pipeline.files.content import content
-from pipeline.flows import given_items
-from pipeline.flows.compile import onlooking
-from pipeline.flows.explain import FlowTrace
-from pipeline.flows.explain import explain as explain_event
-from pipeline.settings.load import load
-from pipeline.settings.root import Settings
-from pipeline.topics.admin import admin, look
-from pipeline.topics.names import Topic
-from pipeline.topics.read import READ_TIMEOUT_S, reading
+
+if TYPE_CHECKING:
+    from rich.tree import Tree
+
+    from pipeline.flows.explain import FlowTrace
+    from pipeline.settings.root import Settings
 
 
 def explain(
-    event: Annotated[Path | None, typer.Argument(help="A file with one event, as on raw.")] = None,
+    event: Annotated[Path | None, typer.Argument(help="A file with one event in the form of raw.")] = None,
     topic: Annotated[
-        str, typer.Option(help="Instead of a file: a topic, with or without the prefix.", show_default="raw")
+        str,
+        typer.Option(help="Read the event from this topic instead. The prefix may be left out.", show_default="raw"),
     ] = "",
-    partition: Annotated[int, typer.Option(min=0, help="The partition on it.")] = 0,
-    offset: Annotated[int, typer.Option(min=-1, help="The offset there.")] = -1,
+    partition: Annotated[int, typer.Option(min=0, help="The partition of the event.")] = 0,
+    offset: Annotated[int, typer.Option(min=-1, help="The offset of the event.")] = -1,
     reference: Annotated[
         list[Path] | None,
-        typer.Option(help="TABLE.jsonl: items in typed JSON; topic:NAME.jsonl: keys and values; one a line."),
+        typer.Option(
+            help="Reference data for joins, one item per line: TABLE.jsonl (typed JSON), topic:NAME.jsonl (keys and values)."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show what each flow makes of an event: which predicate decided, what each step did, where it would go."""
+    """Show what each flow does with an event: which condition decided, what each step did, where it would go."""
+    from models.change import MalformedChangeError
+    from pipeline.files.content import content
+    from pipeline.flows import given_items
+    from pipeline.flows.compile import onlooking
+    from pipeline.flows.explain import explain as explain_event
+    from pipeline.settings.load import load
+
     settings = load()
     if (event is None) == (offset < 0):
-        raise UsageError("name a file, or --topic, --partition and --offset", hint="headwater explain --help")
+        raise UsageError("expected a file, or --topic, --partition and --offset", hint="headwater explain --help")
     value = content(event) if event is not None else _fetch(settings, topic, partition, offset)
     references = {file.stem: given_items.read(file) for file in reference or ()}
     try:
@@ -54,15 +55,20 @@ def explain(
         print_json([trace.json() for trace in traces])
         return
     for trace in traces:
-        out.print(_tree(trace))
+        print_drawn(_tree(trace))
 
 
 COLOURS = {"sent": "green", "left out": "yellow", "rejected": "red"}
 
 
 def _tree(trace: FlowTrace) -> Tree:
+    from rich.markup import escape
+    from rich.tree import Tree
+
+    from pipeline.files import exact_json
+
     reason = f": {escape(trace.reason)}" if trace.reason else ""
-    waits = f"waits up to {trace.waits:g} s for its reference, and without it is then " if trace.waits else ""
+    waits = f"waits up to {trace.waits:g} s for its reference, then is " if trace.waits else ""
     tree = Tree(f"flow [bold]{escape(trace.flow)}[/]  {waits}[{COLOURS[trace.outcome]}]{trace.outcome}[/]{reason}")
     for step in trace.steps:
         branch = tree.add(f"{escape(step.step)}: {escape(step.outcome)}")
@@ -77,15 +83,21 @@ def _tree(trace: FlowTrace) -> Tree:
 
 def _fetch(settings: Settings, topic: str, partition: int, offset: int) -> bytes:
     """Read one record of a topic; raise FatalError when the cluster cannot be reached."""
+    from confluent_kafka import TopicPartition
+
+    from pipeline.topics.admin import admin, look
+    from pipeline.topics.names import Topic
+    from pipeline.topics.read import READ_TIMEOUT_S, reading
+
     wanted = topic or "raw"
     names = (f"{settings.prefix}.{wanted}", wanted)  # of both, that of this deployment
     asked = look(admin(settings.kafka.conf), [Topic(name, 0, "explained") for name in names])
     found = next((one for one in asked if one.partitions), None)
     if found is None:
-        raise UsageError(f"there is no topic {names[0]}, nor {names[1]}", hint="headwater topics")
+        raise UsageError(f"there is no topic {names[0]} or {names[1]}", hint="headwater topics")
     name = found.wanted.name
     if partition >= found.partitions:
-        raise UsageError(f"{name} has {found.partitions} partitions, from 0 on", hint="headwater topics")
+        raise UsageError(f"{name} has partitions 0 to {found.partitions - 1}", hint="headwater topics")
     deadline = time.monotonic() + READ_TIMEOUT_S
     with reading(settings) as consumer:
         consumer.assign([TopicPartition(name, partition, offset)])

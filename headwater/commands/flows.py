@@ -1,4 +1,4 @@
-"""`headwater flows`: look at flows, try them, and have the workers run them."""
+"""`headwater flows`: check, test, show and apply flows."""
 
 from __future__ import annotations
 
@@ -7,38 +7,40 @@ import sys
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from headwater.console import Json, one_of, out, print_json, say
+from headwater.console import Json, print_json, print_text, say
 from pipeline.errors import HeadwaterError, UsageError
-from pipeline.flows import apply as applying
-from pipeline.flows import golden
-from pipeline.flows import graph as graphing
-from pipeline.flows.check import doubts_of, examine
-from pipeline.settings import root as settings_module
-from pipeline.settings.load import load
 
-app = typer.Typer(help="Look at flows, try them, and have the workers run them.", no_args_is_help=True)
+app = typer.Typer(help="Check, test, show and apply flows.", no_args_is_help=True)
 
 
 @app.command()
 def apply(
-    check: Annotated[bool, typer.Option("--check", help="Only say whether they can be applied.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Only check whether they can be applied.")] = False,
     detach: Annotated[bool, typer.Option("--detach", help="Do not wait for the workers.")] = False,
-    seconds: Annotated[float, typer.Option("--wait", min=0, help="Seconds to wait for the workers at most.")] = 60.0,
+    seconds: Annotated[
+        float, typer.Option("--wait", min=0, help="Longest time to wait for the workers, in seconds.")
+    ] = 60.0,
     as_json: Json = False,
 ) -> None:
-    """Have all workers run the flows of the settings file, without a restart. Exit 1 when one has not taken them up."""
+    """Apply the flows of the settings file to all workers, without a restart. Exit 1 when a worker does not run them."""
+    from pipeline.flows import apply as applying
+    from pipeline.settings import root as settings_module
+    from pipeline.settings.load import load
+
     settings, file = load(), settings_module.config_file(os.environ)
     for warning in applying.validate(settings, file):
         say(f"warning: {warning}")
     if check:
         say(f"{file}: {len(settings.flows)} flows can be applied")
+        if as_json:
+            print_json({"flows": [flow.name for flow in settings.flows]})
         return
     version, new = applying.apply(settings)
-    say(f"version {version.number} {'is published' if new else 'has these flows already'}")
+    say(f"version {version.number} {'is published' if new else 'already has these flows'}")
     if detach:
         if as_json:
             print_json({"version": version.number, "new": new})
@@ -47,13 +49,13 @@ def apply(
     for worker, reason in found.refused.items():
         say(f"{worker} refuses: {reason}")
     for worker in found.waiting:
-        say(f"{worker} has not taken it up in {seconds:g} s: headwater status")
+        say(f"{worker} does not run it after {seconds:g} s: headwater status")
     if not (found.taken or found.refused or found.waiting):
-        say("no worker runs flows now: the next one takes it up when it starts")
+        say("no worker runs flows now: workers use this version when they start")
     else:
         say(f"{len(found.taken)} workers run it")
     if settings.lake.url:
-        say("a sink that is new gets into the lake when the workers with the agent lake are restarted")
+        say("restart the workers that run the agent lake to have new sinks in the lake")
     if as_json:
         names = {"taken": found.taken, "refused": found.refused, "waiting": found.waiting}
         print_json({"version": version.number, "new": new, **names})
@@ -63,7 +65,10 @@ def apply(
 
 @app.command()
 def lint(as_json: Json = False) -> None:
-    """Show what of the flows can hardly have an effect: patterns and names that no change has. Exit 1 when there is any."""
+    """Find parts of flows that can have no effect: patterns and names that no change has. Exit 1 when there are any."""
+    from pipeline.flows.check import doubts_of, examine
+    from pipeline.settings.load import load
+
     settings = load()
     for flow in settings.flows:
         examine(settings, flow)
@@ -72,7 +77,7 @@ def lint(as_json: Json = False) -> None:
         print_json([asdict(one) for one in found])
     else:
         for one in found:
-            out.print(one.line, markup=False, highlight=False, soft_wrap=True)
+            print_text(one.line)
     if found:
         raise typer.Exit(1)
 
@@ -80,10 +85,13 @@ def lint(as_json: Json = False) -> None:
 @app.command()
 def test(
     place: Annotated[Path, typer.Argument(help="Golden files: a directory, or one file.")] = Path("flow-tests"),
-    update: Annotated[bool, typer.Option("--update", help="Write into the files what the flows make now.")] = False,
+    update: Annotated[bool, typer.Option("--update", help="Write what the flows produce now into the files.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Run the flows on the events of golden files, and compare with what they expect. Exit 1 when one differs."""
+    """Run the flows on the events of golden files, and compare the results. Exit 1 when one differs."""
+    from pipeline.flows import golden
+    from pipeline.settings.load import load
+
     settings = load()
     verdicts = [golden.check(file, settings, update=update) for file in golden.cases(place)]
     if as_json:
@@ -97,31 +105,48 @@ def test(
 
 
 @app.command(name="new-key")
-def new_key(file: Annotated[Path, typer.Argument(help="Where to write it; never over a file that is there.")]) -> None:
-    """Write a key for masks: 32 random bytes that only the owner of the file may read."""
+def new_key(
+    file: Annotated[Path, typer.Argument(help="The new file. An existing file is never overwritten.")],
+    as_json: Json = False,
+) -> None:
+    """Write a new key for masks: 32 random bytes, in a file that only its owner may read."""
     from pipeline.services.keys import new_key as write
 
     write(file)
-    say(f'mask_key = "file:{file.absolute()}"; without this file nobody undoes a token or opens a dead letter')
+    if as_json:
+        print_json({"mask_key": f"file:{file.absolute()}"})
+    say(
+        f'mask_key = "file:{file.absolute()}"; keep this file: no token is reversed and no sealed dead letter opened without it'
+    )
 
 
 @app.command()
 def graph(
-    form: Annotated[str, typer.Option("--format", help="mermaid or svg.")] = "mermaid",
+    form: Annotated[Literal["mermaid", "svg"], typer.Option("--format", help="The format of the picture.")] = "mermaid",
+    as_json: Json = False,
 ) -> None:
-    """Print the flows of the settings as a picture: tables, what is done with their changes, sinks."""
+    """Print the flows of the settings as a picture: tables, steps, sinks."""
+    from pipeline.flows import graph as graphing
+    from pipeline.settings.load import load
+
     flows = load().flows
-    draw = {"mermaid": graphing.mermaid, "svg": graphing.svg}[one_of("--format", form, "mermaid", "svg")]
-    sys.stdout.write(draw(flows))
+    draw = {"mermaid": graphing.mermaid, "svg": graphing.svg}[form]
+    if as_json:
+        print_json({"format": form, "graph": draw(flows)})
+    else:
+        sys.stdout.write(draw(flows))
 
 
 @app.command()
 def match(
-    pattern: Annotated[Path, typer.Argument(help="A file with a pattern, as EventBridge takes it.")],
-    events: Annotated[Path, typer.Argument(help="Events, one JSON object a line; -: stdin.")] = Path("-"),
-    count: Annotated[bool, typer.Option("--count", help="Print how many match, not which.")] = False,
+    pattern: Annotated[Path, typer.Argument(help="A file with a pattern in EventBridge's syntax.")],
+    events: Annotated[Path, typer.Argument(help="A file with events, one JSON object per line. -: stdin.")] = Path("-"),
+    count: Annotated[bool, typer.Option("--count", help="Print only how many match.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --count, print JSON. Events are printed as JSON anyway.")
+    ] = False,
 ) -> None:
-    """Print the events that a pattern matches, as they came. Exit 1 when a line is no JSON."""
+    """Print the events that match a pattern, unchanged. Exit 1 when a line is not JSON."""
     from pipeline.flows.match import Matcher, Tally
 
     matcher, tally = Matcher(pattern), Tally()
@@ -129,12 +154,13 @@ def match(
         with suppress(BrokenPipeError), sys.stdin.buffer if events == Path("-") else events.open("rb") as lines:
             found = matcher.of(lines, tally)
             if count:
-                sys.stdout.write(f"{sum(1 for _ in found)}\n")
+                matched = sum(1 for _ in found)
+                sys.stdout.write(f"{matched}\n") if not as_json else print_json({"matched": matched, "of": tally.lines})
             else:
                 sys.stdout.buffer.writelines(found)
     except OSError as error:
         raise UsageError(f"{events}: {error.strerror}", hint=f"ls {events.parent}") from error
     if tally.unreadable:
         raise HeadwaterError(
-            f"{events}: {tally.unreadable} of {tally.lines} lines are no JSON, the first is {tally.first_unreadable}"
+            f"{events}: {tally.unreadable} of {tally.lines} lines are not JSON; the first is {tally.first_unreadable}"
         )

@@ -1,4 +1,4 @@
-"""`headwater lake`: check the files of the lakes, and keep them: few large ones of many small ones, nothing left over."""
+"""`headwater lake`: verify and maintain lakes, and print their DDL."""
 
 from __future__ import annotations
 
@@ -6,33 +6,29 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Table
 
-from headwater.console import Json, err, out, print_json, say
+from headwater.console import Json, err, print_json, print_table, print_text, say
 from pipeline.errors import HeadwaterError, UsageError
-from pipeline.settings.load import load
-from pipeline.settings.sinks import LakeSettings
 
 if TYPE_CHECKING:
     from pipeline.settings.root import Settings
+    from pipeline.settings.sinks import LakeSettings
     from pipeline.sinks.lake.configured import Chosen
+    from pipeline.sinks.lake.iceberg.maintain import UpkeepReport
     from pipeline.sinks.lake.maintain import Maintained
     from pipeline.sinks.lake.maintain import Progress as Told
 
-app = typer.Typer(help="The lakes: check and maintain them.", no_args_is_help=True)
+app = typer.Typer(help="Verify and maintain lakes, and print their DDL.", no_args_is_help=True)
 Prefix = Annotated[
     str,
-    typer.Option(
-        "--below", help="Only what lies below these directories: source_table=orders/changed_date=2026-01-01."
-    ),
+    typer.Option("--below", help="Only files below this path: source_table=orders/changed_date=2026-01-01."),
 ]
 Name = Annotated[
     str,
-    typer.Option("--lake", help="The lake of this name alone; `lake` is the one without a name."),
+    typer.Option("--lake", help="Only the lake of this name. `lake` is the one without a name."),
 ]
 
 
@@ -40,28 +36,28 @@ Name = Annotated[
 def verify(
     below: Prefix = "",
     name: Name = "",
-    url: Annotated[str, typer.Option("--url", help="A lake that is not in the settings; implies --offline.")] = "",
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Only see whether the files are there, do not read them.")
-    ] = False,
+    url: Annotated[str, typer.Option("--url", help="A lake that is not in the settings. Implies --offline.")] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="Only check that the files exist; do not read them.")] = False,
     offline: Annotated[
-        bool, typer.Option("--offline", help="Do not ask Kafka up to which offset the lake must reach.")
+        bool, typer.Option("--offline", help="Do not ask Kafka which offsets the lake must hold.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Hold the files against what should be there: each whole, unaltered; no offset missing, none twice. Exit 1 if not.
+    """Verify that each file is complete and unaltered, and each offset is there once. Exit 1 if not.
 
-    What should be there of a partition goes from where the lake began to the offset that its workers have committed. With
-    --json, one line for each lake.
+    The offsets of a partition go from where the lake began to what its workers have committed. With --json, one line per
+    lake.
     """
+    from pipeline.settings.load import load
+
     settings = load()
     lakes = [_at(url)] if url else _of_settings(settings, name)
     if not any(lake.is_files for lake in lakes):
-        raise UsageError("this lake is Iceberg tables: there are no files to check", hint='table = "parquet"')
+        raise UsageError("this lake has Iceberg tables, so there are no files to verify", hint='table = "parquet"')
     failed = False
     for lake in lakes:
         if not lake.is_files:
-            say(f"{lake.name}: Iceberg tables, there are no files to check")
+            say(f"{lake.name}: has Iceberg tables, no files to verify")
             continue
         asks = not (url or offline or below)
         with _going_on(lake, several=len(lakes) > 1) as went_on:
@@ -87,18 +83,13 @@ def _verify(
         print_json({"lake": lake.name, "url": lake.url, **checked.json()})
     else:
         for problem in (*checked.lost, *checked.problems):
-            out.print(
-                f"{before}{problem.what}: {problem.path}: {problem.detail}",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
+            print_text(f"{before}{problem.what}: {problem.path}: {problem.detail}")
         say(
             f"{before}{checked.files:,} files, {checked.rows:,} rows, {checked.bytes:,} bytes in {checked.manifests:,} "
             f"directories; {len(checked.problems):,} problems, {checked.gaps + len(checked.lost):,} gaps"
         )
         if not asks:
-            say(f"{before}Kafka was not asked: a missing end is not seen")
+            say(f"{before}Kafka was not asked: missing files at the end are not noticed")
     return bool(checked.problems)
 
 
@@ -106,30 +97,33 @@ def _verify(
 def maintain(
     below: Prefix = "",
     name: Name = "",
-    url: Annotated[str, typer.Option("--url", help="The lake at this URL alone.")] = "",
+    url: Annotated[str, typer.Option("--url", help="Only the lake at this URL.")] = "",
     at_rest: Annotated[
         bool,
         typer.Option(
             "--at-rest",
-            help="With --url: a lake that is not in the settings, and that no worker writes to any more.",
+            help="With --url: a lake that is not in the settings, and no worker writes to.",
         ),
     ] = False,
-    size: Annotated[int, typer.Option("--size", min=1, help="MiB that a file is to have, about.")] = 128,
+    size: Annotated[int, typer.Option("--size", min=1, help="Target size of a file, in MiB.")] = 128,
     older_than: Annotated[
-        float, typer.Option("--older-than", help="Hours since the newest change of a file: younger ones stay.")
+        float,
+        typer.Option("--older-than", help="Leave files alone whose newest change is younger than this, in hours."),
     ] = 2.0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be done.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Make few large files of many small ones, and delete what is left over. Exit 1 if a lake could not be maintained.
+    """Merge small files into large ones, and delete orphans. Exit 1 if a lake could not be maintained.
 
-    Workers may write meanwhile. Of two runs on one lake the second says that the first is at work. Readers of what the lake
-    lists see each row once at any time. With --json, one line for each lake.
+    Workers may write at the same time. Only one run at a time may maintain a lake; a second one is refused. Readers of what
+    the lake lists see each row once at any time. With --json, one line per lake.
     """
+    from pipeline.settings.load import load
+
     settings = load()
     failed = False
     if at_rest and not url:
-        raise UsageError("--at-rest: which lake is at rest?", hint="headwater lake maintain --url URL --at-rest")
+        raise UsageError("--at-rest needs --url", hint="headwater lake maintain --url URL --at-rest")
     lakes = [_at(url)] if at_rest else _of_settings(settings, name, url)
     for lake in lakes:
         with _going_on(lake, several=len(lakes) > 1) as went_on, _progress(lake.name or lake.url) as progress:
@@ -192,18 +186,24 @@ def _tables(lake: Chosen, *, dry_run: bool, as_json: bool) -> None:
         tables = [asdict(one) for one in report.tables]
         print_json({"lake": lake.name, "dry_run": dry_run, "tables": tables, "requests": report.requests})
         return
-    table = Table(
-        "table", "files before", "after", "bytes before", "after", "compacted", "snapshots", "orphans", "tombstones"
-    )
+    _show_tables(lake.name, report)
+
+
+def _show_tables(name: str, report: UpkeepReport) -> None:
+    rows = []
     for one in report.tables:
         sizes = one.files_before, one.files_after, one.bytes_before, one.bytes_after
         counts = one.compacted, one.snapshots, one.orphans, one.tombstones
-        table.add_row(one.table, *(f"{number:,}" for number in (*sizes, *counts)))
-    out.print(table if table.row_count else f"{lake.name}: there is no table yet.")
+        rows.append((one.table, *(f"{number:,}" for number in (*sizes, *counts))))
+    heads = "table", "files before", "after", "bytes before", "after", "compacted", "snapshots", "orphans", "tombstones"
+    if rows:
+        print_table(heads, rows)
+    else:
+        print_text(f"{name}: there are no tables yet.")
     for left in (left for one in report.tables for left in one.left):
-        say(f"{lake.name}: {left}")
+        say(f"{name}: {left}")
     if report.requests is not None:
-        say(f"{lake.name}: {', '.join(f'{count:,} {kind}' for kind, count in report.requests.items())}")
+        say(f"{name}: {', '.join(f'{count:,} {kind}' for kind, count in report.requests.items())}")
 
 
 # -- what both do -----------------------------------------------------------------------------------------------------
@@ -215,8 +215,8 @@ def _of_settings(settings: Settings, name: str, url: str = "") -> list[Chosen]:
     known = {lake.url.rstrip("/") for lake in [settings.lake, *settings.lakes] if lake.url is not None}
     if url and url.rstrip("/") not in known:
         raise UsageError(
-            f"there is no lake {url} in the settings: what its workers have committed is not known",
-            hint="--at-rest if no worker writes to it any more",
+            f"there is no lake {url} in the settings, so it is not known what its workers have committed",
+            hint="--at-rest if no worker writes to it",
         )
     return lake_settings.choose_all(settings, name, url)
 
@@ -230,7 +230,7 @@ def _at(url: str) -> Chosen:
 
 @contextmanager
 def _going_on(lake: Chosen, *, several: bool) -> Iterator[list[HeadwaterError]]:
-    """Say what is wrong with one of several lakes and go on with the others; the errors are what is yielded."""
+    """Say what is wrong with one of several lakes and continue with the others; the errors are what is yielded."""
     errors: list[HeadwaterError] = []
     try:
         yield errors
@@ -244,6 +244,8 @@ def _going_on(lake: Chosen, *, several: bool) -> Iterator[list[HeadwaterError]]:
 @contextmanager
 def _progress(name: str) -> Iterator[Told]:
     """Show how far it is, where somebody watches."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("directories")
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as shown:
         task = shown.add_task(name, total=None)
@@ -251,21 +253,18 @@ def _progress(name: str) -> Iterator[Told]:
 
 
 def _show(report: Maintained) -> None:
-    table = Table("directory", "files before", "after", "rows", "bytes before", "after", "deleted")
+    rows = []
     for one in report.directories:
         if one["before"] != one["after"] or one["orphans"]:
             after = f"{one['bytes_after']:,}" if one["bytes_after"] else ""
-            table.add_row(
-                one["directory"],
-                str(one["before"]),
-                str(one["after"]),
-                f"{one['rows']:,}",
-                f"{one['bytes_before']:,}",
-                after,
-                str(one["before"] - one["after"] + one["orphans"]),
-            )
+            deleted = one["before"] - one["after"] + one["orphans"]
+            counts = f"{one['before']}", f"{one['after']}", f"{one['rows']:,}", f"{one['bytes_before']:,}"
+            rows.append((one["directory"], *counts, after, f"{deleted}"))
     name = report.lake or report.url
-    out.print(table if table.row_count else f"{name}: nothing to do.")
+    if rows:
+        print_table(("directory", "files before", "after", "rows", "bytes before", "after", "deleted"), rows)
+    else:
+        print_text(f"{name}: nothing to do.")
     for left in report.left:
         say(f"{name}: {left}")
     asked = report.requests
@@ -279,21 +278,23 @@ def _show(report: Maintained) -> None:
 
 @app.command()
 def ddl(
-    engine: Annotated[str, typer.Option("--engine", help="athena, duckdb, spark or trino.")],
+    engine: Annotated[
+        Literal["athena", "duckdb", "spark", "trino"], typer.Option("--engine", help="The query engine.")
+    ],
     name: Name = "",
     url: Annotated[str, typer.Option("--url", help="A lake of files that is not in the settings.")] = "",
+    as_json: Json = False,
 ) -> None:
-    """Print the statements that make the lake tables of an engine. Nothing is changed.
+    """Print the statements that create the tables of a lake in a query engine. Changes nothing.
 
-    The columns are those of the newest files: print them again when new ones have come.
+    The columns are those of the newest files. Print the statements again when there are new columns.
     """
+    from pipeline.settings.load import load
     from pipeline.sinks.lake import configured as lake_settings
     from pipeline.sinks.lake import ddl as lake_ddl
     from pipeline.sinks.lake import series
     from pipeline.sinks.lake.objects import Objects
 
-    if engine not in lake_ddl.ENGINES:
-        raise UsageError(f"--engine {engine}: expected one of {', '.join(lake_ddl.ENGINES)}")
     if url:
         objects = Objects(url, make=False)
         printed = list(lake_ddl.statements(engine, lake_ddl.tables_of(objects, series.known_path(objects, ""))))
@@ -309,6 +310,8 @@ def ddl(
                 found = lake_ddl.registered({"warehouse": lake.url, **wanted.catalog}, wanted.namespace)
                 printed += lake_ddl.registrations(engine, found)
     if not printed:
-        say("no lake has a table yet")
-    for statement in printed:
-        out.print(f"{statement}\n", markup=False, highlight=False, soft_wrap=True)
+        say("no lake has tables yet")
+    if as_json:
+        print_json(printed)
+    for statement in printed if not as_json else ():
+        print_text(f"{statement}\n")

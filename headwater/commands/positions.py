@@ -1,57 +1,67 @@
-"""`headwater positions`: where the agents are in their topics; and how to go on in a topic that was recreated."""
+"""`headwater positions`: show committed offsets, and accept a topic that was recreated."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.table import Table
 
-from headwater.console import Json, out, print_json, say
-from pipeline.errors import UsageError
-from pipeline.operate import positions as them
-from pipeline.settings.load import load
+from headwater.console import Json, print_json, print_table, say
 
-app = typer.Typer(help="Where the agents are in their topics.")
-AT: dict[str, them.At] = {"": "", "beginning": "beginning", "end": "end"}
+if TYPE_CHECKING:
+    from pipeline.operate.positions import GroupPosition
+
+app = typer.Typer(help="Show committed offsets, and accept topics that were recreated.")
 
 
 @app.callback(invoke_without_command=True)
 def show(context: typer.Context, as_json: Json = False) -> None:
-    """List the committed offsets of all groups, and what is wrong with them. Exit 1 when something is."""
+    """List the committed offsets of all groups, and their problems. Exit 1 when there are any."""
+    from pipeline.operate.positions import positions
+    from pipeline.settings.load import load
+
     if context.invoked_subcommand is None:
-        _print(them.positions(load()), as_json=as_json)
+        _print(positions(load()), as_json=as_json)
 
 
 @app.command()
 def accept(
-    topic: Annotated[str, typer.Argument(help="A topic that was recreated, restored or cut off.")],
+    topic: Annotated[str, typer.Argument(help="A topic that was recreated, restored or truncated.")],
     at: Annotated[
-        str,
+        Literal["beginning", "end"] | None,
         typer.Option(
-            help="Where to go on: beginning or end. Without it, where the state of the agent ends if that is known; at the "
-            "beginning of another log than the one read before; else at the first offset that is left."
+            help="Where to continue. Default: where the state of the agent ends, if that is known; at the beginning, "
+            "if the topic is another log than before; else at the first offset that is left."
         ),
-    ] = "",
-    group: Annotated[str, typer.Option(help="One of the groups that read it, instead of all.")] = "",
+    ] = None,
+    group: Annotated[str, typer.Option(help="Only this group, instead of all that read the topic.")] = "",
     as_json: Json = False,
 ) -> None:
-    """Go on in a topic as it is now, when workers stop because it is not the log that they have read. Stop them first."""
-    if at not in AT:
-        raise UsageError(f"--at {at}: expected beginning or end", hint="headwater positions accept --help")
-    found = them.accept(load(), topic, group, AT[at], say=say)
-    say("the workers may be started again")
+    """Accept a topic as it is now, when workers stop because it is not the log they have read. Stop the workers first."""
+    from pipeline.operate.positions import accept as go_on
+    from pipeline.settings.load import load
+
+    found = go_on(load(), topic, group, at or "", say=say)
+    say("you can start the workers again")
     _print(found, as_json=as_json)
 
 
-def _print(found: list[them.GroupPosition], *, as_json: bool) -> None:
+def _print(found: list[GroupPosition], *, as_json: bool) -> None:
     if as_json:
         print_json([one.json() for one in found])
     else:
-        table = Table("group", "topic", "partition", "committed", "first", "end", "problem")
-        for one in found:
-            offset = "nothing" if one.offset is None else str(one.offset)
-            table.add_row(one.group, one.topic, str(one.partition), offset, str(one.low), str(one.end), one.problem)
-        out.print(table)
+        rows = [
+            (
+                one.group,
+                one.topic,
+                f"{one.partition}",
+                "none" if one.offset is None else f"{one.offset}",
+                f"{one.low}",
+                f"{one.end}",
+                one.problem,
+            )
+            for one in found
+        ]
+        print_table(("group", "topic", "partition", "committed", "first", "end", "problem"), rows)
     if any(one.problem for one in found):
         raise typer.Exit(1)

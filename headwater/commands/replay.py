@@ -1,35 +1,30 @@
-"""`headwater replay`: a range of raw through the flows again; compared with what is live, and made live."""
+"""`headwater replay`: run past changes through the flows again, compare the result with the live topics, promote it."""
 
 from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-import msgspec
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
-from rich.table import Table
 
-from headwater.console import Json, err, one_of, out, print_json, say
+from headwater.console import Json, err, print_json, print_table, print_text, say
 from pipeline.errors import UsageError
-from pipeline.limits import spare_the_collector
-from pipeline.replay import manage, plan
-from pipeline.replay.diff import TopicDiff
-from pipeline.replay.diff import diff as compare
-from pipeline.replay.flows import compiled, measured
-from pipeline.replay.plan import Replay
-from pipeline.replay.promote import promote as make_live
-from pipeline.replay.range import require_left, require_logs
-from pipeline.replay.run import Run
-from pipeline.settings.load import load
-from pipeline.settings.root import Settings
 
-app = typer.Typer(help="Changes of the past through the flows again.", invoke_without_command=True)
-ReplayId = Annotated[str, typer.Argument(help="The replay, by its ID.")]
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from pipeline.replay.diff import TopicDiff
+    from pipeline.replay.plan import Replay
+    from pipeline.settings.root import Settings
+
+app = typer.Typer(
+    help="Run past changes through the flows again, compare the result with the live topics, promote it.",
+    invoke_without_command=True,
+)
+ReplayId = Annotated[str, typer.Argument(metavar="ID", help="The ID of the replay.")]
 MAX_LAG = 50_000
 
 
@@ -37,46 +32,57 @@ MAX_LAG = 50_000
 def replay(
     context: typer.Context,
     begin: Annotated[
-        str, typer.Option("--from", help="From this time on, as on raw: 2026-11-01T00:00Z; or earliest.")
+        str,
+        typer.Option(
+            "--from", help="From this time of raw on: 2026-11-01T00:00Z, or earliest. Needed for a new replay."
+        ),
     ] = "",
-    end: Annotated[str, typer.Option("--to", help="Before this time; without it, all there is by now.")] = "",
+    end: Annotated[str, typer.Option("--to", help="Up to this time. Default: up to now.")] = "",
     table: Annotated[
-        list[str] | None, typer.Option("--table", help="Only changes of this table; may be repeated.")
+        list[str] | None, typer.Option("--table", help="Only changes of this table. May be repeated.")
     ] = None,
-    key: Annotated[str, typer.Option("--key", help='Only this item: {"order_id":{"S":"o-1"}}.')] = "",
-    flow: Annotated[list[str] | None, typer.Option("--flow", help="Only this flow; may be repeated.")] = None,
-    into: Annotated[
-        str, typer.Option("--into", help="What the names of its topics end with; without it, replay-ID.")
-    ] = "",
-    publish: Annotated[bool, typer.Option("--publish", help="Into the live topics, at once.")] = False,
-    rate: Annotated[float, typer.Option("--rate", min=0, help="Records a second at most; 0: as many as it can.")] = 0.0,
+    key: Annotated[str, typer.Option("--key", help='Only changes of this item: {"order_id":{"S":"o-1"}}.')] = "",
+    flow: Annotated[list[str] | None, typer.Option("--flow", help="Only this flow. May be repeated.")] = None,
+    into: Annotated[str, typer.Option("--into", help="Suffix of the topics of the replay. Default: replay-ID.")] = "",
+    publish: Annotated[bool, typer.Option("--publish", help="Write into the live topics directly.")] = False,
+    rate: Annotated[float, typer.Option("--rate", min=0, help="Most records per second. 0: no limit.")] = 0.0,
     max_lag: Annotated[
-        int, typer.Option("--max-lag", min=0, help="Wait while the live workers are so many records behind; 0: never.")
+        int,
+        typer.Option(
+            "--max-lag", min=0, help="Pause while the live workers are more records behind than this. 0: never pause."
+        ),
     ] = MAX_LAG,
-    source: Annotated[str, typer.Option("--source", help="raw, or lake: the files of the lake.")] = "raw",
+    source: Annotated[
+        Literal["raw", "lake"],
+        typer.Option("--source", help="Read the changes from the topic raw, or from the files of the lake."),
+    ] = "raw",
     dedup: Annotated[
-        bool, typer.Option("--dedup", help="Leave out an event ID that came before in the range, however long ago.")
+        bool, typer.Option("--dedup", help="Drop every repeated event ID in the range, however long ago it came.")
     ] = False,
     partial: Annotated[
-        bool, typer.Option("--partial", help="What is left of the range, where some of it is deleted.")
+        bool, typer.Option("--partial", help="If part of the range is deleted, replay what is left.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
-    resume: Annotated[str, typer.Option("--resume", help="Go on with this replay where it was.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be done.")] = False,
+    resume: Annotated[str, typer.Option("--resume", help="Continue this replay where it stopped.")] = "",
     as_json: Json = False,
 ) -> None:
-    """Run a range of raw through the flows again, into topics of its own: exactly once, also when it is killed and resumed."""
+    """Run past changes through the flows again, into topics of their own. Exactly once, also when killed and resumed."""
     if context.invoked_subcommand is not None:
         return
+    from pipeline.replay import manage, plan
+    from pipeline.replay.plan import Replay
+    from pipeline.settings.load import load
+
     settings = load()
     if resume:
         if begin or end or table or key or flow or into or publish or dry_run or partial:
             raise UsageError(
-                "--resume goes on with what was asked for: nothing else may be named but --rate and --max-lag"
+                "--resume continues a replay as it was started: only --rate and --max-lag may be given with it"
             )
         _run(settings, manage.replay_of(settings, resume), rate, max_lag, as_json)
         return
     if not begin:
-        raise UsageError("from when on?", hint="headwater replay --from 2026-11-01T00:00Z, or --from earliest")
+        raise UsageError("--from is required", hint="headwater replay --from 2026-11-01T00:00Z, or --from earliest")
     now = time.time()
     replay_id = plan.new_id(now)
     wanted = Replay(
@@ -89,7 +95,7 @@ def replay(
         key=plan.key_of(key) if key else "",
         flows=flow or [],
         suffix=plan.suffix_of(into, publish, replay_id),
-        source=one_of("--source", source, "raw", "lake"),
+        source=source,
         rate=rate,
         dedup=dedup,
     )
@@ -97,7 +103,7 @@ def replay(
         manage.require_free(settings, wanted.suffix)
     planned = manage.plan(settings, wanted, now, partial=partial)
     if planned.gone:
-        say(f"not in the replay: {plan.described(planned.gone)}")
+        say(f"left out of the replay: {plan.described(planned.gone)}")
     if dry_run:
         _say_plan(settings, planned, as_json)
         return
@@ -106,6 +112,9 @@ def replay(
 
 
 def _say_plan(settings: Settings, planned: Replay, as_json: bool) -> None:
+    from pipeline.replay import manage, plan
+    from pipeline.replay.flows import measured
+
     records = manage.sample(settings, planned)
     size = sum(len(value) for _, value, _ in records) / max(1, len(records))
     rate = measured(settings, planned, records)
@@ -119,17 +128,27 @@ def _say_plan(settings: Settings, planned: Replay, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    out.print(f"{planned.total:,} records at most, about {found['bytes_about']:,} bytes, {found['seconds_about']} s")
-    out.print(f"into {found['into']}", markup=False, highlight=False)
-    listed = Table("topic", "partition", "from offset", "before offset")
+    print_text(
+        f"{planned.total:,} records at most, about {found['bytes_about']:,} bytes, about {found['seconds_about']} s"
+    )
+    print_text(f"into {found['into']}")
+    rows = []
     for name, (begin, end) in planned.ranges.items():
         topic, partition = plan.placed(name)
-        listed.add_row(topic, str(partition), f"{begin:,}", f"{end:,}")
-    out.print(listed)
+        rows.append((topic, f"{partition}", f"{begin:,}", f"{end:,}"))
+    print_table(("topic", "partition", "from offset", "before offset"), rows)
 
 
 def _run(settings: Settings, replay: Replay, rate: float, max_lag: int, as_json: bool) -> None:
     """Run it with a bar for each range; Ctrl-C stops it after the transaction under way."""
+    import msgspec
+
+    from pipeline.limits import spare_the_collector
+    from pipeline.replay import manage
+    from pipeline.replay.flows import compiled
+    from pipeline.replay.range import require_left, require_logs
+    from pipeline.replay.run import Run
+
     if replay.state in {"done", "promoting", "promoted"}:
         raise UsageError(f"the replay {replay.id} is {replay.state}", hint=f"headwater replay diff {replay.id}")
     require_logs(settings, replay)
@@ -168,7 +187,7 @@ def _run(settings: Settings, replay: Replay, rate: float, max_lag: int, as_json:
         f"{counts.rejected:,} rejected, into {done.suffix or 'the live topics'}; {seconds:.1f} s"
     )
     if done.state == "stopped":
-        say(f"go on with: headwater replay --resume {done.id}")
+        say(f"continue with: headwater replay --resume {done.id}")
         raise typer.Exit(130)
     if done.suffix:
         say(f"next: headwater replay diff {done.id}; headwater replay promote {done.id}")
@@ -190,6 +209,9 @@ class _Progress:
     """Bars on stderr: one for all of it, one a range."""
 
     def __init__(self, replay: Replay) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bars
+
         self._replay = replay
         self._bars = Bars(
             TextColumn("{task.description}"),
@@ -237,22 +259,33 @@ class _Progress:
 @app.command(name="list")
 def list_replays(as_json: Json = False) -> None:
     """List the replays, oldest first."""
+    from pipeline.replay import manage
+    from pipeline.settings.load import load
+
     found = manage.replays(load())
     if as_json:
         print_json([manage.as_data(one) for one in found])
         return
-    table = Table("id", "state", "from", "to", "into", "read", "sent", "rejected")
+    _print_replays(found)
+
+
+def _print_replays(found: Sequence[Replay]) -> None:
+    rows = []
     for one in found:
         begin = "earliest" if one.begin is None else f"{datetime.fromtimestamp(one.begin, UTC):%Y-%m-%d %H:%M}Z"
         to, counts = f"{datetime.fromtimestamp(one.end, UTC):%Y-%m-%d %H:%M}Z", one.progress
         numbers = (f"{n:,}" for n in (counts.read, counts.sent, counts.rejected))
-        table.add_row(one.id, one.state, begin, to, one.suffix or "live", *numbers)
-    out.print(table)
+        rows.append((one.id, one.state, begin, to, one.suffix or "live", *numbers))
+    print_table(("id", "state", "from", "to", "into", "read", "sent", "rejected"), rows)
 
 
 @app.command()
 def diff(replay_id: ReplayId, as_json: Json = False) -> None:
-    """Compare what a replay has written with what is live, message by message. Exit 1 when they differ."""
+    """Compare the messages of a replay with the live topics. Exit 1 when they differ."""
+    from pipeline.replay import manage
+    from pipeline.replay.diff import diff as compare
+    from pipeline.settings.load import load
+
     settings = load()
     replay = manage.replay_of(settings, replay_id)
     if not replay.suffix:
@@ -267,24 +300,22 @@ def diff(replay_id: ReplayId, as_json: Json = False) -> None:
 
 
 def _print_diff(found: list[TopicDiff]) -> None:
-    table = Table("topic", "same", "added", "missing", "different")
-    for one in found:
-        table.add_row(one.topic, *(f"{n:,}" for n in (one.same, one.added, one.missing, one.different)))
-    out.print(table)
+    rows = [(one.topic, *(f"{n:,}" for n in (one.same, one.added, one.missing, one.different))) for one in found]
+    print_table(("topic", "same", "added", "missing", "different"), rows)
     for one in found:
         for example in one.examples:
-            out.print(
-                f"{example.what}: {example.topic} {example.key} event {example.event_id}\n"
-                f"  live:   {example.live}\n  shadow: {example.shadow}",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
+            print_text(f"{example.what}: {example.topic} {example.key} event {example.event_id}")
+            print_text(f"  live:   {example.live}")
+            print_text(f"  shadow: {example.shadow}")
 
 
 @app.command()
 def promote(replay_id: ReplayId, as_json: Json = False) -> None:
-    """Copy what a replay has written to the live topics: each message once, with the header `replay`."""
+    """Copy the messages of a replay into the live topics: each once, with the header `replay`."""
+    from pipeline.replay import manage
+    from pipeline.replay.promote import promote as make_live
+    from pipeline.settings.load import load
+
     settings = load()
     done = make_live(settings, manage.replay_of(settings, replay_id))
     if as_json:

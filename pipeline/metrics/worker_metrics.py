@@ -41,7 +41,7 @@ class Metrics(Participant):
         )
         self.delivered = Counter(
             "headwater_delivered",
-            "What the lake, a mirror or a replica has taken: files, rows, records, items.",
+            "What a lake, a mirror, a replica or Pub/Sub has taken: files, rows, records, items.",
             ["destination", "kind"],
             registry=self.registry,
         )

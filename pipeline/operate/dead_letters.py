@@ -43,7 +43,7 @@ from pipeline.topics.admin import admin, look, silent, unreachable
 from pipeline.topics.names import Topics
 from pipeline.topics.read import each, reading
 from pipeline.transport import clients
-from pipeline.transport.producer import partition_of
+from pipeline.transport.partition import partition_of
 
 DEAD_LETTERS_TIMEOUT_S = 30.0
 State = Literal["open", "retried", "skipped", "edited"]

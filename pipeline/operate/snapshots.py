@@ -23,7 +23,7 @@ from pipeline.topics.admin import admin, look, silent
 from pipeline.topics.names import FENCE_PARTITIONS, Topics
 from pipeline.topics.read import read, reading
 from pipeline.transport import Follower, clients
-from pipeline.transport.producer import partition_of
+from pipeline.transport.partition import partition_of
 
 SNAPSHOTS_TIMEOUT_S = 20.0
 

@@ -114,7 +114,7 @@ class Status:
     """Those that no snapshot has repaired since."""
     replays: list[ReplayStatus]
     sinks: list[SinkStatus]
-    """What a lake, a mirror or a replica cannot do just now."""
+    """What a lake, a mirror, a replica or Pub/Sub cannot do just now."""
 
     def json(self) -> dict[str, Any]:
         """Return it as plain data."""
@@ -202,7 +202,7 @@ def _lag(consumer: Consumer, agent: str, topic: str, partitions: int) -> Lag:
 
 
 def _lags_of_others(settings: Settings, topics: Topics, there: Mapping[str, int]) -> Iterator[Lag]:
-    """Yield the lag of what reads in groups of its own: mirrors, replicas, more lakes."""
+    """Yield the lag of what reads in groups of its own: mirrors, replicas, Pub/Sub, more lakes."""
     kinds = {
         **{("lake", one.name): topics.sinks_of(one) for one in settings.lakes},
         **{("mirror", one.name): _some(topics.sinks, one.sinks) for one in settings.mirrors},

@@ -21,7 +21,7 @@ from pipeline.sinks.lake.paths import origin_of
 from pipeline.topics.admin import admin, ensure
 from pipeline.topics.names import Topics
 from pipeline.topics.read import latest
-from pipeline.transport.producer import partition_of
+from pipeline.transport.partition import partition_of
 
 REPLAYS_TIMEOUT_S = 30.0
 SAMPLE = 1_000

@@ -151,7 +151,7 @@ class Settings(BaseSettings):
 
     @property
     def group(self) -> str:
-        """The worker's consumer group: the prefix, or one of its own for a mirror, a replica, a lake of [[lakes]]."""
+        """The worker's consumer group: the prefix, or one of its own for a mirror, a replica, Pub/Sub, a lake of [[lakes]]."""
         if self.destination is None:
             return self.prefix
         kind, name = self.destination

@@ -200,5 +200,5 @@ class ReplicaSettings(Section):
 
 
 def group_of(prefix: str, kind: str, name: str) -> str:
-    """Return the consumer group of a mirror or a replica."""
+    """Return the consumer group of a mirror, a replica, Pub/Sub or one of [[lakes]]."""
     return f"{prefix}.{kind}.{name}"

@@ -12,7 +12,7 @@ from functools import lru_cache
 import msgspec
 
 from pipeline.topics.names import FENCE_PARTITIONS
-from pipeline.transport.producer import partition_of
+from pipeline.transport.partition import partition_of
 
 
 class ShardPosition(msgspec.Struct, frozen=True):

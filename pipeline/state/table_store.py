@@ -23,7 +23,7 @@ from pipeline.errors import FatalError
 from pipeline.state.table_partitions import Partitions, TablePartition, Writes
 from pipeline.transport import Transport
 from pipeline.transport.fatal import stop_process
-from pipeline.transport.producer import partition_of
+from pipeline.transport.partition import partition_of
 
 LOOKS, PAUSE = 40, 0.25
 """How often a changelog that was declared is looked for, and the seconds between two looks."""

@@ -165,7 +165,12 @@ class Topics:
             Topic(self.dead_letter_states, 1, "which dead letters were retried or discarded", compacted),
             Topic(self.replays, 1, "replays, and how far they are", compacted),
             Topic(self.lake_schemas, 1, "columns of the tables in the lake", compacted),
-            Topic(self.sink_states, 1, "what a lake, a mirror or a replica cannot do just now, and why", compacted),
+            Topic(
+                self.sink_states,
+                1,
+                "what a lake, a mirror, a replica or Pub/Sub cannot do just now, and why",
+                compacted,
+            ),
             *(Topic(name, count, "what a flow publishes on its way", kept) for name in self.through),
             *(Topic(name, count, f"sink {sink}", kept) for sink, name in self.sinks.items()),
         ]

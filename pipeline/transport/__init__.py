@@ -8,9 +8,26 @@ sends with; `questions` asks the broker beside the consumer; `follower` reads a 
 This package knows nothing of DynamoDB.
 """
 
-from pipeline.transport.batch import Batch, BatchSchema, batches
-from pipeline.transport.driver import Transport
-from pipeline.transport.follower import Follower
-from pipeline.transport.participant import Participant, Slice, Source
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.transport.batch import Batch, BatchSchema, batches
+    from pipeline.transport.driver import Transport
+    from pipeline.transport.follower import Follower
+    from pipeline.transport.participant import Participant, Slice, Source
 
 __all__ = ["Batch", "BatchSchema", "Follower", "Participant", "Slice", "Source", "Transport", "batches"]
+MODULES = {
+    **dict.fromkeys(("Batch", "BatchSchema", "batches"), "batch"),
+    "Transport": "driver",
+    "Follower": "follower",
+    **dict.fromkeys(("Participant", "Slice", "Source"), "participant"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for: commands that take a client or a reader from here do without Faust."""
+    if name in MODULES:
+        return getattr(import_module(f"pipeline.transport.{MODULES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Awaitable, Mapping
 from typing import Any, cast
 
-from aiokafka.partitioner import murmur2
 from confluent_kafka import KafkaError, KafkaException, Message
 from faust.transport.producer import Producer as FaustProducer
 from faust.types import TP, RecordMetadata
@@ -16,6 +15,7 @@ from pipeline.limits import NEVER_TAKEN
 from pipeline.transport.alarm import wait_at_most
 from pipeline.transport.base import BaseTransport
 from pipeline.transport.fatal import stop_process
+from pipeline.transport.partition import partition_of
 from pipeline.transport.transaction import Transaction, too_bad
 
 PRODUCER_POLL_S, PRODUCER_IDLE_S = 0.05, 0.5
@@ -142,8 +142,3 @@ class Producer(FaustProducer):
     def supports_headers(self) -> bool:
         """Headers are kept."""
         return True
-
-
-def partition_of(key: bytes, count: int) -> int:
-    """Return the partition of a key among `count`: murmur2, as Java clients do."""
-    return cast("int", murmur2(key) & 0x7FFFFFFF) % count

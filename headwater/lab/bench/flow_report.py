@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from headwater.console import print_table
 from headwater.lab.bench.flows import RATIOS, TARGETS, FlowResults, all_systems
-from headwater.lab.bench.report import console_table, machine, markdown_table
+from headwater.lab.bench.report import machine, markdown_table
 
 HEADINGS = ("flow", "system", "changes/s", "CPU us/change", "missing", "doubled", "spread")
 
@@ -49,8 +50,8 @@ def targets(results: FlowResults) -> list[tuple[str, str, str]]:
 def show(results: FlowResults, console: Console) -> None:
     """Print the tables."""
     console.print(machine(results), style="dim", highlight=False)
-    console.print(console_table(HEADINGS, rows(results)))
-    console.print(console_table(("", "seen", "target"), targets(results)))
+    print_table(HEADINGS, rows(results), console)
+    print_table(("", "seen", "target"), targets(results), console)
     for title, why in results.left_out.items():
         console.print(f"left out: {title}: {why}", highlight=False)
     for failure in results.failures:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from headwater.console import print_table
 from headwater.lab.bench.ingest import IDLE_SHARDS, PLAIN, IngestResults, title
-from headwater.lab.bench.report import console_table, machine, markdown_table
+from headwater.lab.bench.report import machine, markdown_table
 
 HEADINGS = ("system", "changes/s", "CPU us/change", "server's CPU us/change", "missing", "doubled", "spread")
 
@@ -46,7 +47,7 @@ def facts(results: IngestResults) -> list[str]:
 def show(results: IngestResults, console: Console) -> None:
     """Print the table."""
     console.print(machine(results), style="dim", highlight=False)
-    console.print(console_table(HEADINGS, rows(results)))
+    print_table(HEADINGS, rows(results), console)
     for fact in facts(results):
         console.print(fact, highlight=False)
     for failure in results.failures:

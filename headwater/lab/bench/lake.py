@@ -24,8 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from confluent_kafka import Message
 from rich.console import Console
-from rich.table import Table
 
+from headwater.console import print_table
 from headwater.lab import processes
 from headwater.lab.bench import flow_load, load, systems
 from headwater.lab.bench.measure import MeasuredProgress, usage
@@ -259,14 +259,15 @@ def limit(layout: str, count: int = 4 * FILE_ROWS) -> float:
 
 def show(results: LakeResults, console: Console) -> None:
     """Print what was measured."""
-    table = Table("layout", "system", "rows/s", "MB/s", "of the limit", "target")
+    rows = []
     medians = results.as_json()
     for layout in LAYOUTS:
         for system, pace in medians[layout].items():
             ratio = f"{pace / medians[layout]['limit']:.2f}"
             target = f"{TARGETS[layout]:,}" if system.startswith("headwater") else ""
-            table.add_row(layout, system, f"{pace:,}", f"{pace * results.message_bytes / 1e6:,.0f}", ratio, target)
-    console.print(table)
+            megabytes = f"{pace * results.message_bytes / 1e6:,.0f}"
+            rows.append((layout, system, f"{pace:,}", megabytes, ratio, target))
+    print_table(("layout", "system", "rows/s", "MB/s", "of the limit", "target"), rows, console)
     console.print(f"500 open partitions: {results.rss_mib:,.0f} MiB (at most {MEMORY:,})")
     for name, why in results.left_out.items():
         console.print(f"left out: {name}: {why}")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.table import Table
 
+from headwater.console import print_table
 from headwater.lab.machine import describe
 
 if TYPE_CHECKING:
@@ -63,23 +63,13 @@ def facts(results: DedupResults) -> list[tuple[str, str]]:
 def show(results: DedupResults, console: Console) -> None:
     """Print the tables."""
     console.print(machine(results), style="dim", highlight=False)
-    console.print(console_table(HEADINGS, rows(results)))
+    print_table(HEADINGS, rows(results), console)
     for name, text in facts(results):
         console.print(f"Headwater, exactly once: {name}: {text}", highlight=False)
     for title, why in results.left_out.items():
         console.print(f"left out: {title}: {why}", highlight=False)
     for failure in results.failures:
         console.print(f"[red]wrong output: {failure}[/red]")
-
-
-def console_table(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> Table:
-    """Return a table for the terminal."""
-    table = Table(*headings)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for row in cells:
-        table.add_row(*row)
-    return table
 
 
 def markdown(results: DedupResults) -> str:

@@ -55,7 +55,7 @@ def choose(settings: Settings, name: str = "") -> Chosen:
     if name or settings.lake.url is not None:
         found = choose_all(settings, name or UNNAMED)[0]
         if not found.is_files:
-            raise UsageError("this lake is Iceberg tables: there are no files to check", hint='table = "parquet"')
+            raise UsageError("this lake has Iceberg tables, so there are no files to verify", hint='table = "parquet"')
         return found
     lakes = choose_all(settings)
     files = [lake for lake in lakes if lake.is_files] or lakes

@@ -26,9 +26,9 @@ def test_events_that_match_come_out_as_they_went_in(headwater: Headwater, tmp_pa
 def test_a_line_that_is_no_json_is_named_and_the_others_go_on(headwater: Headwater, tmp_path: Path) -> None:
     found = headwater("flows", "match", *files(tmp_path, {"a": ["x"]}, ['{"a":', *EVENTS]), "--count")
     assert (found.returncode, found.stdout) == (1, "2\n")
-    assert "1 of 4 lines are no JSON, the first is line 1: " in found.stderr
+    assert "1 of 4 lines are not JSON; the first is line 1: " in found.stderr
     found = headwater("flows", "match", *files(tmp_path, {"a": ["x"]}, ["", "", "bad"]))
-    assert "1 of 1 lines are no JSON, the first is line 3: " in found.stderr, "counted as an editor does"
+    assert "1 of 1 lines are not JSON; the first is line 3: " in found.stderr, "counted as an editor does"
 
 
 def test_exact_fractions_are_as_the_pattern_has_them(headwater: Headwater, tmp_path: Path) -> None:

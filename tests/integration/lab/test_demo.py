@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import Headwater
+from support.commands import heeding
 from support.waiting import until
 
 from headwater.lab import aws
@@ -82,27 +83,11 @@ def test_the_fallback_broker_needs_nothing_but_python(headwater: Headwater) -> N
     assert report["broker"].startswith("noida-db")
 
 
-HEEDING = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
-"""Runs a command that heeds Ctrl-C. What a shell without job control starts in the background ignores it, with its children."""
-
-
 @pytest.mark.kafka
 def test_ctrl_c_leaves_no_process_behind(tmp_path: Path) -> None:
     directory = tmp_path / "demo"
     demo = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            HEEDING,
-            sys.executable,
-            "-m",
-            "headwater.cli",
-            "demo",
-            "--broker",
-            "kafka",
-            "--dir",
-            str(directory),
-        ],
+        heeding([sys.executable, "-m", "headwater.cli", "demo", "--broker", "kafka", "--dir", str(directory)]),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from confluent_kafka import TopicPartition
 from conftest import Headwater
+from support.commands import heeding
 from support.transform_workers import Flowing
 from support.waiting import until
 
@@ -167,7 +168,12 @@ def test_a_replay_that_is_killed_goes_on_where_it_was(flowing: Flowing, headwate
     before = 0
     for number, fault in enumerate((signal.SIGKILL, signal.SIGINT, signal.SIGKILL)):
         running = subprocess.Popen(
-            command, cwd=tmp_path, env=flowing.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            heeding(command),
+            cwd=tmp_path,
+            env=flowing.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         with flowing.recorded(flowing.topics.replays) as states:
             until(
@@ -271,7 +277,9 @@ def test_a_replay_does_not_go_on_in_a_raw_that_was_recreated(
         flowing.change(f"k{n}", {"n": n}, flush=False)
     flowing.change("last", {"n": 1})
     command = [sys.executable, "-m", "headwater.cli", "replay", "--from", "earliest", "--into", "x", "--rate", "50"]
-    running = subprocess.Popen(command, cwd=tmp_path, env=flowing.environment(), stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen(
+        heeding(command), cwd=tmp_path, env=flowing.environment(), stderr=subprocess.PIPE, text=True
+    )
     with flowing.recorded(flowing.topics.replays) as states:
         until(lambda: len(states) > 0, "a transaction of the replay")
     running.send_signal(signal.SIGINT)

@@ -29,7 +29,7 @@ from headwater.lab.workers import WorkerProcess, Workers
 from pipeline.topics.admin import admin, ensure
 from pipeline.topics.names import Topic
 from pipeline.transport import Slice
-from pipeline.transport.producer import partition_of
+from pipeline.transport.partition import partition_of
 from pipeline.transport.transaction import Transaction
 
 pytestmark = pytest.mark.kafka

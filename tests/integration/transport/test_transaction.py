@@ -20,7 +20,7 @@ from pipeline.topics.admin import admin, ensure
 from pipeline.topics.names import Topic
 from pipeline.transport import Participant, Slice
 from pipeline.transport.follower import Follower
-from pipeline.transport.producer import partition_of
+from pipeline.transport.partition import partition_of
 from pipeline.transport.transaction import Transaction
 
 pytestmark = pytest.mark.kafka

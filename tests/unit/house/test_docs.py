@@ -24,6 +24,7 @@ from support.paths import ROOT
 
 import agents
 from headwater.cli import app as cli
+from headwater.groups import commands_of
 from headwater.testing import change
 from pipeline.flows import golden
 from pipeline.flows.compile import compile_flow, onlooking
@@ -120,10 +121,10 @@ def wrong(words: list[str]) -> str:
                 return f"no option {name}"
             if name in options and not options[name].is_flag and "=" not in word and next(rest, None) is None:
                 return f"{name} needs a value"
-        elif hasattr(command, "commands"):
-            if name not in command.commands:
+        elif inner := commands_of(command):
+            if name not in inner:
                 return f"no command {name}"
-            command = command.commands[name]
+            command = inner[name]
             options = {name: p for p in command.params for name in [*p.opts, *p.secondary_opts]}
         elif not any(p.param_type_name == "argument" for p in command.params):
             return f"{name} is one word too many"

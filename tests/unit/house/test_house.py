@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 from honcho.environ import parse_procfile  # type: ignore[import-untyped]
 from support.paths import ROOT
 
@@ -34,29 +37,89 @@ def test_make_shows_what_there_is_to_make() -> None:
         assert re.search(rf"^  make {target} +\w", shown, re.MULTILINE)
 
 
-def test_nothing_is_built_and_no_environment_read_at_import() -> None:
-    modules = [
-        ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        for package in ("agents", "models", "pipeline")
-        for path in (ROOT / package).rglob("*.py")
-        if path.name not in {"__init__.py", "worker.py", "chaos_worker.py", "tether.py"} and "bench" not in path.parts
-    ]
-    code = (
-        "import os, sys, importlib, threading\n"
-        "class Watched(dict):\n"
-        "    pass\n"
-        f"for name in {modules!r}: importlib.import_module(name)\n"
-        "assert threading.active_count() == 1, threading.enumerate()\n"
-    )
-    environment = {"HEADWATER_NONSENSE": "1", "PATH": "/usr/bin"}
-    done = subprocess.run(
+WATCH = """
+import collections.abc, importlib, os, sys, threading
+
+OURS = {ours!r}
+read, copies = [], set()  # a package that gives all of the environment to a program that it starts asks for nothing
+
+def watched(method):
+    def call(self, *arguments):
+        frame = sys._getframe(1)
+        while frame.f_code.co_filename in (os.__file__, collections.abc.__file__, "<frozen os>", "<frozen _collections_abc>"):
+            frame = frame.f_back
+        place = f"{{frame.f_code.co_filename}}:{{frame.f_lineno}}"
+        if not arguments:
+            copies.add(place)
+        name = arguments[0] if arguments else "all of it"
+        asked = str(name).startswith(("HEADWATER_", "AWS_")) and place not in copies
+        if asked or place.startswith(OURS):
+            read.append(f"{{place}} reads {{name}}")
+        return method(self, *arguments)
+    return call
+
+for name in ("__getitem__", "__contains__", "__iter__", "copy"):
+    setattr(os._Environ, name, watched(getattr(os._Environ, name)))
+for name in {modules!r}:
+    importlib.import_module(name)
+assert threading.active_count() == 1, threading.enumerate()
+assert not read, read
+"""
+"""Imports modules, and fails when one starts a thread, reads the environment, or has a variable of ours or of AWS read."""
+PACKAGES = ("agents", "headwater", "models", "pipeline")
+
+
+def importing(root: Path, modules: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    code = WATCH.format(ours=tuple(f"{root / package}{os.sep}" for package in PACKAGES), modules=list(modules))
+    environment = {"HEADWATER_PREFIX": "other", "AWS_DEFAULT_REGION": "eu-west-1", "PATH": "/usr/bin"}
+    return subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
-        cwd=ROOT,
+        cwd=root,
         env=environment,
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def test_nothing_is_built_and_no_environment_read_at_import() -> None:
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        if path.name not in {"worker.py", "chaos_worker.py", "tether.py"} and "bench" not in path.parts
+    ]
+    assert len(modules) > 150
+    done = importing(ROOT, modules)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'os.environ.get("HEADWATER_PREFIX")',
+        'os.getenv("AWS_DEFAULT_REGION")',
+        'os.environ["PATH"]',
+        '"HOME" in os.environ',
+        "dict(os.environ)",
+        'netrc_of.expand("$HEADWATER_PREFIX")',
+    ],
+)
+def test_a_module_that_reads_the_environment_at_import_would_be_noticed(line: str, tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/__init__.py").touch()
+    (tmp_path / "models/reads.py").write_text(f"import os\nimport netrc_of\n\nFOUND = {line}\n")
+    (tmp_path / "netrc_of.py").write_text("import os\nexpand = os.path.expandvars\n")
+    done = importing(tmp_path, ["models.reads"])
+    assert done.returncode == 1
+    assert "reads" in done.stderr
+
+
+def test_a_module_that_reads_the_environment_when_it_is_called_is_fine(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/__init__.py").touch()
+    (tmp_path / "models/reads.py").write_text('import os\n\ndef found() -> str:\n    return os.environ["PATH"]\n')
+    done = importing(tmp_path, ["models.reads"])
     assert done.returncode == 0, done.stderr
 
 

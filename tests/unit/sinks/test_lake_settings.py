@@ -29,7 +29,7 @@ def test_a_lake_of_lakes_is_found_by_its_name_and_has_a_group_of_its_own() -> No
     assert choose(some) == choose(some, "b")  # the only one of files
     with pytest.raises(UsageError, match="there is no lake 'c'"):
         choose(some, "c")
-    with pytest.raises(UsageError, match="this lake is Iceberg tables"):
+    with pytest.raises(UsageError, match="this lake has Iceberg tables"):
         choose(some, "tables")
 
 

@@ -113,7 +113,7 @@ def test_maintain_needs_to_know_what_is_committed(tmp_path: Path, headwater: Hea
     for settings in ({}, {"HEADWATER_LAKE__URL": f"file://{tmp_path}/x"}):
         elsewhere = headwater("lake", "maintain", "--url", objects.url, **settings)
         assert elsewhere.returncode == 2
-        assert "what its workers have committed is not known" in elsewhere.stderr
+        assert "it is not known what its workers have committed" in elsewhere.stderr
         assert "--at-rest" in elsewhere.stderr
     assert headwater("lake", "maintain", "--at-rest").returncode == 2
 
@@ -143,7 +143,7 @@ def test_verify_checks_every_lake_each_with_its_lines_and_one_exit_code(tmp_path
         "lake: 6 files, 12 rows",
         "second: 6 files, 12 rows",
         "gone: there is no lake at",
-        "tables: Iceberg tables, there are no files to check",
+        "tables: has Iceberg tables, no files to verify",
     ):
         assert said in all_of_them.stderr
     (tmp_path / "gone").mkdir()
@@ -159,7 +159,7 @@ def test_verify_checks_every_lake_each_with_its_lines_and_one_exit_code(tmp_path
     assert headwater("lake", "verify", "--offline", "--lake", "gone", **settings).returncode == 0
     assert headwater("lake", "verify", "--offline", "--lake", "lake", **settings).returncode == 0
     tables = headwater("lake", "verify", "--offline", "--lake", "tables", **settings)
-    assert (tables.returncode, "this lake is Iceberg tables" in tables.stderr) == (2, True)
+    assert (tables.returncode, "this lake has Iceberg tables" in tables.stderr) == (2, True)
 
 
 # -- errors of the store ----------------------------------------------------------------------------------------------

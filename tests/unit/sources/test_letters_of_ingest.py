@@ -21,7 +21,7 @@ from pipeline.sources.kinesis.records import Answer, Put, cut
 from pipeline.sources.members import codec_of, item, read_again
 from pipeline.steps.late import marked
 from pipeline.topics.names import Topics
-from pipeline.transport.producer import partition_of
+from pipeline.transport.partition import partition_of
 
 CLICKS = "arn:aws:kinesis:eu-west-1:1:stream/clicks"
 ORDERS = "arn:aws:dynamodb:eu-west-1:1:table/orders/stream/2026-01-01T00:00:00.000"

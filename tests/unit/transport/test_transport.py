@@ -7,7 +7,7 @@ import struct
 from confluent_kafka import Consumer
 
 from pipeline.state.seen import compact
-from pipeline.transport.producer import partition_of
+from pipeline.transport.partition import partition_of
 from pipeline.transport.reader import is_member
 
 
