@@ -16,7 +16,7 @@ MEANING = {
     "kill": "SIGKILL of a worker",
     "freeze": "SIGSTOP of a worker until the group has evicted it, then SIGCONT: a zombie",
     "terminate": "SIGTERM of a worker",
-    "join": "one more worker, or one that leaves for good",
+    "join": "one more worker, or one that leaves permanently",
     "kill at finish": "SIGKILL of a worker just before it commits",
     "kill at commit": "SIGKILL of a worker while its commit is under way",
     "kill at committed": "SIGKILL of a worker between the commit and the write of its state",
@@ -92,7 +92,7 @@ def section(report: ChaosReport, options: ChaosOptions, began: datetime, machine
     verdict = "Nothing was lost, duplicated, reordered or stuck." if report.ok else "**The output was wrong.**"
     figures = [
         ("changes written, each with its own event ID", report.input),
-        ("deleted before they were read, and in a gap that was written down", report.in_gaps),
+        ("deleted before they were read, and in a recorded gap", report.in_gaps),
         ("changes in the raw topic", report.output),
         ("changes in the sink topic, and in the lake", report.sunk),
         ("dead letters of the flow", report.dead_letters),

@@ -109,7 +109,7 @@ class Faults:
         self._end(self._choose(), signal.SIGTERM)
 
     def _join(self) -> None:
-        """One more worker; where there are enough, one leaves for good."""
+        """One more worker; where there are enough, one leaves permanently."""
         if len(self.workers.all) < MOST_WORKERS:
             self.workers.add()
             return

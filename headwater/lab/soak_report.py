@@ -31,7 +31,7 @@ def section(report: SoakReport, options: SoakOptions, began: datetime, machine: 
     verdict = "Nothing was lost silently, duplicated or reordered." if report.ok else "**The output was wrong.**"
     figures = [
         ("changes recorded by the streams", report.changes),
-        ("lost, and in no gap that was written down", report.lost),
+        ("lost, and in no recorded gap", report.lost),
         ("duplicated", report.duplicated),
         ("out of order", report.out_of_order),
         *(_of_kinesis(report) if options.kinesis else _of_dynamodb(report)),
@@ -70,7 +70,7 @@ def section(report: SoakReport, options: SoakOptions, began: datetime, machine: 
 def _of_dynamodb(report: SoakReport) -> list[tuple[str, float]]:
     return [
         ("ranges of changes that were trimmed before they were read", report.trimmed_ranges),
-        ("gaps written down", report.gaps_recorded),
+        ("gaps recorded", report.gaps_recorded),
         ("shards that rolled over or were split", report.reshards),
         ("streams switched off, and on again as new ones", report.renewals),
         ("tables that came while the workers ran", report.tables_come),
@@ -108,7 +108,7 @@ class SoakReport:
 
     changes: int = 0
     lost: int = 0
-    """Changes that are neither in raw nor in a gap that was written down."""
+    """Changes that are neither in raw nor in a recorded gap."""
     duplicated: int = 0
     out_of_order: int = 0
     """Against the order in which the changes happened; where Kinesis is not resequenced, in which they were delivered."""
@@ -128,7 +128,7 @@ class SoakReport:
     tables_gone: int = 0
     kills: int = 0
     dry: int = 0
-    """Answers without records though there were some, for seconds on end."""
+    """Answers without records though there were some, for seconds in a row."""
     provider_failures: int = 0
     """Times that the provider of credentials has failed, for `FAIL_SECONDS` each."""
     calls: int = 0

@@ -124,7 +124,7 @@ class Workload:
         """Send every request, the customers' first, and return what must come out; call `between` after the customers.
 
         `on_written` is given the number of changes made so far, after each request, by the thread that sent it and
-        one at a time. Raise HeadwaterError when a request fails for good; the other lanes then stop.
+        one at a time. Raise HeadwaterError when a request fails permanently; the other lanes then stop.
         """
         with ThreadPoolExecutor(self._threads, thread_name_prefix="workload") as pool:
             for phase in (self._plan.customers, self._plan.lanes):
@@ -169,7 +169,7 @@ class Workload:
 
 
 def send(client: DynamoDBClient, request: Request, pause: Callable[[float], object] = time.sleep) -> None:
-    """Send one request until all of it is done; raise HeadwaterError when DynamoDB refuses it for good."""
+    """Send one request until all of it is done; raise HeadwaterError when DynamoDB refuses it permanently."""
     try:
         if request.means == "batch":
             _send_batch(client, request.writes, pause)

@@ -1,4 +1,4 @@
-"""`headwater flows apply`: publishes flows as a version that all workers take up; and what is known of versions."""
+"""`headwater flows apply`: publishes flows as a version that all workers switch to; and what is known of versions."""
 
 from __future__ import annotations
 

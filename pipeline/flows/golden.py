@@ -8,7 +8,7 @@
 Of an outcome only what is named is compared, of `headers` only those that are; values are compared as JSON, whole, numbers
 with all their digits. A rejected change is expected as `{"flow": "orders", "rejected": "part of the reason"}`. What is made of
 a change that has waited for a reference first (`hold`) has also `"waits"`, the seconds; when it is left out then, nothing else.
-These two must be named where they are: an outcome without `rejected` is none of a change that was rejected.
+These two must be named where they are: an outcome without `rejected` does not match a rejected change.
 """
 
 from __future__ import annotations

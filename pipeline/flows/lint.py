@@ -1,7 +1,7 @@
 """What of a flow can hardly have an effect: `headwater flows lint`; warnings of `check`, `flows apply` and the worker. Pure.
 
-What can have none by its form is an error of the settings. Here is what a change could match, but none that AWS writes, or that
-the flow gets, will: a pattern without the type tag, a mask of a name that `rename` makes.
+What cannot have one by its form is an error of the settings. Here is what is valid but matches no change that AWS writes or
+that the flow gets: a pattern without the type tag, a mask of a name that `rename` makes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Which flows the workers run: those of their settings, until a version is applied; then that one, on all of them.
 
 A version is on the flows topic, whole, under the key `flows`; each worker writes there what it runs, under `worker/` and
-its transactional ID. A worker takes a version up between two slices: no slice is done half by one and half by another. The
-last one on the topic is that which runs everywhere, also of two that were applied at once.
+its transactional ID. A worker switches to a version between two slices: no slice is processed half by one and half by
+another. The last one on the topic runs everywhere, also of two that were applied at the same time.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class WorkerFlows(msgspec.Struct, frozen=True):
     stopped: dict[str, str] = {}
     """Flows that are paused, and why: `transform` stops until another version is applied."""
     refused: str = ""
-    """Why a later version was not taken up."""
+    """Why the worker did not switch to a later version."""
 
 
 class Versions(NamedTuple):

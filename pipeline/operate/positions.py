@@ -1,4 +1,4 @@
-"""Where the agents are in their topics, and whether that still means something; and how to continue where it does not."""
+"""Where the agents are in their topics, whether that is still valid, and how to continue where it is not."""
 
 from __future__ import annotations
 

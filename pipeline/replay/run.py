@@ -1,8 +1,8 @@
 """Runs a replay: reads its range, runs the flows, writes what they make; one Kafka transaction every so often.
 
 The transaction holds the messages, the offsets of the replay's own group and how far it is, under a transactional ID of its
-own: so a replay that was killed continues where it was, each message written once, and a second one of the same ID puts the
-first out. Live workers are not touched: another group, and a pause whenever they fall behind.
+own: so a replay that was killed continues where it was, each message written once, and a second one of the same ID evicts the
+first. Live workers are not touched: another group, and a pause whenever they fall behind.
 """
 
 from __future__ import annotations

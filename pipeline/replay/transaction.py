@@ -37,7 +37,7 @@ def produce(
 
 
 def transactional(settings: Settings, name: str) -> Producer:
-    """Return a producer of this transactional ID, which puts out whoever had it before."""
+    """Return a producer of this transactional ID, which evicts the one that had it before."""
     conf = {
         **clients.TUNED,
         "linger.ms": 5,

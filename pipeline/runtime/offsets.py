@@ -47,7 +47,7 @@ def require_remembered(conf: Mapping[str, Any], settings: Settings, agents: Sequ
             if topic and _is_forgotten(consumer, topic, outputs, settings.partitions):
                 raise FatalError(
                     f"the group {settings.prefix} has no offsets in {topic}, although {agent} has read it before: "
-                    f"{_why(consumer, conf, topics, topic)}, and all of it would be done again",
+                    f"{_why(consumer, conf, topics, topic)}, and all of it would be processed again",
                     hint=accept(topic),
                 )
     except KafkaException as error:

@@ -1,4 +1,4 @@
-"""Builds the Faust app: settings in, app out. Nothing here connects; that happens when the worker starts."""
+"""What agents are attached to: a worker with its app, its topics, its metrics and its dead letters."""
 
 from __future__ import annotations
 
@@ -153,9 +153,9 @@ class Worker:
                     raise
 
     def _try_again(self, batch: Any, error: TransientError) -> None:
-        """Have a batch done again after a pause that grows; the other partitions continue."""
+        """Have a batch processed again after a pause that grows; the other partitions continue."""
         tp = _place(batch)
-        if tp is None:  # what a source offers has no place in Kafka: the slice is done again
+        if tp is None:  # what a source offers has no place in Kafka: the slice is processed again
             self.transport.transaction.spoil(error.message)
             return
         failures = self._failures[tp] = self._failures.get(tp, 0) + 1

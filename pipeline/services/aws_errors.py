@@ -1,7 +1,7 @@
 """What the error codes of AWS mean. The one table of them: whoever explains an error of AWS asks here. Pure.
 
 A test walks the service models of all APIs that are called: each of their codes is in the table. An unknown code is
-transient when AWS answers with a 5xx, and fatal else.
+transient when AWS answers with a 5xx, else fatal.
 """
 
 from __future__ import annotations

@@ -165,7 +165,7 @@ class LookupSettings(Section):
     into: str = Field(min_length=1, description="Under which name the answer is added to the change.")
     headers: dict[str, str] = Field(
         default_factory=dict,
-        description="HTTP headers. A secret is never written out: env:NAME is a variable of the worker's environment, "
+        description="HTTP headers. A secret is never in plain text: env:NAME is a variable of the worker's environment, "
         "file:/path a file that it reads, ${NAME} a variable within a value.",
         repr=False,
     )

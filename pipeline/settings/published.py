@@ -1,4 +1,4 @@
-"""What of a flow may not be published: secrets that are written out. Flows are in clear on the topic <prefix>.flows. Pure.
+"""What of a flow may not be published: secrets in plain text: everybody can read the topic <prefix>.flows. Pure.
 
 Instead of a secret, they say where the worker finds it: `env:NAME`, `file:/path`, or `${NAME}` within a header.
 """
@@ -54,7 +54,7 @@ def secrets_in_headers(headers: Mapping[str, str]) -> Iterator[str]:
         else:
             literal = bool(value.strip())
         if literal and (HEADERS.search(name) or SECRETS.search(value.strip())):
-            yield f'the header {name} is written out: {INSTEAD}, or "Bearer ${{NAME}}"'
+            yield f'the header {name} is in plain text: {INSTEAD}, or "Bearer ${{NAME}}"'
 
 
 def secrets_in_url(url: str) -> Iterator[str]:
@@ -71,7 +71,7 @@ def secrets_in_url(url: str) -> Iterator[str]:
         if not value or PARAMETER.fullmatch(value) or PLACEHOLDER.fullmatch(value):
             continue
         if PARAMETERS.search(unquote(name)):
-            yield f"{unquote(name)} in the query of the URL is written out: {INSTEAD}, as in {unquote(name)}=env:NAME"
+            yield f"{unquote(name)} in the query of the URL is in plain text: {INSTEAD}, as in {unquote(name)}=env:NAME"
     if SECRETS.search(unquote(PLACEHOLDER.sub("", url))):
         yield f"the URL holds what looks like a secret: {INSTEAD}, in a header or in the query"
 

@@ -1,6 +1,6 @@
 """The contract of sinks: what takes the messages of the sink topics somewhere else, each once.
 
-`SinkRunner` (running.py) keeps it for all of them; tests/conformance/test_sinks.py holds every sink to it:
+`SinkRunner` (runner.py) keeps it for all of them; tests/conformance/test_sinks.py holds every sink to it:
 
 1. `open` takes a partition of a log over. Whoever had it before can write nothing more to it that a reader would see, or
    what it writes is the very same. The writer's `position` is the offset from which on the destination wants records.
@@ -8,7 +8,7 @@
    nothing of this one: its offsets are compared with none of these.
 2. `add` takes records that are committed to the sink topic, in order, none of them before `position`; in memory alone.
    A record that can never be written is returned with the reason, and becomes a dead letter; the rest continues.
-3. `flush` brings what was added to the destination, and returns the offset up to which everything is there for good. Only
+3. `flush` brings what was added to the destination, and returns the offset up to which everything is there permanently. Only
    then does the group's offset move. It may fail with TransientError anywhere: it is called again, with the same records
    and perhaps more, in this process or, after a crash, in another one. Neither loses or doubles a record.
 4. `close` forgets what was not flushed. It is read again from the group's offset.
@@ -58,11 +58,11 @@ class Flushed:
     """What a flush did."""
 
     end: int
-    """Everything before this offset is at the destination for good."""
+    """Everything before this offset is at the destination permanently."""
     counts: Mapping[str, int] = field(default_factory=dict)
     """For the metric headwater_delivered: what was written, by kind: files, rows, records, items."""
     rejected: Sequence[Rejected] = ()
-    """Records that the destination refuses for good."""
+    """Records that the destination refuses permanently."""
 
 
 class Writer(ABC):

@@ -41,7 +41,7 @@ class StreamApi(Protocol):
         """Return the tables to capture now; `known` were captured before."""
 
     def named(self) -> list[str]:
-        """Return the tables that are written out. Asks nobody."""
+        """Return the tables that the settings name. Asks nobody."""
         return []
 
     def stream_of(self, table: str) -> Stream:

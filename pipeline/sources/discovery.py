@@ -85,7 +85,7 @@ class Discovery:
                 found = await self._host.call(self._api.tables, self._known.tables())
             except HeadwaterError as error:
                 _say_once(failing, "", error)
-                # Those that are known without asking are read all the same.
+                # Those that are known without asking are read anyway.
                 tables = list(dict.fromkeys([*tables, *self._api.named(), *self._known.tables()]))
             else:
                 failing.pop("", None)

@@ -91,12 +91,12 @@ class ShardReader:
             except ExpiredIteratorError:
                 iterator, pause = None, 0.0
             except TrimmedError as error:
-                log.error("%s: a gap is written down", error)
+                log.error("%s: a gap is recorded", error)
                 iterator, gaps, pause = None, (*gaps, gap_of(shard, "trimmed", after)), self._pacing.poll_interval
                 start, after = ShardStart(), None
             except VanishedError as error:
                 if host.is_gone(shard):
-                    log.error("%s: a gap is written down", error)
+                    log.error("%s: a gap is recorded", error)
                     place = ShardPosition(shard.table, after, finished=True, at=round(time.time(), 3))
                     lost = (*gaps, gap_of(shard, "vanished", after))
                     offered = host.offer(Reading(shard, NOTHING, place, lost, credit=pool.give))

@@ -107,7 +107,7 @@ class Flow:
     """Finds the sinks that items have left; None: they get nothing."""
 
     def run(self, changes: Iterable[Given], watch: Watch | None = None) -> list[Result]:
-        """Return what becomes of each change that the flow takes, in order; those that it leaves out have no messages."""
+        """Return what happens to each change that the flow takes, in order; those that it leaves out have no messages."""
         picked = self._pick(changes) if self.leaving is None else self._pick_leaving(changes, self.leaving)
         if watch is not None:
             watch("where", [event for result, event in picked if result.taken])

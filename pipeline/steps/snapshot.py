@@ -1,7 +1,7 @@
 """Join the rows of a snapshot with the changes of the stream: a row counts as long as the stream has not spoken.
 
 A row is what its item was when the scan read it. Once the stream has delivered a change of the item after the snapshot's
-beginning, it delivers all that follow, so the row can add nothing, and could only put the item back: it is dropped. While
+beginning, it delivers all that follow, so the row can add nothing, and could only make the item older: it is dropped. While
 the stream has delivered nothing, no newer change can have come before the row (docs/decisions/0017).
 """
 

@@ -1,6 +1,6 @@
 """From where the partitions of a worker are read: at the assignment, after a former owner's transaction, behind a gap.
 
-What the offset is, is decided in `starts`, which is pure. Here is asked, waited and told.
+What the offset is, is decided in `starts`, which is pure. This module asks, waits and reports.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pipeline.transport.starts import LostRecords, PartitionState, start_of
 log = logging.getLogger(__name__)
 
 GAP = "gap"
-"""Holds partitions of which retention has taken records, until that is written down."""
+"""Holds partitions of which retention has taken records, until that is recorded."""
 
 
 class Restarts(Protocol):

@@ -18,7 +18,7 @@ def stop_process(
 ) -> NoReturn:
     """End this process at once, with the reason on stderr and exit code 1.
 
-    No graceful shutdown: that could commit. Whatever was not committed is done again by the next owner.
+    No graceful shutdown: that could commit. Whatever was not committed is processed again by the next owner.
     """
     log.critical("headwater: %s (try: %s)", reason, hint)
     logging.shutdown()

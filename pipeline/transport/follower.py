@@ -78,7 +78,7 @@ class Follower:
             stop_process(f"reading the topic {self.topic} failed: {error!r}")
 
     def _follow(self, consumer: RdConsumer) -> None:
-        """Read on from where the last consumer was, until there is nothing for long."""
+        """Read on from where the last consumer was, until there is nothing for a long time."""
         at = {**self._start_at, **self.reached}
         partitions = self._wait_for_partitions(consumer)
         consumer.assign([TopicPartition(self.topic, p, at.get(p, OFFSET_BEGINNING)) for p in partitions])

@@ -60,7 +60,7 @@ class Participant:
         return False
 
     def skipped(self, tp: TP, offset: int) -> None:
-        """Continue behind records of a partition that are gone; the gap is written down.
+        """Continue behind records of a partition that are gone; the gap is recorded.
 
         On the event loop; nothing of the partition is under way. `offset` is that of the first record that is left.
         """

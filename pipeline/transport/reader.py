@@ -1,6 +1,6 @@
 """The one thread that owns librdkafka's consumer and polls it forever.
 
-Rebalances are served at once and `max.poll.interval.ms` never bites. No other thread may call the handle: the binding
+Rebalances are handled immediately and `max.poll.interval.ms` never expires. No other thread may call the handle: the binding
 lets one caller in at a time and the others starve, so they hand in commands (`call`) and read `membership`.
 """
 
@@ -43,7 +43,7 @@ def is_member(metadata: bytes) -> bool:
     """Say whether group metadata names a membership.
 
     The bytes are opaque to the API: `CGMDv2:`, int32 generation in machine order (with KIP-848 the member's epoch), group,
-    NUL, member, NUL. What a client holds after it was put out of the group (generation -1, no member) the broker would
+    NUL, member, NUL. What a client holds after it was evicted from the group (generation -1, no member) the broker would
     ACCEPT, unfenced. Both count from 1: a KIP-848 member that is about to join has a name and epoch 0.
     """
     _, member, *_ = metadata[11:].split(b"\0")
@@ -229,7 +229,7 @@ class Reader:
         elif error.fatal() or error.code() == KafkaError._FATAL:  # noqa: SLF001 - what wraps a fatal error is not flagged so
             name = self._conf.get("group.instance.id")
             stop_process(
-                f"the Kafka consumer failed for good: {error.str()}",
+                f"the Kafka consumer failed permanently: {error.str()}",
                 hint=f"kafka.instance_id {name!r} must be this worker's alone, and is taken until a worker that was killed has "
                 "timed out; start again"
                 if name

@@ -1,7 +1,7 @@
 """Slices that last too long: who takes the time, and which record is at fault.
 
-A slice that lasts longer than its transaction may is aborted and done again in smaller parts. A record that takes too long by
-itself, twice, is left out where its agent writes it away; else the worker stops and names it.
+A slice that lasts longer than its transaction may is aborted and processed again in smaller parts. A record that takes
+too long by itself, twice, is left out where its agent writes it away; else the worker stops and names it.
 """
 
 from __future__ import annotations

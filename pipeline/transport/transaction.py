@@ -1,6 +1,6 @@
 """The producer of a worker: one Kafka transaction a slice, or, at least once, one flush and then the offsets.
 
-The transactional ID belongs to the state directory, whose lock keeps a second worker out: a restart at once aborts what
+The transactional ID belongs to the state directory, whose lock keeps a second worker out: a restart immediately aborts what
 its predecessor left open. For the same reason a producer that the broker has fenced off is recreated: with the lock held
 it was the coordinator itself that ended a transaction which had been open for too long.
 """
@@ -567,7 +567,7 @@ class Transaction:
                     return True
                 self.open = False  # the broker has aborted it already
             if failure.fatal() and not self._exactly_once:
-                stop_process(f"the producer failed for good: {failure}")
+                stop_process(f"the producer failed permanently: {failure}")
             self.abort(work, f"refused at its {step}: {failure}")
             return False
         self._committed(work)
@@ -583,7 +583,7 @@ class Transaction:
             participant.committed(work)
 
     def _outcome(self, work: Slice, failure: KafkaError) -> bool:
-        """Say whether a commit that has failed was done all the same, as the group's offsets tell; stop where they do not.
+        """Say whether a commit that has failed was done anyway, as the group's offsets tell; stop where they do not.
 
         The new producer waits until the coordinator has ended what the old one had open.
         """

@@ -1,4 +1,4 @@
-"""Tends the directories of a lake: makes few large files of many small ones, and takes away what is left over.
+"""Compacts the directories of a lake: makes few large files of many small ones, and removes what is left over.
 
 Only files whose offsets are committed are touched: what may still be tried again keeps its name. Of each directory the large
 files are written first. Then the manifest is changed in one step: they come, and the small ones and their entries no longer
@@ -108,7 +108,7 @@ def compact(
 
 
 def _is_busy(names: Names, files: int) -> bool:
-    """Say whether there may be something to do, by names alone: a directory that was tended has one file, and no entries."""
+    """Say whether there may be something to do, by names alone: a directory that was compacted has one file, and no entries."""
     return files > 1 or len(names.entries) > (0 if names.manifest else 1)
 
 

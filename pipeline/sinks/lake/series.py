@@ -1,4 +1,4 @@
-"""Series: the offsets of one partition of one log that a lake holds, without a hole. Where each begins is written down once.
+"""Series: the offsets of one partition of one log that a lake holds, without a hole. Where each begins is recorded once.
 
 Beside the tables' directories is `_series/`, whose objects are written once and never changed:
 
@@ -82,7 +82,7 @@ def known_path(objects: Objects, configured: str) -> str:
 
 
 def _begun_with(objects: Objects) -> str:
-    """Return the template of a lake that has written down none."""
+    """Return the template of a lake that has recorded none."""
     begun = any(one == DIRECTORY or one.startswith("table=") for one in objects.directories())
     return paths.FORMER if begun else paths.DEFAULT
 

@@ -123,7 +123,7 @@ class LakeWriter(Writer):
         self._log, self._mark = source, mark_of(source)
         self._former = _Former.of(source, committed, start)
         self._series: series.Series | None = _series(tp, start, source, committed)
-        """To be written down; None: it is."""
+        """To be recorded; None: it is."""
         self._rejected: list[Rejected] = []
         """Records that cannot be written, of ranges that are not done yet."""
         self._open: dict[str, OpenFile] = {}

@@ -95,7 +95,7 @@ def verify(
     there = {path for path in objects.paths(prefix) if path.endswith(".parquet")}
     known_now = _Now(objects)
     problems += [
-        Problem("not listed", path, "nothing lists it: its flush is under way, or a worker was away for long")
+        Problem("not listed", path, "nothing lists it: its flush is under way, or a worker was away for a long time")
         for path in sorted(there - {file.path for file in files})
         if not known_now.lists(path)
     ]

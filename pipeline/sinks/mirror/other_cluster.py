@@ -161,7 +161,7 @@ class OtherCluster:
         return False
 
     def explain(self, error: KafkaException, what: str) -> HeadwaterError:
-        """Return what a failure means: to be tried again, or that we are refused for good."""
+        """Return what a failure means: to be tried again, or that we are refused permanently."""
         failure: KafkaError = error.args[0]
         refusal, self._refusal = self._refusal, ""
         if refusal or failure.code() in FORBIDDEN:

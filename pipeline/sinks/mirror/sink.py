@@ -1,11 +1,11 @@
 """Sink topics on another Kafka cluster: every record once, in its partition, in order.
 
 A flush is ONE transaction of the other cluster: the records, and how far they go (the offset after the last of them, here) as
-an offset of a group over there. So records and position are there together, or neither. Each partition has a transactional ID
+an offset of a group there. So records and position are there together, or neither. Each partition has a transactional ID
 of its own: who opens it fences off the former owner and decides what that one left open, and then reads the position. The
 same is done after every failure, so that a commit whose outcome is unknown has one.
 
-A record that the other cluster refuses for good is left out. Its offset is kept with the position until the dead letter is
+A record that the other cluster refuses permanently is left out. Its offset is kept with the position until the dead letter is
 written here: no crash between the two clusters loses it.
 
 With the position are the logs that it is between, here and there. Where the topic here was recreated, the position says
@@ -155,7 +155,7 @@ class Mirror(Sink):
         found, now = writer.found, writer.log_there
         if found is not None and not found.there.may_be(now):
             raise FatalError(
-                f"{there} of {self.other}: the position {found.offset} is of another topic of this name over there: "
+                f"{there} of {self.other}: the position {found.offset} is of another topic of this name there: "
                 f"{found.there.difference(now)}",
                 hint=f"{reset} --reset-offsets --to-offset {committed or 0} --execute (0 copies all of it again)",
             )

@@ -166,7 +166,7 @@ def _codes(error: ClientError) -> set[str]:
 
 
 def _is_stale(error: Exception) -> bool:
-    """Say whether a condition does not hold: the item is as new already, or newer. Versions grow, so that is for good."""
+    """Say whether a condition does not hold: the item is as new already, or newer. Versions grow, so that is final."""
     return isinstance(error, ClientError) and bool(
         _codes(error) & {"ConditionalCheckFailedException", "ConditionalCheckFailed"}
     )

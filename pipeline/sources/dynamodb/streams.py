@@ -64,7 +64,7 @@ class DynamoDBStreams(StreamApi):
         return list(dict.fromkeys(found))
 
     def named(self) -> list[str]:
-        """Return those that are written out."""
+        """Return those that the settings name."""
         return list(dict.fromkeys(name for name in self._settings.tables if not is_pattern(name)))
 
     def _listed(self) -> Iterator[str]:

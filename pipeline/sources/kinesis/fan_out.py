@@ -164,7 +164,7 @@ class FanOutStreams(KinesisStreams):
                 failed += 1
                 yield error
             if time.monotonic() - heard > FORGETFUL_S:
-                yield ExpiredIteratorError(f"{shard}: nothing has arrived for long")
+                yield ExpiredIteratorError(f"{shard}: nothing has arrived for a long time")
                 return
 
     def _until_next(self, shard: ShardOf, failed: int) -> float:

@@ -65,7 +65,7 @@ class Snapshot(msgspec.Struct, frozen=True):
 
     @property
     def export_place(self) -> ShardOf:
-        """Where its export is written down, and which worker asks for it."""
+        """Where its export is recorded, and which worker asks for it."""
         return ShardOf(self.table, self.stream, EXPORT)
 
 

@@ -1,7 +1,7 @@
 """Snapshots: scans the tables that are asked for, segment by segment, beside the capture of their streams.
 
 A snapshot is a record of the shards topic, and its segments are kept there like shards: the same fencing, the same
-transactions, and after a kill the same continuing at the last position. What makes its rows fit into the stream's changes
+transactions, and after a kill they continue at the last position. What makes its rows fit into the stream's changes
 is in docs/decisions/0017.
 """
 
@@ -161,7 +161,7 @@ class Snapshotter:
             host.forget(snapshot.export_place)
 
     def _once(self, host: SnapshotHost, before: Snapshot, after: Snapshot, *marks: bytes) -> None:
-        """Write down what becomes of a snapshot, if it is this worker's to do and was not done under this claim."""
+        """Record what happens to a snapshot, if it is this worker's to do and was not done under this claim."""
         claim, what = host.claim(before.place), (before.stream, after.state)
         if claim is None or self._offered.get(what) is claim:
             return

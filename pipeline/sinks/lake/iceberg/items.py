@@ -170,7 +170,7 @@ class Tombstones:
         return found
 
     def add(self, partition: int, deleted: Mapping[str, str], times: Sequence[int]) -> None:
-        """Write tombstones: keys and versions, and when the changes happened, in microseconds. They are there for good then."""
+        """Write tombstones: keys and versions, and when the changes happened, in microseconds. They are permanent then."""
         now = int(datetime.now(UTC).timestamp() * 1_000_000)
         columns = [
             pa.array(list(deleted), pa.string()),

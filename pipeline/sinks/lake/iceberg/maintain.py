@@ -51,7 +51,7 @@ class Ages:
     orphans: timedelta = timedelta(days=3)
     """Far more than a commit takes: a worker has written files that nothing refers to yet."""
     tombstones: timedelta = timedelta(days=30)
-    """Since a deletion was written down. After that an older change of the item may bring it back."""
+    """Since a deletion was recorded. After that an older change of the item may bring it back."""
 
 
 @dataclass(slots=True)

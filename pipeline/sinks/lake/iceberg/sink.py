@@ -7,7 +7,7 @@ looks first where the table is, and leaves out what it has: a restart, a former 
 The property of a version before does not name the log. What it covers is left out only if the table has the very change at
 that offset. It is kept beside ours, so that a worker of that version that wakes up late adds nothing.
 
-Items are kept by the age of their changes: iceberg_items.py says how.
+Items are kept by the age of their changes: items.py says how.
 
 A row that the table refuses for its content is found by halves, and becomes a dead letter. Its offset is kept as a property
 until the group has passed it: no crash between catalog and Kafka loses it.
