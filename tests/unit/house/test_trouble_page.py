@@ -140,7 +140,7 @@ def test_each_message_on_the_page_is_one_of_the_code(message: str) -> None:
 
 
 def test_a_message_that_the_code_no_longer_has_would_be_noticed() -> None:
-    assert unknown("the flow ... rejects more than 50% of its changes (reject_limit); it is paused")
+    assert unknown("the flow ... rejects more than 50% of its changes (reject_limit); it stands")
     assert unknown("... is sealed, and the flow ... of the settings has no mask_key")
     assert unknown("there is no agents 'ingets'")
 
