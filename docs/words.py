@@ -20,10 +20,12 @@ SOURCES = ("agents", "headwater", "models", "pipeline")
 
 WORDS = {
     r"anew": "again; recreated",
-    r"any? throttle is daily bread|daily bread": "routine",
+    r"all the same": "anyway",
+    r"daily bread": "routine",
     r"comes? of itself": "happens by itself",
     r"counts? no more": "is no longer counted",
     r"for ever": "forever",
+    r"for good": "permanently",
     r"from when on": "--from is required",
     r"(go|goes|going|gone|went) on": "continue; pass; happen",
     r"(had|have|has) their way": "have processed it",
@@ -31,10 +33,14 @@ WORDS = {
     r"(held|hold|holds|holding)( \S+){0,8} against": "compare with",
     r"(?<!there\s)(?<!where\s)(is|are|was|were) no (?!longer|more|other|different|later|less|way|such)": "is not a; unknown",
     r"(?<!dead\s)(?<!dead-)letters?(?!, digits)": "dead letter",
+    r"in clear": "in plain text",
+    r"in silence": "silently",
     r"lest|thereof|wherefore|whence|hither|naught|nought": "(a usual word)",
+    r"made again": "recreated",
     r"mend(s|ed|ing)?": "fix; correct; repair",
     r"no more(?=[.,;:)])": "no longer",
     r"nothing had been": "normally",
+    r"over there": "there; on the other cluster",
     r"purses?": "credit pool",
     r"puts? each other out": "evict each other",
     r"shall": "must; should; will",
@@ -44,6 +50,7 @@ WORDS = {
     r"(stands?|stood)(?!-| for| still)": "is; is in; is defined; is paused",
     r"standing(?! still)": "paused; stuck",
     r"(can|cannot|could not) be told(?! apart)": "is known; is reported",
+    r"what becomes of": "what happens to",
     r"without a word": "silently",
 }
 """Regular expressions, of whole words and in any case; and what to say instead."""
