@@ -56,12 +56,14 @@ soak-sources: setup ## ten minutes each of simulated DynamoDB and Kinesis stream
 	@$(BIN)/headwater soak sources --seconds 600 --page docs/reliability.md --json
 	@$(BIN)/headwater soak sources --kinesis --seconds 600 --page docs/reliability.md --json
 
-check: engines ## format, lint, types, import rules, dependencies
+check: engines ## format, lint, types, import rules, dependencies, spelling, words
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/deptry .
+	@$(BIN)/codespell
+	@$(BIN)/python docs/words.py
 
 lambda: setup ## pack the Lambda into dist/headwater-lambda.zip, for Python 3.12 on x86-64
 	@rm -rf dist/lambda dist/headwater-lambda.zip && mkdir -p dist/lambda

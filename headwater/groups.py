@@ -1,6 +1,6 @@
 """The table of the commands, and the group that loads each of them when it is chosen.
 
-`headwater --help` and the completion show lines of the table and load nothing. A test holds them against the commands.
+`headwater --help` and the completion show lines of the table and load nothing. A test compares them with the commands.
 """
 
 from __future__ import annotations

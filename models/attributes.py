@@ -97,10 +97,10 @@ def number_text(value: float | Decimal) -> str:
     """Return the digits of a number; raise ValueError when it is none that DynamoDB could hold."""
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise ValueError(f"{value} is no number of DynamoDB")
+            raise ValueError(f"{value} is not a number of DynamoDB")
         return repr(int(value)) if value.is_integer() and abs(value) < 1 << 53 else repr(value)
     if isinstance(value, Decimal) and not value.is_finite():
-        raise ValueError(f"{value} is no number of DynamoDB")
+        raise ValueError(f"{value} is not a number of DynamoDB")
     return str(value)
 
 

@@ -170,7 +170,7 @@ def _edited(one: Letter) -> bytes:
         text = msgspec.json.format(one.value or b"", indent=2)
     except msgspec.DecodeError:
         text = one.value or b""
-    with tempfile.NamedTemporaryFile(prefix=f"letter-{one.id}-", suffix=".json") as file:
+    with tempfile.NamedTemporaryFile(prefix=f"dead-letter-{one.id}-", suffix=".json") as file:
         file.write(text)
         file.flush()
         try:

@@ -216,7 +216,7 @@ def _messages(records: Recorder) -> list[tuple[Any, ...]]:
 
 
 def _lake(objects: Objects) -> tuple[int, int]:
-    """Hold the files against their manifests, and have DuckDB read them."""
+    """Compare the files with their manifests, and have DuckDB read them."""
     checked = verify(objects)
     with tempfile.TemporaryDirectory(prefix="headwater-") as place:
         for number, path in enumerate(path for path in objects.paths() if origin_of(path) is not None):

@@ -1,4 +1,4 @@
-"""The soak of the sources: a simulator with all its faults, workers that are killed, and raw held against the truth."""
+"""The soak of the sources: a simulator with all its faults, workers that are killed, and raw compared with the truth."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ def compare(
     gaps: Iterable[Gap],
     held: Mapping[str, float] | None = None,
 ) -> SoakReport:
-    """Hold raw, in order per item, and the gaps against the truth; `held` has the window of each Kinesis stream."""
+    """Compare raw, in order per item, and the gaps with the truth; `held` has the window of each Kinesis stream."""
     found: dict[tuple[str, str], list[Came]] = {}
     for change in raw:
         found.setdefault((change.table, change.item), []).append(change)

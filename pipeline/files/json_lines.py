@@ -1,4 +1,4 @@
-"""Where in a JSON file a value stands, for messages: decoders name its path, or a byte, and people look for a line."""
+"""Where in a JSON file a value is, for messages: decoders name its path, or a byte, and people look for a line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def line_of(content: bytes, path: Sequence[str | int]) -> int:
         if part not in members:
             break
         at = begin
-        for name, raw in members.items():  # one after the other: equal values stand in other places
+        for name, raw in members.items():  # one after the other: equal values are in other places
             at = content.index(bytes(raw), at)
             if name == part:
                 break

@@ -49,14 +49,14 @@ def examine(settings: Settings, flow: FlowSettings) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Warned:
-    """What can hardly have an effect, and where it stands."""
+    """What can hardly have an effect, and where it is."""
 
     flow: str
     place: str
     """In the flow."""
     problem: str
     at: str
-    """file:line; '' when the flow does not stand in the settings file."""
+    """file:line; '' when the flow is not in the settings file."""
 
     @property
     def line(self) -> str:
@@ -93,8 +93,8 @@ def _tables_are_captured(settings: Settings, flow: FlowSettings) -> list[str]:
     if all(
         isinstance(one, DynamoDBStreamSettings) and not any(map(is_pattern, one.tables)) for one in settings.sources
     ):
-        raise FlowError(flow, "from", UsageError(f"{problem}: nothing would come", hint=_add(missing[0])))
-    return [f"flow {flow.name}, from: {problem} as it is named now"]
+        raise FlowError(flow, "from", UsageError(f"{problem}: it would get nothing", hint=_add(missing[0])))
+    return [f"flow {flow.name}, from: {problem} by name"]
 
 
 def _captured(settings: Settings, table: str) -> bool:

@@ -69,7 +69,7 @@ MISSING: Any = object()
 
 
 def explain(flows: Sequence[FlowSettings], value: bytes, means: CompileContext) -> list[FlowTrace]:
-    """Return what each flow makes of an event that came to raw just now; raise MalformedChangeError when it is no change."""
+    """Return what each flow makes of an event that came to raw just now; raise MalformedChangeError when it is not a change."""
     change = decode(value)
     given = Given(0, item_key(change.body.keys), value, change, time.monotonic())
     return [_flow(flow, given, means) for flow in flows]

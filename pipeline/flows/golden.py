@@ -8,7 +8,7 @@
 Of an outcome only what is named is compared, of `headers` only those that are; values are compared as JSON, whole, numbers
 with all their digits. A rejected change is expected as `{"flow": "orders", "rejected": "part of the reason"}`. What is made of
 a change that has waited for a reference first (`hold`) has also `"waits"`, the seconds; when it is left out then, nothing else.
-These two must be named where they are: an outcome without `rejected` is none of a change that was rejected.
+These two must be named where they are: an outcome without `rejected` does not match a rejected change.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def load(file: Path) -> GoldenFile:
         return structs.replace(case, references=exact.get("references", {}), lookups=exact.get("lookups", {}))
     except msgspec.DecodeError as error:
         place = f"{file}:{line_of_error(text, error)}"
-        raise UsageError(f"{place}: this is no golden file: {error}", hint=given_items.HINT) from error
+        raise UsageError(f"{place}: this is not a golden file: {error}", hint=given_items.HINT) from error
 
 
 def outcome(file: Path, case: GoldenFile, settings: Settings) -> list[FlowTrace]:
@@ -166,9 +166,7 @@ def _actual(trace: FlowTrace) -> list[dict[str, Any]]:
 
 
 def _differences(want: Mapping[str, Any], have: Mapping[str, Any]) -> list[str]:
-    found = [
-        f"{name}: it is not expected, got {_short(have[name])}" for name in ALWAYS if name in have and name not in want
-    ]
+    found = [f"{name}: not expected, got {_short(have[name])}" for name in ALWAYS if name in have and name not in want]
     for name, expected in want.items():
         actual = have.get(name)
         if name == "rejected":

@@ -21,7 +21,7 @@ from pipeline.transport import Batch
 
 log = logging.getLogger(__name__)
 SKIP = "headwater.skip"
-"""Header of a message on the retry topic: the change itself is given up, those behind it go on."""
+"""Header of a message on the retry topic: the change itself is discarded, those behind it continue."""
 
 
 class WaitingChanges:
@@ -60,7 +60,7 @@ class WaitingChanges:
         self._go_on(partition, place, [], None)
 
     def again(self, batch: Batch) -> None:
-        """Try rejected changes again, or give them up, and let go on what waits behind them."""
+        """Retry rejected changes, or discard them, and let what waits behind them continue."""
         for index, record in enumerate(batch.records):
             headers = cast("Headers", record.headers() or [])
             said = {name: (value or b"").decode(errors="replace") for name, value in headers}
@@ -88,24 +88,24 @@ class WaitingChanges:
                 self._go_on(batch.partition, FlowItem(name, key or b""), [given], offset)
 
     def _give_up(self, partition: int, flows: Iterable[str], offset: int) -> None:
-        """Let go on what waits behind a change that is given up."""
+        """Let what waits behind a discarded change continue."""
         for flow in flows:
             if (place := self._state.lot(partition).behind(flow, offset)) is not None:
                 self._go_on(partition, place, [], offset)
 
     def _go_on(self, partition: int, place: FlowItem, first: list[Given], offset: int | None) -> None:
-        """Do what has waited; `first` is a letter that is tried again, `offset` the place on raw of the one it is about."""
+        """Do what has waited; `first` is a dead letter that is retried, `offset` the place on raw of the one it is about."""
         flow, lot = self._output.flow(place.flow), self._state.lot(partition)
         head = lot.head(place)
         if head is not None and offset not in {None, head.offset}:
-            # It is not this letter that the others wait for: it waits with them.
+            # It is not this dead letter that the others wait for: it waits with them.
             for one in first:
                 lot.park(place, waiting_of(one))
             return
         waiting = lot.free(place)
         given = first + [given_of(one, one.at) for one in waiting]
         if flow is None:
-            gone = HeadwaterError(f"there is no flow {place.flow} any more")
+            gone = HeadwaterError(f"the flow {place.flow} no longer exists")
             for one in given:
                 self._output.reject(place.flow, partition, one, gone)
             return

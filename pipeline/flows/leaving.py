@@ -36,7 +36,7 @@ def compile_leaving(
     otherwise: Rule | None,
     route: Router,
 ) -> Leaving | None:
-    """Return what finds the sinks that items have left; None where they are told nothing."""
+    """Return what finds the sinks that items have left; None where nothing is sent to them."""
     if flow.leaves is None:
         return None
     asks_enriched = any(map(_asks_enriched, _conditions(flow)))

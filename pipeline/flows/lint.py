@@ -1,7 +1,7 @@
 """What of a flow can hardly have an effect: `headwater flows lint`; warnings of `check`, `flows apply` and the worker. Pure.
 
-What can have none by its form is an error of the settings. Here is what a change could match, but none that AWS writes, or that
-the flow gets, will: a pattern without the type tag, a mask of a name that `rename` makes.
+What cannot have one by its form is an error of the settings. Here is what is valid but matches no change that AWS writes or
+that the flow gets: a pattern without the type tag, a mask of a name that `rename` makes.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ LEAVES: Mapping[str, tuple[type, ...]] = {
     "BOOL": (bool,),
     "NULL": (bool,),
 }
-"""What stands below a type tag; below N and NS text is compared with numbers, too."""
+"""What is below a type tag; below N and NS text is compared with numbers, too."""
 
 
 class Doubt(NamedTuple):
@@ -129,7 +129,7 @@ def _value(pattern: Any, place: str) -> Iterator[str]:
         return
     for tag, rest in _fields(pattern):
         if tag not in type_tags:
-            yield f"{place}: {tag} is no type of DynamoDB, expected one of {', '.join(type_tags)}"
+            yield f"{place}: {tag} is not a type of DynamoDB, expected one of {', '.join(type_tags)}"
         elif tag == "M" and isinstance(rest, Mapping):
             yield from _members(rest, f"{place}.M")
         elif tag == "L" and isinstance(rest, Mapping):
@@ -160,7 +160,7 @@ def _none_of(name: str, rest: Any, known: Iterable[str]) -> Iterator[str]:
     elif isinstance(rest, Sequence):
         for entry in rest:
             if isinstance(entry, str) and entry not in values:
-                yield f"{name}: {entry!r} is none of {', '.join(values)}"
+                yield f"{name}: {entry!r} is not one of {', '.join(values)}"
 
 
 def _added(flow: FlowSettings, pattern: Mapping[str, Any]) -> Iterator[str]:

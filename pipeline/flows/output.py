@@ -83,17 +83,17 @@ class FlowOutput:
         return self.keys.get(flow) if running is None else running.key
 
     def _sealing_key(self, flow: str, table: str) -> MaskKey | None:
-        """Return the key to seal a flow's letters with; of one that nobody knows any more, that of any that masks the table."""
+        """Return the key that seals a flow's dead letters; of a flow that is gone, that of any that masks the table."""
         if self.flow(flow) is not None or flow in self.keys:
             return self._key(flow)
         masking = (one.key for one in self._flows() if not one.steps.tables or table in one.steps.tables)
         return next(filter(None, masking), None)
 
     def opened(self, flow: str, key: bytes | None, value: bytes) -> tuple[bytes | None, bytes]:
-        """Return key and value of a letter, as they were before it was sealed."""
+        """Return key and value of a dead letter, as they were before it was sealed."""
         if not is_sealed(value):
             return key, value
         if (mask := self._key(flow)) is None:
-            raise WrongKeyError("the letter is sealed, and its flow has no key")
+            raise WrongKeyError("the dead letter is sealed, and its flow has no key")
         secret = open_letter(mask, value)
         return secret.key, secret.value or b""

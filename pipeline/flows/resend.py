@@ -94,10 +94,10 @@ class Resend:
         has_it = JoinedItem(*reference, digest(self._references.item(partition, *reference)))
         for flow in self._flows():
             given = [
-                # From the beginning of time: what is missing now is waited for no more.
+                # From the beginning of time: what is missing now is no longer waited for.
                 structs.replace(given_of(one.last, at=-math.inf), unsure=True)
                 for one in entries
-                # What waits behind a rejected change is joined when it goes on.
+                # What waits behind a rejected change is joined when it continues.
                 if one.flow == flow.settings.name
                 and has_it not in one.joints
                 and lot.head(FlowItem(one.flow, one.last.key or b"")) is None

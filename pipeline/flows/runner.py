@@ -150,19 +150,19 @@ class FlowRunner:
                     self._put_item(batch.partition, change)
                 if partitioned and change.table in partitioned:
                     key_schema(change)  # raises here what would be raised where the item is put
-            except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others go on
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others continue
                 self._worker.reject(batch, index, STAGE, error)
                 continue
             yield Given(record.offset(), record.key(), value, change, now, record.headers() or ())
 
     def _put_item(self, partition: int, change: Change) -> None:
-        """Put the item of a global reference table; a flow that joins one with a sort key stands: it would find nothing."""
+        """Put the item of a global reference table; a flow that joins one with a sort key is paused: it would find nothing."""
         if has_sort_key(change):
             for flow in self.versions.current:
                 if change.table in flow.settings.joined:
                     self._stop(
                         flow,
-                        f"joins the table {change.table}, which has a sort key: a foreign key names none of its items",
+                        f"joins the table {change.table}, which has a sort key: a foreign key cannot name one item of it",
                     )
         self._references.put(partition, change)
 
@@ -208,9 +208,9 @@ class FlowRunner:
         self._stop(flow, f"rejects more than {share} of its changes (reject_limit): see headwater dlq list")
 
     def _stop(self, flow: RunningFlow, why: str) -> None:
-        """Give the slice up; nothing goes on from raw before other flows are applied."""
+        """Give the slice up; `transform` stops until other flows are applied."""
         reason = (
-            f"the flow {flow.settings.name} {why}; it stands, and nothing goes on from raw: mend the flow, then "
+            f"the flow {flow.settings.name} {why}; it is paused and transform has stopped: fix the flow, then "
             "headwater flows apply"
         )
         self._worker.transport.transaction.spoil(reason)

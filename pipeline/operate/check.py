@@ -164,13 +164,13 @@ def _kafka(settings: Settings) -> Iterator[Finding]:
         missing = [topic.wanted for topic in found if not topic.partitions]
         refused = refusals(client, missing, settings.kafka.replication_factor, validate_only=True)
     except KafkaException as error:
-        yield Finding("topics", False, f"they cannot be looked at: {error.args[0].str()}", "headwater check")
+        yield Finding("topics", False, f"they cannot be read: {error.args[0].str()}", "headwater check")
         return
     if any(error.code() in LIMITED for error in refused.values()):
         fitting, allowed = lowered(client, missing, refused, settings.kafka.replication_factor)
         if allowed:
             hint = f"kafka.max_message_bytes = {allowed.size}"
-            detail = f"{allowed}: topics are made so, and what is larger becomes a dead letter"
+            detail = f"{allowed}: topics are created with it, and larger records become dead letters"
             yield Finding("size of records", True, detail, hint, is_warning=True)
         refused = refusals(client, fitting, settings.kafka.replication_factor, validate_only=True)
     if (size := _size_of_all(found)) is not None:
@@ -205,7 +205,7 @@ def _topic(topic: TopicState, refused: KafkaError | None) -> Finding:
     if refused is not None:
         error = TopicRefusedError(topic.wanted.name, refused)
         return Finding(what, False, error.message, error.hint)
-    return Finding(what, True, "is not there yet: the first worker makes it")
+    return Finding(what, True, "does not exist yet: the first worker creates it")
 
 
 def _identity() -> str:
@@ -269,7 +269,7 @@ def _mirror(settings: Settings, mirror: MirrorSettings) -> str:
 
 def _replica(settings: Settings, replica: ReplicaSettings) -> str:
     preflight(settings, replica, connect(replica, 2))
-    return "the tables are there"
+    return "the tables exist"
 
 
 def _lake(lake: LakeSettings) -> str:
@@ -285,7 +285,7 @@ def _lake(lake: LakeSettings) -> str:
         from pipeline.sinks.lake.objects import Objects  # noqa: PLC0415 - an extra
 
         Objects(url).exists("headwater-check")
-        return "readable; whether it can be written is not known before a file is"
+        return "readable; the first file shows whether it can be written"
     session = boto3.session.Session()
     client = session.client("s3", region_name=session.region_name or "us-east-1")
     key = f"{parts.path.strip('/')}/headwater-check".lstrip("/")

@@ -1,7 +1,7 @@
 """`headwater dlq`: what was rejected, and what is done about it.
 
-A letter is known by its place on the dead-letter topic, `partition-offset`. What was done about one stands on a topic of its
-own: the letters themselves stay as they are.
+A dead letter is known by its place on the dead-letter topic, `partition-offset`. What was done about one is on a topic of its
+own: the dead letters themselves stay as they are.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Letter:
 
 
 def opened(settings: Settings, one: Letter) -> Letter:
-    """Return a letter with what is sealed in it; raise UsageError when its key is not among those of the settings."""
+    """Return a dead letter with what is sealed in it; raise UsageError when its key is not among those of the settings."""
     return _opened(one, _key_of(settings, one)) if is_sealed(one.value or b"") else one
 
 
@@ -113,7 +113,7 @@ def _opened(one: Letter, key: MaskKey) -> Letter:
 
 
 def _key_of(settings: Settings, one: Letter) -> MaskKey:
-    """Return the key that a letter is sealed with: its flow's own; where that has another now, any that fits."""
+    """Return the key that a dead letter is sealed with: its flow's own; where that has another now, any that fits."""
     wanted = fingerprint_of(one.value or b"")
     flows, others = sorted(settings.flows, key=lambda flow: flow.name != one.flow), list[str]()
     for uri in dict.fromkeys(flow.mask_key for flow in flows if flow.mask_key is not None):
@@ -129,7 +129,7 @@ def _key_of(settings: Settings, one: Letter) -> MaskKey:
 
 
 def letter(record: Message) -> Letter:
-    """Return a record of the dead-letter topic as a letter."""
+    """Return a record of the dead-letter topic as a dead letter."""
     headers = cast("list[tuple[str, bytes]]", record.headers() or [])
     said = {name: value.decode(errors="replace") for name, value in headers}
     return Letter(
@@ -155,7 +155,7 @@ def letter(record: Message) -> Letter:
 
 @dataclass(frozen=True, slots=True)
 class LetterFilter:
-    """Which letters are meant; what is not given does not matter."""
+    """Which dead letters are meant; what is not given does not matter."""
 
     ids: Sequence[str] = ()
     flow: str = ""
@@ -166,7 +166,7 @@ class LetterFilter:
     """Those that are done with, too."""
 
     def __call__(self, one: Letter) -> bool:
-        """Say whether a letter is meant."""
+        """Say whether a dead letter is meant."""
         return (
             (not self.ids or one.id in self.ids)
             and self.flow in {"", one.flow}
@@ -201,7 +201,7 @@ def letters(settings: Settings, wanted: LetterFilter) -> list[Letter]:
 
 
 def retry(settings: Settings, chosen: Iterable[Letter], value: bytes | None = None) -> int:
-    """Have letters tried again, with another value if one is given; return how many. All of them or none.
+    """Retry dead letters, with another value if one is given; return how many. All of them or none.
 
     Raises UsageError for one that cannot be tried again.
     """
@@ -210,7 +210,7 @@ def retry(settings: Settings, chosen: Iterable[Letter], value: bytes | None = No
 
 
 def skip(settings: Settings, chosen: Iterable[Letter]) -> int:
-    """Give letters up: they are done with, and what waits behind them goes on. Return how many."""
+    """Discard dead letters: what waits behind them continues. Return how many."""
     return _act(settings, chosen, "skipped", lambda one: _given_up(settings, one))
 
 
@@ -243,7 +243,7 @@ def _again(settings: Settings, one: Letter, value: bytes | None) -> list[Record]
 
 
 def _read_again(settings: Settings, one: Letter, value: bytes) -> list[Record]:
-    """Return what the codec of the source makes of a letter of `ingest`: as if it had been read, but late."""
+    """Return what the codec of the source makes of a dead letter of `ingest`: as if it had been read, but late."""
     hint = f"headwater dlq show {one.id}, then headwater dlq edit {one.id}"
     try:
         found = read_again(settings, value, one.origin or _former_origin(one))
@@ -252,7 +252,7 @@ def _read_again(settings: Settings, one: Letter, value: bytes) -> list[Record]:
     for record in found:
         if one.key is not None and record["key"] != one.key:
             raise UsageError(
-                f"{one.id} is of the item {one.key.decode(errors='replace')}, the new value of {record['key'].decode()}",
+                f"{one.id} is about the item {one.key.decode(errors='replace')}, the new value about {record['key'].decode()}",
                 hint=hint,
             )
     topic, partitions = Topics(settings).ingest, settings.partitions
@@ -260,7 +260,7 @@ def _read_again(settings: Settings, one: Letter, value: bytes) -> list[Record]:
 
 
 def _former_origin(one: Letter) -> Origin:
-    """Return what a letter says of its place that was written before letters had it in headers: `ARN/shard` as its topic."""
+    """Return the place of a dead letter that was written before they had it in headers: `ARN/shard` as its topic."""
     stream, _, shard_id = one.topic.rpartition("/")
     return Origin(stream, shard_id)
 
@@ -271,7 +271,7 @@ def _late(one: Letter) -> tuple[str, bytes]:
 
 
 def _check_edited(one: Letter, value: bytes) -> None:
-    """Raise UsageError when a new value is no change, or one of another item: that would be sent out of its order."""
+    """Raise UsageError when a new value is not a change, or one of another item: that would be sent out of its order."""
     hint = f"headwater dlq show {one.id}"
     try:
         key = item_key(decode(value).body.keys)
@@ -279,7 +279,8 @@ def _check_edited(one: Letter, value: bytes) -> None:
         raise UsageError(f"{one.id}: the new value is {error}", hint=hint) from error
     if one.key is not None and key != one.key:
         raise UsageError(
-            f"{one.id} is of the item {one.key.decode(errors='replace')}, the new value of {key.decode()}", hint=hint
+            f"{one.id} is about the item {one.key.decode(errors='replace')}, the new value about {key.decode()}",
+            hint=hint,
         )
 
 
@@ -314,7 +315,7 @@ def _act(settings: Settings, chosen: Iterable[Letter], done: Done, make: Callabl
     except KafkaException as error:
         raise unreachable(error) from error
     except BufferError as error:
-        raise FatalError("too many letters at once", hint="headwater dlq retry ID ID ...") from error
+        raise FatalError("too many dead letters at once", hint="headwater dlq retry ID ID ...") from error
     return len(acts)
 
 

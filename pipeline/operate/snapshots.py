@@ -130,7 +130,7 @@ def _write(settings: Settings, records: dict[bytes, bytes]) -> None:
         producer.produce(topic, value, key, partition_of(owner, FENCE_PARTITIONS), on_delivery=delivered)
     if producer.flush(SNAPSHOTS_TIMEOUT_S) or failures:
         raise FatalError(
-            f"the topic {topic} cannot be written: {', '.join(failures) or 'time is up'}", hint="headwater check"
+            f"the topic {topic} cannot be written: {', '.join(failures) or 'it timed out'}", hint="headwater check"
         )
 
 

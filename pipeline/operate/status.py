@@ -70,7 +70,7 @@ class FlowsStatus:
     applied: int
     """The newest version."""
     stopped: dict[str, str]
-    """Flows that stand, and why."""
+    """Flows that are paused, and why."""
     refused: str
     """Why it has not taken a later version up."""
 
@@ -89,7 +89,7 @@ class ReplayStatus:
 
 @dataclass(frozen=True, slots=True)
 class SinkStatus:
-    """A partition that does not go on to its destination, and why."""
+    """A partition that is stuck, and why."""
 
     sink: str
     topic: str
@@ -221,7 +221,7 @@ def _some(sinks: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
 
 
 def _open_letters(consumer: Consumer, topics: Topics, there: Mapping[str, int]) -> int:
-    """Count the letters that are open, all of them; none is kept."""
+    """Count the open dead letters, all of them; none is kept in memory."""
     done = letter_states(consumer, topics.dead_letter_states, there.get(topics.dead_letter_states, 0))
     start = dict.fromkeys(range(there.get(topics.dead_letter, 0)), OFFSET_BEGINNING)
     return sum(

@@ -80,7 +80,7 @@ class WantedChanges:
 def diff(settings: Settings, replay: Replay) -> list[TopicDiff]:
     """Compare every topic that the replay has written to. Memory: about 200 bytes a message of the larger of the two.
 
-    What of the range is on raw no more, and is live, is missing.
+    What of the range is no longer on raw, and is live, is missing.
     """
     wanted = _wanted(settings, replay) if replay.source == "raw" else None
     topics = Topics(settings)

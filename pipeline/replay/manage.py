@@ -1,4 +1,4 @@
-"""Begins, finds and resumes replays: what stands on the topic <p>.replays, and which offsets a time means."""
+"""Begins, finds and resumes replays: what is on the topic <p>.replays, and which offsets a time means."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Gone(msgspec.Struct, frozen=True):
 
 
 class Replay(msgspec.Struct, frozen=True):
-    """A replay, as it stands on the topic."""
+    """A replay, as it is on the topic."""
 
     id: str
     at: float

@@ -1,8 +1,8 @@
 """Runs a replay: reads its range, runs the flows, writes what they make; one Kafka transaction every so often.
 
 The transaction holds the messages, the offsets of the replay's own group and how far it is, under a transactional ID of its
-own: so a replay that was killed goes on where it was, each message written once, and a second one of the same ID puts the
-first out. Live workers are not touched: another group, and a pause whenever they fall behind.
+own: so a replay that was killed continues where it was, each message written once, and a second one of the same ID evicts the
+first. Live workers are not touched: another group, and a pause whenever they fall behind.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Run:
     stopping: Callable[[], bool] = lambda: False
     live_lag: Callable[[], int] = lambda: 0
     max_lag: int = 0
-    """Records that the live workers may be behind while it goes on; 0: it does not look."""
+    """Records that the live workers may be behind while it runs; 0: it does not look."""
     clock: Callable[[], float] = time.monotonic
     pause: Callable[[float], None] = time.sleep
     positions: dict[str, int] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Reads the records of a replay: from the raw topic, or from the lake's files when Kafka has them no more."""
+"""Reads the records of a replay: from the raw topic, or from the lake's files when Kafka no longer has them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class ReplayBatch(NamedTuple):
     partition: int
     records: Sequence[ReplayRecord]
     position: int
-    """The offset to go on from when these are done."""
+    """The offset to continue from when these are done."""
 
 
 class ReplaySource(Protocol):
@@ -115,7 +115,7 @@ class RawSource:
             self._heard = now
         elif now - self._heard > REPLAY_SILENCE_S:
             raise FatalError(
-                f"nothing has come of {', '.join(self._ends)} for {REPLAY_SILENCE_S:.0f} s", hint="headwater check"
+                f"nothing has arrived from {', '.join(self._ends)} for {REPLAY_SILENCE_S:.0f} s", hint="headwater check"
             )
         lots = []
         for name in {**found, **ended}:
@@ -165,7 +165,7 @@ class LakeSource:
 
 
 def _rows(content: bytes, replay: Replay) -> Iterator[ReplayRecord]:
-    """Yield the changes of a file, as they stood on raw."""
+    """Yield the changes of a file, as they were on raw."""
     import pyarrow.parquet as pq  # noqa: PLC0415 - an extra
 
     begin = (replay.begin or 0) * 1_000_000

@@ -1,6 +1,6 @@
 """Offsets that Kafka has forgotten: it drops those of a group without members (offsets.retention.minutes, 7 days).
 
-An agent would read its topic anew from the beginning, in silence. What it has written before is there to prove that it
+An agent would silently read its topic again from the beginning. What it has written before is there to prove that it
 has read before: outputs and offsets are committed in one transaction, so there is never the one without the other.
 """
 
@@ -47,7 +47,7 @@ def require_remembered(conf: Mapping[str, Any], settings: Settings, agents: Sequ
             if topic and _is_forgotten(consumer, topic, outputs, settings.partitions):
                 raise FatalError(
                     f"the group {settings.prefix} has no offsets in {topic}, although {agent} has read it before: "
-                    f"{_why(consumer, conf, topics, topic)}, and all of it would be done again",
+                    f"{_why(consumer, conf, topics, topic)}, and all of it would be processed again",
                     hint=accept(topic),
                 )
     except KafkaException as error:

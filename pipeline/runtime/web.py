@@ -40,9 +40,9 @@ def why_not_ready(worker: Worker) -> str:
     """Return why the worker is not at work, or ''."""
     consumer: Any = worker.app.consumer
     if worker.app.rebalancing or not consumer.flow_active:
-        return "partitions are being shared out"
+        return "partitions are being assigned"
     if not getattr(consumer, "reader", None) or consumer.reader.membership is None:
-        return "no member of the consumer group"
+        return "not a member of the consumer group"
     for source in worker.transport.sources:
         if isinstance(source, StreamSource) and (reason := source.silent()):
             return reason

@@ -1,4 +1,4 @@
-"""Builds the Faust app: settings in, app out. Nothing here connects; that happens when the worker starts."""
+"""What agents are attached to: a worker with its app, its topics, its metrics and its dead letters."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Worker:
         self.at_end: list[Callable[[], None]] = []
         """Called when the worker has stopped."""
         self.standing: list[Callable[[], Mapping[str, str]]] = []
-        """Tell what stands on purpose, and why: it makes the worker not ready."""
+        """Tell what is paused, and why: it makes the worker not ready."""
         self.app = App(
             settings.group,
             broker=[f"headwater://{server.strip()}" for server in settings.kafka.bootstrap_servers.split(",")],
@@ -64,7 +64,7 @@ class Worker:
             # It tells the workers of a group apart, in the broker's own lists as well.
             broker_client_id=f"{settings.group}-{socket.gethostname()}-{os.getpid()}",
             broker_session_timeout=settings.kafka.session_timeout,
-            # A worker hears of a rebalance in the answer to a heartbeat, and until then partitions stand still.
+            # A worker hears of a rebalance in the answer to a heartbeat, and until then partitions are idle.
             broker_heartbeat_interval=min(settings.kafka.session_timeout / 5, HEARTBEAT_S),
             consumer_group_instance_id=settings.kafka.instance_id,
             agent_supervisor=mode.CrashingSupervisor,
@@ -153,9 +153,9 @@ class Worker:
                     raise
 
     def _try_again(self, batch: Any, error: TransientError) -> None:
-        """Have a batch done again after a pause that grows; the other partitions go on."""
+        """Have a batch processed again after a pause that grows; the other partitions continue."""
         tp = _place(batch)
-        if tp is None:  # what a source offers has no place in Kafka: the slice is done again
+        if tp is None:  # what a source offers has no place in Kafka: the slice is processed again
             self.transport.transaction.spoil(error.message)
             return
         failures = self._failures[tp] = self._failures.get(tp, 0) + 1

@@ -94,7 +94,7 @@ class Carrier:
         return committed(client, self._worker.settings.group, [tp], timeout=SINK_TIMEOUT_S, patience=SINK_TIMEOUT_S)[tp]
 
     def _close(self) -> None:
-        """Begin nothing more; what is under way is done again by the next owner if the process ends before it."""
+        """Begin nothing more; what is under way is processed again by the next owner if the process ends before it."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         self.sink.close()
 

@@ -151,7 +151,7 @@ class PubSubWriter(Writer):
         return self._end > self._there
 
     def flush(self) -> Flushed:
-        """Publish what waits, oldest first. What is refused for good is left out, and the others of its item go on."""
+        """Publish what waits, oldest first. What is refused permanently is left out, and the others of its item continue."""
         given, rejected = self._waiting[:FLUSH_MESSAGES], list[Rejected]()
         left, suspect, error = self._publish(given)
         for key in suspect:  # one message at fault has failed all that were sent with it: they are sent one by one

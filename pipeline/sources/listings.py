@@ -66,7 +66,7 @@ class Listings:
         """Take note that AWS does not know a stream; return the places to forget, when all of it was read.
 
         Switched off more than a day ago, or its table deleted. What was not read to its end there is a gap: so the readers of
-        all shards that are known, begun or not, shall see for themselves that they are gone.
+        all shards that are known, begun or not, see for themselves that they are gone.
         """
         self._gone[arn] = self._gone.get(arn, 0) + 1
         if self._gone[arn] < SAID:

@@ -35,11 +35,11 @@ class Item(NamedTuple):
 
 
 class NoRecordError(ValueError):
-    """A member of an event that is no record of a stream."""
+    """A member of an event that is not a record of a stream."""
 
 
 class UnreadableError(ValueError):
-    """What a dead letter holds, or what it was mended to, is no record of its stream."""
+    """What a dead letter holds, or what it was corrected to, is not a record of its stream."""
 
 
 def item(member: Any, settings: Settings) -> Item:
@@ -89,7 +89,7 @@ def _of_kinesis(member: dict[str, Any], settings: Settings) -> Item:
 
 
 def _malformed(member: Any, error: Exception) -> Item:
-    """Return what cannot be read, with all that can be told of where it was."""
+    """Return what cannot be read, with all that is known of where it was."""
     known: dict[str, Any] = member if isinstance(member, dict) else {}
     arn = known.get("eventSourceARN")
     arn = plain(arn) if isinstance(arn, str) and name_of(arn) else arn if isinstance(arn, str) else ""
@@ -112,7 +112,7 @@ def codec_of(settings: Settings, stream: str) -> KinesisSettings:
 
 
 def read_again(settings: Settings, value: bytes, origin: Origin) -> list[Record]:
-    """Read what could not be read, mended or not, as if it came from its place; raise UnreadableError."""
+    """Read what could not be read, corrected or not, as if it came from its place; raise UnreadableError."""
     found = _parts(settings, value, origin)
     records: list[Record] = []
     for part in found:

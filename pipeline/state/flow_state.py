@@ -60,7 +60,7 @@ class JoinEntry(msgspec.Struct, array_like=True, frozen=True):
 
 
 class ReferenceChange(NamedTuple):
-    """A change of a reference: where it stands on the reference topic."""
+    """A change of a reference: where it is on the reference topic."""
 
     table: str
     partition: int
@@ -73,7 +73,7 @@ class Reached(msgspec.Struct, array_like=True, frozen=True):
 
     offset: int
     after: bytes = b""
-    """Of the change at this offset: the index entry behind which it goes on; b'' for its beginning."""
+    """Of the change at this offset: the index entry behind which it continues; b'' for its beginning."""
     log: str = ""
     """The log of the reference topic that the offset is of; '' in a state of a version before."""
 

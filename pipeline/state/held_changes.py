@@ -1,7 +1,7 @@
 """Changes that wait: behind a rejected one of their item, where the flow keeps the order, or for a reference.
 
 By partition of raw, on disk, exactly once: what is parked, sent or given up enters the transaction of the slice. An item
-that is blocked has a head entry, which says why; the changes that wait stand in the order of their offsets on raw.
+that is blocked has a head entry, which says why; the changes that wait are in the order of their offsets on raw.
 
 How long a change has waited is counted by the process's own clock, which nobody can set, and not from its time stamp. A worker
 that takes a partition over lets what waits there wait for its whole time again: it may be longer, never shorter.
@@ -34,7 +34,7 @@ class Head(msgspec.Struct, array_like=True, frozen=True):
     item: bytes
     """The item key."""
     offset: int
-    """Where the first of them stands on raw."""
+    """Where the first of them is on raw."""
     reference: tuple[str, bytes] | None = None
     """The table and the key whose item is awaited; None: the first was rejected."""
     wait: float = 0.0
@@ -109,7 +109,7 @@ class HeldChanges:
         self._part.write({_queue_of(place) + waiting.offset.to_bytes(8, "big"): encode(waiting)})
 
     def free(self, place: FlowItem) -> list[HeldChange]:
-        """Return the changes of an item that wait, in order, with the times since which they do; they are parked no more."""
+        """Return the changes of an item that wait, in order, with the times since which they do; they are no longer parked."""
         entries = self._entries(place)
         found = [_decode_waiting(value) for value in self._part.get_many(entries) if value is not None]
         self._part.write(dict.fromkeys([*entries, _head_of(place)]))
@@ -185,7 +185,7 @@ class HeldState(Partitions):
         self._is_there, self._release, self._clock = is_there, release, clock
         self._is_ready = is_ready
         self._awaiting: dict[tuple[int, FlowItem], tuple[Head, float]] = {}
-        """What waits for references, and until when. May hold what waits no more: a look finds out."""
+        """What waits for references, and until when. May hold what no longer waits: a look finds out."""
         self._times: dict[int, Times] = {}
         """By partition, since when changes wait; of those that were recovered, since then."""
         self._next_look = 0.0

@@ -1,7 +1,7 @@
 """Partitioned reference tables: the current items of the partitions of raw that a worker has, by their own keys.
 
-They stand in the flow state, so they follow the slices: an item is put in the transaction of the slice that has its change,
-and is as it was before when that is aborted. With it stands the table's key schema, as each partition has seen it.
+They are in the flow state, so they follow the slices: an item is put in the transaction of the slice that has its change,
+and is as it was before when that is aborted. With it is the table's key schema, as each partition has seen it.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class PartitionItems:
 
 
 def place_of(table: str, key: bytes) -> bytes:
-    """Return where an item stands in the flow state."""
+    """Return where an item is in the flow state."""
     return ITEMS + table.encode() + b"/" + key
 
 
 def schema_of(table: str) -> bytes:
-    """Return where a table's key schema stands in the flow state."""
+    """Return where a table's key schema is in the flow state."""
     return SCHEMAS + table.encode()

@@ -22,7 +22,7 @@ class Kept(NamedTuple):
     """What the state of an agent knows of a partition that it reads."""
 
     log: Log = UNKNOWN
-    """The log that it is of, as far as it was told."""
+    """The log that it is of, as far as it is known."""
     offset: int | None = None
     """The offset up to which it was read, if it is known exactly."""
 

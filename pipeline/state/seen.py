@@ -150,7 +150,7 @@ class SeenTable(Participant):
     def add_new(self, partition: int, event_ids: Sequence[str]) -> list[bool]:
         """Remember the IDs of a batch; return for each whether it is new. In the transaction's thread.
 
-        They are remembered for a window of the time in which the partition is worked on. An ID that stands twice among
+        They are remembered for a window of the time in which the partition is worked on. An ID that is twice among
         them is new once.
         """
         part = self._partitions[partition]
@@ -252,7 +252,7 @@ class SeenTable(Participant):
                 await self._recover(consumer.questions, tp, part)
             except HeadwaterError as error:
                 stop_process(error.message, hint=error.hint)
-            except Exception as error:  # noqa: BLE001 - the partition would be held for ever
+            except Exception as error:  # noqa: BLE001 - the partition would be held forever
                 stop_process(f"recovery of {tp.topic}[{tp.partition}] failed: {error!r}")
             if self._claims.get(tp.partition) is claim:
                 self._partitions[tp.partition] = part
@@ -333,9 +333,9 @@ class SeenTable(Participant):
         return "Kafka has forgotten its offsets (offsets.retention.minutes), or the topic was recreated"
 
     def _read_changelog(self, part: _Partition, partition: int, target: Committed, start: int, end: int) -> None:
-        """Apply the changelog up to its end, but for what stands behind the last message up to the target.
+        """Apply the changelog up to its end, but for what is behind the last message up to the target.
 
-        At least once, a slice that was given up has left that there: it is no part of the state.
+        At least once, a slice that was given up has left that there: it is not part of the state.
         """
         beyond: list[Message] = []
 

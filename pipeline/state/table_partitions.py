@@ -79,7 +79,7 @@ class TablePartition:
 
     @property
     def positions(self) -> list[SourcePosition]:
-        """Up to where the table knows its sources, as far as it was told: not in a state of a version before."""
+        """Up to where the table knows its sources, as far as is known: not in a state of a version before."""
         found = self._store.get(POSITIONS)
         return [] if found is None else _decode(found)
 
@@ -172,7 +172,7 @@ class TablePartition:
 class Partitions(Participant):
     """The partitions of a table on this worker: recovered when they come, written when slices are committed.
 
-    The changelog is the fence: its partitions are shared out with the topics that the table is worked on with, and the
+    The changelog is the fence: its partitions are assigned with the topics that the table is worked on with, and the
     group never reads it. A slice that writes to a partition carries an offset of its changelog, so a worker that has
     lost the partition cannot commit, and a recovery knows of transactions that are not decided.
     """
@@ -326,7 +326,7 @@ class Partitions(Participant):
                 partition = await self._recover(consumer, tp, claim)
             except HeadwaterError as error:
                 stop_process(error.message, hint=error.hint)
-            except Exception as error:  # noqa: BLE001 - the partition would be held for ever
+            except Exception as error:  # noqa: BLE001 - the partition would be held forever
                 stop_process(f"recovery of {tp.topic}[{tp.partition}] failed: {error!r}")
             if self._claims.get(tp.partition) is claim:
                 self.all = {**self.all, tp.partition: partition}  # others walk through it

@@ -57,7 +57,7 @@ EQUALITY = frozenset({"_==_", "_!=_", "@in", "_&&_", "_||_", "!_", "_?_:_", "_[_
 SIZE = "headwater_size"
 """What `size` is called for the binding, which counts the bytes of a string, not its characters as CEL does."""
 Condition = Callable[[bytes, Change], bool]
-"""Takes a change's bytes and the change; raises ExpressionError when it cannot be told."""
+"""Takes a change's bytes and the change; raises ExpressionError when there is no answer."""
 Number: TypeAlias = Callable[[str], Any]
 """Takes a number of DynamoDB, gives what CEL is given for it."""
 Fact: TypeAlias = Callable[[bytes, Change, Number], Any]
@@ -67,7 +67,7 @@ Evaluate = Callable[[bytes, Change, Mapping[str, msgspec.Raw]], Any]
 
 
 class ExpressionError(ValueError):
-    """An expression that cannot be compiled, or cannot be told of a change; says which, and why."""
+    """An expression that cannot be compiled, or has no answer for a change; says which, and why."""
 
 
 def compile_expression(text: str) -> Condition:
@@ -264,7 +264,7 @@ MOST_LONG = 6
 
 
 def _with_long_numbers(shown: str, execute: Callable[[Number], Any], *, compares_order: bool) -> Any:
-    """Return what an expression gives of a change with numbers that CEL has not.
+    """Return what an expression gives of a change with numbers that CEL does not have.
 
     Where numbers are only compared for equality, looked for or passed on, they go as text, with all their digits. Else the
     expression is asked with the doubles below and above each of them: where all give one answer it is the right one. Raise
@@ -329,7 +329,7 @@ def _with_numbers(answer: Any, long: Mapping[str, Decimal]) -> Any:
 
 
 def _reason(error: Exception, change: Change, facts: Mapping[str, Any]) -> str:
-    """Say why an expression could not be told. Of null CEL says no more than that types do not fit."""
+    """Say why an expression has no answer. Of null CEL says no more than that types do not fit."""
     if isinstance(error, KeyError):
         return f"there is no {error}: ask has() first"
     for image in ("after", "before"):
@@ -358,7 +358,7 @@ def _fact(name: str, found: Sequence[Token]) -> Fact:
 
 
 def _image_decoder(name: str, found: Sequence[Token]) -> Callable[[bytes], Any]:
-    """Return what decodes the attributes that an expression names, or the whole image where that cannot be told."""
+    """Return what decodes the attributes that an expression names, or the whole image where that is not known."""
     named = attributes(found, name)
     return _decode_item if named is None else projection(dict.fromkeys(named, True))
 
@@ -388,7 +388,7 @@ def plain(value: Mapping[str, Any], number: Number = number_of) -> Any:
 
 
 def _changed(change: Change, attribute: str) -> bool:
-    """Say whether what stands at a path is another than before; what came or went is."""
+    """Say whether the value at a path is another than before; what came or went is."""
     path = parse(attribute)
     values = [find({} if image is None else _decode_item(image), path) for image in (change.before, change.after)]
     known = [None if value is None else normal(value) for value in values]

@@ -68,7 +68,7 @@ class Breaker:
 
     def left_alone(self) -> LookupFailedError:
         """Return the failure of what is not asked."""
-        return LookupFailedError("it has failed often and is left alone for a while")
+        return LookupFailedError("it has failed often and is not called for a while")
 
 
 class AnswerCache:
@@ -123,7 +123,7 @@ def compile_lookup(
             for begin in range(0, len(wanted), AT_ONCE):
                 if clock() > until:
                     raise TransientError(
-                        f"the lookup into {into} takes longer than {BUDGET:g} s for a batch: it goes on later"
+                        f"the lookup into {into} takes longer than {BUDGET:g} s for a batch: it continues later"
                     )
                 answers |= _asked(wanted[begin : begin + AT_ONCE], ask, memory)
         if on_failure == "retry":

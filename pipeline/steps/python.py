@@ -195,7 +195,7 @@ def _one_by_one(function: Function) -> Step:
                 _take(function, event, answer)
             except TransientError:
                 raise
-            except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others go on
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others continue
                 event.error = error
 
     return step
@@ -216,7 +216,7 @@ def _whole(function: Function) -> Step:
         for event, answer in zip(events, answers, strict=True):
             try:
                 _take(function, event, answer)
-            except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others go on
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others continue
                 event.error = error
 
     return step

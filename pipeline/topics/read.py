@@ -19,7 +19,7 @@ READ_TIMEOUT_S = 20.0
 
 @contextmanager
 def reading(settings: Settings, group: str = "") -> Iterator[Consumer]:
-    """Give a consumer that stands outside the group; raise FatalError when the cluster cannot be reached."""
+    """Give a consumer that is outside the group; raise FatalError when the cluster cannot be reached."""
     consumer = kafka_clients.consumer(settings.kafka.conf, group or settings.prefix, enable_partition_eof=True)
     try:
         yield consumer
@@ -65,7 +65,7 @@ def each(consumer: Consumer, topic: str, start: Mapping[int, int]) -> Iterator[M
                 deadline = time.monotonic() + READ_TIMEOUT_S
             elif time.monotonic() > deadline:
                 raise FatalError(
-                    f"reading {topic}: nothing has come for {READ_TIMEOUT_S:.0f} s", hint="headwater check"
+                    f"reading {topic}: nothing has arrived for {READ_TIMEOUT_S:.0f} s", hint="headwater check"
                 )
             for message in found:
                 error = message.error()

@@ -19,7 +19,7 @@ queues of all held partitions together above which all of them are."""
 
 
 Run = tuple[list[Any], int]
-"""Records in order, and the bytes of their values. What sources offer is no message of Kafka and counts as nothing: it is
+"""Records in order, and the bytes of their values. What sources offer is not a message of Kafka and counts as nothing: it is
 bounded by themselves."""
 
 
@@ -39,7 +39,7 @@ class Backlog:
         self.held: dict[TP, set[str]] = {}
         """Partitions that do not run, and for whom: each holder releases for itself."""
         self.standing: frozenset[TP] = frozenset()
-        """Partitions that stand still with a long queue: the reader pauses them."""
+        """Partitions that are idle with a long queue: the reader pauses them."""
         self.has_room = threading.Event()
         """Clear while the queues hold so much that the reader must slow down. The one thing here that its thread looks at."""
         self.has_room.set()
@@ -103,7 +103,7 @@ class Backlog:
         return any(queue and tp not in self.held and allowed(tp) for tp, queue in self.queues.items())
 
     def measure(self) -> None:
-        """Decide anew whether the reader must slow down and which partitions to pause."""
+        """Decide again whether the reader must slow down and which partitions to pause."""
         records = size = held_records = held_size = 0
         standing = set()
         for tp, (count, weight) in self._sizes.items():

@@ -85,7 +85,7 @@ class Consumer(faust_consumer.Consumer):
             if time.monotonic() > deadline:
                 stop_process(
                     f"topics that agents or tables read do not exist: {', '.join(missing)}",
-                    hint="make them, with as many partitions as the topics they are worked on with",
+                    hint="create them, with as many partitions as the topics they are used with",
                 )
             await asyncio.sleep(0.2)
 
@@ -135,7 +135,7 @@ class Consumer(faust_consumer.Consumer):
         async def run() -> None:
             try:
                 await work
-            except Exception as error:  # noqa: BLE001 - the partition would be idle in silence
+            except Exception as error:  # noqa: BLE001 - the partition would silently be idle
                 await self.slices.give_up("finding the offset to read from", error)
 
         task = asyncio.ensure_future(run())
@@ -286,7 +286,7 @@ class Consumer(faust_consumer.Consumer):
         await self.reader.close()
 
     async def commit_and_end_transactions(self) -> None:
-        """Stop without waiting for the agents is the same here: what is not acked is done again."""
+        """Stop without waiting for the agents is the same here: what is not acked is processed again."""
         await self.wait_empty()
 
     async def commit(self, topics: Any = None, start_new_transaction: bool = True) -> bool:

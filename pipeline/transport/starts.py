@@ -90,5 +90,5 @@ def start_of(
 
 
 def accept(topic: str) -> str:
-    """Return the command that goes on with a topic as it is now."""
+    """Return the command that continues with a topic as it is now."""
     return f"headwater positions accept {topic}; docs/how-to/trouble.md"

@@ -239,7 +239,7 @@ def _follow(progress: MeasuredProgress, process: Process, count: int) -> tuple[A
 
 
 def check(place: SystemPlace, task: str, count: int, topic: str = "") -> LoadOutcome:
-    """Hold the event IDs on the sink topic, or another one, by their headers, against those that must be there."""
+    """Compare the event IDs on the sink topic, or another one, by their headers, with those that must be there."""
     wanted = {flow_load.event_id(n).encode() for n in range(count) if task not in FILTERS or flow_load.is_wanted(n)}
     found = [dict(headers)["event_id"] for headers in load.read_headers(place.servers, topic or place.output)]
     once = set(found)

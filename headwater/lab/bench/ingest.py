@@ -1,7 +1,7 @@
 """The benchmark `ingest`: a canned stream into the ingest topic, by a plain boto3 loop and by a real worker, in one run.
 
 Each run has fresh topics, state and server. Its pace is taken from the first committed positions that are seen to those of
-the last records; the output is read and held against what the stream had.
+the last records; the output is read and compared with what the stream had.
 """
 
 from __future__ import annotations
@@ -299,7 +299,7 @@ class IngestProgress:
             if first is not None and done >= end:
                 return read(done).since(first)
             if not process.alive() or time.monotonic() - moved > STILL_SECONDS:
-                why = "ended" if not process.alive() else f"stands still for {STILL_SECONDS:.0f} s"
+                why = "ended" if not process.alive() else f"makes no progress for {STILL_SECONDS:.0f} s"
                 raise HeadwaterError(f"{process.name} {why} at {done} of {end} changes", hint=f"less {process.log}")
 
 

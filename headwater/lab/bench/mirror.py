@@ -1,6 +1,6 @@
 """The benchmark `mirror`: a sink topic copied to another cluster, by Headwater's worker and by a plain loop, in one run.
 
-Both clusters are one broker on this machine. The input is preloaded once; each run has a group, a topic over there and state
+Both clusters are one broker on this machine. The input is preloaded once; each run has a group, a topic there and state
 of its own. Progress is what the other cluster knows; pace is taken from the first of it that is seen.
 """
 
@@ -160,7 +160,7 @@ def preload(servers: str, count: int) -> None:
 
 
 def check(servers: str, topic: str, count: int) -> LoadOutcome:
-    """Hold the event IDs that are there against those that were written."""
+    """Compare the event IDs that are there with those that were written."""
     found = [dict(headers)["event_id"] for headers in load.read_headers(servers, topic)]
     return LoadOutcome(count - len(set(found)), len(found) - len(set(found)))
 

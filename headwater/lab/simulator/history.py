@@ -113,7 +113,7 @@ class SimulatedStream:
         self.open.remove(shard)
 
     def roll(self, shard: SimulatedShard) -> None:
-        """Close a shard; one child goes on."""
+        """Close a shard; one child continues it."""
         self.close(shard)
         self._add(shard.low, shard.high, (shard.shard_id,))
 
@@ -135,7 +135,7 @@ class SimulatedStream:
         return True
 
     def trim(self, shard: SimulatedShard, count: int) -> None:
-        """Drop the oldest records of a shard; a closed one of which nothing is left is known no more."""
+        """Drop the oldest records of a shard; a closed one of which nothing is left is no longer known."""
         gone, shard.records = shard.records[:count], shard.records[count:]
         if gone:
             shard.gone += len(gone)

@@ -300,7 +300,7 @@ class World:
 
     def _trim_suddenly(self, stream: SimulatedStream) -> None:
         if _is_untouched(stream):
-            return  # what was trimmed before a stream was found is nobody's loss, but could not be told from one
+            return  # what was trimmed before a stream was found is nobody's loss, but would look like one
         shard = self._dice.choice(list(stream.shards.values()))
         stream.trim(shard, len(shard.records) // 2)
 

@@ -1,8 +1,8 @@
-"""Tends the directories of a lake: makes few large files of many small ones, and takes away what is left over.
+"""Compacts the directories of a lake: makes few large files of many small ones, and removes what is left over.
 
 Only files whose offsets are committed are touched: what may still be tried again keeps its name. Of each directory the large
-files are written first. Then the manifest is changed in one step: they come, and the small ones and their entries count no
-more. Then the small files are deleted, and their entries last: a directory that has entries is looked at by the next run. So a
+files are written first. Then the manifest is changed in one step: they come, and the small ones and their entries no longer
+count. Then the small files are deleted, and their entries last: a directory that has entries is looked at by the next run. So a
 run may end anywhere. Readers of what is listed see each row once at any time; readers by listing see rows twice for a moment.
 
 A file that nothing lists is deleted only when each of its rows is in a file that is listed.
@@ -79,7 +79,7 @@ def compact(
     """Tend the directories below a prefix; files of `size` bytes or more stay, and those with changes after a time.
 
     What is committed must be known before this is called. `at_rest`: no worker writes to the lake any more. `require` is called
-    before each change, and raises where this run may go on no longer.
+    before each change, and raises where this run may not continue.
     """
 
     def is_done(origin: FileRange) -> bool:
@@ -108,7 +108,7 @@ def compact(
 
 
 def _is_busy(names: Names, files: int) -> bool:
-    """Say whether there may be something to do, by names alone: a directory that was tended has one file, and no entries."""
+    """Say whether there may be something to do, by names alone: a directory that was compacted has one file, and no entries."""
     return files > 1 or len(names.entries) > (0 if names.manifest else 1)
 
 
@@ -187,7 +187,7 @@ class _Directory:
     def _is_whole(self, group: Sequence[File]) -> bool:
         """Say whether files can be merged: there are several, and all are there."""
         missing = {file.path for file in group} - {one.path for one in self._there}
-        self._left += [f"{path} is listed and not there: headwater lake verify" for path in sorted(missing)]
+        self._left += [f"{path} is listed but missing: headwater lake verify" for path in sorted(missing)]
         return len(group) > 1 and not missing
 
     @staticmethod

@@ -80,7 +80,7 @@ class Registered:
 
 
 def tables_of(objects: Objects, template: str) -> Iterator[Files]:
-    """Yield the tables of a lake of files; raise UsageError where its directories are no table's."""
+    """Yield the tables of a lake of files; raise UsageError where its directories are not a table's."""
     parts = template.split("/")
     place = next(number for number, part in enumerate(parts) if "{table}" in part)
     above, below = parts[: place + 1], parts[place + 1 :]
@@ -175,7 +175,7 @@ def _type(engine: str, kind: pa.DataType) -> str:
 
 
 def _columns(table: Files, engine: str, quoted: Callable[[str], str]) -> tuple[list[str], str]:
-    """Return the columns as an engine declares them, and a comment on those that it has not."""
+    """Return the columns as an engine declares them, and a comment on those that it does not have."""
     lines, left_out = [], []
     for one in table.schema:
         if (kind := _type(engine, one.type)) and (name := quoted(one.name)):

@@ -46,7 +46,7 @@ class Lease:
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
 
     def take(self) -> None:
-        """Take it, or go on holding it."""
+        """Take it, or keep it."""
         self._set(is_mine=False)
 
     def require(self) -> None:

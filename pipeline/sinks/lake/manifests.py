@@ -9,8 +9,8 @@
 
 A directory's files are those of its manifest and its entries, without those whose rows are in a large file: one that
 maintenance has made names the topic, partition, log and offsets of all that it was made of. What has the same first offset,
-and does not reach further, is in it. So entries that are left over, or that a worker who was away for long writes once more,
-show no row twice.
+and does not reach further, is in it. So entries that are left over, or that are written again by a worker that was away
+for a long time, show no row twice.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ AT_ONCE = 16
 PAGE = 1_000
 """Objects of one LIST request, and of one request of S3 that deletes several."""
 LOCK = ".lock"
-"""The file that stands in for conditional puts in a directory."""
+"""The file that replaces conditional puts in a directory."""
 XML = re.compile(r"<\?xml.*?<Error>.*?</Error>|<Error>.*?</Error>", re.DOTALL)
 LONGEST = 1_000
 """Characters of an error's cause at most."""
@@ -134,7 +134,7 @@ class Objects:
             except ERRORS as error:
                 raise self._explain(path, error) from error
             return
-        raise TransientError(f"the lake {self.url}, object {path}: others change it all the time")
+        raise TransientError(f"the lake {self.url}, object {path}: others keep changing it")
 
     def _change_locally(self, path: str, change: Callable[[bytes | None], bytes | None]) -> None:
         """Change a file under a lock: a directory knows no conditional put."""

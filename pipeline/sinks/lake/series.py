@@ -1,4 +1,4 @@
-"""Series: the offsets of one partition of one log that a lake holds, without a hole. Where each begins is written down once.
+"""Series: the offsets of one partition of one log that a lake holds, without a hole. Where each begins is recorded once.
 
 Beside the tables' directories is `_series/`, whose objects are written once and never changed:
 
@@ -30,7 +30,7 @@ class Series(msgspec.Struct, frozen=True):
     begin: int
     """The first offset that the lake is to hold."""
     follows: bool
-    """Whether it goes on from what a version before has written of the same log, without naming it."""
+    """Whether it continues what a version before has written of the same log, without naming it."""
     at: float
     """When it was begun, in seconds since the epoch."""
     former_log: str = ""
@@ -82,7 +82,7 @@ def known_path(objects: Objects, configured: str) -> str:
 
 
 def _begun_with(objects: Objects) -> str:
-    """Return the template of a lake that has written down none."""
+    """Return the template of a lake that has recorded none."""
     begun = any(one == DIRECTORY or one.startswith("table=") for one in objects.directories())
     return paths.FORMER if begun else paths.DEFAULT
 

@@ -123,7 +123,7 @@ class LakeWriter(Writer):
         self._log, self._mark = source, mark_of(source)
         self._former = _Former.of(source, committed, start)
         self._series: series.Series | None = _series(tp, start, source, committed)
-        """To be written down; None: it is."""
+        """To be recorded; None: it is."""
         self._rejected: list[Rejected] = []
         """Records that cannot be written, of ranges that are not done yet."""
         self._open: dict[str, OpenFile] = {}
@@ -211,7 +211,7 @@ class LakeWriter(Writer):
         return self._done({"files": written, "rows": rows} if written else {})
 
     def _leave_out(self) -> Flushed:
-        """Go on beyond records that were all refused; the lake tells that there are no rows of them."""
+        """Continue beyond records that were all refused; the lake tells that there are no rows of them."""
         if self._taken > self._begin:
             self._begin_series()
             rowless = series.Rowless(self._tp.topic, self._tp.partition, str(self._log), self._begin, self._taken)

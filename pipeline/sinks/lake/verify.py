@@ -95,7 +95,7 @@ def verify(
     there = {path for path in objects.paths(prefix) if path.endswith(".parquet")}
     known_now = _Now(objects)
     problems += [
-        Problem("not listed", path, "nothing lists it: its flush is under way, or a worker was away for long")
+        Problem("not listed", path, "nothing lists it: its flush is under way, or a worker was away for a long time")
         for path in sorted(there - {file.path for file in files})
         if not known_now.lists(path)
     ]
@@ -257,7 +257,7 @@ def _holes(
         pieces.setdefault(key, []).append(Piece(none.begin, none.end))
     beginnings = {(one.topic, one.partition, mark_of(Log.parse(one.log))): one for one in begun}
     now = {(found.topic, found.partition, mark_of(found.log)): found for found in carried}
-    for key in {*beginnings, *now}:  # what a version before has written belongs to the log that it went on with
+    for key in {*beginnings, *now}:  # what a version before has written belongs to the log that it continued with
         follows = beginnings[key].follows if key in beginnings else now[key].committed.log == UNKNOWN
         if follows and key[2] and (former := pieces.pop((*key[:2], ""), None)):
             pieces.setdefault(key, []).extend(former)

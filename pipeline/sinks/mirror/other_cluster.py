@@ -92,8 +92,8 @@ class OtherCluster:
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                     raise FatalError(
-                        f"the topic {name} cannot be made in {self}: {error.args[0].str()}",
-                        hint=f"mirrors.replication_factor; or make it yourself: kafka-topics.sh --create --topic {name} "
+                        f"the topic {name} cannot be created in {self}: {error.args[0].str()}",
+                        hint=f"mirrors.replication_factor; or create it yourself: kafka-topics.sh --create --topic {name} "
                         f"--partitions {topics[0].partitions}",
                     ) from error
         return str(cluster or "")
@@ -161,7 +161,7 @@ class OtherCluster:
         return False
 
     def explain(self, error: KafkaException, what: str) -> HeadwaterError:
-        """Return what a failure means: to be tried again, or that we are refused for good."""
+        """Return what a failure means: to be tried again, or that we are refused permanently."""
         failure: KafkaError = error.args[0]
         refusal, self._refusal = self._refusal, ""
         if refusal or failure.code() in FORBIDDEN:

@@ -123,8 +123,8 @@ def preflight(settings: Settings, replica: ReplicaSettings, client: DynamoDBClie
             )
         if source is not None and (own := _shape_of_source(table, source)) not in {None, shape}:
             raise FatalError(
-                f"the replica {replica.name}: the table {there} has the key {_words(shape)}, the table {table} that it shall "
-                f"equal has {_words(own or ())}",
+                f"the replica {replica.name}: the table {there} has the key {_words(shape)}, its source table {table} "
+                f"has {_words(own or ())}",
                 hint=f"aws dynamodb describe-table --table-name {there}",
             )
     if replica.version == "attribute" and not replica.tombstone_seconds:

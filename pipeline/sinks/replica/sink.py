@@ -61,14 +61,14 @@ class ReplicaWriter(Writer):
         self._rejected: list[Rejected] = []
 
     def add(self, records: Sequence[Message], end: int) -> Sequence[Rejected]:
-        """Take records; those that are no changes are rejected."""
+        """Take records; those that are not changes are rejected."""
         rejected, writes = [], []
         for record in records:
             try:
                 one = write(record, self._settings)
                 if one.image is not None or not self._moves.stays(record):
                     writes.append(one)
-            except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others go on
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others continue
                 rejected.append(Rejected(record, error))
         self._writes += writes
         self._size += sum(len(one.record) for one in writes)

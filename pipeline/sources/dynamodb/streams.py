@@ -64,7 +64,7 @@ class DynamoDBStreams(StreamApi):
         return list(dict.fromkeys(found))
 
     def named(self) -> list[str]:
-        """Return those that are written out."""
+        """Return those that the settings name."""
         return list(dict.fromkeys(name for name in self._settings.tables if not is_pattern(name)))
 
     def _listed(self) -> Iterator[str]:
@@ -147,7 +147,7 @@ class DynamoDBStreams(StreamApi):
                 raise explain(error, f"the shard {shard_id} of {arn}") from error
             else:
                 return answer["ShardIterator"]
-        raise FatalError(f"the shard {shard_id} of {arn}: there is no place to begin at")
+        raise FatalError(f"the shard {shard_id} of {arn}: there is no position to start from")
 
     def records(self, iterator: str, shard: ShardOf) -> Cut:
         """Return a GetRecords answer, cut into changes; its checksum has been checked."""

@@ -1,6 +1,6 @@
 """Kinesis Data Streams as AWS offers them: which streams, their shards, their records.
 
-A stream that is deleted and made anew has the same ARN, and its shards the same IDs, but nothing else in common. So here
+A stream that is deleted and recreated has the same ARN, and its shards the same IDs, but nothing else in common. So here
 a stream's ARN carries the second of its creation, `arn:aws:kinesis:region:account:stream/NAME/1795474571`: then the two
 are two streams of one name, and what lies between them is a gap, as with a table's stream that was off.
 """
@@ -80,7 +80,7 @@ class KinesisStreams(StreamApi):
         return list(dict.fromkeys(found))
 
     def named(self) -> list[str]:
-        """Return those that are written out."""
+        """Return those that the settings name."""
         return list(dict.fromkeys(name for name in self._settings.streams if not is_pattern(name)))
 
     def _listed(self) -> Iterator[str]:
@@ -113,7 +113,7 @@ class KinesisStreams(StreamApi):
         return bool(name) and captures(self._settings, name)
 
     def shards_of(self, arn: str) -> list[Shard]:
-        """Return the whole listing of a stream's shards, all pages of it; raise VanishedError when it was made anew."""
+        """Return the whole listing of a stream's shards, all pages of it; raise VanishedError when it was recreated."""
         self._require_newest(arn)
         shards: list[Shard] = []
         page: Any = {"StreamARN": plain(arn)}
@@ -143,7 +143,7 @@ class KinesisStreams(StreamApi):
     def iterator(self, arn: str, shard_id: str, start: ShardStart) -> str:
         """Return an iterator that begins with the record at the position, which `records` expects and leaves out.
 
-        When the record that it should go on after is gone, Kinesis itself says nothing: it begins with what is left.
+        When the record that it should continue after is gone, Kinesis itself says nothing: it begins with what is left.
         """
         self._require_newest(arn)
         where: Any
@@ -236,5 +236,5 @@ def refused(error: Exception, what: str, at_a_number: bool) -> HeadwaterError:
     """Return an error in our meanings: a sequence number that Kinesis does not know any more was trimmed."""
     code = error.response.get("Error", {}).get("Code") if isinstance(error, ClientError) else ""
     if code == "InvalidArgumentException" and at_a_number:
-        return TrimmedError(f"{what}: Kinesis does not know the position any more: {error}")
+        return TrimmedError(f"{what}: Kinesis no longer knows the position: {error}")
     return explain(error, what, listing=LIST)

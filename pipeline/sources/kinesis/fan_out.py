@@ -112,15 +112,15 @@ class FanOutStreams(KinesisStreams):
         if answer is None:
             if subscription.ended:
                 raise ExpiredIteratorError(f"{shard}: the subscription has ended")
-            raise NothingYetError(f"{shard}: no event has come yet")
+            raise NothingYetError(f"{shard}: no event has arrived yet")
         return self._cut(answer if answer.next_iterator is None else answer._replace(next_iterator=name), iterator)
 
     def _warn_of_another(self, shard: ShardOf, error: TakenOverError) -> None:
         if shard.arn not in self._disputed:
             self._disputed.add(shard.arn)
             log.warning(
-                "%s. Once, after this worker stood still, that is no matter; again and again it is another deployment that "
-                "uses the same consumer. Try: another name in the setting consumer",
+                "%s. Once, after this worker was idle, this is harmless. If it repeats, another deployment uses the same "
+                "consumer. Try: another name in the setting consumer",
                 error,
             )
 
@@ -164,7 +164,7 @@ class FanOutStreams(KinesisStreams):
                 failed += 1
                 yield error
             if time.monotonic() - heard > FORGETFUL_S:
-                yield ExpiredIteratorError(f"{shard}: nothing has come for long")
+                yield ExpiredIteratorError(f"{shard}: nothing has arrived for a long time")
                 return
 
     def _until_next(self, shard: ShardOf, failed: int) -> float:

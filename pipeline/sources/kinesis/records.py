@@ -191,7 +191,7 @@ def _keys(put: Put) -> dict[str, dict[str, str]]:
 
 
 def name_of(arn: str) -> str:
-    """Return a stream's name out of its ARN, whatever stands behind it; '' when it is none of Kinesis."""
+    """Return a stream's name out of its ARN, whatever is behind it; '' when it is not one of Kinesis."""
     return arn.partition(":stream/")[2].partition("/")[0] if ":kinesis:" in arn else ""
 
 
@@ -223,7 +223,7 @@ class ExactNumber(str):
 def _object(put: Put, part: str, how: Codec) -> Record:
     fields = _loads(put.data)
     if not isinstance(fields, dict):
-        raise TypeError("not a JSON object: set codec = 'bytes' for what is no object")
+        raise TypeError("not a JSON object: set codec = 'bytes' for what is not an object")
     return _wrapped(put, _event_id(put, part, fields, how.event_id_field), {n: typed(v) for n, v in fields.items()})
 
 
@@ -256,7 +256,7 @@ def _event_id(put: Put, part: str, fields: dict[str, Any], name: str | None) -> 
         return _place(put, part)
     value = fields.get(name)
     if not isinstance(value, str) or not value:
-        raise ValueError(f"the field {name}, which is to be the event ID, is no text or number, or empty")
+        raise ValueError(f"the field {name}, which is to be the event ID, is not text or a number, or is empty")
     return f"{put.stream}:{value}"  # streams may number their records alike
 
 
@@ -288,13 +288,13 @@ def _loads(data: bytes) -> Any:
 
 
 def _no_number(word: str) -> Any:
-    raise ValueError(f"{word} is no JSON")
+    raise ValueError(f"{word} is not JSON")
 
 
 def _no_name_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("a name is twice in an object: one value would be lost")
+        raise ValueError("a name appears twice in an object: one value would be lost")
     return found
 
 

@@ -15,7 +15,7 @@ class Subscription(Generic[T]):
     """Follows an iterator that blocks, in a thread of its own, and holds one element until it is taken.
 
     The thread begins when somebody takes or waits for the first time: what nobody reads costs nothing.
-    While one is held the thread stands still and reads no more: that is the back-pressure. An exception that the iterator
+    While one is held, the thread waits and reads nothing: that is the back-pressure. An exception that the iterator
     yields is raised at its turn and the next element follows; one that it raises is raised, and is the last.
     """
 

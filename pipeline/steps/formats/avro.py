@@ -71,7 +71,7 @@ def parse(text: str) -> Shape:
 
 
 def _parsed(record: dict[str, Any], known: dict[str, Shape], outside: str) -> Shape:
-    """Return the shape of a record; a registry may have put what stands before the last dot of its name into its namespace."""
+    """Return the shape of a record; a registry may have put what is before the last dot of its name into its namespace."""
     name = record["name"]
     space = name.rpartition(".")[0] if "." in name else record.get("namespace", outside)
     full = _full(name, space)
@@ -319,7 +319,7 @@ def _scaled(text: str, place: str) -> int:
         exact = Decimal(text).scaleb(SCALE, _WIDE)
         unscaled = int(exact)
     except (ArithmeticError, ValueError) as error:
-        raise ConflictError(f"{place}: {text!r} is no number") from error
+        raise ConflictError(f"{place}: {text!r} is not a number") from error
     if unscaled != exact or not -LIMIT < unscaled < LIMIT:
         raise ConflictError(f"{place} is decimal({PRECISION}, {SCALE}) in the schema, which cannot hold this number")
     return unscaled

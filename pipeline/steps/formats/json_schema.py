@@ -128,7 +128,7 @@ def _members(shape: Shape, numbers: Numbers) -> Callable[[Document], dict[str, P
 
 
 def _padded(text: str) -> Plain:
-    """Return a number as JSON's, with nine places where it has no more."""
+    """Return a number as JSON's, with nine places where it has at most nine."""
     whole, _, places = text.partition(".")
     if len(places) > SCALE or not is_number(text) or not (whole + places).lstrip("-").isdecimal():
         return exact(text)

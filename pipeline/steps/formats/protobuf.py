@@ -1,7 +1,7 @@
 """Protobuf: the schema of a shape as a .proto file, and a message class made for it. Pure.
 
 Numbers are text with all their digits (Protobuf has no decimal), lists and maps are JSON text; members keep their field
-numbers for ever. Text takes values of any kind, so text members are wide by nature; a wide member of another kind has a second
+numbers forever. Text takes values of any kind, so text members are wide by nature; a wide member of another kind has a second
 field, `<name>_text`, whose number is 10,000 more. A name that another field has already gets its number, too.
 """
 
@@ -44,8 +44,8 @@ Proto = descriptor_pb2.FieldDescriptorProto
 def schema(shape: Shape) -> str:
     """Return the schema of a shape, as a .proto file.
 
-    It is written as Wire prints it, by which Confluent's registry keeps schemas: what is said of a member stands before it, for
-    comments at the end of a line are moved there; records within a record stand behind its members.
+    It is written as Wire prints it, by which Confluent's registry keeps schemas: what is said of a member is before it, for
+    comments at the end of a line are moved there; records within a record are behind its members.
     """
     head = 'syntax = "proto3";\n'
     if not shape.is_debezium:
@@ -59,7 +59,7 @@ def schema(shape: Shape) -> str:
 
 
 def _message(shape: Shape, known: set[str] | None, indent: str) -> list[str]:
-    """Return the lines of a message; `known`: the records that have one, those that have none stand in it."""
+    """Return the lines of a message; `known`: the records that have one, those that have none are in it."""
     lines = [f"{indent}// {_said(shape.name)}", f"{indent}message {_short(shape)} {{"]
     for name, one, field, wider in _named(shape):
         of = f"optional {_short(one.shape)}" if one.shape is not None else TYPES[one.kind]
@@ -181,7 +181,7 @@ def message_class(shape: Shape) -> type[Any]:
 
 
 def _describe(message: Any, shape: Shape, path: str, known: dict[str, str], file: Any) -> None:
-    """Describe a message; those of the records in it stand beside it in the file, or in it where there is none."""
+    """Describe a message; those of the records in it are beside it in the file, or in it where there is none."""
     message.name = _short(shape)
     known[shape.name] = path
     for one in shape.fields.values():

@@ -133,7 +133,7 @@ class _Step:
             self._forget()
             if len(documents) == 1:
                 documents[0][0].error = error
-            else:  # those that fit what the registry has go on
+            else:  # those that fit what the registry has continue
                 for event, _ in documents:
                     self([event])
             return
@@ -174,7 +174,7 @@ class _Step:
         raise TransientError(f"the schema of {self._subject} changes again and again", hint="headwater check")
 
     def _register(self, shape: Shape) -> bool:
-        """Have the registry know the shape; return False when others had news, which the documents must be held against."""
+        """Have the registry know the shape; return False when others had news, which the documents must be compared with."""
         if self._take_over(shape):
             return False
         text = self._schema(shape)
@@ -235,7 +235,7 @@ class _Step:
                 log.info("%s: its records keep their names, which Debezium's readers refuse (%s)", self._subject, KEEPS)
 
     def _keep_names(self, shape: Shape, error: IncompatibleError) -> None:
-        """Go on with the names that the subject has, and what it knows: the registry refuses others."""
+        """Continue with the names that the subject has, and what it knows: the registry refuses others."""
         log.warning(
             "%s: its records keep their names, the registry refuses Debezium's: %s; see docs/how-to/read-with-kafka-connect.md",
             self._subject,
@@ -280,7 +280,7 @@ class _Step:
                 event.error = error
                 if self._widen and self._codec is avro:
                     self._write_wide(event, document)
-            except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others go on
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others continue
                 event.error = error
 
     def _write_wide(self, event: Event, document: Document) -> None:

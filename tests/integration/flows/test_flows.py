@@ -90,7 +90,7 @@ def test_flows_are_applied_without_a_restart(kafka_stack: Endpoints, tmp_path: P
     with flowing.fleet.running() as workers, flowing.recorded(flowing.topics.sink("b")) as second:
         flowing.change("k", {"n": 3})
         until(lambda: len(second) == 2, "a change after a restart, by the version still")
-        assert "The flows of version 1 run, not those of the settings" in log_of(workers.all[0])
+        assert "Version 1 of the flows runs, not the one in the settings" in log_of(workers.all[0])
 
 
 STRICT = {"name": "f", "to": "a", "where": "after.n > 0", "order": "strict", "reject_limit": 1.0}
@@ -137,7 +137,7 @@ def test_in_strict_order_later_changes_of_an_item_wait_behind_a_rejected_one(
                 json.dumps(whole["value"]).replace('{"id": {"S": "x"}}', '{"id": {"S": "y"}}')
             )
             other = headwater("dlq", "edit", second["id"], str(tmp_path / "other.json"), **flowing.environment())
-            assert "is of the item" in other.stderr
+            assert "is about the item" in other.stderr
             (tmp_path / "new.json").write_text(json.dumps(whole["value"]))
             edited = headwater("dlq", "edit", second["id"], str(tmp_path / "new.json"), **flowing.environment())
             assert edited.returncode == 0, edited.stderr
@@ -384,7 +384,7 @@ def test_a_topic_of_others_is_joined(kafka_stack: Endpoints, tmp_path: Path, hea
         flowing.change("o1", {"customer": "c-1"})
         flowing.change("o2", {"customer": "c-2"})
         until(lambda: len(sink) == 2, "two changes")
-        assert "is no JSON object, and counts as none" in log_of(workers.all[0])
+        assert "is not a JSON object; treated as missing" in log_of(workers.all[0])
         producer.produce(topic, b'{"name": "Bob"}', b"c-2")
         assert producer.flush(20) == 0
         until(lambda: len(sink) == 3, "the one that has its customer now")

@@ -133,7 +133,7 @@ def test_flows_apply_refuses_a_secret_that_is_written_out_and_publishes_nothing(
     literal = {**step, "headers": {"Authorization": f"Bearer {PLANTED['header']}"}}
     done = headwater("flows", "apply", **flowing.environment([{"name": "f", "to": "a", "enrich": [literal]}]))
     assert done.returncode == 2
-    assert "the flow f, lookup found: the header Authorization is written out" in done.stderr
+    assert "the flow f, lookup found: the header Authorization is in plain text" in done.stderr
     assert PLANTED["header"] not in done.stdout + done.stderr
     settings = settings_of(flowing)
     assert topics_of(settings, flowing.fleet.conf)[flowing.topics.flows] == b""

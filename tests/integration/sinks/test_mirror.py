@@ -411,7 +411,7 @@ def test_a_topic_that_was_recreated_over_there_is_refused_with_what_differs(mirr
     (group,) = [one.group_id for one in client.list_consumer_groups().result().valid if mirrored.group in one.group_id]
     recreate(mirrored.there, Topic(mirrored.topic, PARTITIONS, "copy", KEPT))
     set_position(mirrored.there, group, TopicPartition(*tp, at.offset, at.metadata))
-    differs = "the position 3 is of another topic of this name over there: the topic was ID"
+    differs = "the position 3 is of another topic of this name there: the topic was ID"
     with pytest.raises(FatalError, match=differs) as caught:
         opened(mirrored, tp)
     assert f"--group {group} --topic {mirrored.topic}:2 --reset-offsets --to-offset 0" in caught.value.hint

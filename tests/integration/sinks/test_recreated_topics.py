@@ -1,4 +1,4 @@
-"""A sink topic that is deleted and made again: a lake gets all of the new one, and `lake verify` says what it lacks."""
+"""A sink topic that is recreated: a lake gets all of the new one, and `lake verify` says what it lacks."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ REFUSED = [
     ),
     (
         '[[flows]]\nname = "a"\nfrom = ["nope"]\nto = "x"',
-        "6: flow a, from: no source captures nope: nothing would come",
+        "6: flow a, from: no source captures nope: it would get nothing",
     ),
     (
         (
@@ -113,7 +113,7 @@ def test_a_flow_that_is_another_than_in_the_file_is_given_no_line() -> None:
 )
 def test_tables_that_may_come_later_are_no_error(sources: str) -> None:
     settings = written('[[flows]]\nname = "a"\nfrom = ["nope"]\nto = "x"', sources)
-    expected = ["flow a, from: no source captures nope as it is named now"] if "ord" in sources else []
+    expected = ["flow a, from: no source captures nope by name"] if "ord" in sources else []
     assert validate(settings, FILE) == expected
     found = [one for one in check(settings) if one.what == "flow a"]
     assert all(one.ok for one in found)

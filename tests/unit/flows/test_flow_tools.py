@@ -340,7 +340,7 @@ def test_golden_files_say_what_is_otherwise_and_can_be_written_anew(tmp_path: Pa
     assert "expected 0 outcomes, there are 2" in golden.check(file, settings).differences[0]
     golden.check(file, settings, update=True)
     assert golden.check(file, settings).ok
-    with pytest.raises(UsageError, match="no golden file"):
+    with pytest.raises(UsageError, match="not a golden file"):
         golden.check(case(tmp_path, expectt=[]), settings)
     with pytest.raises(UsageError, match="there are no golden files"):
         golden.cases(tmp_path / "nothing")
@@ -349,11 +349,11 @@ def test_golden_files_say_what_is_otherwise_and_can_be_written_anew(tmp_path: Pa
 def test_an_outcome_that_names_neither_is_none_of_a_change_that_is_rejected_or_waits(tmp_path: Path) -> None:
     good = [{"flow": "orders", "sink": "gold"}, {"flow": "all"}]
     (said,) = golden.check(case(tmp_path, expect=good), Settings.model_validate({"flows": FLOWS})).differences
-    assert said.startswith("1: rejected: it is not expected, got ")
+    assert said.startswith("1: rejected: not expected, got ")
     joins = [{"kind": "join", "table": "customers", "on": "customer_id", "into": "c", "hold": 30}]
     waiting = Settings.model_validate({"flows": [{"name": "f", "to": "s", "enrich": joins}]})
     (said,) = golden.check(case(tmp_path, references={}, expect=[{"flow": "f"}]), waiting).differences
-    assert said == "0: waits: it is not expected, got 30.0"
+    assert said == "0: waits: not expected, got 30.0"
 
 
 def test_a_golden_file_may_expect_a_wait(tmp_path: Path) -> None:
@@ -418,8 +418,8 @@ def test_a_golden_file_that_is_none_is_refused_with_its_line(content: str, line:
     [
         ("customers", '\n{"id": {"S": "1"}}\nnope', ":3: JSON is malformed"),
         ("customers", '{"customer_id": "c-1"}', ":1: the value of customer_id is not of a type"),
-        ("customers", '{"tags": {"SS": ["a"]}}', ":1: tags is no key attribute"),
-        ("customers", "[]", ":1: this is no object"),
+        ("customers", '{"tags": {"SS": ["a"]}}', ":1: tags is not a key attribute"),
+        ("customers", "[]", ":1: this is not an object"),
         ("customers", '{"id": {"S": "1"}, "n": {"L": ["1"]}}', ":1: the value of n is not of a type"),
         ("customers", '{"id": {"S": "1"}, "n": {"N": "one"}}', ":1: the value of n is not of a type"),
         ("topic:t", '{"key": "a", "value": 1}', ":1: Expected `object`"),

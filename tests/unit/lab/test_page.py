@@ -26,9 +26,9 @@ def test_the_section_of_the_soak_has_the_figures_and_the_command() -> None:
     options = SoakOptions(Path("any"), seconds=600, seed=7, rate=1_000)
     report = SoakReport(changes=12_345, gaps_recorded=17, tables_gone=3, seed=7)
     text = section(report, options, datetime(2026, 3, 1, tzinfo=UTC), "a machine")
-    assert "Nothing was lost without a word, doubled or reordered. 2026-03-01 00:00 UTC; a machine." in text
+    assert "Nothing was lost silently, duplicated or reordered. 2026-03-01 00:00 UTC; a machine." in text
     assert "| changes recorded by the streams | 12,345 |" in text
-    assert "| gaps written down | 17 |" in text
+    assert "| gaps recorded | 17 |" in text
     assert "headwater soak sources --seconds 600 --seed 7 --rate 1000" in text
     report.lost = 1
     assert "**The output was wrong.**" in section(report, options, datetime(2026, 3, 1, tzinfo=UTC), "")

@@ -128,7 +128,7 @@ def test_a_table_whose_name_no_catalog_takes_is_a_dead_letter_and_the_others_go_
     owner = Owner(iceberg(tmp_path, "append"), topic, 0)
     carry(owner)
     assert [offset for offset, _ in owner.rejected] == [1]
-    assert "a catalog takes no table of the name" in str(owner.rejected[0][1])
+    assert "a catalog does not accept the table name" in str(owner.rejected[0][1])
     assert sorted(stored(owner)) == ["e0", "e2"]
     assert {path.name for path in tmp_path.iterdir()} == {"catalog.db", "wh"}
 

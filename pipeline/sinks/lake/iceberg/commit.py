@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 class Overwrite(_OverwriteFiles):
     """Files removed and files added, in one snapshot.
 
-    pyiceberg's own keeps the manifests of removed files for ever, and heeds no property for merging manifests.
+    pyiceberg's own keeps the manifests of removed files forever, and ignores the properties for merging manifests.
     """
 
     def _process_manifests(self, manifests: list[ManifestFile]) -> list[ManifestFile]:

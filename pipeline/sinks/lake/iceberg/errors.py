@@ -26,7 +26,7 @@ OVERTAKEN = (CommitFailedException, TableAlreadyExistsError)
 """Others have committed first: it is done again, on what they have made."""
 PASSING = (
     OSError,  # requests' and pyarrow's among them
-    json.JSONDecodeError,  # what is no answer of a catalog
+    json.JSONDecodeError,  # not an answer of a catalog
     BotoCoreError,
     ClientError,
     DynamoDbError,

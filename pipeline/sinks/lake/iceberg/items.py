@@ -1,7 +1,7 @@
 """Items as they are now, by the age of their changes: what a table has, what was deleted, and which changes are newer.
 
 A flush reads the versions of its items from the table, and brings only what is as new or newer. So the table ends with the
-newest state of each item, whatever stands where on which topic: a promoted replay, two sinks of one table, a dead letter
+newest state of each item, wherever its changes are on which topic: a promoted replay, two sinks of one table, a dead letter
 that is retried.
 
 Of a deleted item the table has no row. Its version stays in a second table, of tombstones, in a namespace of its own (every
@@ -58,7 +58,7 @@ class NewestChange(NamedTuple):
 
     version: str
     place: int
-    """Where it stands among them."""
+    """Where it is among them."""
 
 
 def newest_of(rows: Rows) -> dict[str, NewestChange]:
@@ -170,7 +170,7 @@ class Tombstones:
         return found
 
     def add(self, partition: int, deleted: Mapping[str, str], times: Sequence[int]) -> None:
-        """Write tombstones: keys and versions, and when the changes happened, in microseconds. They are there for good then."""
+        """Write tombstones: keys and versions, and when the changes happened, in microseconds. They are permanent then."""
         now = int(datetime.now(UTC).timestamp() * 1_000_000)
         columns = [
             pa.array(list(deleted), pa.string()),
@@ -189,7 +189,7 @@ class Tombstones:
                 log.info("tombstones are written to %s.%s again: %s", *self._name, error)
                 continue
             return
-        raise TransientError(f"the Iceberg table {'.'.join(self._name)}: others commit to it all the time")
+        raise TransientError(f"the Iceberg table {'.'.join(self._name)}: others keep committing to it")
 
     def _begin(self) -> Transaction:
         try:

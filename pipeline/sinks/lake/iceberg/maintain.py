@@ -1,6 +1,6 @@
 """The upkeep of Iceberg tables, beside running workers: few large files of many small ones, old snapshots and orphans removed.
 
-No row changes and no property: a worker that goes on in the middle of it finds what it has left. Each step is a commit that
+No row changes and no property: a worker that continues in the middle of it finds what it has left. Each step is a commit that
 fails when a worker was faster; then it is tried again, on what the worker has made, or left for the next run.
 
 Files are removed when nothing refers to them and they are older than `Ages.orphans`: a worker that is about to commit files
@@ -51,7 +51,7 @@ class Ages:
     orphans: timedelta = timedelta(days=3)
     """Far more than a commit takes: a worker has written files that nothing refers to yet."""
     tombstones: timedelta = timedelta(days=30)
-    """Since a deletion was written down. After that an older change of the item may bring it back."""
+    """Since a deletion was recorded. After that an older change of the item may bring it back."""
 
 
 @dataclass(slots=True)
@@ -233,7 +233,7 @@ class Keeper:
                 continue
             return expired
         self.upkeep.snapshots = 0
-        self.upkeep.left.append("old snapshots: workers commit all the time")
+        self.upkeep.left.append("old snapshots: workers keep committing")
         return set()
 
     def _old(self, table: Table) -> set[int]:

@@ -7,7 +7,7 @@ looks first where the table is, and leaves out what it has: a restart, a former 
 The property of a version before does not name the log. What it covers is left out only if the table has the very change at
 that offset. It is kept beside ours, so that a worker of that version that wakes up late adds nothing.
 
-Items are kept by the age of their changes: iceberg_items.py says how.
+Items are kept by the age of their changes: items.py says how.
 
 A row that the table refuses for its content is found by halves, and becomes a dead letter. Its offset is kept as a property
 until the group has passed it: no crash between catalog and Kafka loses it.
@@ -183,7 +183,7 @@ class IcebergSink(Sink):
                 log.info("%s.%s is committed to again: %s", self._namespace, name, error)
                 continue
             return CommitOutcome(len(fresh), again)
-        raise TransientError(f"the Iceberg table {self._namespace}.{name}: others commit to it all the time")
+        raise TransientError(f"the Iceberg table {self._namespace}.{name}: others keep committing to it")
 
     def _fresh(
         self, name: str, table: Table | None, part: LogPart, held: HeldUpTo, rows: Rows
@@ -352,7 +352,7 @@ class IcebergWriter(Writer):
             for name in {kind.table for kind in rows.kinds}:
                 places = [place for place, kind in enumerate(rows.kinds) if kind.table == name]
                 if TABLE.fullmatch(name) is None:
-                    why = RejectedError(f"a catalog takes no table of the name {name[:300]!r}")
+                    why = RejectedError(f"a catalog does not accept the table name {name[:300]!r}")
                     rejected += [Rejected(rows.records[place], why) for place in places]
                     continue
                 if self._sink.upserts:

@@ -63,7 +63,7 @@ def replay_of(record: Message) -> str | None:
     for name, value in reversed(cast("list[tuple[str, bytes]]", record.headers() or ())):
         if name == REPLAY:
             return value.decode(errors="replace")
-        if name in OF_ALL:  # what a replay adds stands behind them
+        if name in OF_ALL:  # what a replay adds is behind them
             return None
     return None
 
