@@ -39,7 +39,7 @@ test: engines ## run all tests (TEST_ARGS="-k name" for some)
 	@$(BIN)/pytest -m alone tests/integration $(TEST_ARGS) || test $$? -eq 5
 
 test-fast: setup ## the tests of code alone, for daily work: no broker, under two minutes
-	@$(BIN)/pytest -n 2 --dist worksteal -m "not slow" tests/unit tests/property tests/conformance $(TEST_ARGS) || test $$? -eq 5
+	@$(BIN)/pytest -n 2 --dist worksteal -m "not slow and not kafka" tests/unit tests/property tests/conformance $(TEST_ARGS) || test $$? -eq 5
 
 bench: setup ## measure deduplication, flows and the lake against peers, ingest, mirror and replay against plain loops (an hour)
 	@$(BIN)/headwater bench dedup --peers

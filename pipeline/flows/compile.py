@@ -230,7 +230,7 @@ LONGEST_NAME = 249
 HELD = {"eventName": "event_name", "eventSource": "event_source", "eventSourceARN": "arn", "tableName": "table_name"}
 """Fields of a record that a change holds: their names in it."""
 UNSAID = {"", "aws:dynamodb"}
-"""What stands there when the record lacks the field; then only its bytes can tell."""
+"""What is there when the record lacks the field; then only its bytes can tell."""
 
 
 def _first(where: Mapping[str, Any]) -> Callable[[Change], bool] | None:
@@ -415,7 +415,7 @@ def _expression_rule(text: str) -> Callable[[Event], bool]:
 
 
 def _enriched_rule(match: Predicate) -> Callable[[Event], bool]:
-    """Let a pattern see what was added, as it will stand in the change."""
+    """Let a pattern see what was added, as it will be in the change."""
 
     def rule(event: Event) -> bool:
         added = {name: msgspec.json.decode(value) for name, value in event.added.items()}

@@ -24,6 +24,8 @@ from pipeline.sinks.lake.verify import verify
 from pipeline.transport.committed import Committed
 from pipeline.transport.logs import Log
 
+pytestmark = pytest.mark.slow
+
 ROWS = 24
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 

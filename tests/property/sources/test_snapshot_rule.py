@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from support.raw_reader import goes_back, replay
@@ -27,6 +28,8 @@ from pipeline.sources.snapshots.known import Segment, Snapshot
 from pipeline.sources.snapshots.scan import rows
 from pipeline.sources.snapshots.tips import is_reached, tip_of
 from pipeline.steps.snapshot import join
+
+pytestmark = pytest.mark.slow
 
 SHORT = (Phase.explicit, Phase.reuse, Phase.generate)
 """Without shrinking: an example takes long, and its seed says all."""

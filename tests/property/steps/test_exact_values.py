@@ -10,6 +10,7 @@ from typing import Any
 
 import fastavro
 import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft7Validator
@@ -24,6 +25,8 @@ from pipeline.steps.formats.names import escaped
 from pipeline.steps.formats.shape import ConflictError, Shape, debezium_members, grow, plain_members
 from pipeline.steps.forms import SAMPLE, WINDOW, Forms
 from pipeline.steps.plain import encode, plain_added, plain_item, plain_json, plain_value, with_members
+
+pytestmark = pytest.mark.slow
 
 
 def said(value: Any) -> Any:

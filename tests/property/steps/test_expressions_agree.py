@@ -6,12 +6,15 @@ import json
 import os
 from typing import Any
 
+import pytest
 from cel_expr_python import cel as oracle  # type: ignore[import-untyped]
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from models.change import decode
 from pipeline.steps.expression import NAMES, ExpressionError, compile_expression, compile_value, plain, truth
+
+pytestmark = pytest.mark.slow
 
 EXAMPLES = int(os.environ.get("HEADWATER_TEST_EXAMPLES", "150"))
 ATTRIBUTES = ("status", "total", "tags", "place", "size", "after", "nobody")

@@ -36,6 +36,8 @@ from pipeline.steps.secrecy import MaskKey
 from pipeline.steps.shape import drop, rename, select
 from pipeline.steps.sql import compile_query
 
+pytestmark = pytest.mark.slow
+
 KEY = MaskKey(bytes(range(32)))
 
 

@@ -22,6 +22,8 @@ from pipeline.sinks.lake.iceberg.parts import OFFSET
 from pipeline.sinks.lake.iceberg.sink import IcebergSink
 from pipeline.sinks.lake.sink import Rotation
 
+pytestmark = pytest.mark.slow
+
 TOPIC = TP("p.sink.s", 0)
 Mode = Literal["append", "upsert"]
 LATER = datetime.now(UTC) + timedelta(days=40)

@@ -121,6 +121,7 @@ odd = st.one_of(
 """What DynamoDB never writes."""
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @example([{"a": {}}, {"a": {"S": "", "N": ""}}], as_aws_writes_it)
 @given(st.lists(st.dictionaries(names, st.one_of(values, odd), max_size=4), min_size=1, max_size=6), styles)
@@ -136,6 +137,7 @@ def test_an_image_that_is_no_item_stands_in_the_overflow(image: Any) -> None:
     assert item_of(found, {}) == {"": image}
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.lists(items, min_size=1, max_size=4), styles)
 def test_what_is_read_back_is_what_was_written(batches: list[list[dict[str, Any]]], style: dict[str, Any]) -> None:
@@ -165,6 +167,7 @@ spelled = st.one_of(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["decimal", "int", "wide", "number"])  # all but the first of the version before
 @settings(max_examples=1_000, deadline=None)
 @given(first=st.lists(spelled, max_size=3), number=spelled)

@@ -20,6 +20,8 @@ from pipeline.sinks.lake.verify import Carried, verify
 from pipeline.transport.committed import Committed
 from pipeline.transport.logs import Log
 
+pytestmark = pytest.mark.slow
+
 
 def run(objects: Objects, carried: Sequence[Carried] = (), **more: bool) -> Maintained:
     return maintain(objects, "lake", carried, size=1 << 20, older_than_us=1 << 60, **more)  # type: ignore[arg-type]
