@@ -30,7 +30,7 @@ def _load_our_pipeline() -> None:
             sys.modules["pipeline"] = module = module_from_spec(spec)
             spec.loader.exec_module(module)
     try:
-        import_module("pipeline.own_packages")
+        import_module("pipeline.packages.own_packages")
     except ModuleNotFoundError as error:
         where = getattr(sys.modules.get("pipeline"), "__file__", None) or "another package"
         raise ImportError(

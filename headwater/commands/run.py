@@ -25,7 +25,7 @@ def run(
     """Start a worker."""
     from headwater.console import say
     from headwater.worker import COMMAND
-    from pipeline.own_packages import hidden
+    from pipeline.packages.own_packages import hidden
     from pipeline.runtime.app import create_app
     from pipeline.settings.load import load
 

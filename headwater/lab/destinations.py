@@ -27,8 +27,8 @@ from pipeline.sinks.lake.iceberg.columns import columns_of
 from pipeline.sinks.lake.layouts.columns import item_of
 from pipeline.sinks.lake.objects import Objects
 from pipeline.sinks.lake.paths import origin_of
-from pipeline.sinks.lake.verify import verify
-from pipeline.sinks.replica.verify import verify as verify_replica
+from pipeline.sinks.lake.verify import verify_lake
+from pipeline.sinks.replica.verify import verify_replica
 from pipeline.topics.names import Topics
 
 MIRROR, LAKE, REPLICA = "mirror", "items", "replica"
@@ -217,7 +217,7 @@ def _messages(records: Recorder) -> list[tuple[Any, ...]]:
 
 def _lake(objects: Objects) -> tuple[int, int]:
     """Compare the files with their manifests, and have DuckDB read them."""
-    checked = verify(objects)
+    checked = verify_lake(objects)
     with tempfile.TemporaryDirectory(prefix="headwater-") as place:
         for number, path in enumerate(path for path in objects.paths() if origin_of(path) is not None):
             (Path(place) / f"{number}.parquet").write_bytes(objects.read(path))

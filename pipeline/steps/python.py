@@ -18,8 +18,8 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from models.attributes import python_item, python_value, typed
-from pipeline import own_packages
 from pipeline.errors import TransientError, UsageError
+from pipeline.packages import own_packages
 from pipeline.steps.event import Event, Item, Step
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -133,7 +133,7 @@ def enrich(name: str, *, batch: bool = False) -> Callable[[F], F]:
     return declare
 
 
-def load(modules: Sequence[str]) -> dict[str, Function]:
+def load_functions(modules: Sequence[str]) -> dict[str, Function]:
     """Return the functions that modules declare, by name; they are looked for in the working directory, too, but last.
 
     Raise UsageError for a module that cannot be imported, or that another module of its name hides.

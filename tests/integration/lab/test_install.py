@@ -305,7 +305,7 @@ def test_the_sdist_installs(built: Built, tmp_path: Path) -> None:
 IMPORT_ALL = """
 import importlib, json, pkgutil
 import agents, headwater, models, pipeline
-from pipeline import missing
+from pipeline.packages import missing
 
 found = {}
 for package in (agents, headwater, models, pipeline):

@@ -86,7 +86,11 @@ def test_a_start_that_only_shows_help_imports_nothing_heavy(words: tuple[str, ..
 def test_the_list_of_commands_imports_no_command() -> None:
     _, found = run("--help")
     assert {name for name in found if name.startswith("headwater.commands.")} == set()
-    assert {name for name in found if name.startswith("pipeline.")} == {"pipeline.errors", "pipeline.own_packages"}
+    assert {name for name in found if name.startswith("pipeline.")} == {
+        "pipeline.errors",
+        "pipeline.packages",
+        "pipeline.packages.own_packages",
+    }
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 NAMES = ("agents", "models", "pipeline")
-ROOT = str(Path(__file__).resolve().parents[1])
+ROOT = str(Path(__file__).resolve().parents[2])
 OWN_ENVIRONMENT = "uv tool install headwater"
 """What gives Headwater an environment of its own."""
 

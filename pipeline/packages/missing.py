@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, requires
 from types import TracebackType
 
 from pipeline.errors import HeadwaterError
-from pipeline.own_packages import NAMES, OWN_ENVIRONMENT, overwriting
+from pipeline.packages.own_packages import NAMES, OWN_ENVIRONMENT, overwriting
 
 WHAT = {
     "lake": "the lake",
