@@ -142,7 +142,7 @@ _PYTHON: Mapping[str, Callable[[Any], Any]] = {
     "BOOL": bool,
     "NULL": lambda _: None,
     "M": python_item,
-    "L": lambda elements: [python_value(one) for one in elements],
+    "L": lambda elements: [python_value(element) for element in elements],
     "SS": set,
     "NS": lambda numbers: set(map(Decimal, numbers)),
     "BS": lambda texts: set(map(base64.b64decode, texts)),
@@ -164,9 +164,9 @@ def _binary(value: Mapping[str, Any], convert: Callable[[Any], Any]) -> dict[str
     if tag == "B":
         return {tag: convert(inner)}
     if tag == "BS":
-        return {tag: [convert(one) for one in inner]}
+        return {tag: [convert(member) for member in inner]}
     if tag == "L":
-        return {tag: [_binary(one, convert) for one in inner]}
+        return {tag: [_binary(member, convert) for member in inner]}
     if tag == "M":
         return {tag: {name: _binary(one, convert) for name, one in inner.items()}}
     return {tag: inner}

@@ -71,7 +71,9 @@ def show(
     from pipeline.settings.load import load
 
     settings = load()
-    found = [dead_letters.opened(settings, one) for one in dead_letters.letters(settings, LetterFilter(ids, done=True))]
+    found = [
+        dead_letters.opened(settings, letter) for letter in dead_letters.letters(settings, LetterFilter(ids, done=True))
+    ]
     if as_json or not sys.stdout.isatty():
         print_lines(one.whole() for one in found)
     else:

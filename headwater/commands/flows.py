@@ -72,7 +72,7 @@ def lint(as_json: Json = False) -> None:
     settings = load()
     for flow in settings.flows:
         examine(settings, flow)
-    found = [one for flow in settings.flows for one in doubts_of(flow)]
+    found = [doubt for flow in settings.flows for doubt in doubts_of(flow)]
     if as_json:
         print_json([asdict(one) for one in found])
     else:

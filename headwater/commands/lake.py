@@ -183,7 +183,7 @@ def _tables(lake: Chosen, *, dry_run: bool, as_json: bool) -> None:
     catalog = {"warehouse": lake.url, **wanted.catalog}
     report = iceberg_maintain.maintain_tables(catalog, wanted.namespace, dry_run=dry_run, progress=say)
     if as_json:
-        tables = [asdict(one) for one in report.tables]
+        tables = [asdict(table) for table in report.tables]
         print_json({"lake": lake.name, "dry_run": dry_run, "tables": tables, "requests": report.requests})
         return
     _show_tables(lake.name, report)
@@ -191,16 +191,16 @@ def _tables(lake: Chosen, *, dry_run: bool, as_json: bool) -> None:
 
 def _show_tables(name: str, report: UpkeepReport) -> None:
     rows = []
-    for one in report.tables:
-        sizes = one.files_before, one.files_after, one.bytes_before, one.bytes_after
-        counts = one.compacted, one.snapshots, one.orphans, one.tombstones
-        rows.append((one.table, *(f"{number:,}" for number in (*sizes, *counts))))
+    for table in report.tables:
+        sizes = table.files_before, table.files_after, table.bytes_before, table.bytes_after
+        counts = table.compacted, table.snapshots, table.orphans, table.tombstones
+        rows.append((table.table, *(f"{number:,}" for number in (*sizes, *counts))))
     heads = "table", "files before", "after", "bytes before", "after", "compacted", "snapshots", "orphans", "tombstones"
     if rows:
         print_table(heads, rows)
     else:
         print_text(f"{name}: there are no tables yet.")
-    for left in (left for one in report.tables for left in one.left):
+    for left in (left for table in report.tables for left in table.left):
         say(f"{name}: {left}")
     if report.requests is not None:
         say(f"{name}: {', '.join(f'{count:,} {kind}' for kind, count in report.requests.items())}")
@@ -254,12 +254,17 @@ def _progress(name: str) -> Iterator[Told]:
 
 def _show(report: Maintained) -> None:
     rows = []
-    for one in report.directories:
-        if one["before"] != one["after"] or one["orphans"]:
-            after = f"{one['bytes_after']:,}" if one["bytes_after"] else ""
-            deleted = one["before"] - one["after"] + one["orphans"]
-            counts = f"{one['before']}", f"{one['after']}", f"{one['rows']:,}", f"{one['bytes_before']:,}"
-            rows.append((one["directory"], *counts, after, f"{deleted}"))
+    for directory in report.directories:
+        if directory["before"] != directory["after"] or directory["orphans"]:
+            after = f"{directory['bytes_after']:,}" if directory["bytes_after"] else ""
+            deleted = directory["before"] - directory["after"] + directory["orphans"]
+            counts = (
+                f"{directory['before']}",
+                f"{directory['after']}",
+                f"{directory['rows']:,}",
+                f"{directory['bytes_before']:,}",
+            )
+            rows.append((directory["directory"], *counts, after, f"{deleted}"))
     name = report.lake or report.url
     if rows:
         print_table(("directory", "files before", "after", "rows", "bytes before", "after", "deleted"), rows)

@@ -34,8 +34,8 @@ def run(
     if not web:
         os.environ["HEADWATER_WEB__ENABLED"] = "false"
     settings = load()
-    for one in hidden():
-        say(f"warning: {one}; rename it if a function of yours imports it")
+    for hiding in hidden():
+        say(f"warning: {hiding}; rename it if a function of yours imports it")
     create_app(settings).worker.prepare()  # what is missing is said here, in one line
     command = [sys.executable, *COMMAND, "-A", "pipeline.worker", "worker", "-l", loglevel]
     command += [] if settings.web.enabled else ["--without-web"]

@@ -209,7 +209,7 @@ def _messages(records: Recorder) -> list[tuple[Any, ...]]:
             record.key(),
             record.value(),
             record.timestamp()[1],
-            [one for one in record.headers() or [] if one[0] != MIRRORED_FROM],
+            [header for header in record.headers() or [] if header[0] != MIRRORED_FROM],
         )
         for record in records
     ]

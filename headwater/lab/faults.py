@@ -210,7 +210,7 @@ class Faults:
 def plan(names: Sequence[str], count: int, chance: random.Random) -> list[str]:
     """Return a schedule of so many faults: each kind once before any comes again, in an order that chance decides."""
     rounds = [chance.sample(list(names), len(names)) for _ in range(0, count, len(names))]
-    schedule = [name for one in rounds for name in one][:count]
+    schedule = [name for turn in rounds for name in turn][:count]
     chance.shuffle(schedule)
     return schedule
 

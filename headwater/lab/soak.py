@@ -272,7 +272,7 @@ def compare(
 def disorder(wanted: Iterable[str], came: Iterable[Came]) -> int:
     """Count the changes of an item that came before one that is wanted before them."""
     places = {event_id: number for number, event_id in enumerate(wanted)}
-    numbers = [places[one] for one in dict.fromkeys(change.event_id for change in came) if one in places]
+    numbers = [places[fromkey] for fromkey in dict.fromkeys(change.event_id for change in came) if fromkey in places]
     return sum(later < earlier for earlier, later in pairwise(numbers))
 
 

@@ -40,7 +40,7 @@ def examine(settings: Settings, flow: FlowSettings) -> list[str]:
             mask_key(flow.mask_key)
         except UsageError as error:
             raise FlowError(flow, "mask_key", error) from error
-    doubts = [one.line for one in doubts_of(flow)]
+    doubts = [doubt.line for doubt in doubts_of(flow)]
     if not settings.sources:  # they are those of other workers
         return doubts
     _references_are_captured(settings, flow)
@@ -67,7 +67,10 @@ class Warned:
 
 def doubts_of(flow: FlowSettings) -> list[Warned]:
     """Return what of a flow can hardly have an effect."""
-    return [Warned(flow.name, one.place, one.problem, line_of_setting(flow, parts_of(one.place))) for one in lint(flow)]
+    return [
+        Warned(flow.name, doubt.place, doubt.problem, line_of_setting(flow, parts_of(doubt.place)))
+        for doubt in lint(flow)
+    ]
 
 
 def _references_are_captured(settings: Settings, flow: FlowSettings) -> None:
@@ -91,7 +94,8 @@ def _tables_are_captured(settings: Settings, flow: FlowSettings) -> list[str]:
         return []
     problem = f"no source captures {', '.join(missing)}"
     if all(
-        isinstance(one, DynamoDBStreamSettings) and not any(map(is_pattern, one.tables)) for one in settings.sources
+        isinstance(source, DynamoDBStreamSettings) and not any(map(is_pattern, source.tables))
+        for source in settings.sources
     ):
         raise FlowError(flow, "from", UsageError(f"{problem}: it would get nothing", hint=_add(missing[0])))
     return [f"flow {flow.name}, from: {problem} by name"]

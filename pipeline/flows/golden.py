@@ -155,13 +155,13 @@ def _actual(trace: FlowTrace) -> list[dict[str, Any]]:
     return [
         {
             "flow": trace.flow,
-            "sink": one.sink,
-            "key": exact_json.loads(one.key),
-            "value": one.value,
-            "headers": one.headers,
+            "sink": message.sink,
+            "key": exact_json.loads(message.key),
+            "value": message.value,
+            "headers": message.headers,
             **waits,
         }
-        for one in trace.messages
+        for message in trace.messages
     ]
 
 

@@ -106,7 +106,7 @@ class WaitingChanges:
         given = first + [given_of(one, one.at) for one in waiting]
         if flow is None:
             gone = HeadwaterError(f"the flow {place.flow} no longer exists")
-            for one in given:
-                self._output.reject(place.flow, partition, one, gone)
+            for incoming in given:
+                self._output.reject(place.flow, partition, incoming, gone)
             return
         self._settle(flow, partition, given)

@@ -294,4 +294,8 @@ def _shapes(flow: FlowSettings) -> Iterator[Doubt]:
 
 def _is_in(path: str, selected: set[tuple[Any, ...]]) -> bool:
     parts = parse(path)
-    return parts[:2] in selected or parts[:1] in selected or bool({one for one in selected if one == parts[: len(one)]})
+    return (
+        parts[:2] in selected
+        or parts[:1] in selected
+        or bool({part for part in selected if part == parts[: len(part)]})
+    )

@@ -32,7 +32,7 @@ class FlowOutput:
 
     def flow(self, name: str) -> RunningFlow | None:
         """Return the flow of a name that runs."""
-        return next((one for one in self._flows() if one.settings.name == name), None)
+        return next((flow for flow in self._flows() if flow.settings.name == name), None)
 
     def send(self, flow: RunningFlow, partition: int, results: Iterable[Result]) -> None:
         """Write the messages of changes. An item stays in its partition; one whose key is masked goes where that belongs."""
@@ -42,15 +42,15 @@ class FlowOutput:
         name, transaction = flow.settings.name, self._worker.transport.transaction
         for result in results:
             given_key = result.given.key
-            for one in result.messages:
-                sink, key = one.sink, one.key
+            for message in result.messages:
+                sink, key = message.sink, message.key
                 origin = name, partition, result.given.offset
                 try:
                     topic = self._topics_of.get(sink) or self._topic(flow, sink)
                 except RejectedError as error:
                     transaction.refuse(origin, error)
                     continue
-                records.append((topic, key, one.value, partition if key is given_key else -1, one.headers))
+                records.append((topic, key, message.value, partition if key is given_key else -1, message.headers))
                 origins.append(origin)
                 sunk[sink] += 1
         transaction.produce_many(records, origins)

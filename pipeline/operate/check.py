@@ -66,7 +66,9 @@ def check(settings: Settings) -> Iterator[Finding]:
         warnings: list[str] = []
         what = f"flow {flow.name}"
         yield from _try(what, lambda flow=flow, warnings=warnings: _flow(settings, flow, warnings))  # type: ignore[misc]
-        yield from (Finding(what, True, one, "docs/how-to/write-a-flow.md", is_warning=True) for one in warnings)
+        yield from (
+            Finding(what, True, warning, "docs/how-to/write-a-flow.md", is_warning=True) for warning in warnings
+        )
     yield from _try("state directory", lambda: _state(settings))
     yield from _kafka(settings)
     if settings.sources or (settings.lake.url or "").startswith("s3://"):
@@ -115,8 +117,8 @@ def _packages() -> Iterator[Finding]:
     """Tell what has the names of our packages."""
     if (found := missing.overwritten()) is not None:
         yield Finding("packages", False, found.message, found.hint)
-    for one in own_packages.hidden():
-        yield Finding("packages", True, str(one), "rename it if a function of yours imports it", is_warning=True)
+    for hiding in own_packages.hidden():
+        yield Finding("packages", True, str(hiding), "rename it if a function of yours imports it", is_warning=True)
 
 
 def _flow(settings: Settings, flow: FlowSettings, warnings: list[str]) -> str:

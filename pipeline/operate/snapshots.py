@@ -39,7 +39,11 @@ class SnapshotTable:
 def source_of_table(settings: Settings, table: str) -> DynamoDBStreamSettings | None:
     """Return the source that captures a table from its stream, None when there is none."""
     return next(
-        (one for one in settings.sources if isinstance(one, DynamoDBStreamSettings) and captures_table(one, table)),
+        (
+            source
+            for source in settings.sources
+            if isinstance(source, DynamoDBStreamSettings) and captures_table(source, table)
+        ),
         None,
     )
 
@@ -95,7 +99,7 @@ def ask_for(settings: Settings, snapshots: Sequence[Snapshot]) -> None:
     wanted = [topic for topic in topics.all() if topic.name == topics.shards]
     if not all(found.partitions for found in look(client, wanted)):
         raise FatalError(f"there is no topic {topics.shards}: no worker has run yet", hint="headwater run")
-    _write(settings, {one.place.key: msgspec.json.encode(one) for one in snapshots})
+    _write(settings, {snapshot.place.key: msgspec.json.encode(snapshot) for snapshot in snapshots})
 
 
 def under_way(settings: Settings, newest_gaps: Mapping[str, float]) -> list[Snapshot]:

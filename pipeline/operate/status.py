@@ -204,10 +204,10 @@ def _lag(consumer: Consumer, agent: str, topic: str, partitions: int) -> Lag:
 def _lags_of_others(settings: Settings, topics: Topics, there: Mapping[str, int]) -> Iterator[Lag]:
     """Yield the lag of what reads in groups of its own: mirrors, replicas, Pub/Sub, more lakes."""
     kinds = {
-        **{("lake", one.name): topics.sinks_of(one) for one in settings.lakes},
-        **{("mirror", one.name): _some(topics.sinks, one.sinks) for one in settings.mirrors},
-        **{("pubsub", one.name): _some(topics.sinks, one.sinks) for one in settings.pubsubs},
-        **{("replica", one.name): _some(topics.sinks, one.sinks) for one in settings.replicas},
+        **{("lake", lake.name): topics.sinks_of(lake) for lake in settings.lakes},
+        **{("mirror", mirror.name): _some(topics.sinks, mirror.sinks) for mirror in settings.mirrors},
+        **{("pubsub", pubsub.name): _some(topics.sinks, pubsub.sinks) for pubsub in settings.pubsubs},
+        **{("replica", replica.name): _some(topics.sinks, replica.sinks) for replica in settings.replicas},
     }
     for (kind, name), sinks in kinds.items():
         with reading(settings, group_of(settings.prefix, kind, name)) as consumer:

@@ -67,10 +67,10 @@ def overwriting() -> list[str]:
 
     ours = {f"{name}/__init__.py" for name in NAMES} | {f"{name}.py" for name in NAMES}
     found = []
-    for one in distributions(path=[ROOT]):
-        files = {line.partition(",")[0] for line in (one.read_text("RECORD") or "").splitlines()}
+    for distribution in distributions(path=[ROOT]):
+        files = {line.partition(",")[0] for line in (distribution.read_text("RECORD") or "").splitlines()}
         if files & ours:
-            found.append(one.metadata["Name"])
+            found.append(distribution.metadata["Name"])
     return sorted(name for name in found if name != "headwater") if "headwater" in found else []
 
 

@@ -147,7 +147,7 @@ def compare(
     theirs = _messages(_whole(settings, topic)) if is_live else {}
     for event, messages in ours.items():
         live = theirs.get(event, [])
-        if [one.digest for one in live] == [one.digest for one in messages]:
+        if [file.digest for file in live] == [message.digest for message in messages]:
             found.same += len(messages)
         elif not live:
             found.added += len(messages)
@@ -190,10 +190,12 @@ def _messages(records: Iterable[Message]) -> dict[str, list[KnownMessage]]:
 
 
 def _example(found: TopicDiff, what: str, event: str, live: KnownMessage | None, shadow: KnownMessage | None) -> None:
-    if sum(one.what == what for one in found.examples) < EXAMPLES:
+    if sum(example.what == what for example in found.examples) < EXAMPLES:
         either = live or shadow
         key = "" if either is None else either.key.decode(errors="replace")
-        live_text, shadow_text = (None if one is None else one.value.decode(errors="replace") for one in (live, shadow))
+        live_text, shadow_text = (
+            None if file is None else file.value.decode(errors="replace") for file in (live, shadow)
+        )
         found.examples.append(Example(what, found.topic, event, key, live_text, shadow_text))
 
 

@@ -35,9 +35,9 @@ def replays(settings: Settings) -> list[Replay]:
 
 def replay_of(settings: Settings, replay_id: str) -> Replay:
     """Return one replay; raise UsageError when there is none of this ID."""
-    for one in replays(settings):
-        if one.id == replay_id:
-            return one
+    for replay in replays(settings):
+        if replay.id == replay_id:
+            return replay
     raise UsageError(f"there is no replay {replay_id}", hint="headwater replay list")
 
 
@@ -107,9 +107,9 @@ def files_of(settings: Settings, replay: Replay, *, partial: bool = True) -> dic
     begin, end = (replay.begin or 0) * 1_000_000, replay.end * 1_000_000
     if not partial:
         missing = [
-            str(one)
-            for one in holes(objects, listed, carried, lost)
-            if one.newest_after >= begin and one.oldest_before < end
+            str(hole)
+            for hole in holes(objects, listed, carried, lost)
+            if hole.newest_after >= begin and hole.oldest_before < end
         ]
         there = set(objects.paths())
         missing += [f"{file.path} is not there" for file in listed if file.path not in there and _is_in(file, replay)]
@@ -170,7 +170,7 @@ def seen_before(settings: Settings, replay: Replay, positions: Mapping[str, int]
     try:
         while not source.done:
             for lot in source.lots():
-                seen.update(found for one in lot.records if (found := id_of(one.value)))
+                seen.update(found for record in lot.records if (found := id_of(record.value)))
     finally:
         source.close()
     return seen
@@ -190,7 +190,7 @@ def sample(settings: Settings, replay: Replay) -> Sequence[tuple[bytes | None, b
     try:
         while len(found) < SAMPLE and not source.done:
             for lot in source.lots():
-                found += [(one.key, one.value, one.at) for one in lot.records]
+                found += [(record.key, record.value, record.at) for record in lot.records]
     finally:
         source.close()
     return found[:SAMPLE]

@@ -155,14 +155,14 @@ class Run:
         sent, write, topics, told = 0, self._producer.produce, self._topics_of, not self.replay.suffix
         for result in results:
             given_key = result.given.key
-            for one in result.messages:
-                topic = topics.get((flow.name, one.sink)) or self._topic(flow, one.sink)
-                to = partition if one.key is given_key else -1
-                headers = self._told(one.headers) if told else one.headers
+            for message in result.messages:
+                topic = topics.get((flow.name, message.sink)) or self._topic(flow, message.sink)
+                to = partition if message.key is given_key else -1
+                headers = self._told(message.headers) if told else message.headers
                 try:
-                    write(topic, one.value, one.key, to, headers=cast("Any", headers))
+                    write(topic, message.value, message.key, to, headers=cast("Any", headers))
                 except BufferError:
-                    self._produce(topic, one.key, one.value, to, headers)
+                    self._produce(topic, message.key, message.value, to, headers)
                 sent += 1
         return sent
 

@@ -155,7 +155,7 @@ class LakeSource:
             return []
         name, path, last = self._left.pop(0)
         start, (_, end) = self._positions.get(name, 0), self._replay.ranges[name]
-        records = [one for one in _rows(self._read(path), self._replay) if one.offset >= start]
+        records = [row for row in _rows(self._read(path), self._replay) if row.offset >= start]
         topic, partition = placed(name)
         position = end if last else (records[-1].offset + 1 if records else start)
         return [ReplayBatch(topic, partition, records, position)]

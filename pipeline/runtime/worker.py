@@ -125,7 +125,7 @@ class Worker:
     def _step(self, function: Callable[..., T], args: tuple[Any, ...]) -> T:
         """Do a step, and say what it works on: what is refused of what it writes is that batch's."""
         transaction = self.transport.transaction
-        transaction.in_hand = next((one for one in args if isinstance(one, Batch)), None)
+        transaction.in_hand = next((arg for arg in args if isinstance(arg, Batch)), None)
         try:
             return function(*args)
         finally:

@@ -44,7 +44,7 @@ class RouteSettings(Section):
 def _routes(value: Any) -> Any:
     listed = [value] if isinstance(value, (str, Mapping)) else value
     return (
-        [{"sink": one} if isinstance(one, str) else one for one in listed]
+        [{"sink": name} if isinstance(name, str) else name for name in listed]
         if isinstance(listed, list | tuple)
         else listed
     )

@@ -188,7 +188,7 @@ class PubSubWriter(Writer):
         self, given: Sequence[Unpublished]
     ) -> tuple[list[Unpublished], dict[str, InvalidArgument], Exception | None]:
         """Publish messages; return those that were not, the items of which one was refused, and what else went wrong."""
-        under_way = [(one, self._send(one)) for one in given]
+        under_way = [(incoming, self._send(incoming)) for incoming in given]
         left, refused, error = list[Unpublished](), dict[str, InvalidArgument](), cast("Exception | None", None)
         for one, future in under_way:
             try:

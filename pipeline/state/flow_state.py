@@ -167,7 +167,7 @@ def _index_of(one: JoinedItem, place: FlowItem) -> bytes:
 
 def _indices(joints: Iterable[JoinedItem], place: FlowItem) -> set[bytes]:
     """Return index entries. Partitioned tables need none: the item's own key is the reference's, so `joined` finds it."""
-    return {_index_of(one, place) for one in joints if not one.table.startswith(PARTITIONED)}
+    return {_index_of(joint, place) for joint in joints if not joint.table.startswith(PARTITIONED)}
 
 
 def _reached_of(table: str, partition: int) -> bytes:

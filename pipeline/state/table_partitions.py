@@ -259,7 +259,7 @@ class Partitions(Participant):
             if tp.topic not in fences and self._works_on in {None, tp.topic}
         }
         same = {tp: offset for tp, offset in read.items() if tp.partition == number} or read
-        kept = {(one.topic, one.partition): one for one in self.all[number].positions}
+        kept = {(position.topic, position.partition): position for position in self.all[number].positions}
         for tp, offset in same.items():
             log, before = str(self._transport.log_of(tp.topic)), kept.get((tp.topic, tp.partition))
             known = offset if is_known else before.offset if before is not None and before.log == log else 0
@@ -375,7 +375,7 @@ class Partitions(Participant):
         if not self._transport.exactly_once:  # a crash can leave the changelog ahead of the offsets
             return
         mine = {one.topic for one in consumer.assignment() if self._works_on in {None, one.topic}}
-        told = [one for one in partition.positions if one.topic in mine and one.offset > 0]
+        told = [position for position in partition.positions if position.topic in mine and position.offset > 0]
         known = {TP(one.topic, one.partition): one for one in told}
         for source, there in (await consumer.questions.positions(list(known))).items():
             kept = known[source]

@@ -116,7 +116,7 @@ def _fact_test(part: Sequence[Token]) -> Callable[[Change], bool] | None:
         return None
     if not listed or not all(map(PLAIN_STRING, listed)):
         return None
-    constants, wanted = frozenset(one[1:-1] for one in listed), texts[1] != "!="
+    constants, wanted = frozenset(name[1:-1] for name in listed), texts[1] != "!="
     if texts[0] == "op":
         return lambda change: (change.op in constants) is wanted
     return lambda change: (change.table in constants) is wanted
@@ -379,11 +379,11 @@ def plain_number(value: Mapping[str, Any], number: Number = number_of) -> Any:
     if tag == "M":
         return {name: plain_number(one, number) for name, one in inner.items()}
     if tag == "L":
-        return [plain_number(one, number) for one in inner]
+        return [plain_number(member, number) for member in inner]
     if tag == "NS":
-        return [number(one) for one in inner]
+        return [number(member) for member in inner]
     if tag == "BS":
-        return [base64.b64decode(one) for one in inner]
+        return [base64.b64decode(member) for member in inner]
     return inner
 
 

@@ -140,9 +140,9 @@ def _either(patterns: Any, path: str, dynamodb: bool) -> list[Test]:
     place = f"{path}.$or" if path else "$or"
     if not isinstance(patterns, list | tuple) or len(patterns) < 2:
         raise PatternError(f"{place}: expected a list of at least two patterns, got {_shown(patterns)}")
-    for one in patterns:
-        if not isinstance(one, Mapping):
-            raise PatternError(f"{place}: expected patterns, got {_shown(one)}")
+    for pattern in patterns:
+        if not isinstance(pattern, Mapping):
+            raise PatternError(f"{place}: expected patterns, got {_shown(pattern)}")
     return [_object(one, f"{place}.{number}", dynamodb) for number, one in enumerate(patterns)]
 
 

@@ -339,13 +339,13 @@ def pieces(changes: Iterable[Given], partitioned: frozenset[str], most: int) -> 
     """
     piece: list[Given] = []
     keys: set[bytes | None] = set()
-    for one in changes:
-        if len(piece) >= most or (partitioned and one.key in keys and one.change.table in partitioned):
+    for change in changes:
+        if len(piece) >= most or (partitioned and change.key in keys and change.change.table in partitioned):
             yield piece
             piece = []
             keys.clear()
-        piece.append(one)
+        piece.append(change)
         if partitioned:
-            keys.add(one.key)
+            keys.add(change.key)
     if piece:
         yield piece

@@ -116,7 +116,7 @@ def compile_lookup(
 
     def step(events: Sequence[Event]) -> None:
         questions = [question_of(event) for event in events]
-        answers = {one: memory.get(one, unknown) for one in dict.fromkeys(questions) if one is not None}
+        answers = {fromkey: memory.get(fromkey, unknown) for fromkey in dict.fromkeys(questions) if fromkey is not None}
         wanted = [one for one, answer in answers.items() if answer is unknown]
         if wanted:
             until = clock() + BUDGET if memory.keeps(len(wanted)) else float("inf")

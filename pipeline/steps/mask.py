@@ -100,7 +100,7 @@ def _plain(tag: str, inner: Any) -> Any:
     if tag in {"SS", "BS"}:
         return sorted(inner)
     if tag == "L":
-        return [_tagged(one) for one in inner]
+        return [_tagged(member) for member in inner]
     if tag == "M":
         return sorted([name, *_tagged(one)] for name, one in inner.items())
     if tag in {"S", "B", "BOOL", "NULL"}:
@@ -165,6 +165,6 @@ def _within_set(value: Any, path: Path, change: Change) -> Any:
     ((tag, inner),) = value.items()
     if path or tag not in SETS:
         return change(value)
-    masked = [change({SETS[tag]: one}) for one in inner]
+    masked = [change({SETS[tag]: member}) for member in inner]
     left = sorted({one["S"] for one in masked if one is not GONE})
     return {"SS": left} if left else GONE

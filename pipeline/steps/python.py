@@ -164,9 +164,9 @@ def load_functions(modules: Sequence[str]) -> dict[str, Function]:
 def _not_imported(module: str, error: Exception, missing: str) -> UsageError:
     """Return what is wrong with a module that raised `error`; `missing` is what could not be imported, if it was that."""
     name = missing.partition(".")[0]
-    for one in own_packages.hidden():
-        if one.name == name:
-            return UsageError(f"modules: {module} needs {missing}, but {one}", hint=RENAME)
+    for hiding in own_packages.hidden():
+        if hiding.name == name:
+            return UsageError(f"modules: {module} needs {missing}, but {hiding}", hint=RENAME)
     return UsageError(
         f"modules: {module} cannot be imported: {type(error).__name__}: {error}",
         hint=f"PYTHONPATH=. python -c 'import {module}'",

@@ -102,7 +102,7 @@ def _only(value: Any, paths: list[Path]) -> Any:
         members = {name: one for name, one in kept.items() if one is not GONE}
         return {"M": members} if members else GONE
     elements = [_only(one, some) for n, one in enumerate(value.get("L", ())) if (some := _rests(paths, n))]
-    elements = [one for one in elements if one is not GONE]
+    elements = [element for element in elements if element is not GONE]
     return {"L": elements} if elements else GONE
 
 
@@ -117,7 +117,7 @@ def _without(value: Any, paths: list[Path]) -> Any:
         elements = [
             _without(one, some) if (some := _rests(paths, number)) else one for number, one in enumerate(value["L"])
         ]
-        return {"L": [one for one in elements if one is not GONE]}
+        return {"L": [element for element in elements if element is not GONE]}
     return value
 
 

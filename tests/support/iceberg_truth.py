@@ -133,6 +133,6 @@ def kept_table(directory: Path, mode: Mode) -> IcebergSink:
     sink = sink_of(directory, mode)
     bring(sink, 0, CHANGES // 2)
     kept = maintain_tables(catalog_of(directory), "n", ages=ALL, now=datetime.now(UTC) + timedelta(days=9), fewest=2)
-    assert sum(one.compacted + one.orphans for one in kept.tables) > 0
+    assert sum(table.compacted + table.orphans for table in kept.tables) > 0
     bring(sink, CHANGES // 2, CHANGES)
     return sink

@@ -99,9 +99,9 @@ class FlowResults:
         if not rounds:
             return None
         return FlowRound(
-            statistics.median(one.per_s for one in rounds),
-            statistics.median(one.cpu_us for one in rounds),
-            LoadOutcome(sum(one.outcome.missing for one in rounds), sum(one.outcome.doubled for one in rounds)),
+            statistics.median(turn.per_s for turn in rounds),
+            statistics.median(turn.cpu_us for turn in rounds),
+            LoadOutcome(sum(turn.outcome.missing for turn in rounds), sum(turn.outcome.doubled for turn in rounds)),
         )
 
     def as_json(self) -> dict[str, dict[str, int]]:

@@ -96,10 +96,10 @@ class IngestResults:
         """Return the medians of a system; missing and doubled are sums."""
         rounds = self.rounds[key]
         return IngestRound(
-            statistics.median(one.changes_per_s for one in rounds),
-            statistics.median(one.cpu_s_per_million for one in rounds),
-            statistics.median(one.server_cpu_s_per_million for one in rounds),
-            LoadOutcome(sum(one.outcome.missing for one in rounds), sum(one.outcome.doubled for one in rounds)),
+            statistics.median(turn.changes_per_s for turn in rounds),
+            statistics.median(turn.cpu_s_per_million for turn in rounds),
+            statistics.median(turn.server_cpu_s_per_million for turn in rounds),
+            LoadOutcome(sum(turn.outcome.missing for turn in rounds), sum(turn.outcome.doubled for turn in rounds)),
         )
 
     def as_json(self) -> dict[str, Any]:

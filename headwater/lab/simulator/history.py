@@ -97,7 +97,7 @@ class SimulatedStream:
 
     def taker(self, hash_key: int) -> SimulatedShard:
         """Return the shard that takes this hash key."""
-        return next(one for one in self.open if one.low <= hash_key < one.high)
+        return next(shard for shard in self.open if shard.low <= hash_key < shard.high)
 
     def put(self, hash_key: int, event_id: str, body: Callable[[int], bytes]) -> SimulatedRecord:
         """Add a record to the shard that takes this hash key; `body` makes its JSON from its sequence number."""

@@ -98,7 +98,7 @@ def compact(
     for one in found:
         if one.path.endswith(manifests.SUFFIX):
             files[one.path.rpartition("/")[0]].append(one)
-    busy = sorted(one for one in names.keys() | files.keys() if _is_busy(names.get(one, Names()), len(files[one])))
+    busy = sorted(name for name in names.keys() | files.keys() if _is_busy(names.get(name, Names()), len(files[name])))
     for number, directory in enumerate(busy):
         tended = _Directory(objects, directory, files[directory], is_done, size, older_than_us, dry_run)
         done = tended.tend(names.get(directory, Names()), require)
@@ -263,9 +263,9 @@ class _Directory:
         rows = _rows_in(found)
         for file in listed:
             ranges = [
-                range(one.first, one.end)
-                for one in file.origins
-                if (one.topic, one.partition) == (named.topic, named.partition) and self._is_done(one)
+                range(origin.first, origin.end)
+                for origin in file.origins
+                if (origin.topic, origin.partition) == (named.topic, named.partition) and self._is_done(origin)
             ]
             mine = {row for row in rows if any(row[0] in some for some in ranges)}
             if mine and (stored := self._objects.find(file.path)) is not None:

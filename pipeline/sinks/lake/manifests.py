@@ -253,7 +253,7 @@ def contents(objects: Objects, directories: Mapping[str, Names], *, broken: Brok
         wanted = [
             path
             for directory, names in left.items()
-            for path in (*(one for one in names.entries if one not in some[directory].spent), *names.gaps)
+            for path in (*(entry for entry in names.entries if entry not in some[directory].spent), *names.gaps)
         ]
         found = objects.find_all(wanted)
         again: list[str] = []
@@ -340,7 +340,10 @@ def merged_rows(files: Iterable[File]) -> dict[FirstRow, int]:
 
 def rows_of(file: File) -> list[FirstRow]:
     """Return what tells the rows of a file."""
-    return [FirstRow(one.topic, one.partition, mark_of(Log.parse(one.log)), one.first) for one in file.origins]
+    return [
+        FirstRow(origin.topic, origin.partition, mark_of(Log.parse(origin.log)), origin.first)
+        for origin in file.origins
+    ]
 
 
 def _is_in(file: File, merged: Mapping[FirstRow, int]) -> bool:

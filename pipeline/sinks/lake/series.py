@@ -83,7 +83,7 @@ def known_path(objects: Objects, configured: str) -> str:
 
 def _begun_with(objects: Objects) -> str:
     """Return the template of a lake that has recorded none."""
-    begun = any(one == DIRECTORY or one.startswith("table=") for one in objects.directories())
+    begun = any(directory == DIRECTORY or directory.startswith("table=") for directory in objects.directories())
     return paths.FORMER if begun else paths.DEFAULT
 
 

@@ -151,9 +151,9 @@ class ListedOrigins:
     def __init__(self, origins: Iterable[FileRange]) -> None:
         self.origins = sorted(set(origins), key=lambda one: (one.topic, one.partition, one.log, one.begin, one.first))
         self._places = {
-            (one.topic, one.partition, one.first, mark)
-            for one in self.origins
-            for mark in {mark_of(Log.parse(one.log)), ""}  # a file of a version before has a name without the log
+            (origin.topic, origin.partition, origin.first, mark)
+            for origin in self.origins
+            for mark in {mark_of(Log.parse(origin.log)), ""}  # a file of a version before has a name without the log
         }
 
     def has(self, path: str) -> bool:
@@ -249,9 +249,9 @@ def _holes(
     """Yield the offsets that should be in a file and are in none."""
     pieces: dict[Key, list[Piece]] = {}
     for file in files:
-        for one in file.origins:
-            piece = Piece(one.begin, one.end, file.oldest, file.newest)
-            pieces.setdefault((one.topic, one.partition, mark_of(Log.parse(one.log))), []).append(piece)
+        for origin in file.origins:
+            piece = Piece(origin.begin, origin.end, file.oldest, file.newest)
+            pieces.setdefault((origin.topic, origin.partition, mark_of(Log.parse(origin.log))), []).append(piece)
     for none in rowless:
         key = none.topic, none.partition, mark_of(Log.parse(none.log))
         pieces.setdefault(key, []).append(Piece(none.begin, none.end))

@@ -67,8 +67,8 @@ class Subscription(Generic[T]):
     def _run(self, follow: Callable[[threading.Event], Generator[T | Exception, None, None]]) -> None:
         try:
             with closing(follow(self._closed)) as elements:
-                for one in elements:
-                    if not self._hand_over(one):
+                for element in elements:
+                    if not self._hand_over(element):
                         return
         except Exception as error:  # noqa: BLE001 - it is raised where it is taken
             self._hand_over(error)

@@ -158,7 +158,7 @@ def repaired(gap: Gap, snapshots: Iterable[Snapshot], tables: Iterable[str] = ()
 
     `tables` are those that may have changes in it, for a gap of a topic; of none it is not known what was lost.
     """
-    since = {one.table for one in snapshots if one.state == "done" and one.began > gap.at}
+    since = {snapshot.table for snapshot in snapshots if snapshot.state == "done" and snapshot.began > gap.at}
     wanted = {gap.table} if gap.table else set(tables)
     return bool(wanted) and wanted <= since
 

@@ -143,7 +143,7 @@ def fitting_encoder(shape: Shape) -> Callable[[Document], bytes | None]:
 
     What it gives is what `encoder` gives of them, in half the time: nothing has to be asked of the shape before.
     """
-    if any(one.wide or one.shape is not None for one in shape.fields.values()):
+    if any(field.wide or field.shape is not None for field in shape.fields.values()):
         return lambda document: None
     fields = [(name, one.kind, _member(shape.name, name, one)) for name, one in shape.fields.items()]
     known, place = shape.fields.keys(), f"{shape.name}: an attribute"
@@ -269,7 +269,7 @@ def _long(value: Any, place: str) -> bytes | None:
 
 
 def _text_set(value: Any, place: str) -> bytes | None:
-    return None if value.texts is None else _array([_content(one.encode()) for one in sorted(value.texts)])
+    return None if value.texts is None else _array([_content(text.encode()) for text in sorted(value.texts)])
 
 
 def _number_set(value: Any, place: str) -> bytes | None:
@@ -281,7 +281,7 @@ def _number_set(value: Any, place: str) -> bytes | None:
 def _bytes_set(value: Any, place: str) -> bytes | None:
     if value.binaries is None:
         return None
-    return _array([_content(base64.b64decode(one)) for one in sorted(value.binaries)])
+    return _array([_content(base64.b64decode(binary)) for binary in sorted(value.binaries)])
 
 
 _WRITERS: dict[Kind, Callable[[str], Write]] = {

@@ -86,10 +86,10 @@ def _field(one: Field, types: dict[Kind, dict[str, Any]], *, required: bool) -> 
 
 def open_documents(shape: Shape) -> None:
     """Let the lists and maps that a schema knows be what they were before it got Debezium's names: anything, not text."""
-    for one in shape.fields.values():
-        if one.shape is not None:
-            open_documents(one.shape)
-        one.wide |= one.kind == "json"
+    for field in shape.fields.values():
+        if field.shape is not None:
+            open_documents(field.shape)
+        field.wide |= field.kind == "json"
 
 
 def encoder(shape: Shape, numbers: Numbers = "exact") -> Callable[[Document], bytes]:

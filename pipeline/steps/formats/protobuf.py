@@ -85,10 +85,10 @@ def _said(name: str) -> str:
 
 def _inner(shape: Shape, known: set[str]) -> Iterator[Shape]:
     """Return the records in a record that have no message yet."""
-    for one in shape.fields.values():
-        if one.shape is not None and one.shape.name not in known:
-            known.add(one.shape.name)
-            yield one.shape
+    for field in shape.fields.values():
+        if field.shape is not None and field.shape.name not in known:
+            known.add(field.shape.name)
+            yield field.shape
 
 
 def _named(shape: Shape) -> list[tuple[str, Field, str, str | None]]:
@@ -267,7 +267,7 @@ def _value(value: Tagged) -> Any:
     if value.numbers is not None:
         return sorted(value.numbers, key=Decimal)
     if value.binaries is not None:
-        return [base64.b64decode(one) for one in sorted(value.binaries)]
+        return [base64.b64decode(binary) for binary in sorted(value.binaries)]
     return encode(untagged(value)).decode()
 
 

@@ -145,7 +145,7 @@ def test_in_strict_order_later_changes_of_an_item_wait_behind_a_rejected_one(
             flowing.change("x", {"n": 7})  # e7 waits no more
             until(lambda: len(sink) == 7, "the next one")
         assert headwater("dlq", "list", **flowing.environment()).returncode == 0
-        of_x = [one for one in events(sink) if one not in {"e4", "e6"}]
+        of_x = [event for event in events(sink) if event not in {"e4", "e6"}]
         assert of_x == ["e1", "e2", "e3", "e5", "e7"]
 
 
@@ -182,7 +182,7 @@ def test_a_join_waits_for_a_late_reference_and_the_changes_of_its_item_behind_it
         with flowing.fleet.running():
             flowing.change("late", {"name": "Ada"}, table="customers")
             until(lambda: len(sink) == 3, "what has waited")
-        assert [one for one in events(sink) if one != "e3"] == ["e1", "e2"]
+        assert [event for event in events(sink) if event != "e3"] == ["e1", "e2"]
         joined = [json.loads(record.value() or b"")["enriched"]["c"] for record in sink]
         assert joined.count({"NULL": True}) == 2
         assert {"M": {"id": {"S": "late"}, "name": {"S": "Ada"}}} in joined

@@ -181,7 +181,7 @@ def test_check_says_of_a_credential_process_that_fails_that_it_does(
     environment |= {"AWS_EC2_METADATA_DISABLED": "true"}
     checked = headwater("check", "--json", **environment)
     assert (checked.returncode, "Traceback" in checked.stderr) == (1, False)
-    found = [one for one in json.loads(checked.stdout) if not one["ok"]]
+    found = [load for load in json.loads(checked.stdout) if not load["ok"]]
     assert {"AWS identity", "table orders"} <= {one["what"] for one in found}
     for one in found:
         assert "there are no AWS credentials" in one["detail"]

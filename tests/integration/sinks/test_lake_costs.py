@@ -117,7 +117,7 @@ def bytes_of_a_file(small: int = 500, large: int = 4_000) -> tuple[float, float]
     for rows in (small, large):
         objects = Objects(bucket())
         run(objects, 1, 1, 1, rows)
-        sizes.append(sum(one.bytes for found in read_manifests(objects) for one in found.files))
+        sizes.append(sum(file.bytes for found in read_manifests(objects) for file in found.files))
     of_row = (sizes[1] - sizes[0]) / (large - small)
     return sizes[0] - small * of_row, of_row
 
@@ -142,7 +142,7 @@ def test_upkeep_costs_what_the_formula_says(store: TroubledStore) -> None:
     p, f, d, rows = 4, 10, 3, 300
     written_by = Objects(bucket())
     run(written_by, p, f, d, rows)
-    files, size = p * f * d, sum(one.bytes for found in read_manifests(written_by) for one in found.files)
+    files, size = p * f * d, sum(file.bytes for found in read_manifests(written_by) for file in found.files)
     entries = written_by.requests.bytes_out - size
     objects, before = Objects(written_by.url), Counter(store.done)
     known = [Carried(TOPIC, n, LOG, 0, Committed(f * rows, LOG)) for n in range(p)]
@@ -155,7 +155,7 @@ def test_upkeep_costs_what_the_formula_says(store: TroubledStore) -> None:
     assert asked.list == 1
     assert asked.delete == 2 * d
     assert near(asked.bytes_in, size + entries)
-    listed = sum(one.bytes for found in read_manifests(written_by) for one in found.files)
+    listed = sum(file.bytes for found in read_manifests(written_by) for file in found.files)
     assert near(asked.bytes_out, listed + files * 170 + 2 * d * 300)
     assert (real["PUT"], real["GET"]) == (asked.put, asked.get + asked.list)
     assert real["POST"] + real["DELETE"] == asked.delete

@@ -194,6 +194,6 @@ def test_what_retention_took_before_the_lake_read_it_is_a_gap_and_not_missing(
     assert lake.events() == once("first", 20) + once("last", 20)
     done = headwater("lake", "verify", "--json", **lake.fleet.environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert {one["detail"] for one in json.loads(done.stdout)["lost"]} == {
+    assert {load["detail"] for load in json.loads(done.stdout)["lost"]} == {
         "Kafka deleted the offsets 10 to 19 before they were read"
     }

@@ -157,7 +157,7 @@ def test_a_consumer_that_is_deleted_is_registered_again_and_nothing_is_taken_for
     with pushed.ingested() as found, pushed.gaps() as gaps, pushed.worker():
         pushed.change(10)
         until(lambda: len(found()) >= 10, "the first changes")
-        assert [one.name for one in consumers.values()] == ["headwater"]
+        assert [consumer.name for consumer in consumers.values()] == ["headwater"]
         pushed.world.do(lambda _: consumers.clear())
         until(lambda: len(consumers) == 1, "the consumer, again")
         pushed.change(10)
@@ -170,7 +170,7 @@ def test_check_looks_at_the_consumer_and_registers_none(pushed: Deployment, head
     def look() -> str:
         done = headwater("check", "--json", **pushed.environment())
         assert done.stdout, done.stderr
-        (found,) = [one["detail"] for one in json.loads(done.stdout) if one["what"] == f"stream {TABLE}"]
+        (found,) = [load["detail"] for load in json.loads(done.stdout) if load["what"] == f"stream {TABLE}"]
         return str(found)
 
     assert look().endswith("the consumer headwater is not there yet: the first worker registers it")

@@ -41,8 +41,8 @@ class Change:
 def reading(deployment: Deployment, topic: str) -> Iterator[Callable[[], list[Change]]]:
     with Recorder(deployment.conf, topic) as records:
         yield lambda: [
-            Change(one.key() or b"", json.loads(one.value() or b"")["eventID"], one.headers() or [])  # type: ignore[arg-type]
-            for one in records
+            Change(record.key() or b"", json.loads(record.value() or b"")["eventID"], record.headers() or [])  # type: ignore[arg-type]
+            for record in records
         ]
 
 

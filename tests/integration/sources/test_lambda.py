@@ -129,7 +129,7 @@ def test_malformed_members_of_an_event_are_dead_letters_and_the_others_go_on(pla
         until(lambda: len(found) >= 1 and len(dead) >= len(malformed), "the change, and the letters")
         assert [json.loads(record.value() or b"") for record in dead] == malformed
         headers = [dict(cast("list[tuple[str, bytes]]", record.headers() or [])) for record in dead]
-        assert {one["headwater.origin.form"] for one in headers} == {b"lambda"}
+        assert {header["headwater.origin.form"] for header in headers} == {b"lambda"}
         assert headers[-1]["headwater.origin.sequence"] == no_base64["kinesis"]["sequenceNumber"].encode()
 
 

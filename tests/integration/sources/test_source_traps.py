@@ -542,7 +542,7 @@ def test_finished_lineages_leave_the_shards_topic(deployment: Deployment) -> Non
         for number in range(3):
             deployment.shape(trim_oldest)
             until(
-                lambda number=number: sum(one.value() is None for one in shards) > number,  # type: ignore[misc]
+                lambda number=number: sum(shard.value() is None for shard in shards) > number,  # type: ignore[misc]
                 "the tombstone of a shard",
             )
 

@@ -203,7 +203,7 @@ def test_positions_of_a_deployment_that_runs_are_shown_and_are_fine(fleet: Fleet
         until(lambda: len(raw) == 10, "the changes")
         shown = headwater("positions", "--json", **fleet.environment)
     assert shown.returncode == 0
-    mine = [one for one in json.loads(shown.stdout) if one["topic"] == fleet.topics.ingest]
+    mine = [load for load in json.loads(shown.stdout) if load["topic"] == fleet.topics.ingest]
     assert len(mine) == PARTITIONS
     assert headwater("positions", "accept", "nowhere", **fleet.environment).returncode == 2
 

@@ -138,7 +138,7 @@ def tend(bucket: Bucket, committed: int = ROWS, size: int = 1 << 20, log: Log = 
 
 def listed_rows(bucket: Bucket) -> list[int]:
     """Return the offsets of the rows that a reader sees, who goes by what is listed."""
-    files = [file for one in manifests.read_manifests(as_objects(bucket)) for file in one.files]
+    files = [file for read_manifest in manifests.read_manifests(as_objects(bucket)) for file in read_manifest.files]
     return sorted(
         offset
         for file in files
@@ -368,8 +368,8 @@ def test_a_manifest_of_the_version_before_is_read_and_taken_over() -> None:
     bucket = Bucket()
     carry(owner(bucket), 10)
     directories: dict[str, list[manifests.File]] = {}
-    for one in manifests.read_manifests(as_objects(bucket)):
-        directories[one.directory] = one.files
+    for read_manifest in manifests.read_manifests(as_objects(bucket)):
+        directories[read_manifest.directory] = read_manifest.files
     for path in bucket.paths("_manifests"):
         del bucket.objects[path]
     for directory, files in directories.items():

@@ -56,8 +56,8 @@ def prices(changes: list[Change]) -> list[Any]:
 
 def ask(questions: Any) -> Mapping[Question, Answer]:
     return {
-        one: RefusedError("odd") if b"7" in one else None if b"3" in one else msgspec.Raw(b'{"N":"1"}')
-        for one in questions
+        question: RefusedError("odd") if b"7" in question else None if b"3" in question else msgspec.Raw(b'{"N":"1"}')
+        for question in questions
     }
 
 
@@ -279,9 +279,12 @@ def test_a_flow_does_the_same_in_a_batch_and_change_by_change(name: str, values:
     changes = [Given(n, b"k", value, decode(value), 0.0) for n, value in enumerate(values)]
 
     def told(results: Any) -> list[Any]:
-        return [(one.given.offset, one.messages, str(one.error), one.stage if one.error else "") for one in results]
+        return [
+            (result.given.offset, result.messages, str(result.error), result.stage if result.error else "")
+            for result in results
+        ]
 
-    apart = [result for one in changes for result in single.run([one])]
+    apart = [result for change in changes for result in single.run([change])]
     assert told(batch.run(changes)) == told(apart)
 
 
@@ -316,7 +319,7 @@ def test_a_partitioned_join_finds_in_a_batch_what_it_finds_change_by_change(
                 elif one.change.table == "totals":
                     items.pop(one.key, None)
             results += compiled.run(part)
-        return [(one.given.offset, one.messages, str(one.error)) for one in results]
+        return [(result.given.offset, result.messages, str(result.error)) for result in results]
 
     together = list(pieces(given, frozenset({"totals"}), most))
     assert [one for part in together for one in part] == given

@@ -137,7 +137,7 @@ def test_a_type_that_would_not_stay_exact_is_refused_before(type_name: str) -> N
 def test_decimals_keep_their_value_and_lose_the_zeros_at_their_end() -> None:
     texts = ("0.0000000012", "0", "-0.50", "120", "123456789012.5")
     query = selecting("CAST(json_extract_string(after, '$.total') AS DECIMAL(38, 12))")
-    numbers = [one["added"]["x"] for one in added(query, *[record({**ORDER, "total": {"N": one}}) for one in texts])]
+    numbers = [one["added"]["x"] for one in added(query, *[record({**ORDER, "total": {"N": text}}) for text in texts])]
     wanted = ("0.0000000012", "0", "-0.5", "120", "123456789012.5")
     assert numbers == [{"N": one} for one in wanted]
 

@@ -34,7 +34,7 @@ WHAT = "the table orders"
 def modelled(service: str) -> set[str]:
     """Return the codes of a service, as its model has them."""
     shapes = botocore.session.get_session().get_service_model(service).error_shapes
-    return {code for one in shapes for code in (one.name, one.metadata.get("error", {}).get("code", one.name))}
+    return {code for shape in shapes for code in (shape.name, shape.metadata.get("error", {}).get("code", shape.name))}
 
 
 def answered(code: str, message: str = "no", status: int = 400, operation: str = "DescribeTable") -> HeadwaterError:

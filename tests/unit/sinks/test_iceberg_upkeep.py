@@ -67,7 +67,7 @@ def rows(table: Table) -> list[dict[str, Any]]:
 
 def of(directory: Path, name: str = "n.t", **settings: Any) -> Upkeep:
     report = maintain_tables(catalog(directory), "n", **settings)
-    return next(one for one in report.tables if one.table == name)
+    return next(table for table in report.tables if table.table == name)
 
 
 @pytest.fixture

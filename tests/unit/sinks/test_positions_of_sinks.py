@@ -248,7 +248,7 @@ def test_a_table_of_the_version_before_is_gone_on_with(
     table = sink.catalog.load_table(("n", "t"))
     assert "_partition" in table.schema().column_names
     assert "_topic_partition" not in table.schema().column_names
-    assert [one.name for one in table.spec().fields] == (["_partition"] if mode == "upsert" else [])
+    assert [field.name for field in table.spec().fields] == (["_partition"] if mode == "upsert" else [])
     properties = table.properties
     assert properties[f"{OFFSET}p.sink.s/{LOG.topic_id}/0"] == "16"
     assert properties[f"{OFFSET}p.sink.s/0"] == "16"  # a worker of that version that wakes up adds nothing
@@ -362,7 +362,7 @@ def test_a_sink_that_was_committed_and_of_which_the_lake_has_nothing_is_missed(h
 
 
 def test_a_missing_entry_is_a_problem(held: Objects) -> None:
-    held.delete(next(one for one in held.paths() if one.startswith("_manifests/")))
+    held.delete(next(path for path in held.paths() if path.startswith("_manifests/")))
     assert {problem.what for problem in verify_lake(held, carried=[carried(12)]).problems} == {"not listed", "missing"}
 
 
@@ -395,7 +395,7 @@ def test_a_hole_that_a_gap_explains_is_a_gap(held: Objects) -> None:
     gap = LostOffsets(*PARTITION, 4, 6, str(LOG))
     checked = verify_lake(held, carried=[carried(12)], lost=[gap])
     assert [one.detail for one in checked.lost] == ["Kafka deleted the offsets 4 to 6 before they were read"]
-    assert [one.detail for one in checked.problems] == ["offsets 7 to 7 are in no file"]
+    assert [problem.detail for problem in checked.problems] == ["offsets 7 to 7 are in no file"]
     elsewhere = gap._replace(log=str(OTHER_LOG))
     assert details(held, carried(12), lost=(elsewhere,)) == ["offsets 4 to 7 are in no file"]
 

@@ -437,10 +437,10 @@ def held(wanted: dict[str, list[Any]], elements: list[dict[str, int]]) -> bool:
         values = [(name, entry) for name, entry in way if isinstance(entry, int)]
         absent = [name for name, entry in way if not isinstance(entry, int)]
         if values:
-            meant = [one for one in elements if all(one.get(name) == value for name, value in values)]
+            meant = [element for element in elements if all(element.get(name) == value for name, value in values)]
             if any(not one.keys() & absent for one in meant):
                 return True
-        elif not any(one.keys() & absent for one in elements):
+        elif not any(element.keys() & absent for element in elements):
             return True
     return False
 

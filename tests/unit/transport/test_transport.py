@@ -54,5 +54,5 @@ def test_event_ids_of_any_form_keep_apart() -> None:
     assert len(set(compact_ids(forms))) == len(forms)
     for form in forms:
         assert compact_ids([form]) == compact_ids([form, aws])[:1], "an ID has one form, whatever stands beside it"
-    assert [len(one) for one in compact_ids([aws, aws.upper()])] == [16, 17]
+    assert [len(compact_id) for compact_id in compact_ids([aws, aws.upper()])] == [16, 17]
     assert compact_ids([]) == []

@@ -47,9 +47,11 @@ class Overwrite(_OverwriteFiles):
     def _process_manifests(self, manifests: list[ManifestFile]) -> list[ManifestFile]:
         properties = self._transaction.table_metadata.properties
         live = [
-            one
-            for one in manifests
-            if one.has_added_files() or one.has_existing_files() or one.added_snapshot_id == self.snapshot_id
+            manifest
+            for manifest in manifests
+            if manifest.has_added_files()
+            or manifest.has_existing_files()
+            or manifest.added_snapshot_id == self.snapshot_id
         ]
         merging = _ManifestMergeManager(
             target_size_bytes=_number(properties, "MANIFEST_TARGET_SIZE_BYTES"),
@@ -57,8 +59,8 @@ class Overwrite(_OverwriteFiles):
             merge_enabled=property_as_bool(properties, TableProperties.MANIFEST_MERGE_ENABLED, False),
             snapshot_producer=self,
         )
-        data = [one for one in live if one.content == ManifestContent.DATA]
-        return merging.merge_manifests(data) + [one for one in live if one.content != ManifestContent.DATA]
+        data = [file for file in live if file.content == ManifestContent.DATA]
+        return merging.merge_manifests(data) + [file for file in live if file.content != ManifestContent.DATA]
 
 
 def once(table: Table) -> Table:
@@ -120,7 +122,7 @@ def write_files(transaction: Transaction, table: Table, pieces: Iterable[pa.Tabl
     held: list[pa.Table] = []
     for piece in pieces:
         held.append(piece)
-        if sum(one.nbytes for one in held) >= MEMORY:
+        if sum(part.nbytes for part in held) >= MEMORY:
             write_out(held)
             held = []
     if held:

@@ -108,7 +108,7 @@ def look_for(table: Table | None, keys: Iterable[str], partition: int | None) ->
 
 def _plain(table: Table) -> set[str]:
     """Return the columns that hold no attribute."""
-    return {one.name for one in table.schema().fields if not (one.doc or "").startswith(DOC)}
+    return {field.name for field in table.schema().fields if not (field.doc or "").startswith(DOC)}
 
 
 def _matching(table: Table, schema: object, task: FileScanTask, keys: pa.Array) -> pa.Table:

@@ -240,7 +240,7 @@ class Keeper:
         limit = (self.now - self.ages.snapshots).timestamp() * 1_000
         snapshots = sorted(table.snapshots(), key=lambda one: one.timestamp_ms, reverse=True)
         named = {ref.snapshot_id for ref in table.metadata.refs.values()}
-        old = {one.snapshot_id for one in snapshots[self.ages.keep :] if one.timestamp_ms < limit}
+        old = {snapshot.snapshot_id for snapshot in snapshots[self.ages.keep :] if snapshot.timestamp_ms < limit}
         return old - named
 
     # -- files that nothing refers to ---------------------------------------------------------------------------------
@@ -260,7 +260,7 @@ class Keeper:
         if orphans:
             self._tell(f"{len(orphans)} files that nothing refers to")
         if not self.dry_run:
-            delete(table, [one.location for one in orphans])
+            delete(table, [orphan.location for orphan in orphans])
 
     def _not_listed(self, table: Table) -> str:
         """Return a file of the table as it is now that the listing of its location does not have."""
@@ -298,8 +298,10 @@ def referred_to(table: Table, expired: set[int]) -> set[str]:
     """Return the locations of everything that a table's metadata refer to, but by expired snapshots alone."""
     metadata = table.metadata
     found = {table.metadata_location, *(entry.metadata_file for entry in metadata.metadata_log)}
-    found |= {one.statistics_path for one in (*metadata.statistics, *metadata.partition_statistics)}
-    return found | table_files(table, [one for one in metadata.snapshots if one.snapshot_id not in expired])
+    found |= {statistic.statistics_path for statistic in (*metadata.statistics, *metadata.partition_statistics)}
+    return found | table_files(
+        table, [snapshot for snapshot in metadata.snapshots if snapshot.snapshot_id not in expired]
+    )
 
 
 def table_files(table: Table, snapshots: Iterable[Snapshot]) -> set[str]:
@@ -314,7 +316,7 @@ def table_files(table: Table, snapshots: Iterable[Snapshot]) -> set[str]:
 
 def _mark(task: FileScanTask) -> object:
     """Return what tells a data file, and what was deleted from it, from others."""
-    return task.file.file_path, frozenset(one.file_path for one in task.delete_files)
+    return task.file.file_path, frozenset(delete_file.file_path for delete_file in task.delete_files)
 
 
 def _pieces(table: Table, tasks: Sequence[FileScanTask]) -> Iterator[pa.Table]:

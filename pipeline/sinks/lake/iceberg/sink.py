@@ -261,7 +261,7 @@ class IcebergSink(Sink):
             tombstones.add(tp.partition, versions, [rows.times[one.place] for one in unknown.values()])
         kept = [one for key, one in fresh.items() if key not in deleted]
         data = self._data(
-            name, table, tp.partition, rows.take([one.place for one in kept]), [one.version for one in kept]
+            name, table, tp.partition, rows.take([row.place for row in kept]), [row.version for row in kept]
         )
         replaced = pa.array([key for key in fresh if key in there.versions], pa.string())
         if table is None or not len(replaced):
@@ -313,7 +313,7 @@ class IcebergSink(Sink):
         data = layout.table(name, partition, rows)
         ours = [one for one in (ITEM_COLUMNS if self.upserts else META.names) if one in META.names]
         kinds = schema[name].columns
-        places = [META.names.index(one) for one in ours if one not in columns_of(table).columns]
+        places = [META.names.index(our) for our in ours if our not in columns_of(table).columns]
         own = range(len(META), data.num_columns)
         data = data.select([*places, *own])
         if self.upserts and VERSION not in kinds:
