@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 SOURCES = ("agents", "headwater", "models", "pipeline")
 
 WORDS = {
+    r"(a|the) version before": "an earlier version",
     r"anew": "again; recreated",
     r"all the same": "anyway",
     r"daily bread": "routine",

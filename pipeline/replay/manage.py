@@ -128,7 +128,7 @@ def files_of(settings: Settings, replay: Replay, *, partial: bool = True) -> dic
                 )
             name = place(f"{named.topic}+{named.mark}" if named.mark else named.topic, named.partition)
             found.setdefault(name, []).append((named.offset, file.oldest, file.path))
-    # What a version before has written, or what was written before a topic was recreated, comes before the rest.
+    # What an earlier version has written, or what was written before a topic was recreated, comes before the rest.
     ordered = sorted(found, key=lambda name: min(oldest for _, oldest, _ in found[name]))
     return {name: [path for *_, path in sorted(found[name])] for name in ordered}
 

@@ -33,7 +33,7 @@ NOTHING = Committed(None)
 """What a group has of a partition that it has never committed."""
 
 Standing = Literal["same", "other", "before", "nothing"]
-"""What a group's offset is of: this log, another one, the log that a version before did not name; or there is none."""
+"""What a group's offset is of: this log, another one, the log that an earlier version did not name; or there is none."""
 
 
 def standing(log: Log, committed: Committed, start: int) -> Standing:
@@ -108,7 +108,7 @@ class Sink(ABC):
 
         The first record may lie behind it: ends of transactions, and aborted records, are not records. `log` is the log of
         the topic, `UNKNOWN` where the broker gives no IDs. `committed` is what the group has committed: an offset of this
-        log, of another one, of a version before (without a log), or nothing; see `standing`.
+        log, of another one, of an earlier version (without a log), or nothing; see `standing`.
 
         Raises TransientError when the destination may answer later.
         """

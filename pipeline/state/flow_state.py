@@ -75,7 +75,7 @@ class Reached(msgspec.Struct, array_like=True, frozen=True):
     after: bytes = b""
     """Of the change at this offset: the index entry behind which it continues; b'' for its beginning."""
     log: str = ""
-    """The log of the reference topic that the offset is of; '' in a state of a version before."""
+    """The log of the reference topic that the offset is of; '' in a state of an earlier version."""
 
 
 INDEX = b"x/"

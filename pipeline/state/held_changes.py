@@ -38,7 +38,7 @@ class Head(msgspec.Struct, array_like=True, frozen=True):
     reference: tuple[str, bytes] | None = None
     """The table and the key whose item is awaited; None: the first was rejected."""
     wait: float = 0.0
-    """The seconds that it waits at most. In a state of a version before: the end, in seconds since the epoch."""
+    """The seconds that it waits at most. In a state of an earlier version: the end, in seconds since the epoch."""
 
 
 class HeldChange(msgspec.Struct, array_like=True, frozen=True):
@@ -140,7 +140,7 @@ class HeldChanges:
 
 
 EPOCH_S = 1e9
-"""Seconds above which a wait is an end: in a state of a version before."""
+"""Seconds above which a wait is an end: in a state of an earlier version."""
 
 
 def _wait_of(head: Head) -> float:

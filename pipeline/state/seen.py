@@ -76,7 +76,7 @@ class _Partition:
     changelog: int
     """Offset of the last changelog message in the store; -1 for none."""
     log: Log
-    """The log that `upto` is of; `UNKNOWN` in a state of a version before."""
+    """The log that `upto` is of; `UNKNOWN` in a state of an earlier version."""
     changelog_log: Log
     """The log that `changelog` is of."""
     turns: Turns

@@ -75,11 +75,11 @@ class TablePartition:
         self.reached = self._store.meta("changelog") or 0
         """The changelog's offset up to which the store holds it."""
         self.log = Log.parse(self._store.text("log"))
-        """The log that this offset is of; `UNKNOWN` in a state of a version before."""
+        """The log that this offset is of; `UNKNOWN` in a state of an earlier version."""
 
     @property
     def positions(self) -> list[SourcePosition]:
-        """Up to where the table knows its sources, as far as is known: not in a state of a version before."""
+        """Up to where the table knows its sources, as far as is known: not in a state of an earlier version."""
         found = self._store.get(POSITIONS)
         return [] if found is None else _decode(found)
 

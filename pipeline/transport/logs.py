@@ -35,7 +35,7 @@ class Log(NamedTuple):
 
     @classmethod
     def parse(cls, text: str | None) -> Log:
-        """Return the log of a text; `UNKNOWN` for anything else: somebody else's, or that of a version before."""
+        """Return the log of a text; `UNKNOWN` for anything else: somebody else's, or that of an earlier version."""
         cluster, slash, topic_id = (text or "").partition("/")
         return cls(cluster, topic_id) if slash and " " not in topic_id else UNKNOWN
 

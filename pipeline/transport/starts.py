@@ -77,7 +77,7 @@ def start_of(
             hint=accept_command(tp.topic),
         )
     if committed.offset > there.end:
-        if renews and not committed.log.topic_id:  # a version before has committed it, in a log that is gone
+        if renews and not committed.log.topic_id:  # an earlier version has committed it, in a log that is gone
             return PartitionStart(there.low, is_renewed=True)
         raise FatalError(
             f"the group {group} has committed offset {committed.offset} of {tp.topic}[{tp.partition}], which ends at "

@@ -51,7 +51,7 @@ class FileRange(msgspec.Struct, frozen=True):
     end: int
     """... and before this one."""
     log: str = ""
-    """The log that the offsets are of; '' where a version before has written it, or where the broker gives no IDs."""
+    """The log that the offsets are of; '' where an earlier version has written it, or where the broker gives no IDs."""
 
 
 class File(msgspec.Struct, frozen=True):
@@ -201,7 +201,7 @@ def exchange(objects: Objects, directory: str, *, added: Sequence[File], removed
 
 
 def decode_manifest(content: bytes) -> Manifest:
-    """Read a manifest. Where a worker of a version before has left the logs out of it, the names of files have them."""
+    """Read a manifest. Where a worker of an earlier version has left the logs out of it, the names of files have them."""
     found = msgspec.json.decode(content, type=Manifest)
     found.files = [file if _names_logs(file) else _named(file) for file in found.files]
     return found

@@ -31,7 +31,7 @@ class Range(msgspec.Struct, frozen=True):
     end: int
     paths: list[str]
     log: str = ""
-    """The log that they are of; '' where a version before has written the file, or where the broker gives no IDs."""
+    """The log that they are of; '' where an earlier version has written the file, or where the broker gives no IDs."""
 
 
 class FirstRow(NamedTuple):

@@ -16,11 +16,11 @@ from pipeline.transport.logs import Log
 HOUR = 3_600_000_000
 """An hour in microseconds."""
 NAME = re.compile(r"^(?P<topic>[^+]+)\+(?:(?P<mark>[^+]+)\+)?(?P<partition>\d+)\+(?P<offset>\d{20})\.parquet$")
-"""Without a mark: written by a version before, or where the broker gives no IDs."""
+"""Without a mark: written by an earlier version, or where the broker gives no IDs."""
 DEFAULT = "source_table={table}/changed_date={date}/changed_hour={hour}"
 """Directories of a new lake. Readers take their names for columns, in place of attributes of the same name."""
 FORMER = "table={table}/date={date}/hour={hour}"
-"""Those of a lake that a version before has begun."""
+"""Those of a lake that an earlier version has begun."""
 KEY = re.compile(r"(?:^|/)([^/={}]+)=")
 LONGEST, KEPT = 200, 160
 """Bytes of a table's name in a path at most; of a longer one so many stay, and a digest follows."""

@@ -30,7 +30,7 @@ class Series(msgspec.Struct, frozen=True):
     begin: int
     """The first offset that the lake is to hold."""
     follows: bool
-    """Whether it continues what a version before has written of the same log, without naming it."""
+    """Whether it continues what an earlier version has written of the same log, without naming it."""
     at: float
     """When it was begun, in seconds since the epoch."""
     former_log: str = ""
@@ -63,7 +63,7 @@ def leave_out(objects: Objects, mark: str, rowless: Rowless) -> None:
 def series_path(objects: Objects, configured: str) -> str:
     """Return the template of a lake's directories: what is set, else what the lake has begun with, whoever asks first.
 
-    A version before has not written it down: its files are below `table=`, and its series are there before them.
+    An earlier version has not written it down: its files are below `table=`, and its series are there before them.
     """
     if configured:
         return configured

@@ -5,8 +5,8 @@ first row, says in its footer where the range ends; it is written only if there 
 Whoever finds it there (an earlier try, a former owner, a zombie) takes over its range: the same rows make the same files,
 and what is missing of them is written. The committed offset moves when all are there and listed, each by its entry.
 
-Names carry the log: files of a topic that was recreated, or of another cluster, are others at the same offsets. Files of a
-version before have names without it. Where a flush that such a version has begun may be found, one is known by the event ID
+Names carry the log: files of a topic that was recreated, or of another cluster, are others at the same offsets. Files of an
+earlier version have names without it. Where a flush that such a version has begun may be found, one is known by the event ID
 of its first row; and the first flush after an offset without a log takes names of that form, so that a worker of that
 version that wakes up late finds them.
 """
@@ -240,7 +240,7 @@ class LakeWriter(Writer):
         return f"{directory}/{file_name(self._tp.topic, self._tp.partition, file.first_offset, mark)}"
 
     def _mark_for(self, sealed: _Sealed) -> str:
-        """Return the mark of a range's files: the log's, or that of a version before which has begun it, or may have."""
+        """Return the mark of a range's files: the log's, or that of an earlier version which has begun it, or may have."""
         (directory, file), objects, former = sealed.files[0], self._lake.objects, self._former
         if former is None or objects.exists(self._path_of(directory, file, self._mark)):
             return self._mark
@@ -328,7 +328,7 @@ class LakeWriter(Writer):
 
 @dataclass
 class _Former:
-    """Names of files that a version before, which did not know the log, may have begun at the offset that comes next."""
+    """Names of files that an earlier version, which did not know the log, may have begun at the offset that comes next."""
 
     marks: tuple[str, ...]
     may_write: bool

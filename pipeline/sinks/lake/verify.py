@@ -153,7 +153,7 @@ class ListedOrigins:
         self._places = {
             (origin.topic, origin.partition, origin.first, mark)
             for origin in self.origins
-            for mark in {mark_of(Log.parse(origin.log)), ""}  # a file of a version before has a name without the log
+            for mark in {mark_of(Log.parse(origin.log)), ""}  # a file of an earlier version has a name without the log
         }
 
     def has(self, path: str) -> bool:
@@ -257,7 +257,7 @@ def _holes(
         pieces.setdefault(key, []).append(Piece(none.begin, none.end))
     beginnings = {(one.topic, one.partition, mark_of(Log.parse(one.log))): one for one in begun}
     now = {(found.topic, found.partition, mark_of(found.log)): found for found in carried}
-    for key in {*beginnings, *now}:  # what a version before has written belongs to the log that it continued with
+    for key in {*beginnings, *now}:  # what an earlier version has written belongs to the log that it continued with
         follows = beginnings[key].follows if key in beginnings else now[key].committed.log == UNKNOWN
         if follows and key[2] and (former := pieces.pop((*key[:2], ""), None)):
             pieces.setdefault(key, []).extend(former)

@@ -39,7 +39,7 @@ class MirrorPosition(NamedTuple):
     refused: frozenset[int] = frozenset()
     """Offsets of the last transaction's records that were left out: the cluster refuses them."""
     log: Log = UNKNOWN
-    """The log, here, that the offsets are of; `UNKNOWN` for a position of a version before, or one that was set by hand."""
+    """The log, here, that the offsets are of; `UNKNOWN` for a position of an earlier version, or one that was set by hand."""
     there: Log = UNKNOWN
     """The log that the records went to; likewise."""
 
@@ -182,7 +182,7 @@ class OtherCluster:
 
 
 def metadata_of(position: MirrorPosition) -> str:
-    """Return the metadata of a position: the offsets that were left out, and the logs. A version before reads the former."""
+    """Return the metadata of a position: the offsets that were left out, and the logs. An earlier version reads the former."""
     logs = [f"{name}={log}" for name, log in (("log", position.log), ("there", position.there)) if log != UNKNOWN]
     return ",".join([*map(str, sorted(position.refused)), *logs])
 

@@ -21,7 +21,7 @@ from pyiceberg.utils.properties import property_as_bool, property_as_int
 PARTITION = "_topic_partition"
 """The column of the sink topic's partition."""
 PARTITION_BEFORE = "_partition"
-"""Its name in tables of a version before. Iceberg reserves it: Spark cannot read all columns of such a table."""
+"""Its name in tables of an earlier version. Iceberg reserves it: Spark cannot read all columns of such a table."""
 DEFAULTS = {
     TableProperties.METADATA_DELETE_AFTER_COMMIT_ENABLED: "true",
     TableProperties.METADATA_PREVIOUS_VERSIONS_MAX: "20",

@@ -123,7 +123,7 @@ def is_one_of(rows: pa.Table, keys: pa.Array) -> pa.ChunkedArray:
 
 
 def _versions(rows: pa.Table) -> Iterable[tuple[str, str]]:
-    """Yield keys and versions; a row of a version before has that of its change as far as it says it."""
+    """Yield keys and versions; a row of an earlier version has that of its change as far as it says it."""
     keys = rows.column("_key").to_pylist()
     versions = rows.column(VERSION).to_pylist() if VERSION in rows.column_names else [None] * len(keys)
     if None not in versions:

@@ -4,7 +4,7 @@ Exactly once: each commit to a table carries, as a property of the table, the of
 log. Data and offset change in one step of the catalog, and a commit fails when another came before it. So whoever commits
 looks first where the table is, and leaves out what it has: a restart, a former owner or a zombie can add nothing twice.
 
-The property of a version before does not name the log. What it covers is left out only if the table has the very change at
+The property of an earlier version does not name the log. What it covers is left out only if the table has the very change at
 that offset. It is kept beside ours, so that a worker of that version that wakes up late adds nothing.
 
 Items are kept by the age of their changes: items.py says how.

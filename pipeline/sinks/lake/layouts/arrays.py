@@ -32,7 +32,7 @@ COMMON = pa.schema(
         pa.field("enriched", pa.string()),
         pa.field("partition", pa.int32(), nullable=False),
         pa.field("offset", pa.int64(), nullable=False),
-        pa.field("topic", pa.string()),  # nullable, as `replay` is: tables of the version before have rows without it
+        pa.field("topic", pa.string()),  # nullable, as `replay` is: tables of an earlier version have rows without it
         pa.field("replay", pa.string()),
     ]
 )

@@ -28,7 +28,7 @@ from pipeline.sinks.rows import Rows
 Kind = Literal[
     "string", "int", "decimal", "wide", "number", "bool", "binary", "strings", "numbers", "binaries", "map", "list"
 ]
-"""What a column holds. Numbers are `decimal`; a version before had int, wide and number (as text) too: such columns stay."""
+"""What a column holds. Numbers are `decimal`; an earlier version had int, wide and number (as text) too: such columns stay."""
 NUMBERS: tuple[Kind, ...] = ("int", "decimal", "wide", "number")
 """Each holds what is before it."""
 TAGS: dict[Kind, str] = {
