@@ -1,4 +1,7 @@
-"""What functions of users import: `from headwater import DROP, Change, enrich`. To try them: `headwater.testing`."""
+"""The face: the command line, the lab, and what functions of users import.
+
+Those import `from headwater import DROP, Change, enrich`. To try them: `headwater.testing`.
+"""
 
 from __future__ import annotations
 

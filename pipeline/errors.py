@@ -2,7 +2,7 @@
 
 HeadwaterError
  +-- TransientError   try again, slower: a throttle, a broker that is away
- +-- RejectedError    never try again: this message goes to the dead-letter topic
+ +-- RejectedError    not tried again by itself: this message goes to the dead-letter topic
  +-- FatalError       stop: continuing would lose or duplicate something
       +-- UsageError  the command or its settings are wrong (exit code 2)
 
@@ -39,7 +39,10 @@ class TransientError(HeadwaterError):
 
 
 class RejectedError(HeadwaterError):
-    """A message that can never be processed: dead-letter it and continue."""
+    """A message that can never be processed. It is not tried again by itself: it becomes a dead letter.
+
+    What a step of a flow raises for one change counts as this one, whatever its class; but a TransientError does not.
+    """
 
 
 class FatalError(HeadwaterError):

@@ -1,4 +1,4 @@
-"""Makes the shadow of a replay live: copies its messages to the live topics, each once, also when it is killed on the way."""
+"""Copies the messages of a replay's shadow topics to the live ones, each once, also when it is killed on the way."""
 
 from __future__ import annotations
 

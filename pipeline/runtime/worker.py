@@ -236,7 +236,22 @@ class Worker:
         )
 
     def reject_letter(self, letter: DeadLetter) -> None:
-        """Write a dead letter into the slice; without its value where that is too large for the topic of dead letters."""
+        """Write a dead letter into the slice; without its value where that is too large for the topic of dead letters.
+
+        These are the ways to it:
+
+        - `FlowOutput.reject`: a step of a flow has failed, or the flow is gone. `Resend.emit` calls it for what is sent again.
+        - `Worker.reject` in `FlowRunner._given`: the record on raw is not a change.
+        - `WaitingChanges.again`: one that is retried is not a change, or its seal cannot be opened.
+        - `write` of agents/ingest.py: a record of a stream cannot be read, or is too large.
+        - `write` of agents/deduplicate.py: a record on the ingest topic is not a change, or has no event ID.
+        - `Transaction.refused`: the broker takes no record made of it. The slice is done again, and `FlowRunner._run` and
+          `taken` of agents/ingest.py find it there; of other agents it is blamed on the batch.
+        - `Poison`: an agent raises, until one record alone is found out. `process` sees it as `batch.error`.
+        - `Carrier._reject`: a destination refuses the record.
+
+        A replay writes its own: `_reject` in pipeline/replay/run.py.
+        """
         place = letter.topic, letter.partition, letter.offset, letter.stage, letter.flow, hash(letter.value)
         topic = self.topics.dead_letter
         try:

@@ -252,7 +252,7 @@ CLASSES: dict[Meaning, type[HeadwaterError]] = {
     Meaning.REJECTED: RejectedError,
     Meaning.FATAL: FatalError,
 }
-"""Each is, or is one of, the three of `pipeline.errors`; what is trimmed or gone is reported by who reads (see `streams`)."""
+"""Each is, or is one of, the three of `pipeline.errors`; `shard_reader` reports what is trimmed or gone."""
 
 
 def _line(error: Exception) -> str:

@@ -2,6 +2,10 @@
 
 Neither a slow destination nor one that is down holds up a transaction: its partitions are held when too much has gathered,
 everything else in the worker continues, and the reason is on the topic <p>.sink-states.
+
+Who calls what: the agent calls `gather` in the slice. After the commit `committed` calls `_carry_on`, which submits
+`_work`. That runs in the sink's thread: `Sink.open`, `Writer.add`, `Writer.flush`. `finish` of the next slice calls `_collect`,
+which takes over what is done, and moves the offset.
 """
 
 from __future__ import annotations

@@ -219,7 +219,7 @@ class StreamSource(Source):
                 self._readers.pop(shard, None)
                 self._listings.asked.discard(shard.key.decode())
 
-    # -- for discovery, readers and snapshots: see `Host` there ---------------------------------------------------------
+    # -- what it is to the others: `DiscoveryHost`, `ShardReaderHost`, `SnapshotHost` -----------------------------------
 
     def offer(self, reading: Reading) -> bool:
         """Bring something into the slices; False: its partition is not this worker's any more."""

@@ -200,7 +200,7 @@ class Consumer(faust_consumer.Consumer):
         assignor._assignment = ClientAssignment(actives=actives, standbys={})  # noqa: SLF001
         assignor._topic_groups = dict.fromkeys(actives, 0)  # noqa: SLF001
 
-    # -- slices: see `Host` there -------------------------------------------------------------------------------------
+    # -- slices: see `SlicesHost` -------------------------------------------------------------------------------------
 
     @property
     def between_slices(self) -> asyncio.Lock:

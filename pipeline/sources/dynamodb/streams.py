@@ -30,7 +30,7 @@ ANSWER_RECORDS = 1_000
 
 
 class DynamoDBStreams(StreamApi):
-    """The calls that the source needs (see `streams.StreamApi`)."""
+    """The calls that the source needs (see `sources.base.StreamApi`)."""
 
     def __init__(self, settings: DynamoDBStreamSettings) -> None:
         self._settings = settings

@@ -52,7 +52,7 @@ class At(str):
 
 
 class KinesisStreams(StreamApi):
-    """The calls that the source needs (see `streams.StreamApi`)."""
+    """The calls that the source needs (see `sources.base.StreamApi`)."""
 
     def __init__(self, settings: KinesisSettings, most: int = MESSAGE_MAX) -> None:
         """`most`: bytes of a record on the ingest topic; what makes a larger one is a dead letter."""

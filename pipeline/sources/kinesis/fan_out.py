@@ -1,7 +1,7 @@
 """Enhanced fan-out: Kinesis pushes the records of a shard to a registered consumer, over a subscription of five minutes.
 
 A thread a shard holds the subscription, renews it, and hands its events over to the reader, which takes them as it takes
-answers of GetRecords: see `streams`. Places, gaps and credits are the same; one way of reading can follow the other.
+answers of GetRecords: see `shard_reader`. Places, gaps and credits are the same; one way of reading can follow the other.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class TakenOverError(TransientError):
 
 
 class FanOutStreams(KinesisStreams):
-    """The calls that the source needs (see `streams.StreamApi`): records come by subscriptions."""
+    """The calls that the source needs (see `sources.base.StreamApi`): records come by subscriptions."""
 
     def __init__(self, settings: KinesisSettings, most: int = MESSAGE_MAX) -> None:
         super().__init__(settings, most)
