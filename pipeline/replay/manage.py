@@ -18,7 +18,7 @@ from pipeline.replay.source import LakeSource, RawSource, ReplaySource
 from pipeline.replay.transaction import on_cluster, reader
 from pipeline.settings.root import Settings
 from pipeline.sinks.lake.paths import origin_of
-from pipeline.topics.admin import admin, ensure
+from pipeline.topics.admin import admin, ensure, names_in
 from pipeline.topics.names import Topics
 from pipeline.topics.read import latest
 from pipeline.transport.partition import partition_of
@@ -43,7 +43,7 @@ def replay_of(settings: Settings, replay_id: str) -> Replay:
 
 def require_free(settings: Settings, suffix: str) -> None:
     """Raise UsageError when there are topics already whose names end with the suffix: of another replay, or live ones."""
-    there = admin(settings.kafka.conf).list_topics(timeout=REPLAYS_TIMEOUT_S).topics
+    there = names_in(admin(settings.kafka.conf))
     if taken := of_suffix(there, settings.prefix, suffix):
         raise UsageError(
             f"--into {suffix}: {taken[0]} is there already, another replay has written there or it is a live topic",

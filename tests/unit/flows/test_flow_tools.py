@@ -172,7 +172,7 @@ def test_an_event_is_explained_step_by_step() -> None:
 def test_an_event_of_another_table_or_that_does_not_match_is_left_out_with_the_reason() -> None:
     other = {**EVENT, "tableName": "refunds"}
     first, _ = explain(flows(), json.dumps(other).encode(), onlooking(flows()))
-    assert (first.outcome, first.reason) == ("left out", "from: the table is refunds, not orders")
+    assert (first.outcome, first.reason) == ("left out", "the flow takes orders (from), and this is refunds")
     modified = {**EVENT, "eventName": "MODIFY"}
     first, _ = explain(flows(), json.dumps(modified).encode(), onlooking(flows()))
     assert (first.outcome, first.reason) == ("left out", "where does not hold")
@@ -318,7 +318,7 @@ def test_what_is_not_given_is_told() -> None:
         {"kind": "lookup", "url": "https://stock/{order_id}", "into": "stock"},
     ]
     join, lookup = explained({"enrich": steps}).steps
-    assert join.details[-1] == "no items of customers are given here"
+    assert join.details[-1] == "no items of customers are given here; give them with --reference"
     assert lookup.details[-1] == "not asked here: null"
     assert "given" not in explained({"enrich": steps}, {"customers": [ADA]}).steps[0].details[-1]
 
@@ -335,7 +335,7 @@ def test_golden_files_say_what_is_otherwise_and_can_be_written_anew(tmp_path: Pa
     assert golden.check(case(tmp_path, expect=good), settings).differences == []
     bad = [{"flow": "orders", "sink": "rest", "headers": {"op": "u"}}, {"flow": "all", "rejected": "nothing"}]
     differences = golden.check(case(tmp_path, expect=bad), settings).differences
-    assert [line.split(":")[1].strip() for line in differences] == ["sink", "headers", "rejected"]
+    assert [line.partition(":")[0].partition(".")[2] for line in differences] == ["sink", "headers", "rejected"]
     file = case(tmp_path, expect=[])
     assert "expected 0 outcomes, there are 2" in golden.check(file, settings).differences[0]
     golden.check(file, settings, update=True)
@@ -349,11 +349,11 @@ def test_golden_files_say_what_is_otherwise_and_can_be_written_anew(tmp_path: Pa
 def test_an_outcome_that_names_neither_is_none_of_a_change_that_is_rejected_or_waits(tmp_path: Path) -> None:
     good = [{"flow": "orders", "sink": "gold"}, {"flow": "all"}]
     (said,) = golden.check(case(tmp_path, expect=good), Settings.model_validate({"flows": FLOWS})).differences
-    assert said.startswith("1: rejected: not expected, got ")
+    assert said.startswith("expect[1].rejected: not expected, got ")
     joins = [{"kind": "join", "table": "customers", "on": "customer_id", "into": "c", "hold": 30}]
     waiting = Settings.model_validate({"flows": [{"name": "f", "to": "s", "enrich": joins}]})
     (said,) = golden.check(case(tmp_path, references={}, expect=[{"flow": "f"}]), waiting).differences
-    assert said == "0: waits: not expected, got 30.0"
+    assert said == "expect[0].waits: not expected, got 30.0"
 
 
 def test_a_golden_file_may_expect_a_wait(tmp_path: Path) -> None:
