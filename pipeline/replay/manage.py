@@ -169,8 +169,8 @@ def seen_before(settings: Settings, replay: Replay, positions: Mapping[str, int]
     source, seen = source_of(settings, msgspec.structs.replace(replay, ranges=ranges), {}), set[bytes]()
     try:
         while not source.done:
-            for lot in source.lots():
-                seen.update(found for record in lot.records if (found := id_of(record.value)))
+            for batch in source.batches():
+                seen.update(found for record in batch.records if (found := id_of(record.value)))
     finally:
         source.close()
     return seen
@@ -189,8 +189,8 @@ def sample(settings: Settings, replay: Replay) -> Sequence[tuple[bytes | None, b
     found: list[tuple[bytes | None, bytes, float]] = []
     try:
         while len(found) < SAMPLE and not source.done:
-            for lot in source.lots():
-                found += [(record.key, record.value, record.at) for record in lot.records]
+            for batch in source.batches():
+                found += [(record.key, record.value, record.at) for record in batch.records]
     finally:
         source.close()
     return found[:SAMPLE]

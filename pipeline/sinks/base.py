@@ -32,11 +32,11 @@ from pipeline.transport.logs import UNKNOWN, Log
 NOTHING = Committed(None)
 """What a group has of a partition that it has never committed."""
 
-Standing = Literal["same", "other", "before", "nothing"]
+OffsetIsOf = Literal["same", "other", "before", "nothing"]
 """What a group's offset is of: this log, another one, the log that a version before did not name; or there is none."""
 
 
-def standing(log: Log, committed: Committed, start: int) -> Standing:
+def offset_is_of(log: Log, committed: Committed, start: int) -> OffsetIsOf:
     """Say what a group's offset is of, for a partition whose log is this one and that is read from `start` on."""
     if committed.offset is None:
         return "nothing"

@@ -19,7 +19,7 @@ from pipeline.flows import given_items, golden
 from pipeline.flows.compile import onlooking
 from pipeline.flows.explain import FlowTrace, explain
 from pipeline.flows.graph import NAME, RULE, TEXT, WIDTH, mermaid, svg
-from pipeline.flows.running import AT_LEAST, RejectLimit
+from pipeline.flows.running_flow import AT_LEAST, RejectLimit
 from pipeline.flows.versions import dump, parse_flows, text_of
 from pipeline.settings.flows import FlowSettings
 from pipeline.settings.root import Settings

@@ -17,7 +17,7 @@ from support.paths import BEFORE
 from support.sink_worker import LOG, OTHER_LOG, PARTITION, Clock, Killed, Killer, Owner
 
 from pipeline.errors import FatalError
-from pipeline.sinks.base import Sink, standing
+from pipeline.sinks.base import Sink, offset_is_of
 from pipeline.sinks.lake import manifests
 from pipeline.sinks.lake.compact import compact
 from pipeline.sinks.lake.iceberg.parts import OFFSET
@@ -182,12 +182,12 @@ def test_offsets_that_go_back_without_an_abort_stop_the_worker(tmp_path: Path) -
 
 
 def test_a_group_s_offset_is_of_this_log_of_another_or_of_a_version_before() -> None:
-    assert standing(LOG, Committed(None), 0) == "nothing"
-    assert standing(LOG, Committed(5, LOG), 5) == "same"
-    assert standing(LOG, Committed(5, Log(LOG.cluster)), 5) == "same"
-    assert standing(LOG, Committed(5, OTHER_LOG), 0) == "other"
-    assert standing(LOG, Committed(5), 5) == "before"
-    assert standing(LOG, Committed(5), 0) == "other"  # it lies beyond what is there
+    assert offset_is_of(LOG, Committed(None), 0) == "nothing"
+    assert offset_is_of(LOG, Committed(5, LOG), 5) == "same"
+    assert offset_is_of(LOG, Committed(5, Log(LOG.cluster)), 5) == "same"
+    assert offset_is_of(LOG, Committed(5, OTHER_LOG), 0) == "other"
+    assert offset_is_of(LOG, Committed(5), 5) == "before"
+    assert offset_is_of(LOG, Committed(5), 0) == "other"  # it lies beyond what is there
 
 
 # -- what the version before has left ---------------------------------------------------------------------------------

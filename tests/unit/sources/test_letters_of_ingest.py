@@ -13,7 +13,7 @@ from confluent_kafka import Message
 from models.change import decode
 from models.dead_letter import LATE, Origin, origin_in
 from pipeline.errors import UsageError
-from pipeline.operate.dead_letters import Letter, _again, letter
+from pipeline.operate.dead_letters import StoredDeadLetter, _again, letter
 from pipeline.settings.root import Settings
 from pipeline.sources.base import Unreadable
 from pipeline.sources.dynamodb.records import cut_answer as cut_streams
@@ -56,12 +56,14 @@ class Kept:
         return 1, 1_700_000_100_250
 
 
-def letter_of(unreadable: Unreadable, arn: str = f"{CLICKS}/1700000000", shard_id: str = PUT.shard_id) -> Letter:
+def letter_of(
+    unreadable: Unreadable, arn: str = f"{CLICKS}/1700000000", shard_id: str = PUT.shard_id
+) -> StoredDeadLetter:
     written = unreadable.letter(arn, shard_id, "clicks")
     return letter(cast("Message", Kept(written.headers, written.key, written.value)))
 
 
-def of_kinesis(data: bytes = PUT.data, codec: str = "json") -> Letter:
+def of_kinesis(data: bytes = PUT.data, codec: str = "json") -> StoredDeadLetter:
     how: Any = codec_of(settings(codec), "clicks")
     (unreadable,) = cut_kinesis(Answer([PUT._replace(data=data)], None), how).unreadable
     return letter_of(unreadable)
@@ -140,15 +142,17 @@ def test_a_record_of_a_table_s_stream_is_mended_with_its_arn_and_item_key() -> N
 
 def test_a_letter_of_an_earlier_version_without_its_place_is_refused_where_the_codec_needs_it() -> None:
     one = of_kinesis()
-    old = Letter(**{**{name: getattr(one, name) for name in Letter.__slots__}, "origin": None, "key": None})
+    old = StoredDeadLetter(
+        **{**{name: getattr(one, name) for name in StoredDeadLetter.__slots__}, "origin": None, "key": None}
+    )
     with pytest.raises(UsageError, match="its partition key and sequence number are not known"):
         _again(SETTINGS, old, b"{}")
 
 
 def test_a_letter_of_deduplicate_that_is_tried_again_is_late_too() -> None:
     one = of_kinesis()
-    fields = {name: getattr(one, name) for name in Letter.__slots__}
-    rejected = Letter(
+    fields = {name: getattr(one, name) for name in StoredDeadLetter.__slots__}
+    rejected = StoredDeadLetter(
         **{**fields, "stage": "deduplicate", "topic": Topics(SETTINGS).ingest, "partition": 3, "origin": None}
     )
     ((_, _, value, partition, headers),) = _again(SETTINGS, rejected, None)
