@@ -1,6 +1,6 @@
 """The contract of sinks: what takes the messages of the sink topics somewhere else, each once.
 
-`SinkRunner` (runner.py) keeps it for all of them; tests/conformance/test_sinks.py holds every sink to it:
+`SinkRunner` (runner.py) keeps it for all; tests/conformance/test_sinks.py holds every sink to it (Pub/Sub at least once):
 
 1. `open` takes a partition of a log over. Whoever had it before can write nothing more to it that a reader would see, or
    what it writes is the very same. The writer's `position` is the offset from which on the destination wants records.

@@ -1,35 +1,50 @@
 """Every sink keeps the contract of pipeline/sinks/base.py: each record once, whatever fails, whoever dies, however slow it is.
 
-The mirror's destination is a Kafka cluster; it is held to the same by tests/integration/sinks/test_mirror.py, on two of them.
+The mirror writes to a real Kafka cluster. Pub/Sub is a server that speaks its protocol; it has no transactions, so it is
+held to at least once, in order of each item.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Mapping
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import pyarrow.parquet as pq
 import pytest
-from confluent_kafka import Message
+from confluent_kafka import OFFSET_BEGINNING, Message
+from faust.types import TP
 from support.dynamodb_in_memory import FakeDynamoDB, refused
+from support.pubsub_server import Server, serve
 from support.sink_worker import LOG, OTHER_LOG, PARTITION, Clock, Killed, Killer, Owner
 
+from headwater.lab.stack import Endpoints
 from pipeline.errors import TransientError
-from pipeline.settings.sinks import ReplicaSettings
-from pipeline.sinks.base import Sink
+from pipeline.runtime.entry_points import known_agents
+from pipeline.settings.sinks import MirrorSettings, PubSubSettings, ReplicaSettings
+from pipeline.sinks.base import NOTHING, Sink, Writer
 from pipeline.sinks.lake.iceberg.sink import IcebergSink
 from pipeline.sinks.lake.layouts.columns import ColumnsLayout, TableSchema
 from pipeline.sinks.lake.layouts.envelope import EnvelopeLayout
 from pipeline.sinks.lake.objects import Objects
 from pipeline.sinks.lake.sink import LakeSink, Rotation
+from pipeline.sinks.mirror.sink import Mirror, MirrorWriter
+from pipeline.sinks.pubsub import PubSub, PubSubWriter
 from pipeline.sinks.replica.sink import Replica
 from pipeline.sinks.replica.table import ReplicaTable
+from pipeline.topics.admin import admin, ensure
+from pipeline.topics.names import Topic
+from pipeline.topics.read import read
+from pipeline.transport import clients
 from pipeline.transport.committed import Committed
+from pipeline.transport.logs import UNKNOWN, Log
 
 ROTATION = Rotation(4, 1 << 20, 5, 0)
 
@@ -162,6 +177,68 @@ def replica(version: Literal["attribute", "table"]) -> Destination:
     return Destination(make, content, items(), items(RECREATED), killer, refused("InternalServerError"))
 
 
+def pubsub(server: Server) -> Destination:
+    killer = Killer()
+
+    class Publisher(PubSub):
+        """One whose publishing can be made to fail."""
+
+        def open(self, tp: TP, start: int, log: Log = UNKNOWN, committed: Committed = NOTHING) -> PubSubWriter:
+            writer = super().open(tp, start, log, committed)
+            writer._publish = killer.wrap(writer._publish)  # type: ignore[method-assign]
+            return writer
+
+    def make(_clock: Clock) -> Sink:
+        return Publisher(PubSubSettings(project="p"), {"s": PARTITION.topic})
+
+    def content() -> list[str]:
+        events = [json.loads(message.data) for message in server.published]
+        firsts = list({event["eventID"]: event for event in events}.values())
+        keys = {json.dumps(event["dynamodb"]["Keys"]) for event in firsts}
+        for key in keys:
+            mine = [int(e["dynamodb"]["SequenceNumber"]) for e in firsts if json.dumps(e["dynamodb"]["Keys"]) == key]
+            assert mine == sorted(mine), "an item's changes are out of order"
+        return sorted(event["eventID"] for event in firsts)
+
+    return Destination(make, content, sorted(CHANGES), BOTH, killer, TransientError("unavailable"))
+
+
+def mirror(stack: Endpoints) -> Destination:
+    killer, name = Killer(), f"mirrored-{uuid.uuid4().hex[:8]}"
+    conf = {"bootstrap.servers": stack.bootstrap_servers}
+    topic = Topic(name, 1, "copy", {})
+    ensure(admin(conf), [topic], 1)
+    settings = MirrorSettings(name="m", bootstrap_servers=stack.bootstrap_servers)
+
+    class Copying(Mirror):
+        """One whose transactions can be made to fail; what the group has here is what the worker of the test says."""
+
+        known: int | None = None
+
+        def open(self, tp: TP, start: int, log: Log = UNKNOWN, committed: Committed = NOTHING) -> Writer:
+            self.known = committed.offset
+            writer = super().open(tp, start, log, committed)
+            assert isinstance(writer, MirrorWriter)
+            writer._write = killer.wrap(writer._write)  # type: ignore[method-assign]
+            return writer
+
+        def _known_here(self, tp: TP) -> tuple[int | None, int]:
+            return self.known, sys.maxsize
+
+    def make(_clock: Clock) -> Sink:
+        return Copying(settings, conf, name, {PARTITION.topic: topic})
+
+    def content() -> list[str]:
+        consumer = clients.consumer(conf, name, enable_partition_eof=True)
+        try:
+            found = read(consumer, name, {0: OFFSET_BEGINNING}, None)
+        finally:
+            consumer.close()
+        return sorted(json.loads(one.value() or b"")["eventID"] for one in found)
+
+    return Destination(make, content, sorted(CHANGES), BOTH, killer, TransientError("slow down"))
+
+
 SINKS: dict[str, Callable[[Path], Destination]] = {
     "lake, envelope": lambda directory: lake(directory, "envelope"),
     "lake, columns": lambda directory: lake(directory, "columns"),
@@ -172,9 +249,25 @@ SINKS: dict[str, Callable[[Path], Destination]] = {
 }
 
 
-@pytest.fixture(params=SINKS)
-def destination(request: pytest.FixtureRequest, tmp_path: Path) -> Destination:
-    return SINKS[request.param](tmp_path)
+@pytest.fixture(params=[*SINKS, "pubsub", pytest.param("mirror", marks=pytest.mark.kafka)])
+def destination(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Destination]:
+    with ExitStack() as serving:
+        if request.param == "pubsub":
+            server, address = serving.enter_context(serve())
+            monkeypatch.setenv("PUBSUB_EMULATOR_HOST", address)
+            yield pubsub(server)
+        elif request.param == "mirror":
+            yield mirror(request.getfixturevalue("kafka_stack"))
+        else:
+            yield SINKS[request.param](tmp_path)
+
+
+def test_every_destination_of_the_settings_is_held_to_the_contract() -> None:
+    kinds = {"lake", "iceberg", "mirror", "pubsub", "replica"}
+    assert {name.partition(",")[0] for name in (*SINKS, "pubsub", "mirror")} == kinds
+    assert {agent for agent in known_agents() if agent in kinds} == kinds - {"iceberg"}
 
 
 def carry(owner: Owner, committed: int = 0, slices: int = 14) -> int:

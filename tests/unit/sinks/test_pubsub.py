@@ -3,64 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent import futures
 from typing import Any
 
 import grpc  # type: ignore[import-untyped]
 import pytest
 from confluent_kafka import Message
-from google.cloud.pubsub_v1.types import GetTopicRequest, PublishRequest, PublishResponse, Topic
+from support.pubsub_server import Server, serve
 from support.sink_worker import PARTITION, Owner
 
 from pipeline.errors import FatalError
 from pipeline.settings.sinks import PubSubSettings
 from pipeline.sinks.pubsub import KEY_BYTES, MESSAGE_BYTES, PubSub, attributes, ordering_key
 
-TOPIC = "projects/p/topics/p.sink.s"
-
-
-class Server:
-    """Publisher.Publish and GetTopic, as Pub/Sub answers; `trouble` may refuse a request."""
-
-    def __init__(self) -> None:
-        self.published: list[Any] = []
-        self.topics = {TOPIC}
-        self.refuse: list[Any] = []
-        """Codes with which the next requests are refused."""
-
-    def publish(self, request: Any, context: Any) -> Any:
-        if self.refuse:
-            context.abort(self.refuse.pop(0), "refused")
-        if any(b"bad" in message.data for message in request.messages):
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a message is at fault")
-        self.published += request.messages
-        return PublishResponse(message_ids=[str(len(self.published) + n) for n in range(len(request.messages))])
-
-    def get_topic(self, request: Any, context: Any) -> Any:
-        if request.topic not in self.topics:
-            context.abort(grpc.StatusCode.NOT_FOUND, "no such topic")
-        return Topic(name=request.topic)
-
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    served, found = grpc.server(futures.ThreadPoolExecutor(4)), Server()
-
-    def unary(function: Any, request: Any, response: Any) -> Any:
-        return grpc.unary_unary_rpc_method_handler(
-            function, request_deserializer=request.deserialize, response_serializer=response.serialize
-        )
-
-    handlers = {
-        "Publish": unary(found.publish, PublishRequest, PublishResponse),
-        "GetTopic": unary(found.get_topic, GetTopicRequest, Topic),
-    }
-    served.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("google.pubsub.v1.Publisher", handlers),))
-    port = served.add_insecure_port("127.0.0.1:0")
-    served.start()
-    monkeypatch.setenv("PUBSUB_EMULATOR_HOST", f"127.0.0.1:{port}")
-    yield found
-    served.stop(None).wait()
+    with serve() as (found, address):
+        monkeypatch.setenv("PUBSUB_EMULATOR_HOST", address)
+        yield found
 
 
 def record(offset: int, key: str, value: bytes | None) -> Message:
