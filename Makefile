@@ -16,7 +16,7 @@ setup: $(VENV)/.done ## make .venv with the headwater command in it (quick when 
 
 # Compiled now, once: a process that starts then takes a third of the time, also where Python may write no bytecode.
 $(VENV)/.done: pyproject.toml uv.lock
-	@$(PYTHON) -c 'import sys; sys.exit("Headwater needs Python 3.11 or newer; this is %s. Try: make setup PYTHON=python3.12" % sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -c 'import sys; sys.exit("Headwater needs Python 3.11 to 3.13; this is %s. Try: make setup PYTHON=python3.12" % sys.version.split()[0] if not (3, 11) <= sys.version_info < (3, 14) else 0)'
 	@if command -v uv >/dev/null 2>&1; then \
 	  uv sync --frozen --quiet --compile-bytecode --python $(PYTHON) && touch $@; \
 	else \
@@ -34,12 +34,12 @@ demo: setup ## carry changes from DynamoDB to Parquet on this machine, and prove
 	@$(BIN)/headwater demo $(DEMO_ARGS)
 
 test: engines ## run all tests (TEST_ARGS="-k name" for some)
-	@$(BIN)/pytest -n 2 --dist loadfile tests/unit tests/property tests/conformance $(TEST_ARGS) || test $$? -eq 5
-	@$(BIN)/pytest -n 2 --dist loadfile -m "not alone" tests/integration $(TEST_ARGS) || test $$? -eq 5
+	@$(BIN)/pytest -n 2 --dist worksteal tests/unit tests/property tests/conformance $(TEST_ARGS) || test $$? -eq 5
+	@$(BIN)/pytest -n 4 --dist loadfile -m "not alone" tests/integration $(TEST_ARGS) || test $$? -eq 5
 	@$(BIN)/pytest -m alone tests/integration $(TEST_ARGS) || test $$? -eq 5
 
 test-fast: setup ## the tests of code alone, for daily work: no broker, under two minutes
-	@$(BIN)/pytest -n 2 --dist worksteal -m "not slow" tests/unit tests/property tests/conformance $(TEST_ARGS) || test $$? -eq 5
+	@$(BIN)/pytest -n 2 --dist worksteal -m "not slow and not kafka" tests/unit tests/property tests/conformance $(TEST_ARGS) || test $$? -eq 5
 
 bench: setup ## measure deduplication, flows and the lake against peers, ingest, mirror and replay against plain loops (an hour)
 	@$(BIN)/headwater bench dedup --peers

@@ -20,3 +20,17 @@ changes known to be lost are written to <p>.gaps; why a lake, a mirror, a replic
 The sinks keep one contract: pipeline/sinks/base.py. A replay reads <p>.raw again, into topics of its own, and says on
 <p>.replays how far it is: pipeline/replay/.
 """
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    """Say what is wrong to a program that looks for a class of OpenAI's Agents SDK: its package has the same name."""
+    if name[:1].isupper():
+        raise ImportError(
+            f"agents has no {name}: this is the package of Headwater. That of openai-agents has the same name: each needs an "
+            "environment of its own (try: uv tool install headwater; here: pip install --force-reinstall openai-agents)"
+        )
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

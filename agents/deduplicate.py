@@ -13,7 +13,7 @@ from pipeline.state.newest import NewestTimes
 from pipeline.state.seen import SeenTable
 from pipeline.steps.deduplicate import deduplicate as deduplicate_step
 from pipeline.steps.late import late_ones, marked
-from pipeline.steps.snapshot import join
+from pipeline.steps.snapshot import admit
 from pipeline.transport import Batch
 
 
@@ -57,7 +57,7 @@ def write(worker: Worker, seen: SeenTable, delivered: Delivered, newest: NewestT
 
 def join_snapshots(worker: Worker, memory: DeliveredItems, batch: Batch) -> Batch:
     """Return what is left of a batch while snapshots run: without their marks, and the rows that the stream is ahead of."""
-    joined = join(zip(batch.keys(), batch.values(), strict=True), memory)
+    joined = admit(zip(batch.keys(), batch.values(), strict=True), memory)
     worker.metrics.count(worker.metrics.snapshot_rows, joined.written, "written")
     worker.metrics.count(worker.metrics.snapshot_rows, joined.superseded, "superseded")
     return batch.where(joined.keep)

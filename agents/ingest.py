@@ -13,7 +13,7 @@ from pipeline.runtime.worker import Worker
 from pipeline.services import aws
 from pipeline.settings.sources import KinesisSettings
 from pipeline.sources.base import Reading, Unreadable
-from pipeline.sources.dynamodb.records import refused, too_large
+from pipeline.sources.dynamodb.records import refused_record, too_large
 from pipeline.sources.kinds import snapshotter, stream_api
 from pipeline.sources.preflight import Looked, preflight
 from pipeline.sources.stream_source import StreamSource
@@ -81,4 +81,4 @@ def taken(worker: Worker, reading: Reading) -> tuple[Sequence[int], list[Unreada
         found = ((n, known.of((id(reading), n))) for n in range(len(records)))
         errors |= {n: error for n, error in found if error is not None}
     places = range(len(records)) if not errors else [n for n in range(len(records)) if n not in errors]
-    return places, [refused(records[place], error) for place, error in sorted(errors.items())]
+    return places, [refused_record(records[place], error) for place, error in sorted(errors.items())]

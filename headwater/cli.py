@@ -31,13 +31,13 @@ def main() -> NoReturn:
         err.print(f"headwater: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] in {"agents", "models", "pipeline"}:
+        from pipeline.packages import missing
+
+        explained = missing.explained(error)
+        if explained is None or "-v" in sys.argv or "--verbose" in sys.argv:
             raise
-        hint = "pip install 'headwater[bench]' has all extras, [lake] what writes Parquet files"
-        err.print(
-            f"headwater: the package {error.name} is not here ({hint})", markup=False, highlight=False, soft_wrap=True
-        )
-        sys.exit(1)
+        err.print(f"headwater: {explained}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(explained.exit_code)
     sys.exit(0)
 
 

@@ -22,7 +22,7 @@ from xdist.scheduler import LoadFileScheduling
 from headwater.lab import kafka
 from headwater.lab.stack import Endpoints, Stack
 
-STACKS = {"test_bench", "test_chaos", "test_coordinator", "test_demo", "test_soak"}
+STACKS = {"test_bench", "test_chaos", "test_coordinator", "test_demo", "test_install", "test_soak"}
 """Files whose every test has brokers and workers of its own: two of those at once are too much for two cores."""
 
 

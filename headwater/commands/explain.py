@@ -46,7 +46,7 @@ def explain(
     if (event is None) == (offset < 0):
         raise UsageError("expected a file, or --topic, --partition and --offset", hint="headwater explain --help")
     value = content(event) if event is not None else _fetch(settings, topic, partition, offset)
-    references = {file.stem: given_items.read(file) for file in reference or ()}
+    references = {file.stem: given_items.read_items(file) for file in reference or ()}
     try:
         traces = explain_event(settings.flows, value, onlooking(settings.flows, settings.modules, references))
     except MalformedChangeError as error:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Verify and maintain lakes, and print their DDL.", no_args_is_help=True)
 Prefix = Annotated[
     str,
-    typer.Option("--below", help="Only files below this path: source_table=orders/changed_date=2026-01-01."),
+    typer.Option("--below", help="Only files below this path, for example source_table=orders."),
 ]
 Name = Annotated[
     str,
@@ -73,7 +73,7 @@ def _verify(
     """Check a lake, and say what was found; whether there are problems."""
     from pipeline.sinks.lake import configured as lake_settings
     from pipeline.sinks.lake.objects import Objects
-    from pipeline.sinks.lake.verify import verify as check
+    from pipeline.sinks.lake.verify import verify_lake as check
 
     carried = lake_settings.carried(settings, lake) if asks else []
     lost = lake_settings.lost(settings) if asks else []
@@ -162,7 +162,7 @@ def _files(
     from pipeline.sinks.lake.objects import Objects
 
     carried = [] if at_rest else lake_settings.carried(settings, lake)
-    return lake_maintain.maintain(
+    return lake_maintain.maintain_lake(
         Objects(lake.url, make=False),
         lake.name,
         carried,
@@ -181,7 +181,7 @@ def _tables(lake: Chosen, *, dry_run: bool, as_json: bool) -> None:
 
     wanted = cast("LakeSettings", lake.settings)
     catalog = {"warehouse": lake.url, **wanted.catalog}
-    report = iceberg_maintain.maintain(catalog, wanted.namespace, dry_run=dry_run, progress=say)
+    report = iceberg_maintain.maintain_tables(catalog, wanted.namespace, dry_run=dry_run, progress=say)
     if as_json:
         tables = [asdict(one) for one in report.tables]
         print_json({"lake": lake.name, "dry_run": dry_run, "tables": tables, "requests": report.requests})
@@ -230,7 +230,7 @@ def _at(url: str) -> Chosen:
 
 @contextmanager
 def _going_on(lake: Chosen, *, several: bool) -> Iterator[list[HeadwaterError]]:
-    """Say what is wrong with one of several lakes and continue with the others; the errors are what is yielded."""
+    """Report the error of one of several lakes and continue with the others; yields the errors."""
     errors: list[HeadwaterError] = []
     try:
         yield errors
@@ -297,14 +297,14 @@ def ddl(
 
     if url:
         objects = Objects(url, make=False)
-        printed = list(lake_ddl.statements(engine, lake_ddl.tables_of(objects, series.known_path(objects, ""))))
+        printed = list(lake_ddl.statements(engine, lake_ddl.lake_tables(objects, series.known_path(objects, ""))))
     else:
         printed = []
         for lake in lake_settings.choose_all(load(), name):
             wanted = cast("LakeSettings", lake.settings)
             if lake.is_files:
                 objects = Objects(lake.url, make=False)
-                tables = lake_ddl.tables_of(objects, series.known_path(objects, wanted.path))
+                tables = lake_ddl.lake_tables(objects, series.known_path(objects, wanted.path))
                 printed += lake_ddl.statements(engine, tables)
             else:
                 found = lake_ddl.registered({"warehouse": lake.url, **wanted.catalog}, wanted.namespace)

@@ -101,7 +101,7 @@ def replay(
     )
     if wanted.suffix:
         manage.require_free(settings, wanted.suffix)
-    planned = manage.plan(settings, wanted, now, partial=partial)
+    planned = manage.plan_replay(settings, wanted, now, partial=partial)
     if planned.gone:
         say(f"left out of the replay: {plan.described(planned.gone)}")
     if dry_run:

@@ -23,6 +23,9 @@ def run(
     ] = "info",
 ) -> None:
     """Start a worker."""
+    from headwater.console import say
+    from headwater.worker import COMMAND
+    from pipeline.packages.own_packages import hidden
     from pipeline.runtime.app import create_app
     from pipeline.settings.load import load
 
@@ -31,7 +34,9 @@ def run(
     if not web:
         os.environ["HEADWATER_WEB__ENABLED"] = "false"
     settings = load()
+    for one in hidden():
+        say(f"warning: {one}; rename it if a function of yours imports it")
     create_app(settings).worker.prepare()  # what is missing is said here, in one line
-    command = [sys.executable, "-m", "faust", "-A", "pipeline.worker", "worker", "-l", loglevel]
+    command = [sys.executable, *COMMAND, "-A", "pipeline.worker", "worker", "-l", loglevel]
     command += [] if settings.web.enabled else ["--without-web"]
     os.execv(sys.executable, command)  # noqa: S606 - the worker takes this process's place: signals reach it

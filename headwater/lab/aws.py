@@ -83,7 +83,7 @@ def ministack(directory: Path, progress: Progress) -> StandIn:
 def dynamodb_local(directory: Path, progress: Progress) -> StandIn:
     """Prepare DynamoDB Local on a free port, with its data in `directory`.
 
-    It has no option for the address, and would listen on every interface: docker/dynamodb-local/Loopback.java, which
+    It has no option for the address, and would listen on every interface: recipes/dynamodb-local/Loopback.java, which
     Java compiles as it starts, keeps it on 127.0.0.1. That takes a JDK; a JRE alone has no compiler.
     """
     pom, launcher = recipe("dynamodb-local/pom.xml"), recipe("dynamodb-local/Loopback.java")

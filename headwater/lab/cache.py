@@ -10,9 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from headwater.lab import processes
-from pipeline.errors import HeadwaterError
 
-DOCKER = Path(__file__).parents[2] / "docker"
+RECIPES = Path(__file__).parent / "recipes"
 MADE_FROM = ".made-from"
 FETCH_SECONDS = 900.0
 
@@ -23,14 +22,8 @@ def directory() -> Path:
 
 
 def recipe(name: str) -> Path:
-    """Return a committed file that says what to fetch, such as kafka/pom.xml."""
-    file = DOCKER / name
-    if not file.is_file():
-        raise HeadwaterError(
-            f"{file}: not found; the local stack starts from a checkout of Headwater, not from an installed wheel",
-            hint="git clone the repository, then make setup",
-        )
-    return file
+    """Return a file of the package that says what to fetch, such as kafka/pom.xml."""
+    return RECIPES / name
 
 
 def is_cached(name: str, made_from: Path) -> bool:

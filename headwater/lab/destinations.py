@@ -27,8 +27,8 @@ from pipeline.sinks.lake.iceberg.columns import columns_of
 from pipeline.sinks.lake.layouts.columns import item_of
 from pipeline.sinks.lake.objects import Objects
 from pipeline.sinks.lake.paths import origin_of
-from pipeline.sinks.lake.verify import verify
-from pipeline.sinks.replica.verify import verify as verify_replica
+from pipeline.sinks.lake.verify import verify_lake
+from pipeline.sinks.replica.verify import verify_replica
 from pipeline.topics.names import Topics
 
 MIRROR, LAKE, REPLICA = "mirror", "items", "replica"
@@ -217,7 +217,7 @@ def _messages(records: Recorder) -> list[tuple[Any, ...]]:
 
 def _lake(objects: Objects) -> tuple[int, int]:
     """Compare the files with their manifests, and have DuckDB read them."""
-    checked = verify(objects)
+    checked = verify_lake(objects)
     with tempfile.TemporaryDirectory(prefix="headwater-") as place:
         for number, path in enumerate(path for path in objects.paths() if origin_of(path) is not None):
             (Path(place) / f"{number}.parquet").write_bytes(objects.read(path))
@@ -259,7 +259,7 @@ def replay(environment: Mapping[str, str], directory: Path) -> dict[str, Any]:
 
 
 def _run(environment: Mapping[str, str], directory: Path, *arguments: str, fine: tuple[int, ...] = (0,)) -> Any:
-    command = [sys.executable, "-m", "headwater.cli", *arguments]
+    command = [sys.executable, "-P", "-m", "headwater.cli", *arguments]
     try:
         done = subprocess.run(
             command, env=environment, cwd=directory, capture_output=True, text=True, timeout=SECONDS, check=False

@@ -134,7 +134,7 @@ class _Soak:
     def _simulate(self) -> processes.Process:
         log = self._options.directory / "simulator.log"
         port = self._address.rpartition(":")[2]
-        command = [sys.executable, "-m", "headwater.cli", "simulate", "--rough", "--wait", "--port", port]
+        command = [sys.executable, "-P", "-m", "headwater.cli", "simulate", "--rough", "--wait", "--port", port]
         command += ["--seed", str(self._options.seed), "--rate", str(self._options.rate)]
         command += ["--kinesis"] if self._options.kinesis else []
         command += [word for table in (STREAMS if self._options.kinesis else TABLES) for word in ("--table", table)]

@@ -258,7 +258,13 @@ class Stack:
 def local_up(
     directory: Path, broker: BrokerChoice = "auto", aws: AwsChoice = "ministack", *, progress: Progress
 ) -> Endpoints:
-    """Start a stack that outlives this process; raise HeadwaterError if one runs in `directory` already."""
+    """Start a stack that outlives this process, and return its endpoints; of one that runs in `directory`, its own.
+
+    Raise HeadwaterError where only some of its parts run.
+    """
+    if (running := local_endpoints(directory)) is not None and local_status(directory):
+        progress(f"a local stack is running in {directory} already")
+        return running
     return Stack(directory, broker=broker, aws=aws, detached=True, progress=progress).start()
 
 

@@ -15,6 +15,7 @@ from typing import cast
 
 from headwater.lab import processes
 from headwater.lab.processes import LOOPBACK, Process
+from headwater.worker import COMMAND
 from pipeline.errors import FatalError
 
 MOST_STARTS = 10
@@ -55,7 +56,7 @@ class WorkerProcess:
         port = processes.free_port()
         self.process = processes.start(
             self.name,
-            [sys.executable, "-m", "faust", "-A", self.module, "worker", "-l", "info"],
+            [sys.executable, *COMMAND, "-A", self.module, "worker", "-l", "info"],
             log=self.log,
             address=f"http://{LOOPBACK}:{port}",
             environment={

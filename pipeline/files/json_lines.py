@@ -14,7 +14,7 @@ _list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
-def line_of(content: bytes, path: Sequence[str | int]) -> int:
+def line_of_value(content: bytes, path: Sequence[str | int]) -> int:
     """Return the line, from 1 on, of the value at a path such as ("expect", 0, "headers"); or of the innermost found."""
     begin, value = 0, content
     for part in path:
@@ -45,4 +45,4 @@ def line_of_error(content: bytes, error: msgspec.DecodeError) -> int:
         if unknown:  # a member whose name msgspec does not say
             break
         path.append(int(number) if number else name)
-    return line_of(content, path)
+    return line_of_value(content, path)

@@ -13,7 +13,7 @@ KEY = re.compile(rf"\s*({TEXT}|[A-Za-z0-9_-]+)\s*(\.?)", re.DOTALL)
 SCALAR = re.compile(rf"{TEXT}|[^,\]}}\n#]*", re.DOTALL)
 
 
-def line_of(text: str, path: Sequence[str | int]) -> int | None:
+def line_of_key(text: str, path: Sequence[str | int]) -> int | None:
     """Return the line, from 1 on, of the setting at a path such as ("flows", 1, "to", 0, "where"); None: it is not found.
 
     As near as possible: names that are not there are passed over, of an entry of a list that is not there it is the list.

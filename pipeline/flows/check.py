@@ -9,10 +9,10 @@ from pipeline.errors import UsageError
 from pipeline.flows.compile import FlowError, compile_flow, onlooking, parts_of
 from pipeline.flows.lint import lint
 from pipeline.services.keys import mask_key
-from pipeline.services.lookups import headers, secrets_of
+from pipeline.services.lookups import lookup_headers, secrets_of
 from pipeline.settings.enrich import TOPIC, EnrichSettings, JoinSettings, LookupSettings, SqlSettings
 from pipeline.settings.flows import FlowSettings
-from pipeline.settings.load import place_of
+from pipeline.settings.load import line_of_setting
 from pipeline.settings.root import Settings
 from pipeline.settings.sources import DynamoDBStreamSettings
 from pipeline.sources.dynamodb.streams import is_pattern
@@ -28,7 +28,7 @@ def examine(settings: Settings, flow: FlowSettings) -> list[str]:
     for number, step in enumerate(flow.enrich):
         if isinstance(step, LookupSettings):
             try:
-                headers(step, os.environ)
+                lookup_headers(step, os.environ)
             except UsageError as error:
                 raise FlowError(flow, f"enrich.{number}.headers", error) from error
             try:
@@ -67,7 +67,7 @@ class Warned:
 
 def doubts_of(flow: FlowSettings) -> list[Warned]:
     """Return what of a flow can hardly have an effect."""
-    return [Warned(flow.name, one.place, one.problem, place_of(flow, parts_of(one.place))) for one in lint(flow)]
+    return [Warned(flow.name, one.place, one.problem, line_of_setting(flow, parts_of(one.place))) for one in lint(flow)]
 
 
 def _references_are_captured(settings: Settings, flow: FlowSettings) -> None:

@@ -16,6 +16,7 @@ from models.change import Change
 from pipeline.errors import RejectedError, UsageError
 from pipeline.flows.given_items import by_key, finder, own_key_finder
 from pipeline.flows.leaving import compile_leaving, patterns_look_at
+from pipeline.packages import missing
 from pipeline.services.keys import mask_key
 from pipeline.services.lookups import canned, lookup
 from pipeline.settings.enrich import (
@@ -30,7 +31,7 @@ from pipeline.settings.enrich import (
 )
 from pipeline.settings.flows import FlowSettings, fill, holds_items, is_template
 from pipeline.settings.formats import EnvelopeSettings
-from pipeline.settings.load import place_of
+from pipeline.settings.load import line_of_setting
 from pipeline.settings.root import Settings
 from pipeline.steps.enrich import JoinStep, Lookup, compute, join, reference, text_of_key
 from pipeline.steps.envelope import Encoder, compile_envelope
@@ -41,10 +42,10 @@ from pipeline.steps.flow import Flow, Where, WriteStep
 from pipeline.steps.formats.connect import compile_key_schemas, compile_schemas
 from pipeline.steps.mask import compile_masks
 from pipeline.steps.project import projection
-from pipeline.steps.python import Function, call, load
+from pipeline.steps.python import Function, call, load_functions
 from pipeline.steps.route import Rule, router
 from pipeline.steps.secrecy import KEY_BYTES, MaskKey
-from pipeline.steps.shape import drop, rename, select
+from pipeline.steps.shape import drop, rename_attributes, select
 
 if TYPE_CHECKING:  # of extras
     from pipeline.steps.formats.registered import Registry
@@ -55,7 +56,7 @@ class FlowError(UsageError):
     """A flow that cannot run: which, where in it and in the settings file, and why."""
 
     def __init__(self, flow: FlowSettings, place: str, error: Exception) -> None:
-        at = place_of(flow, parts_of(place))
+        at = line_of_setting(flow, parts_of(place))
         reason = error.message if isinstance(error, UsageError) else str(error)
         hint = (error.hint if isinstance(error, UsageError) else "") or PAGES.get(place.rpartition(".")[2], PAGE)
         before, said = f"{at}: " if at else "", f"{place}: {reason.removeprefix(f'{place}: ')}"
@@ -114,9 +115,7 @@ def schema_registry(settings: Settings) -> Registry | None:
     try:
         from pipeline.services.registry import SchemaRegistry  # noqa: PLC0415 - of the extra `registry`
     except ModuleNotFoundError as error:
-        raise UsageError(
-            f"schema_registry: the package {error.name} is not installed", hint="pip install 'headwater[registry]'"
-        ) from error
+        raise (missing.explained(error) or error) from error
     return SchemaRegistry(settings.schema_registry)
 
 
@@ -186,7 +185,7 @@ def onlooking(
             **{f"{PARTITIONED}{table}": own_key_finder(given.get(table, ())) for table in partitioned},
         },
         rows={table: FixedRows(by_key(table, given.get(table, ()))) for table in tables},
-        functions=load(modules),
+        functions=load_functions(modules),
         mask_key=lambda uri: STAND_IN,
         lookup=lambda step: canned(step, known.get(step.into)),
         registry=NewRegistry(),
@@ -349,7 +348,7 @@ class _Compiler:
         try:
             from pipeline.steps.sql import QueryError, compile_query  # noqa: PLC0415 - of the extra `sql`
         except ModuleNotFoundError as error:
-            raise self._fail(place, ValueError("SQL needs DuckDB: pip install 'headwater[sql]'")) from error
+            raise self._fail(place, missing.explained(error) or error) from error
         try:
             rows = {name: self._means.rows[name] for name in step.tables}
             topics = {name.removeprefix(TOPIC): rows.pop(name) for name in step.topics}
@@ -368,7 +367,7 @@ class _Compiler:
         if flow.drop:
             steps.append(("drop", drop(flow.drop)))
         if flow.rename:
-            steps.append(("rename", rename(flow.rename)))
+            steps.append(("rename", rename_attributes(flow.rename)))
         return steps
 
     def output(self) -> Callable[[str], WriteStep]:
@@ -406,7 +405,7 @@ class _Compiler:
         try:
             from pipeline.steps.formats.registered import compile_format, compile_keys  # noqa: PLC0415 - of the extra
         except ModuleNotFoundError as error:
-            raise self._fail(place, ValueError("needs more packages: pip install 'headwater[registry]'")) from error
+            raise self._fail(place, missing.explained(error) or error) from error
         return compile_format, compile_keys, self._means.registry
 
 

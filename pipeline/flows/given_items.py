@@ -27,7 +27,7 @@ KEY_TAGS = {"S", "N", "B"}
 encode = msgspec.json.Encoder(decimal_format="number").encode
 
 
-def read(file: Path) -> list[Any]:
+def read_items(file: Path) -> list[Any]:
     """Return the rows of TABLE.jsonl; raise UsageError that names the line of one that is none."""
     rows = []
     for number, line in enumerate(content(file).splitlines(), 1):

@@ -25,7 +25,7 @@ from models.change import MalformedChangeError
 from pipeline.errors import UsageError
 from pipeline.files import exact_json
 from pipeline.files.content import content
-from pipeline.files.json_lines import line_of, line_of_error
+from pipeline.files.json_lines import line_of_error, line_of_value
 from pipeline.flows import given_items
 from pipeline.flows.compile import onlooking
 from pipeline.flows.explain import FlowTrace, explain
@@ -85,7 +85,7 @@ def cases(place: Path) -> list[Path]:
 
 def check(file: Path, settings: Settings, *, update: bool = False) -> GoldenVerdict:
     """Run the flows on the event of a golden file and compare; with `update`, write what they made into it instead."""
-    case = load(file)
+    case = load_golden(file)
     actual = [one for trace in outcome(file, case, settings) for one in _actual(trace)]
     if update:
         file.write_text(exact_json.with_member(file.read_text(), "expect", actual))
@@ -99,7 +99,7 @@ def check(file: Path, settings: Settings, *, update: bool = False) -> GoldenVerd
     return GoldenVerdict(file, differences)
 
 
-def load(file: Path) -> GoldenFile:
+def load_golden(file: Path) -> GoldenFile:
     """Read a golden file; raise UsageError with the line of what is none."""
     text = content(file)
     try:
@@ -116,17 +116,17 @@ def outcome(file: Path, case: GoldenFile, settings: Settings) -> list[FlowTrace]
     text = content(file)
     references = {
         name: given_items.checked(
-            name, ((f"{file}:{line_of(text, ('references', name, n))}", item) for n, item in enumerate(items))
+            name, ((f"{file}:{line_of_value(text, ('references', name, n))}", item) for n, item in enumerate(items))
         )
         for name, items in case.references.items()
     }
     for name, answer in case.lookups.items():
-        _check_answer(f"{file}:{line_of(text, ('lookups', name))}", name, answer, settings)
+        _check_answer(f"{file}:{line_of_value(text, ('lookups', name))}", name, answer, settings)
     means = onlooking(settings.flows, settings.modules, references, case.lookups)
     try:
         return explain(settings.flows, bytes(_members(text)["event"]), means)
     except MalformedChangeError as error:
-        raise UsageError(f"{file}:{line_of(text, ('event',))}: event: {error}", hint=given_items.HINT) from error
+        raise UsageError(f"{file}:{line_of_value(text, ('event',))}: event: {error}", hint=given_items.HINT) from error
 
 
 def _check_answer(place: str, name: str, answer: Any, settings: Settings) -> None:

@@ -16,7 +16,7 @@ from models.attributes import type_tags
 from models.change import OPS
 from pipeline.settings.enrich import PLACE, ComputeSettings, JoinSettings, LookupSettings, PythonSettings, SqlSettings
 from pipeline.settings.flows import FlowSettings
-from pipeline.steps.cel_tokens import Token, attributes, tokens
+from pipeline.steps.cel_tokens import Token, attributes_in, tokens
 from pipeline.steps.expression import ENRICHED
 from pipeline.steps.filter import PatternError, compile_pattern
 
@@ -201,7 +201,7 @@ def _expression(flow: FlowSettings, place: str, text: str, step: int | None = No
             if constant not in known:
                 yield Doubt(place, f"{name} is never {constant!r}, only one of {', '.join(known)}")
     known_added = added_by(flow, step)
-    read = attributes(found, ENRICHED)
+    read = attributes_in(found, ENRICHED)
     for name in sorted(read or ()):
         if known_added is not None and name not in known_added:
             yield Doubt(place, _unadded(f"{ENRICHED}.{name}", known_added))

@@ -26,7 +26,7 @@ from pipeline.state.flow_state import FlowState, JoinEntry, Reference
 from pipeline.state.held_changes import FlowItem
 from pipeline.steps.enrich import has_sort_key, key_schema
 from pipeline.steps.flow import Given, Result, pieces
-from pipeline.steps.python import load
+from pipeline.steps.python import load_functions
 from pipeline.transport import Batch
 from pipeline.transport.consumer import Consumer
 
@@ -42,7 +42,7 @@ class FlowRunner:
         self._worker, self.topics = worker, worker.topics
         self._clock = time.monotonic
         """What waits for references are counted with: the steps of the flows have the same."""
-        self._functions = load(worker.settings.modules)
+        self._functions = load_functions(worker.settings.modules)
         self._registry = schema_registry(worker.settings)
         self._references = References(worker)
         transport, topics = worker.transport, worker.topics

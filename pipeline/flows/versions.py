@@ -24,7 +24,7 @@ from pipeline.errors import HeadwaterError, TransientError, UsageError
 from pipeline.retry import within_async
 from pipeline.settings.base import PUBLISHED
 from pipeline.settings.flows import FlowSettings
-from pipeline.topics.read import read
+from pipeline.topics.read import read_topic
 from pipeline.transport import Follower, Participant, Slice, Transport
 from pipeline.transport.consumer import Consumer
 from pipeline.transport.fatal import stop_process
@@ -76,7 +76,7 @@ decode_worker = msgspec.json.Decoder(WorkerFlows).decode
 encode = msgspec.json.encode
 
 
-def parse(flows: Sequence[Any]) -> tuple[FlowSettings, ...]:
+def parse_flows(flows: Sequence[Any]) -> tuple[FlowSettings, ...]:
     """Return the flows of a version; raise UsageError when this program does not know them.
 
     A secret in them, from before such were refused, is said: it stops no worker, since it is there already.
@@ -197,7 +197,7 @@ class FlowVersions(Participant, Generic[T]):
 
     async def _begin(self) -> None:
         if not self._caught_up:
-            flows = parse(self._seen.flows) if self._seen.number else self._own
+            flows = parse_flows(self._seen.flows) if self._seen.number else self._own
             if self._seen.number and text_of(self._own) != text_of(flows):
                 log.warning(
                     "Version %d of the flows runs, not the one in the settings: headwater flows apply",
@@ -240,7 +240,7 @@ class FlowVersions(Participant, Generic[T]):
     async def _make(self, version: Version) -> None:
         async with self._one_at_a_time:
             try:
-                flows = parse(version.flows)
+                flows = parse_flows(version.flows)
                 self._prepare(flows)
                 self._next = version, await self._built(flows)
             except HeadwaterError as error:
@@ -296,7 +296,7 @@ def text_of(flows: Sequence[FlowSettings]) -> str:
 def flow_versions(consumer: confluent_kafka.Consumer, topic: str, partitions: int) -> Versions:
     """Read the flows topic."""
     applied, workers = Version(0), dict[str, WorkerFlows]()
-    for record in read(consumer, topic, dict.fromkeys(range(partitions), OFFSET_BEGINNING), None):
+    for record in read_topic(consumer, topic, dict.fromkeys(range(partitions), OFFSET_BEGINNING), None):
         key, value = bytes(record.key() or b""), record.value()
         if key == KEY and value:
             applied = decode_version(value)

@@ -18,8 +18,9 @@ from confluent_kafka import KafkaError, KafkaException
 from pipeline.errors import HeadwaterError
 from pipeline.flows.check import examine
 from pipeline.flows.compile import FlowError
+from pipeline.packages import missing, own_packages
 from pipeline.runtime.entry_points import known_agents, wanted_agents
-from pipeline.services.aws import ERRORS, TABLES, client, explain
+from pipeline.services.aws import ERRORS, TABLES, client, explained_aws
 from pipeline.settings.enrich import TOPIC
 from pipeline.settings.flows import FlowSettings
 from pipeline.settings.root import Settings
@@ -27,11 +28,11 @@ from pipeline.settings.sinks import LakeSettings, MirrorSettings, ReplicaSetting
 from pipeline.settings.sources import DynamoDBStreamSettings, KinesisSettings
 from pipeline.sinks.mirror.other_cluster import OtherCluster
 from pipeline.sinks.mirror.sink import copied
-from pipeline.sinks.replica.client import connect, preflight
+from pipeline.sinks.replica.client import connect, replica_preflight
 from pipeline.sources.base import ShardStart, StreamApi
 from pipeline.sources.kinds import onlooker, snapshotter
 from pipeline.sources.kinesis.consumers import Consumers
-from pipeline.sources.kinesis.records import plain
+from pipeline.sources.kinesis.records import plain_json
 from pipeline.sources.shard_positions import ShardOf
 from pipeline.sources.snapshots.snapshotter import Snapshotter
 from pipeline.topics.admin import LIMITED, TopicRefusedError, TopicState, admin, look, lowered, refusals, sized
@@ -60,6 +61,7 @@ def check(settings: Settings) -> Iterator[Finding]:
     """Look at one thing after the other; a failure never stops the rest."""
     yield Finding("settings", True, "every key is known, every value fits")
     yield from _try("agents", lambda: _agents(settings))
+    yield from _packages()
     for flow in settings.flows:
         warnings: list[str] = []
         what = f"flow {flow.name}"
@@ -85,8 +87,12 @@ def _try(what: str, look_at: Callable[[], str]) -> Iterator[Finding]:
         yield Finding(what, True, look_at())
     except HeadwaterError as error:
         yield Finding(what, False, error.message, error.hint)
+    except ModuleNotFoundError as error:
+        if (lacks := missing.explained(error)) is None:
+            raise
+        yield Finding(what, False, lacks.message, lacks.hint)
     except ERRORS as error:
-        found = explain(error, what)
+        found = explained_aws(error, what)
         yield Finding(what, False, found.message, found.hint)
 
 
@@ -94,7 +100,23 @@ def _agents(settings: Settings) -> str:
     known, wanted = known_agents(), wanted_agents(settings)
     if unknown := [name for name in wanted if name not in known]:
         raise HeadwaterError(f"there is no agent {', '.join(unknown)}", hint=f"headwater run {' '.join(known)}")
+    apart = {
+        "lake": settings.lakes,
+        "mirror": settings.mirrors,
+        "pubsub": settings.pubsubs,
+        "replica": settings.replicas,
+    }
+    for name in dict.fromkeys([*wanted, *(name for name, some in apart.items() if some)]):
+        known[name].load()  # a package that it needs may not be installed
     return f"{', '.join(wanted)} have work"
+
+
+def _packages() -> Iterator[Finding]:
+    """Tell what has the names of our packages."""
+    if (found := missing.overwritten()) is not None:
+        yield Finding("packages", False, found.message, found.hint)
+    for one in own_packages.hidden():
+        yield Finding("packages", True, str(one), "rename it if a function of yours imports it", is_warning=True)
 
 
 def _flow(settings: Settings, flow: FlowSettings, warnings: list[str]) -> str:
@@ -220,7 +242,7 @@ def _table(
         snapshots.preflight(table)
     shards = api.shards_of(stream.arn)
     if isinstance(settings, KinesisSettings) and settings.read == "fan-out":
-        return f"stream {table}, {len(shards)} shards listed, {_consumer(settings, plain(stream.arn))}"
+        return f"stream {table}, {len(shards)} shards listed, {_consumer(settings, plain_json(stream.arn))}"
     if shards:  # the permissions that reading needs, used once
         last = shards[-1].shard_id
         api.records(api.iterator(stream.arn, last, ShardStart()), ShardOf(table, stream.arn, last))
@@ -246,14 +268,14 @@ def _mirror(settings: Settings, mirror: MirrorSettings) -> str:
 
 
 def _replica(settings: Settings, replica: ReplicaSettings) -> str:
-    preflight(settings, replica, connect(replica, 2))
+    replica_preflight(settings, replica, connect(replica, 2))
     return "the tables exist"
 
 
 def _lake(lake: LakeSettings) -> str:
     url = lake.url or ""
     if lake.table == "iceberg":
-        from pipeline.sinks.lake.iceberg.sink import look as look_at_catalog  # noqa: PLC0415 - an extra
+        from pipeline.sinks.lake.iceberg.sink import look_at_table as look_at_catalog  # noqa: PLC0415 - an extra
 
         return look_at_catalog({"warehouse": url, **lake.catalog}, lake.namespace)
     parts = urlsplit(url)

@@ -41,7 +41,7 @@ from pipeline.sources.members import read_again
 from pipeline.steps.secrecy import MaskKey, fingerprint_of, is_sealed, open_letter, with_value
 from pipeline.topics.admin import admin, look, silent, unreachable
 from pipeline.topics.names import Topics
-from pipeline.topics.read import each, reading
+from pipeline.topics.read import each_record, reading
 from pipeline.transport import clients
 from pipeline.transport.partition import partition_of
 
@@ -189,7 +189,7 @@ def letters(settings: Settings, wanted: LetterFilter) -> list[Letter]:
     with reading(settings) as consumer:
         states = letter_states(consumer, topics.dead_letter_states, there[topics.dead_letter_states])
         partitions = dict.fromkeys(range(there[topics.dead_letter]), OFFSET_BEGINNING)
-        for record in each(consumer, topics.dead_letter, partitions):  # those that are not meant are not kept
+        for record in each_record(consumer, topics.dead_letter, partitions):  # those that are not meant are not kept
             one = letter(record)
             ids.discard(one.id)
             one = replace(one, state=cast("State", states.get(one.id, "open")))
@@ -322,6 +322,6 @@ def _act(settings: Settings, chosen: Iterable[Letter], done: Done, make: Callabl
 def letter_states(consumer: Consumer, topic: str, partitions: int) -> dict[str, str]:
     """Return what was done about dead letters, by ID (`partition-offset`); an open one is not among them."""
     states: dict[str, str] = {}
-    for record in each(consumer, topic, dict.fromkeys(range(partitions), OFFSET_BEGINNING)):
+    for record in each_record(consumer, topic, dict.fromkeys(range(partitions), OFFSET_BEGINNING)):
         states[bytes(record.key() or b"").decode()] = msgspec.json.decode(record.value() or b"{}").get("state", "open")
     return {letter: state for letter, state in states.items() if state != "open"}

@@ -15,13 +15,13 @@ from confluent_kafka import OFFSET_BEGINNING, Message
 from pipeline.errors import FatalError, UsageError
 from pipeline.settings.root import Settings
 from pipeline.settings.sources import DynamoDBStreamSettings
-from pipeline.sources.dynamodb.streams import captures
+from pipeline.sources.dynamodb.streams import captures_table
 from pipeline.sources.snapshots.known import CANCEL, Snapshot, Snapshots, is_snapshot
 from pipeline.sources.snapshots.scan import Facts, Forecast, Scanner, export_forecast, forecast, segments_for
-from pipeline.sources.snapshots.snapshotter import plan
+from pipeline.sources.snapshots.snapshotter import plan_snapshot
 from pipeline.topics.admin import admin, look, silent
 from pipeline.topics.names import FENCE_PARTITIONS, Topics
-from pipeline.topics.read import read, reading
+from pipeline.topics.read import read_topic, reading
 from pipeline.transport import Follower, clients
 from pipeline.transport.partition import partition_of
 
@@ -36,10 +36,11 @@ class SnapshotTable:
     source: DynamoDBStreamSettings
 
 
-def source_of(settings: Settings, table: str) -> DynamoDBStreamSettings | None:
+def source_of_table(settings: Settings, table: str) -> DynamoDBStreamSettings | None:
     """Return the source that captures a table from its stream, None when there is none."""
     return next(
-        (one for one in settings.sources if isinstance(one, DynamoDBStreamSettings) and captures(one, table)), None
+        (one for one in settings.sources if isinstance(one, DynamoDBStreamSettings) and captures_table(one, table)),
+        None,
     )
 
 
@@ -47,7 +48,7 @@ def look_at(settings: Settings, names: Iterable[str]) -> list[SnapshotTable]:
     """Ask AWS about tables; raise UsageError for one that no source captures, FatalError for one that cannot be joined."""
     found = []
     for name in names:
-        source = source_of(settings, name)
+        source = source_of_table(settings, name)
         if source is None:
             raise UsageError(
                 f"no source of kind dynamodb-stream captures the table {name}: a snapshot is joined with its stream",
@@ -84,7 +85,7 @@ def outlook(table: SnapshotTable, wish: Wish) -> Forecast:
 def new(table: SnapshotTable, wish: Wish) -> Snapshot:
     """Return a snapshot to ask for, with an ID that says when, and is no other's."""
     snapshot_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
-    found = plan(table.facts, snapshot_id, table.source, wish.segments)
+    found = plan_snapshot(table.facts, snapshot_id, table.source, wish.segments)
     return msgspec.structs.replace(found, units=wish.units or found.units, export=wish.export or found.export)
 
 
@@ -138,7 +139,7 @@ def of(settings: Settings) -> Snapshots:
     """Return all snapshots that there ever were; raise FatalError when the cluster cannot be reached."""
     found = Snapshots()
     with reading(settings) as consumer:
-        records = read(
+        records = read_topic(
             consumer, Topics(settings).shards, dict.fromkeys(range(FENCE_PARTITIONS), OFFSET_BEGINNING), None
         )
     _take(found, records)

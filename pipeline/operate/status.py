@@ -22,7 +22,7 @@ from pipeline.sources.snapshots.known import Snapshots
 from pipeline.topics.admin import admin, look
 from pipeline.topics.group import members_of
 from pipeline.topics.names import Topics
-from pipeline.topics.read import READ_TIMEOUT_S, each, latest, read, reading
+from pipeline.topics.read import READ_TIMEOUT_S, each_record, latest, read_topic, reading
 
 COUNTED = 10_000
 """Records read at most to tell a small lag exactly: the ends of transactions take offsets too."""
@@ -171,7 +171,7 @@ def _flows(consumer: Consumer, topic: str, partitions: int, members: Iterable[st
 
 
 def _latest(consumer: Consumer, topic: str, partitions: int) -> dict[bytes, bytes]:
-    return latest(read(consumer, topic, dict.fromkeys(range(partitions), OFFSET_BEGINNING), None))
+    return latest(read_topic(consumer, topic, dict.fromkeys(range(partitions), OFFSET_BEGINNING), None))
 
 
 def _replays(consumer: Consumer, topic: str, partitions: int) -> list[ReplayStatus]:
@@ -198,7 +198,7 @@ def _lag(consumer: Consumer, agent: str, topic: str, partitions: int) -> Lag:
         behind += max(0, high - max(low, offset))
     if behind > COUNTED:
         return Lag(agent, topic, behind, exact=False)
-    return Lag(agent, topic, len(read(consumer, topic, committed, COUNTED)), exact=True)
+    return Lag(agent, topic, len(read_topic(consumer, topic, committed, COUNTED)), exact=True)
 
 
 def _lags_of_others(settings: Settings, topics: Topics, there: Mapping[str, int]) -> Iterator[Lag]:
@@ -225,5 +225,6 @@ def _open_letters(consumer: Consumer, topics: Topics, there: Mapping[str, int]) 
     done = letter_states(consumer, topics.dead_letter_states, there.get(topics.dead_letter_states, 0))
     start = dict.fromkeys(range(there.get(topics.dead_letter, 0)), OFFSET_BEGINNING)
     return sum(
-        f"{record.partition()}-{record.offset()}" not in done for record in each(consumer, topics.dead_letter, start)
+        f"{record.partition()}-{record.offset()}" not in done
+        for record in each_record(consumer, topics.dead_letter, start)
     )

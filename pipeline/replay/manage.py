@@ -65,7 +65,7 @@ def positions_of(settings: Settings, replay: Replay, group: str) -> dict[str, in
     return {place(tp.topic, tp.partition): tp.offset for tp in found if tp.offset >= 0}
 
 
-def plan(settings: Settings, wanted: Replay, now: float, *, partial: bool = False) -> Replay:
+def plan_replay(settings: Settings, wanted: Replay, now: float, *, partial: bool = False) -> Replay:
     """Return the replay with its ID and its ranges of offsets; nothing is written.
 
     Raises FatalError when some of what is asked for is not there, unless `partial`.

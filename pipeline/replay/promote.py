@@ -10,7 +10,7 @@ from confluent_kafka import TopicPartition
 
 from pipeline.errors import UsageError
 from pipeline.replay.plan import Replay, encode, of_suffix
-from pipeline.replay.transaction import finish, group_of, is_end, on_cluster, produce, reader, transactional
+from pipeline.replay.transaction import finish, group_metadata, is_end, on_cluster, produce, reader, transactional
 from pipeline.settings.root import Settings
 from pipeline.steps.route import REPLAY
 from pipeline.topics.admin import admin
@@ -31,7 +31,7 @@ def promote(settings: Settings, replay: Replay, on_progress: Callable[[int], Non
         )
     topics = Topics(settings)
     name = f"{replay.group(settings.prefix)}.promote"
-    producer, group = transactional(settings, name), group_of(settings, name)
+    producer, group = transactional(settings, name), group_metadata(settings, name)
     there = admin(settings.kafka.conf).list_topics(timeout=PROMOTE_TIMEOUT_S).topics
     dead = replay.topic(topics.dead_letter)
     shadows = [topic for topic in of_suffix(there, settings.prefix, replay.suffix) if topic != dead]

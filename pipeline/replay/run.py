@@ -22,7 +22,7 @@ from models.change import decode as decode_change
 from models.dead_letter import DeadLetter, Headers
 from pipeline.replay.plan import Replay, ReplayProgress, State, encode, place
 from pipeline.replay.source import ReplayBatch, ReplaySource
-from pipeline.replay.transaction import finish, group_of, on_cluster, produce, transactional
+from pipeline.replay.transaction import finish, group_metadata, on_cluster, produce, transactional
 from pipeline.services.keys import mask_key
 from pipeline.settings.flows import FlowSettings
 from pipeline.settings.root import Settings
@@ -68,7 +68,7 @@ class Run:
         """Do it; return the replay as it is then: done, or stopped. Raises HeadwaterError."""
         self._topics = Topics(self.settings)
         name = self.replay.group(self.settings.prefix)
-        self._producer, self._group = transactional(self.settings, name), group_of(self.settings, name)
+        self._producer, self._group = transactional(self.settings, name), group_metadata(self.settings, name)
         with on_cluster():
             started, self._looked = self.clock(), 0.0
             read_before = self.replay.progress.read

@@ -49,7 +49,7 @@ def transactional(settings: Settings, name: str) -> Producer:
         return clients.transactional(conf, name, REPLAY_TIMEOUT_S, logger=log)
 
 
-def group_of(settings: Settings, name: str) -> Any:
+def group_metadata(settings: Settings, name: str) -> Any:
     """Return the metadata of a group that has no members: the transactional ID keeps others out."""
     consumer = reader(settings, name)
     try:

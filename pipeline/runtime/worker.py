@@ -28,7 +28,7 @@ from pipeline.settings.root import Settings
 from pipeline.state.table import Table
 from pipeline.topics.admin import TopicRefusedError, UnreachableError, admin, ensure
 from pipeline.topics.names import Topics
-from pipeline.topics.read import read
+from pipeline.topics.read import read_topic
 from pipeline.transport import Batch, BatchSchema, Transport, batches, clients
 from pipeline.transport.consumer import Consumer
 from pipeline.transport.starts import LostRecords
@@ -212,7 +212,7 @@ class Worker:
         """Return the time of the first record behind a gap, in seconds since the epoch; 0 where there is none, or no answer."""
         consumer = clients.consumer(self.transport.client_conf(), self.settings.group, enable_partition_eof=True)
         try:
-            found = read(consumer, lost.tp.topic, {lost.tp.partition: lost.end}, 1)
+            found = read_topic(consumer, lost.tp.topic, {lost.tp.partition: lost.end}, 1)
         except (HeadwaterError, KafkaException):
             return 0.0
         finally:

@@ -108,7 +108,7 @@ def client(service: str, region: str | None, threads: int, read_timeout: float =
         if session.get_credentials() is None:
             raise NoCredentialsError
     except ERRORS as error:
-        raise explain(error, f"AWS ({service})") from error
+        raise explained_aws(error, f"AWS ({service})") from error
     return made
 
 
@@ -185,7 +185,7 @@ def taken_body(answer: Any, what: str) -> bytes:
     return cast("bytes", body)
 
 
-def explain(error: Exception, what: str, *, listing: str = TABLES) -> HeadwaterError:
+def explained_aws(error: Exception, what: str, *, listing: str = TABLES) -> HeadwaterError:
     """Return one of `ERRORS` in our meanings: what, where, and what to type next; `listing` shows what there is."""
     if isinstance(error, ClientError):
         return _explain_answer(error, what, listing)

@@ -11,7 +11,7 @@ from pathlib import Path
 import boto3
 
 from pipeline.errors import FatalError, TransientError, UsageError
-from pipeline.services.aws import ERRORS, explain
+from pipeline.services.aws import ERRORS, explained_aws
 from pipeline.steps.secrecy import KEY_BYTES, MaskKey
 
 
@@ -67,6 +67,6 @@ def _decrypt(content: bytes, path: str) -> bytes:
     try:
         return boto3.client("kms").decrypt(CiphertextBlob=content)["Plaintext"]
     except ERRORS as error:
-        found = explain(error, f"the data key {path}")
+        found = explained_aws(error, f"the data key {path}")
         kind = TransientError if isinstance(found, TransientError) else FatalError
         raise kind(f"mask_key: {found.message}", hint=found.hint) from error

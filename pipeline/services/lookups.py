@@ -19,7 +19,7 @@ from botocore.exceptions import ClientError
 
 from models.attributes import digits, from_client, normal_item, to_client, typed
 from pipeline.errors import UsageError
-from pipeline.services.aws import ERRORS, explain
+from pipeline.services.aws import ERRORS, explained_aws
 from pipeline.settings.enrich import PLACE, LookupSettings
 from pipeline.settings.published import REFERENCE, VARIABLE, parameters
 from pipeline.steps.enrich import attribute
@@ -54,7 +54,7 @@ def lookup(settings: LookupSettings, environment: Mapping[str, str]) -> Step:
     return compile_lookup(settings.into, service.question, service, memory, settings.on_failure)
 
 
-def headers(settings: LookupSettings, environment: Mapping[str, str]) -> dict[str, str]:
+def lookup_headers(settings: LookupSettings, environment: Mapping[str, str]) -> dict[str, str]:
     """Return the headers of a lookup; raise UsageError when a variable or a file that they name is not there."""
     return {name: _filled(value, environment) for name, value in settings.headers.items()}
 
@@ -100,7 +100,7 @@ class Http:
         self._names = PLACE.findall(self._template)
         self._segments = [n for n, segment in enumerate(_segments(PLACE.sub("{}", self._template))) if "{}" in segment]
         """Those of the path that values are part of."""
-        self._headers, self._secrets = headers(settings, environment), secrets_of(settings, environment)
+        self._headers, self._secrets = lookup_headers(settings, environment), secrets_of(settings, environment)
         self._timeout = urllib3.Timeout(total=settings.timeout)
         self._pool = urllib3.PoolManager(maxsize=settings.concurrency, retries=False)
         self._threads, self._breaker = threads(settings.concurrency), Breaker()
@@ -174,7 +174,7 @@ class ItemBatches:
         try:
             self._client = boto3.client("dynamodb", region_name=settings.region, config=config)
         except ERRORS as error:
-            found = explain(error, f"lookup in table {self._table}")
+            found = explained_aws(error, f"lookup in table {self._table}")
             raise UsageError(found.message, hint=found.hint) from error
         self._threads, self._breaker = threads(settings.concurrency), Breaker()
 

@@ -21,7 +21,7 @@ from pydantic_settings import (
 )
 
 from pipeline.errors import UsageError
-from pipeline.files.toml_lines import line_of
+from pipeline.files.toml_lines import line_of_key
 from pipeline.settings.enrich import (
     ENRICH_KINDS,
     ComputeSettings,
@@ -82,7 +82,7 @@ def load(**overrides: Any) -> Settings:
 _HINT = "docs/reference/settings.md"
 
 
-def place_of(flow: FlowSettings, path: Sequence[str | int]) -> str:
+def line_of_setting(flow: FlowSettings, path: Sequence[str | int]) -> str:
     """Return file:line of a setting of a flow, '' when the flow is not in the settings file as it is."""
     file = config_file(os.environ)
     try:
@@ -93,7 +93,7 @@ def place_of(flow: FlowSettings, path: Sequence[str | int]) -> str:
     for number, one in enumerate(written):
         with suppress(ValidationError):
             if FlowSettings.model_validate(one) == flow:
-                return f"{file}:{line_of(text, ('flows', number, *path))}"
+                return f"{file}:{line_of_key(text, ('flows', number, *path))}"
     return ""
 
 
@@ -129,7 +129,7 @@ def _problems(error: ValidationError, file: Path, text: str) -> list[str]:
             continue  # what is wrong with the entries is said already
         message = one["msg"].removeprefix("Value error, ")
         said = message.partition(":")[0].split(".")  # what looks at several settings says itself at which of them
-        line = line_of(text, [*loc, *(int(part) if part.isdigit() else part for part in said)])
+        line = line_of_key(text, [*loc, *(int(part) if part.isdigit() else part for part in said)])
         problems.append(_explain(loc, one["type"], message) + (f" ({file}:{line})" if line else ""))
     return problems
 

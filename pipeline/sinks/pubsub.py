@@ -177,7 +177,7 @@ class PubSubWriter(Writer):
         """Hand a message to Google's client; what it refuses at once fails like what the service refuses."""
         try:
             sent: Future[Any] = self._client.publish(
-                self._topic, data(one.record), one.ordering_key, **attributes(one.record)
+                self._topic, data(one.record), one.ordering_key, **message_attributes(one.record)
             )
         except (MessageTooLargeError, TypeError, ValueError) as error:
             sent = Future()
@@ -210,7 +210,7 @@ class PubSubWriter(Writer):
 
 def refusal(record: Message) -> str:
     """Return why Pub/Sub can never take a record, or ''."""
-    found = attributes(record)
+    found = message_attributes(record)
     size = len(data(record)) + sum(len(name) + len(value) + 16 for name, value in found.items()) + KEY_BYTES
     if size + ENVELOPE_BYTES > MESSAGE_BYTES and (size := _size_of(record)) + ENVELOPE_BYTES > MESSAGE_BYTES:
         return f"{size:,} bytes, it takes {MESSAGE_BYTES - ENVELOPE_BYTES:,}"
@@ -226,7 +226,7 @@ def refusal(record: Message) -> str:
 
 def _size_of(record: Message) -> int:
     key = ordering_key(record.key() or b"")
-    message = PubsubMessage(data=data(record), attributes=attributes(record), ordering_key=key)
+    message = PubsubMessage(data=data(record), attributes=message_attributes(record), ordering_key=key)
     return int(PubsubMessage.pb(message).ByteSize())
 
 
@@ -243,7 +243,7 @@ def ordering_key(key: bytes) -> str:
         return hashlib.sha256(key).hexdigest()
 
 
-def attributes(record: Message) -> dict[str, str]:
+def message_attributes(record: Message) -> dict[str, str]:
     """Return the attributes of a message: its headers, as text, and whether it is a tombstone."""
     found = {
         name: text

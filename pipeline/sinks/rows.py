@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import cast
 
-import numpy as np
 from confluent_kafka import Message
 
 from models.change import Change, Op, check, decode_unchecked
@@ -131,6 +130,8 @@ class RowReader:
 
 def times_of(changes: Sequence[Change], kinds: Sequence[Kind]) -> list[int]:
     """Return when changes happened; raise ValueError when a time has no date."""
+    import numpy as np  # noqa: PLC0415 - an extra; names of files are known without it
+
     units = np.fromiter((kind.unit for kind in kinds), np.int64, len(kinds))
     times = np.rint(np.fromiter(map(_created, changes), np.float64, len(changes)) * units)
     if not ((times >= EARLIEST) & (times < LATEST)).all():

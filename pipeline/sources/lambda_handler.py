@@ -20,7 +20,7 @@ from pipeline.limits import HEADROOM, NEVER_TAKEN
 from pipeline.settings.load import load
 from pipeline.settings.root import Settings
 from pipeline.sources.base import Unreadable
-from pipeline.sources.dynamodb.records import refused as refused_record
+from pipeline.sources.dynamodb.records import refused_record
 from pipeline.sources.members import Item, item
 from pipeline.topics.names import Topics
 from pipeline.transport import clients

@@ -19,7 +19,7 @@ CHANGELOG_STUCK_S = 60.0
 """Seconds without a record after which a recovery that has not arrived gives up."""
 
 
-def read(
+def read_changelog(
     conf: Mapping[str, Any],
     tp: TP,
     start: int,

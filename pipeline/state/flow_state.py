@@ -294,7 +294,7 @@ class FlowState(HeldState):
             missed.extend(_change(table, record) for record in records)
             return True
 
-        changelog.read(self._transport.client_conf(), tp, start, end, apply)
+        changelog.read_changelog(self._transport.client_conf(), tp, start, end, apply)
 
 
 def _change(table: str, record: Message) -> ReferenceChange:

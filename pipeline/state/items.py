@@ -19,11 +19,11 @@ class PartitionItems:
 
     def get(self, table: str, key: bytes) -> bytes | None:
         """Return the item of an item key, in typed JSON."""
-        return self._part.get(place_of(table, key))
+        return self._part.get(item_place(table, key))
 
     def put(self, table: str, key: bytes, item: bytes | None, key_schema: str) -> None:
         """Set or remove (None) an item of a table with this key schema."""
-        writes: Writes = {place_of(table, key): item}
+        writes: Writes = {item_place(table, key): item}
         if self.key_schema(table) != key_schema:
             writes[schema_of(table)] = key_schema.encode()
         self._part.write(writes)
@@ -33,7 +33,7 @@ class PartitionItems:
         return (self._part.get(schema_of(table)) or b"").decode()
 
 
-def place_of(table: str, key: bytes) -> bytes:
+def item_place(table: str, key: bytes) -> bytes:
     """Return where an item is in the flow state."""
     return ITEMS + table.encode() + b"/" + key
 

@@ -10,7 +10,7 @@ from faust.types import TP
 from pipeline.state.seen import source_log, source_offset
 from pipeline.state.table_partitions import positions_in
 from pipeline.topics.names import Topics
-from pipeline.topics.read import read
+from pipeline.topics.read import read_topic
 from pipeline.transport.logs import UNKNOWN, Log
 
 OFFSETS_TIMEOUT_S = 20.0
@@ -45,6 +45,6 @@ def kept(consumer: Consumer, topics: Topics, tp: TP) -> Kept:
 def _last(consumer: Consumer, tp: TP) -> Message | None:
     low, end = consumer.get_watermark_offsets(TopicPartition(*tp), OFFSETS_TIMEOUT_S)
     for first in (max(low, end - LAST), low):  # ends of transactions take offsets, too
-        if records := read(consumer, tp.topic, {tp.partition: first}, None):
+        if records := read_topic(consumer, tp.topic, {tp.partition: first}, None):
             return records[-1]
     return None

@@ -187,10 +187,10 @@ class ReferenceTopic(ReferenceTable):
     """A compacted topic of others as a reference table: its values are plain JSON objects."""
 
     def _item(self, record: Message) -> bytes | None:
-        return plain_item(record)
+        return reference_item(record)
 
 
-def plain_item(record: Message) -> bytes | None:
+def reference_item(record: Message) -> bytes | None:
     """Return the item of a record of plain JSON, in typed JSON; None: it is gone, or it is not an object."""
     value = record.value()
     if not value:

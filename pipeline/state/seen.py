@@ -24,14 +24,14 @@ from faust.types import TP
 
 from pipeline.errors import FatalError, HeadwaterError
 from pipeline.state.buckets import Buckets, Turns, bucket_of
-from pipeline.state.changelog import read as read_changelog
+from pipeline.state.changelog import read_changelog
 from pipeline.state.standby import Keeping, Standbys
 from pipeline.transport import Participant, Slice, Transport
 from pipeline.transport.committed import Committed
 from pipeline.transport.fatal import stop_process
 from pipeline.transport.logs import UNKNOWN, Log
 from pipeline.transport.questions import Questions
-from pipeline.transport.starts import accept
+from pipeline.transport.starts import accept_command
 
 if TYPE_CHECKING:
     from pipeline.transport.consumer import Consumer
@@ -47,7 +47,7 @@ TAIL = 10_000
 """Changelog messages that a restart reads again at most for a partition whose memory has not been written."""
 
 
-def compact(event_ids: Sequence[str]) -> list[bytes]:
+def compact_ids(event_ids: Sequence[str]) -> list[bytes]:
     """Return event IDs in a short form: AWS's 32 hex digits as 16 bytes, of any other the BLAKE2b digest in 17."""
     try:
         short = [unhexlify(event_id) for event_id in event_ids]
@@ -154,7 +154,7 @@ class SeenTable(Participant):
         them is new once.
         """
         part = self._partitions[partition]
-        ids = compact(event_ids)
+        ids = compact_ids(event_ids)
         first = dict(zip(reversed(ids), range(len(ids) - 1, -1, -1), strict=True))
         unknown = part.store.unknown(first).difference(*part.pending.values())
         part.pending.setdefault(part.turns.now(), set()).update(unknown)
@@ -293,7 +293,7 @@ class SeenTable(Participant):
                     raise FatalError(
                         f"the state in {path} knows offsets up to {part.upto} of {tp.topic}[{tp.partition}], and the group "
                         f"has committed nothing there: {self._difference(part.log)}",
-                        hint=accept(tp.topic),
+                        hint=accept_command(tp.topic),
                     )
                 return
             if not part.is_at(target, log):
@@ -316,13 +316,13 @@ class SeenTable(Participant):
                 raise FatalError(
                     f"the state in {path} is ahead of the group: it knows offset {part.upto} of {tp.topic}[{tp.partition}], "
                     f"committed is {target}; someone has reset the group's offsets",
-                    hint=f"{accept(tp.topic)}; or rm -r {path} to recover from the changelog {self.changelog}",
+                    hint=f"{accept_command(tp.topic)}; or rm -r {path} to recover from the changelog {self.changelog}",
                 )
             if part.is_behind(target, log):
                 raise FatalError(
                     f"the changelog {self.changelog}[{tp.partition}] ends at source offset {part.upto}, committed is {target}: "
                     f"event IDs are missing",
-                    hint=accept(tp.topic),
+                    hint=accept_command(tp.topic),
                 )
 
     def _difference(self, kept: Log) -> str:

@@ -365,7 +365,7 @@ class Partitions(Participant):
             return self._claims.get(tp.partition) is claim
 
         if first < end:
-            await asyncio.to_thread(changelog.read, self._transport.client_conf(), tp, first, end, apply)
+            await asyncio.to_thread(changelog.read_changelog, self._transport.client_conf(), tp, first, end, apply)
         await self._require_known(consumer, tp, partition)
         log.info("Table %s[%d]: offset %d -> %d in %.2f s", *tp, first, end, time.monotonic() - started)
         return partition

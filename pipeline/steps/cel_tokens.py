@@ -81,7 +81,7 @@ def written(found: Sequence[Token]) -> str:
     return " ".join(token.text for token in found)
 
 
-def attributes(found: Sequence[Token], image: str) -> set[str] | None:
+def attributes_in(found: Sequence[Token], image: str) -> set[str] | None:
     """Return the attributes of an image that an expression reads, by name; None when it may read others, too.
 
     >>> sorted(attributes(tokens("after.total > 5 && has(after.place.city)"), "after"))

@@ -33,7 +33,7 @@ import msgspec
 from models.attribute_path import find, parse
 from models.attributes import digits, normal
 from models.change import Change
-from pipeline.steps.cel_tokens import PLAIN_STRING, Token, attributes, conjuncts, free_names, tokens, written
+from pipeline.steps.cel_tokens import PLAIN_STRING, Token, attributes_in, conjuncts, free_names, tokens, written
 from pipeline.steps.project import projection
 
 logging.getLogger("cel").setLevel(logging.CRITICAL)  # what it logs is the reason of a dead letter, too
@@ -186,7 +186,7 @@ def compile_value(text: str, names: Sequence[str] = (*NAMES, ENRICHED), shown: s
         if asks_changed:
             given["changed"] = lambda attribute: _changed(change, attribute)
         if asks_enriched:
-            given[ENRICHED] = {name: plain(_decode_value(one), number) for name, one in added.items()}
+            given[ENRICHED] = {name: plain_number(_decode_value(one), number) for name, one in added.items()}
         try:
             return program.execute(given)
         except _FAILURES as error:
@@ -359,15 +359,15 @@ def _fact(name: str, found: Sequence[Token]) -> Fact:
 
 def _image_decoder(name: str, found: Sequence[Token]) -> Callable[[bytes], Any]:
     """Return what decodes the attributes that an expression names, or the whole image where that is not known."""
-    named = attributes(found, name)
+    named = attributes_in(found, name)
     return _decode_item if named is None else projection(dict.fromkeys(named, True))
 
 
 def _plain_image(image: bytes | None, decode: Callable[[bytes], Any], number: Number) -> dict[str, Any] | None:
-    return None if image is None else {name: plain(value, number) for name, value in decode(image).items()}
+    return None if image is None else {name: plain_number(value, number) for name, value in decode(image).items()}
 
 
-def plain(value: Mapping[str, Any], number: Number = number_of) -> Any:
+def plain_number(value: Mapping[str, Any], number: Number = number_of) -> Any:
     """Return an attribute value as CEL has it: sets are lists, binary is bytes."""
     ((tag, inner),) = value.items()
     if tag == "N":
@@ -377,9 +377,9 @@ def plain(value: Mapping[str, Any], number: Number = number_of) -> Any:
     if tag == "B":
         return base64.b64decode(inner)
     if tag == "M":
-        return {name: plain(one, number) for name, one in inner.items()}
+        return {name: plain_number(one, number) for name, one in inner.items()}
     if tag == "L":
-        return [plain(one, number) for one in inner]
+        return [plain_number(one, number) for one in inner]
     if tag == "NS":
         return [number(one) for one in inner]
     if tag == "BS":

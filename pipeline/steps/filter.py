@@ -70,18 +70,18 @@ def fields(pattern: Mapping[str, Any]) -> dict[str, Any]:
     for name, rest in pattern.items():
         if name == "$or" and isinstance(rest, Sequence):
             for one in rest:
-                merge(found, fields(one))
+                merge_fields(found, fields(one))
         else:
-            merge(found, {name: fields(rest) if isinstance(rest, Mapping) else True})
+            merge_fields(found, {name: fields(rest) if isinstance(rest, Mapping) else True})
     return found
 
 
-def merge(found: dict[str, Any], more: Mapping[str, Any]) -> None:
+def merge_fields(found: dict[str, Any], more: Mapping[str, Any]) -> None:
     """Add the names of another pattern."""
     for name, rest in more.items():
         before = found.get(name)
         if isinstance(before, dict) and isinstance(rest, dict):
-            merge(before, rest)
+            merge_fields(before, rest)
         else:
             found[name] = rest if before is None else True
 

@@ -19,6 +19,7 @@ import msgspec
 
 from models.attributes import python_item, python_value, typed
 from pipeline.errors import TransientError, UsageError
+from pipeline.packages import own_packages
 from pipeline.steps.event import Event, Item, Step
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -106,6 +107,8 @@ class Function:
 
 
 MARK = "__headwater_enrich__"
+RENAME = "rename it, or move it into a package with a name of its own"
+"""What to do about a module that another one hides."""
 NUMBERS = Context(prec=76)
 """What functions compute in: the product of two numbers of DynamoDB, of 38 digits each, is exact. Python's own has 28."""
 _decode = msgspec.json.decode
@@ -130,22 +133,22 @@ def enrich(name: str, *, batch: bool = False) -> Callable[[F], F]:
     return declare
 
 
-def load(modules: Sequence[str]) -> dict[str, Function]:
-    """Return the functions that modules declare, by name; they are looked for in the working directory, too.
+def load_functions(modules: Sequence[str]) -> dict[str, Function]:
+    """Return the functions that modules declare, by name; they are looked for in the working directory, too, but last.
 
-    Raise UsageError for a module that cannot be imported.
+    Raise UsageError for a module that cannot be imported, or that another module of its name hides.
     """
     found: dict[str, Function] = {}
     if modules and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # as `python -m` does, and with it the worker
+        sys.path.append(str(Path.cwd()))  # last, as in the worker: it must not hide what is installed
     for module in modules:
         try:
             names = vars(importlib.import_module(module))
+        except ImportError as error:
+            raise _not_imported(module, error, error.name or module) from error
         except Exception as error:
-            raise UsageError(
-                f"modules: {module} cannot be imported: {type(error).__name__}: {error}",
-                hint=f"PYTHONPATH=. python -c 'import {module}'",
-            ) from error
+            raise _not_imported(module, error, "") from error
+        _require_not_hidden(module, names.get("__file__"))
         for value in names.values():
             function = getattr(value, MARK, None)
             if not isinstance(function, Function):
@@ -156,6 +159,26 @@ def load(modules: Sequence[str]) -> dict[str, Function]:
                 )
             found[function.name] = function
     return found
+
+
+def _not_imported(module: str, error: Exception, missing: str) -> UsageError:
+    """Return what is wrong with a module that raised `error`; `missing` is what could not be imported, if it was that."""
+    name = missing.partition(".")[0]
+    for one in own_packages.hidden():
+        if one.name == name:
+            return UsageError(f"modules: {module} needs {missing}, but {one}", hint=RENAME)
+    return UsageError(
+        f"modules: {module} cannot be imported: {type(error).__name__}: {error}",
+        hint=f"PYTHONPATH=. python -c 'import {module}'",
+    )
+
+
+def _require_not_hidden(module: str, file: str | None) -> None:
+    """Raise UsageError where the working directory has a module of this name, and another one was imported."""
+    name = module.partition(".")[0]
+    here = own_packages.candidate(str(Path.cwd()), name)
+    if here and file is not None and not Path(file).resolve().is_relative_to(Path.cwd().resolve()):
+        raise UsageError(f"modules: {here} is hidden: {module} is {file}, which is imported instead", hint=RENAME)
 
 
 def call(function: Function) -> Step:

@@ -43,7 +43,7 @@ def drop(names: Sequence[str]) -> Step:
     return each(leave_out)
 
 
-def rename(names: Mapping[str, str]) -> Step:
+def rename_attributes(names: Mapping[str, str]) -> Step:
     """Return the step that gives attributes new names, in the map in which they are; one that has the new name is replaced."""
     paths = {parse(old): new for old, new in names.items()}
     own = _renaming({path: new for path, new in paths.items() if not is_added(path)})

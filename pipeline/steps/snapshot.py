@@ -41,7 +41,7 @@ class Admitted(NamedTuple):
     superseded: int
 
 
-def join(records: Iterable[tuple[bytes | None, bytes]], memory: DeliveredMemory) -> Admitted:
+def admit(records: Iterable[tuple[bytes | None, bytes]], memory: DeliveredMemory) -> Admitted:
     """Follow the keys and values of a partition, in order; marks do not pass, nor do rows that the stream is ahead of."""
     keep: list[bool] = []
     written = superseded = 0

@@ -40,15 +40,17 @@ def latest(records: Iterable[Message]) -> dict[bytes, bytes]:
     return found
 
 
-def read(consumer: Consumer, topic: str, start: Mapping[int, int], most: int | None) -> list[Message]:
+def read_topic(consumer: Consumer, topic: str, start: Mapping[int, int], most: int | None) -> list[Message]:
     """Read a topic from these offsets to its end as of now, `most` records at most.
 
     Raise FatalError when nothing more comes before the end.
     """
-    return list(each(consumer, topic, start) if most is None else islice(each(consumer, topic, start), most))
+    return list(
+        each_record(consumer, topic, start) if most is None else islice(each_record(consumer, topic, start), most)
+    )
 
 
-def each(consumer: Consumer, topic: str, start: Mapping[int, int]) -> Iterator[Message]:
+def each_record(consumer: Consumer, topic: str, start: Mapping[int, int]) -> Iterator[Message]:
     """Yield the records of a topic from these offsets to its end as of now; none is kept.
 
     Raises FatalError when nothing more comes before the end.

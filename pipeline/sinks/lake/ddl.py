@@ -79,7 +79,7 @@ class Registered:
     """URL of its newest metadata."""
 
 
-def tables_of(objects: Objects, template: str) -> Iterator[Files]:
+def lake_tables(objects: Objects, template: str) -> Iterator[Files]:
     """Yield the tables of a lake of files; raise UsageError where its directories are not a table's."""
     parts = template.split("/")
     place = next(number for number, part in enumerate(parts) if "{table}" in part)

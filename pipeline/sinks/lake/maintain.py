@@ -125,7 +125,7 @@ class Maintained:
         return {name: getattr(self, name) for name in names} | {"requests": self.requests.json()}
 
 
-def maintain(
+def maintain_lake(
     objects: Objects,
     name: str,
     carried: Iterable[Carried],

@@ -134,7 +134,7 @@ class Content:
 # -- writing ----------------------------------------------------------------------------------------------------------
 
 
-def path_of(directory: str) -> str:
+def manifest_path(directory: str) -> str:
     """Return the path of a directory's manifest."""
     return f"{directory}/{NAME}"
 
@@ -176,7 +176,7 @@ def exchange(objects: Objects, directory: str, *, added: Sequence[File], removed
 
     def change(old: bytes | None) -> bytes | None:
         nonlocal done
-        manifest = Manifest(directory) if old is None else decode(old)
+        manifest = Manifest(directory) if old is None else decode_manifest(old)
         files = {file.path: file for file in manifest.files if file.path not in gone}
         new = [file for file in added if file.path not in files or not _names_logs(files[file.path])]
         merged = merged_rows(files.values())
@@ -193,14 +193,14 @@ def exchange(objects: Objects, directory: str, *, added: Sequence[File], removed
         content = msgspec.json.encode(changed)
         return None if content == old else content
 
-    objects.change(path_of(directory), change)
+    objects.change(manifest_path(directory), change)
     return done
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
-def decode(content: bytes) -> Manifest:
+def decode_manifest(content: bytes) -> Manifest:
     """Read a manifest. Where a worker of a version before has left the logs out of it, the names of files have them."""
     found = msgspec.json.decode(content, type=Manifest)
     found.files = [file if _names_logs(file) else _named(file) for file in found.files]
@@ -245,9 +245,9 @@ def contents(objects: Objects, directories: Mapping[str, Names], *, broken: Brok
     """
     left = dict(directories)
     for _ in range(CHANGE_ATTEMPTS):
-        manifests = objects.find_all(path_of(directory) for directory, names in left.items() if names.manifest)
+        manifests = objects.find_all(manifest_path(directory) for directory, names in left.items() if names.manifest)
         some = {
-            directory: _begin(directory, names, manifests.get(path_of(directory)), broken)
+            directory: _begin(directory, names, manifests.get(manifest_path(directory)), broken)
             for directory, names in left.items()
         }
         wanted = [
@@ -283,9 +283,9 @@ def _begin(directory: str, names: Names, manifest: bytes | None, broken: Broken 
     content = Content(directory, Manifest(directory))
     if manifest is not None:
         try:
-            content.manifest = decode(manifest)
+            content.manifest = decode_manifest(manifest)
         except msgspec.MsgspecError as error:
-            _tell(path_of(directory), error, broken)
+            _tell(manifest_path(directory), error, broken)
     known = {file.path for file in content.manifest.files if _names_logs(file)}
     content.spent.update(path for path in names.entries if file_of(path) in known)
     return content

@@ -80,7 +80,7 @@ class Directories:
     def _fill(self, table: str, ts_us: int, op: str) -> str:
         at = datetime.fromtimestamp(ts_us // 1_000_000, UTC)
         return self._template.format(
-            table=escaped(table),
+            table=escaped_path(table),
             sink=self._sink,
             op=op,
             date=f"{at:%Y-%m-%d}",
@@ -91,7 +91,7 @@ class Directories:
         )
 
 
-def escaped(table: str) -> str:
+def escaped_path(table: str) -> str:
     """Return a table's name as one part of a path. Names that DynamoDB allows stay as they are.
 
     Other characters are percent-encoded as UTF-8, so are the dots of a name of dots alone. Of what is longer than `LONGEST`
@@ -110,7 +110,7 @@ def mark_of(log: Log) -> str:
     return log.topic_id or quote(log.cluster, safe="")
 
 
-def name_of(topic: str, partition: int, offset: int, mark: str = "") -> str:
+def file_name(topic: str, partition: int, offset: int, mark: str = "") -> str:
     """Return the name of the file of a log whose first record has this offset."""
     return f"{topic}+{mark}+{partition}+{offset:020d}.parquet" if mark else f"{topic}+{partition}+{offset:020d}.parquet"
 

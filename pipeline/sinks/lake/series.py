@@ -49,7 +49,7 @@ class Rowless(msgspec.Struct, frozen=True):
     end: int
 
 
-def begin(objects: Objects, mark: str, series: Series) -> None:
+def begin_series(objects: Objects, mark: str, series: Series) -> None:
     """Write down where a series begins, if that is not known yet."""
     objects.create(f"{_path(series.topic, mark, series.partition)}.json", msgspec.json.encode(series))
 
@@ -60,7 +60,7 @@ def leave_out(objects: Objects, mark: str, rowless: Rowless) -> None:
     objects.create(f"{place}+{rowless.begin:020d}-{rowless.end:020d}.json", msgspec.json.encode(rowless))
 
 
-def path_of(objects: Objects, configured: str) -> str:
+def series_path(objects: Objects, configured: str) -> str:
     """Return the template of a lake's directories: what is set, else what the lake has begun with, whoever asks first.
 
     A version before has not written it down: its files are below `table=`, and its series are there before them.
@@ -87,7 +87,7 @@ def _begun_with(objects: Objects) -> str:
     return paths.FORMER if begun else paths.DEFAULT
 
 
-def read(objects: Objects) -> Iterator[Series | Rowless]:
+def read_series(objects: Objects) -> Iterator[Series | Rowless]:
     """Yield all that is known of series."""
     for path in objects.paths(DIRECTORY):
         if path == PATH:

@@ -29,7 +29,7 @@ from pipeline.sinks.lake import manifests, series
 from pipeline.sinks.lake.layouts import Layout
 from pipeline.sinks.lake.objects import Objects
 from pipeline.sinks.lake.parquet import OpenFile, Range, first_row_in, range_in
-from pipeline.sinks.lake.paths import Directories, keys_of, mark_of, name_of
+from pipeline.sinks.lake.paths import Directories, file_name, keys_of, mark_of
 from pipeline.sinks.moves import Moves
 from pipeline.sinks.rows import RowReader
 from pipeline.transport.committed import Committed
@@ -92,7 +92,7 @@ class LakeSink(Sink):
         """Find out how the lake's directories are called, once."""
         if self._laid_out:
             return
-        self._path = path = series.path_of(self.objects, self._path)
+        self._path = path = series.series_path(self.objects, self._path)
         if "{sink}" in path:  # each sink has a directory of its own: an item that has left one is not there any more
             self.moves = Moves(())
         self.layout.reserve(keys_of(path))
@@ -229,7 +229,7 @@ class LakeWriter(Writer):
 
     def _begin_series(self) -> None:
         if self._series is not None:
-            series.begin(self._lake.objects, self._mark, self._series)
+            series.begin_series(self._lake.objects, self._mark, self._series)
             self._series = None
 
     def _path(self, sealed: _Sealed, number: int) -> str:
@@ -237,7 +237,7 @@ class LakeWriter(Writer):
         return self._path_of(directory, file, sealed.mark)
 
     def _path_of(self, directory: str, file: OpenFile, mark: str) -> str:
-        return f"{directory}/{name_of(self._tp.topic, self._tp.partition, file.first_offset, mark)}"
+        return f"{directory}/{file_name(self._tp.topic, self._tp.partition, file.first_offset, mark)}"
 
     def _mark_for(self, sealed: _Sealed) -> str:
         """Return the mark of a range's files: the log's, or that of a version before which has begun it, or may have."""

@@ -76,7 +76,7 @@ class LostOffsets(NamedTuple):
     log: str
 
 
-def verify(
+def verify_lake(
     objects: Objects,
     prefix: str = "",
     *,
@@ -111,7 +111,7 @@ def verify(
     known = [*lost, *(LostOffsets(gap.topic, gap.partition, gap.first, gap.last, gap.log) for gap in gaps if gap.topic)]
     explained: list[Problem] = []
     if not prefix:  # else the neighbours are not seen
-        begun, rowless = series.of_kind(series.read(objects))
+        begun, rowless = series.of_kind(series.read_series(objects))
         for hole in _holes(files, begun, rowless, carried, known):
             (explained if hole.is_lost else problems).append(hole.problem)
         problems += _doubled(listed.origins, begun)
@@ -235,7 +235,7 @@ def holes(
     objects: Objects, files: Sequence[File], carried: Iterable[Carried], lost: Iterable[LostOffsets]
 ) -> Iterator[Hole]:
     """Yield what is missing in a lake whose manifests list these files."""
-    begun, rowless = series.of_kind(series.read(objects))
+    begun, rowless = series.of_kind(series.read_series(objects))
     return (hole for hole in _holes(files, begun, rowless, carried, lost) if not hole.is_lost)
 
 

@@ -51,7 +51,7 @@ class ReplicaWrite:
         return None if self.image is None else {**_for_client(self.image), **self.key()}
 
 
-def write(record: Message, replica: ReplicaSettings) -> ReplicaWrite:
+def write_of(record: Message, replica: ReplicaSettings) -> ReplicaWrite:
     """Return what a record of a sink topic does; raise ValueError or RejectedError when that cannot be known."""
     change = decode(cast("bytes", record.value()))
     if change.op != "d" and change.after is None:

@@ -22,7 +22,7 @@ from pipeline.errors import HeadwaterError, RejectedError, TransientError
 from pipeline.settings.sinks import ReplicaSettings
 from pipeline.sinks.base import NOTHING, Flushed, Rejected, Sink, Writer
 from pipeline.sinks.moves import Moves
-from pipeline.sinks.replica.changes import ReplicaItem, ReplicaWrite, newest_first, write
+from pipeline.sinks.replica.changes import ReplicaItem, ReplicaWrite, newest_first, write_of
 from pipeline.sinks.replica.table import ReplicaTable
 from pipeline.transport.committed import Committed
 from pipeline.transport.logs import UNKNOWN, Log
@@ -65,7 +65,7 @@ class ReplicaWriter(Writer):
         rejected, writes = [], []
         for record in records:
             try:
-                one = write(record, self._settings)
+                one = write_of(record, self._settings)
                 if one.image is not None or not self._moves.stays(record):
                     writes.append(one)
             except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others continue

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from botocore.exceptions import ClientError, ParamValidationError
 
 from pipeline.errors import FatalError, HeadwaterError, RejectedError, TransientError
-from pipeline.services.aws import ERRORS, explain
+from pipeline.services.aws import ERRORS, explained_aws
 from pipeline.settings.sinks import ReplicaSettings
 from pipeline.sinks.replica.changes import ReplicaItem, ReplicaWrite
 from pipeline.sinks.replica.client import EXPIRES, VERSION_KEY
@@ -191,4 +191,4 @@ def meaning(error: Exception, what: str) -> HeadwaterError:
             return FatalError(
                 f"{what}: permission is missing: {message}", hint="docs/how-to/replicate-a-table.md, permissions"
             )
-    return explain(error, what)
+    return explained_aws(error, what)

@@ -90,7 +90,7 @@ class Compared:
         return {**asdict(self), "equal": self.equal}
 
 
-def verify(
+def verify_replica(
     settings: Settings,
     replica: ReplicaSettings,
     segments: int,
@@ -174,7 +174,7 @@ class Side:
             try:
                 return call()
             except aws.ERRORS as error:
-                raise aws.explain(error, self._what) from error
+                raise aws.explained_aws(error, self._what) from error
 
         try:
             return times(CALL_ATTEMPTS, lambda error: isinstance(error, TransientError), sleep=pause)(attempt)

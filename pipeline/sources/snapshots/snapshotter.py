@@ -186,7 +186,7 @@ class Snapshotter:
         if refusal := facts.refusal():
             log.error("A snapshot is not possible: %s", refusal)
         else:
-            self._once(host, wanted, plan(facts, INITIAL, self._wishes))
+            self._once(host, wanted, plan_snapshot(facts, INITIAL, self._wishes))
 
     # -- scanning -----------------------------------------------------------------------------------------------------
 
@@ -301,7 +301,7 @@ class Snapshotter:
             await asyncio.sleep(backoff(errors))
 
 
-def plan(facts: Facts, snapshot_id: str, wishes: Wishes, segments: int | None = None) -> Snapshot:
+def plan_snapshot(facts: Facts, snapshot_id: str, wishes: Wishes, segments: int | None = None) -> Snapshot:
     """Return the snapshot to ask for."""
     return Snapshot(
         facts.table,

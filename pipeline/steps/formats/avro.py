@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from pipeline.steps.formats.names import escaped, escaped_full, original_full
+from pipeline.steps.formats.names import escaped_full, escaped_name, original_full
 from pipeline.steps.formats.shape import ConflictError, Document, Field, Kind, Shape, kind_of
 from pipeline.steps.plain import NONE, Tagged, encode, untagged
 
@@ -48,7 +48,7 @@ def _record(shape: Shape, known: set[str]) -> Any:
         return name
     known.add(name)
     # A name in no namespace begins with a dot; fastavro knows it without.
-    aliases = {"aliases": [f".{escaped(shape.alias)}", escaped(shape.alias)]} if shape.alias else {}
+    aliases = {"aliases": [f".{escaped_name(shape.alias)}", escaped_name(shape.alias)]} if shape.alias else {}
     fields = [_field(n, one, known, required=shape.required) for n, one in shape.fields.items()]
     return {"type": "record", "name": name, **aliases, "fields": fields}
 
@@ -56,9 +56,9 @@ def _record(shape: Shape, known: set[str]) -> Any:
 def _field(name: str, one: Field, known: set[str], *, required: bool) -> dict[str, Any]:
     kind: Any = TYPES[one.kind] if one.shape is None else _record(one.shape, known)
     if required:
-        return {"name": escaped(name), "type": kind, "attribute": name, "kind": one.kind}
+        return {"name": escaped_name(name), "type": kind, "attribute": name, "kind": one.kind}
     wide = ["string"] if one.wide and kind != "string" else []
-    found = {"name": escaped(name), "type": ["null", kind, *wide], "default": None}
+    found = {"name": escaped_name(name), "type": ["null", kind, *wide], "default": None}
     return {**found, "attribute": name, "kind": one.kind} | ({"wide": True} if one.wide else {})
 
 

@@ -16,7 +16,7 @@ from typing import Any, cast
 import msgspec
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-from pipeline.steps.formats.names import escaped, escaped_full
+from pipeline.steps.formats.names import escaped_full, escaped_name
 from pipeline.steps.formats.shape import Document, Field, Kind, Shape, kind_of
 from pipeline.steps.plain import NONE, Tagged, encode, untagged
 
@@ -76,7 +76,7 @@ def _message(shape: Shape, known: set[str] | None, indent: str) -> list[str]:
 
 def _short(shape: Shape) -> str:
     """Return the name of a record within its package."""
-    return escaped(shape.name.rpartition(".")[2])
+    return escaped_name(shape.name.rpartition(".")[2])
 
 
 def _said(name: str) -> str:
@@ -104,7 +104,7 @@ def _named(shape: Shape) -> list[tuple[str, Field, str, str | None]]:
         taken.add(_json_name(name))
         return name
 
-    fields = {name: free(escaped(name), one.number) for name, one in shape.fields.items()}
+    fields = {name: free(escaped_name(name), one.number) for name, one in shape.fields.items()}
     return [
         (
             name,

@@ -19,7 +19,7 @@ from support.waiting import until
 
 from headwater.lab.stack import Endpoints
 from pipeline.settings.root import Settings
-from pipeline.topics.read import each, reading
+from pipeline.topics.read import each_record, reading
 
 pytestmark = pytest.mark.kafka
 PLANTED = {
@@ -52,7 +52,7 @@ def topics_of(settings: Settings, conf: Mapping[str, Any]) -> dict[str, bytes]:
     with reading(settings) as consumer:
         for name, topic in described.items():
             if name.startswith(f"{settings.prefix}."):
-                records = each(consumer, name, dict.fromkeys(topic.partitions, 0))
+                records = each_record(consumer, name, dict.fromkeys(topic.partitions, 0))
                 found[name] = b"\n".join(part for record in records for part in left(record))
     return found
 

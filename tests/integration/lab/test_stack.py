@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -280,12 +281,23 @@ def test_data_stay_from_one_start_to_the_next(port: str, tmp_path: Path) -> None
             assert consume(second, topic, 1) == [b"kept"]
 
 
-def test_local_up_refuses_a_directory_in_use(tmp_path: Path) -> None:
+def test_a_second_local_up_tells_the_endpoints_of_the_stack_that_runs(tmp_path: Path) -> None:
+    first = local_up(tmp_path, "noida", progress=print)
+    before = local_status(tmp_path)
+    try:
+        assert local_up(tmp_path, "noida", progress=print) == first
+        assert local_status(tmp_path) == before, "the first one is not disturbed"
+    finally:
+        local_down(tmp_path)
+
+
+def test_local_up_refuses_a_stack_of_which_some_parts_run(tmp_path: Path) -> None:
     local_up(tmp_path, "noida", progress=print)
     try:
+        os.kill(local_status(tmp_path)[0].pid, signal.SIGKILL)
+        until(lambda: not local_status(tmp_path)[0].alive, "the end of one part")
         with pytest.raises(HeadwaterError, match=r"is running there \(try: headwater local down --dir /"):
             local_up(tmp_path, "noida", progress=print)
-        assert all(status.alive for status in local_status(tmp_path)), "the first one is not disturbed"
     finally:
         local_down(tmp_path)
 

@@ -23,7 +23,7 @@ from support.waiting import until
 from headwater.lab.recorder import Recorder, lag
 from headwater.lab.stack import Endpoints
 from pipeline.sinks.lake.objects import Objects
-from pipeline.sinks.lake.verify import verify
+from pipeline.sinks.lake.verify import verify_lake
 from pipeline.transport.committed import committed
 from pipeline.transport.logs import logs_of
 
@@ -192,7 +192,7 @@ def require_all(upgraded: Upgraded, end: int) -> None:
     require_each_once(firsts(upgraded.topics["sink.joined"]), wanted)
     require_each_once(firsts(upgraded.topics["sink.strict"]), wanted, but={BAD})
     assert upgraded.rows() == Counter(wanted)
-    checked = verify(Objects(f"file://{upgraded.lake}"))
+    checked = verify_lake(Objects(f"file://{upgraded.lake}"))
     assert (checked.problems, checked.rows) == ((), len(wanted))
 
 

@@ -24,11 +24,11 @@ from test_recreated_topics import Lake, once
 from headwater.lab.stack import Endpoints
 from pipeline.errors import TransientError
 from pipeline.sinks.lake.layouts.envelope import EnvelopeLayout
-from pipeline.sinks.lake.maintain import maintain
+from pipeline.sinks.lake.maintain import maintain_lake
 from pipeline.sinks.lake.manifests import read_manifests
 from pipeline.sinks.lake.objects import Objects
 from pipeline.sinks.lake.sink import LakeSink, Rotation
-from pipeline.sinks.lake.verify import Carried, verify
+from pipeline.sinks.lake.verify import Carried, verify_lake
 from pipeline.transport.committed import Committed
 
 pytestmark = pytest.mark.kafka
@@ -135,7 +135,7 @@ def test_workers_cost_what_the_formula_says(store: TroubledStore) -> None:
     assert (counted.list, counted.delete) == (0, 0)
     assert (real["PUT"], real["GET"] + real["HEAD"]) == (counted.put, counted.get + counted.head)
     assert near(counted.bytes_out, written(p, f, d, p * f * rows, of_file=of_file, of_row=of_row, path=path))
-    assert verify(Objects(objects.url)).rows == p * f * rows
+    assert verify_lake(Objects(objects.url)).rows == p * f * rows
 
 
 def test_upkeep_costs_what_the_formula_says(store: TroubledStore) -> None:
@@ -146,7 +146,7 @@ def test_upkeep_costs_what_the_formula_says(store: TroubledStore) -> None:
     entries = written_by.requests.bytes_out - size
     objects, before = Objects(written_by.url), Counter(store.done)
     known = [Carried(TOPIC, n, LOG, 0, Committed(f * rows, LOG)) for n in range(p)]
-    report = maintain(objects, "lake", known, size=128 << 20, older_than_us=1 << 60)
+    report = maintain_lake(objects, "lake", known, size=128 << 20, older_than_us=1 << 60)
     real = Counter(store.done) - before
     assert (report.files_before, report.files_after, report.rows) == (files, d, p * f * rows)
     asked = report.requests
@@ -159,8 +159,8 @@ def test_upkeep_costs_what_the_formula_says(store: TroubledStore) -> None:
     assert near(asked.bytes_out, listed + files * 170 + 2 * d * 300)
     assert (real["PUT"], real["GET"]) == (asked.put, asked.get + asked.list)
     assert real["POST"] + real["DELETE"] == asked.delete
-    assert verify(written_by).problems == ()
-    again = maintain(Objects(written_by.url), "lake", known, size=128 << 20, older_than_us=1 << 60).requests
+    assert verify_lake(written_by).problems == ()
+    again = maintain_lake(Objects(written_by.url), "lake", known, size=128 << 20, older_than_us=1 << 60).requests
     assert (again.get, again.put, again.list, again.delete) == (2, 2, 1, 0), "nothing but the lease and a listing"
 
 

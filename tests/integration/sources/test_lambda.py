@@ -25,7 +25,7 @@ from headwater.lab.workers import Workers
 from pipeline.errors import TransientError
 from pipeline.settings.root import Settings
 from pipeline.sources import lambda_handler
-from pipeline.sources.dynamodb.records import cut
+from pipeline.sources.dynamodb.records import cut_answer
 from pipeline.sources.lambda_handler import INVOCATION_MARGIN_S, IngestWriter
 from pipeline.topics.admin import admin, ensure
 from pipeline.topics.names import Topic, Topics
@@ -94,7 +94,7 @@ def test_a_batch_of_a_table_is_what_a_reader_would_have_written(place: Place) ->
             del record["eventSourceARN"]
             if identity := record.get("userIdentity"):
                 record["userIdentity"] = {"PrincipalId": identity["principalId"], "Type": identity["type"]}
-        read = cut(json.dumps({"Records": api}).encode(), arn).records
+        read = cut_answer(json.dumps({"Records": api}).encode(), arn).records
         assert values(found) == [json.loads(record["value"]) for record in read]
         assert [record.key() for record in found] == [record["key"] for record in read]
         assert not any(record.headers() for record in found)

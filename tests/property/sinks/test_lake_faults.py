@@ -23,6 +23,8 @@ from pipeline.sinks.lake.layouts.envelope import EnvelopeLayout
 from pipeline.sinks.lake.objects import Objects
 from pipeline.sinks.lake.sink import LakeSink, Rotation
 
+pytestmark = pytest.mark.slow
+
 HOUR = 3600
 
 

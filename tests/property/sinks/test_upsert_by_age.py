@@ -17,6 +17,8 @@ from pipeline.sinks.lake.iceberg.sink import IcebergSink
 from pipeline.sinks.lake.sink import Rotation
 from pipeline.transport.logs import Log
 
+pytestmark = pytest.mark.slow
+
 KEYS = ["a", "b"]
 PARTITIONS = {"p.sink.first": 0, "p.sink.second": 1}
 """By topic, the partition in which all items are: topics need not have as many."""

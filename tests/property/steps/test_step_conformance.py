@@ -33,8 +33,10 @@ from pipeline.steps.lookup import LOOKUP_LONGEST_S, Answer, AnswerCache, Breaker
 from pipeline.steps.mask import compile_masks
 from pipeline.steps.python import DROP, Change, Function, call
 from pipeline.steps.secrecy import MaskKey
-from pipeline.steps.shape import drop, rename, select
+from pipeline.steps.shape import drop, rename_attributes, select
 from pipeline.steps.sql import compile_query
+
+pytestmark = pytest.mark.slow
 
 KEY = MaskKey(bytes(range(32)))
 
@@ -149,7 +151,7 @@ STEPS: dict[str, Callable[[], Step]] = {
     "python, batch": lambda: call(Function("prices", prices, batch=True)),
     "select": lambda: select(["id", "total", "größe"]),
     "drop": lambda: drop(["total", "a-b"]),
-    "rename": lambda: rename({"total": "status", "status": "total"}),
+    "rename": lambda: rename_attributes({"total": "status", "status": "total"}),
     "mask": lambda: compile_masks(
         [
             MaskSettings(path="id", how="hash"),

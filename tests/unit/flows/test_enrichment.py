@@ -21,7 +21,7 @@ from pipeline.services.lookups import lookup
 from pipeline.settings.enrich import LookupSettings
 from pipeline.settings.flows import FlowSettings
 from pipeline.steps.lookup import FAILURES, AnswerCache, Breaker, compile_lookup
-from pipeline.steps.python import load
+from pipeline.steps.python import load_functions
 from pipeline.steps.sql import QueryError, compile_query
 
 ORDER: dict[str, Any] = {
@@ -460,10 +460,10 @@ def test_functions_are_found_in_modules_by_their_names(tmp_path: Path, monkeypat
         "from headwater import enrich\n@enrich('one')\ndef other(change):\n    pass\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert list(load(["mine_found"])) == ["one"]
+    assert list(load_functions(["mine_found"])) == ["one"]
     with pytest.raises(UsageError, match="mine_broken cannot be imported: ModuleNotFoundError"):
-        load(["mine_broken"])
+        load_functions(["mine_broken"])
     with pytest.raises(UsageError, match="two functions are declared as 'one'"):
-        load(["mine_found", "mine_twice"])
+        load_functions(["mine_found", "mine_twice"])
     for name in ("mine_found", "mine_twice"):
         sys.modules.pop(name)

@@ -14,13 +14,13 @@ import pytest
 from conftest import Headwater
 
 from pipeline.errors import UsageError
-from pipeline.files.toml_lines import line_of
+from pipeline.files.toml_lines import line_of_key
 from pipeline.flows import given_items, golden
 from pipeline.flows.compile import onlooking
 from pipeline.flows.explain import FlowTrace, explain
 from pipeline.flows.graph import NAME, RULE, TEXT, WIDTH, mermaid, svg
 from pipeline.flows.running import AT_LEAST, RejectLimit
-from pipeline.flows.versions import dump, parse, text_of
+from pipeline.flows.versions import dump, parse_flows, text_of
 from pipeline.settings.flows import FlowSettings
 from pipeline.settings.root import Settings
 
@@ -65,7 +65,7 @@ into = "x"
     ],
 )
 def test_a_setting_is_found_in_its_file(path: tuple[Any, ...], line: int | None) -> None:
-    assert line_of(FILE, path) == line
+    assert line_of_key(FILE, path) == line
 
 
 QUOTES = '"""'
@@ -115,11 +115,11 @@ def numbers(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tupl
 def test_each_setting_is_found_however_it_is_written() -> None:
     found = dict(numbers(tomllib.loads(EACH_ITS_LINE)))
     assert len(found) == 20
-    assert {path: line_of(EACH_ITS_LINE, path) for path in found} == found
-    assert line_of(EACH_ITS_LINE, ("f", 0, "e", 1, "union tag", "h")) == 25
-    assert line_of(EACH_ITS_LINE, ("f", 0, "e", 1, "missing")) == 24
-    assert line_of(EACH_ITS_LINE, ("f", 0, "e", 7, "h")) == 22
-    assert line_of(EACH_ITS_LINE, ("f", 7, "g")) is None
+    assert {path: line_of_key(EACH_ITS_LINE, path) for path in found} == found
+    assert line_of_key(EACH_ITS_LINE, ("f", 0, "e", 1, "union tag", "h")) == 25
+    assert line_of_key(EACH_ITS_LINE, ("f", 0, "e", 1, "missing")) == 24
+    assert line_of_key(EACH_ITS_LINE, ("f", 0, "e", 7, "h")) == 22
+    assert line_of_key(EACH_ITS_LINE, ("f", 7, "g")) is None
 
 
 FLOWS: list[dict[str, Any]] = [
@@ -194,7 +194,7 @@ def test_a_partitioned_table_is_explained_tested_and_drawn_as_a_global_one(tmp_p
     chart = mermaid(settings.flows)
     assert 't1[("totals")]' in chart
     assert "t1 -.-> f0" in chart
-    assert parse(json.loads(json.dumps(dump(settings.flows)))) == settings.flows
+    assert parse_flows(json.loads(json.dumps(dump(settings.flows)))) == settings.flows
 
 
 def explained(given: dict[str, Any], references: dict[str, Any] | None = None, **event: Any) -> FlowTrace:
@@ -429,7 +429,7 @@ def test_a_file_of_items_is_refused_with_its_line(name: str, text: str, why: str
     file = tmp_path / f"{name}.jsonl"
     file.write_text(text)
     with pytest.raises(UsageError) as refused:
-        given_items.read(file)
+        given_items.read_items(file)
     assert f"{file}{why}" in refused.value.message
     assert "; expected " in refused.value.message
     assert refused.value.hint
@@ -484,11 +484,11 @@ def test_no_line_of_the_picture_is_wider_than_its_box() -> None:
 
 
 def test_a_version_says_all_that_the_settings_say() -> None:
-    again = parse(json.loads(json.dumps(dump(flows()))))
+    again = parse_flows(json.loads(json.dumps(dump(flows()))))
     assert again == flows()
     assert text_of(again) == text_of(flows())
     with pytest.raises(UsageError, match=r"flows\.0\.to"):
-        parse([{"name": "f", "to": []}])
+        parse_flows([{"name": "f", "to": []}])
 
 
 def test_a_flow_may_reject_its_share_and_no_more() -> None:

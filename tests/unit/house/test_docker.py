@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -16,12 +17,12 @@ from xml.etree import ElementTree as ET
 
 import pytest
 import yaml
+from support.dockerfiles import DOCKER, context, instructions
 from support.paths import ROOT
 
-from headwater.lab import aws, kafka
+from headwater.lab import aws, cache, kafka
 from pipeline.settings.load import load
 
-DOCKER = ROOT / "docker"
 DOCKERFILES = [DOCKER / "Dockerfile", DOCKER / "ministack" / "Dockerfile"]
 LAMBDA = DOCKER / "lambda" / "Dockerfile"
 COMPOSE: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text())
@@ -29,13 +30,6 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 AGENTS = {point.name for point in entry_points(group="headwater.agents")}
 WORKERS = {name: service for name, service in SERVICES.items() if (service.get("command") or [""])[0] == "run"}
 HADOLINT = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
-
-
-def instructions(dockerfile: Path) -> list[tuple[str, str]]:
-    """The instructions of a Dockerfile: name and rest, continuation lines joined."""
-    lines = [line for line in dockerfile.read_text().splitlines() if line.strip() and not line.startswith("#")]
-    joined = "\n".join(lines).replace("\\\n", " ").splitlines()
-    return [(name, rest.strip()) for name, _, rest in (line.strip().partition(" ") for line in joined)]
 
 
 def last(dockerfile: Path, name: str) -> str:
@@ -181,18 +175,25 @@ def test_the_image_is_the_command() -> None:
 
 def test_the_image_is_built_from_the_lock_with_the_uv_of_the_makefile() -> None:
     commands = " ".join(rest for name, rest in instructions(DOCKER / "Dockerfile") if name == "RUN")
-    assert commands.count("uv sync --frozen --no-dev --extra lake") == 2
+    assert commands.count("uv sync --frozen --no-dev ${EXTRAS}") == 2
     version = re.search(r"^UV_VERSION := (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert version is not None
     assert f"uv=={version[1]}" in commands
 
 
-def test_what_is_copied_is_there_and_not_ignored() -> None:
-    copied = [rest.split() for name, rest in instructions(DOCKER / "Dockerfile") if name == "COPY"]
-    sources = {source for words in copied if not words[0].startswith("--") for source in words[:-1]}
-    kept = {line[1:] for line in (DOCKER / "Dockerfile.dockerignore").read_text().splitlines() if line.startswith("!")}
-    assert sources == kept
-    assert all((ROOT / source).exists() for source in sources)
+def test_the_image_has_all_extras_unless_others_are_asked_for() -> None:
+    assert ("ARG", 'EXTRAS="--all-extras"') in instructions(DOCKER / "Dockerfile")
+
+
+def copied(dockerfile: Path) -> set[str]:
+    words = [rest.split() for name, rest in instructions(dockerfile) if name == "COPY"]
+    return {source for found in words if not found[0].startswith("--") for source in found[:-1]}
+
+
+@pytest.mark.parametrize("dockerfile", [*DOCKERFILES, LAMBDA], ids=lambda path: path.parent.name)
+def test_what_is_copied_is_there_and_not_ignored(dockerfile: Path) -> None:
+    assert copied(dockerfile) == context(dockerfile)
+    assert all((ROOT / source).exists() for source in copied(dockerfile))
 
 
 def test_the_image_of_the_lambda_runs_the_handler_from_what_is_copied() -> None:
@@ -200,11 +201,22 @@ def test_the_image_of_the_lambda_runs_the_handler_from_what_is_copied() -> None:
     assert callable(getattr(import_module(module), name))
     assert first_argument(LAMBDA) == "LAMBDA_IMAGE=public.ecr.aws/lambda/python:3.12"
     assert last(LAMBDA, "FROM") == "${LAMBDA_IMAGE}"
-    copied = {word for found, rest in instructions(LAMBDA) if found == "COPY" for word in rest.split()[:-1]}
-    kept = {
-        line[1:] for line in (LAMBDA.parent / "Dockerfile.dockerignore").read_text().splitlines() if line[:1] == "!"
-    }
-    assert copied == kept
+
+
+def test_what_is_packaged_is_what_pyproject_says() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    build, tools = project["tool"]["hatch"]["build"], project["tool"]
+    packages = set(build["targets"]["wheel"]["packages"])
+    metadata = {project["project"]["readme"], *project["project"]["license-files"], "pyproject.toml", "uv.lock"}
+    assert copied(DOCKER / "Dockerfile") == packages | metadata
+    # What stays at home with the Lambda: the face and the agents, which need Faust.
+    lambda_packages = packages - {"headwater", "agents"}
+    assert copied(LAMBDA) == lambda_packages | {"pyproject.toml", "uv.lock"}
+    makefile = (ROOT / "Makefile").read_text()
+    assert f"cp -R {' '.join(sorted(lambda_packages))} dist/lambda" in makefile
+    assert set(tools["deptry"]["known_first_party"]) == packages
+    assert set(tools["importlinter"]["root_packages"]) == packages
+    assert packages <= set(tools["mypy"]["files"])
 
 
 # Recipes of the local stack
@@ -217,15 +229,15 @@ def pinned(pom: Path) -> dict[str, str]:
 
 
 def test_versions_are_the_same_everywhere() -> None:
-    requirements = (DOCKER / "ministack" / "requirements.txt").read_text()
+    requirements = (cache.recipe("ministack/requirements.txt")).read_text()
     assert SERVICES["kafka"]["image"] == f"apache/kafka:{kafka.VERSION}"
-    assert pinned(DOCKER / "kafka" / "pom.xml")["kafka_2.13"] == kafka.VERSION
+    assert pinned(cache.recipe("kafka/pom.xml"))["kafka_2.13"] == kafka.VERSION
     assert SERVICES["dynamodb"]["image"] == f"amazon/dynamodb-local:{aws.DYNAMODB_LOCAL_VERSION}"
-    assert pinned(DOCKER / "dynamodb-local" / "pom.xml")["DynamoDBLocal"] == aws.DYNAMODB_LOCAL_VERSION
+    assert pinned(cache.recipe("dynamodb-local/pom.xml"))["DynamoDBLocal"] == aws.DYNAMODB_LOCAL_VERSION
     assert SERVICES["s3"]["image"] == f"headwater-ministack:{aws.MINISTACK_VERSION}"
     assert f"\nministack=={aws.MINISTACK_VERSION}\n" in requirements
 
 
 def test_requirements_are_pins_alone() -> None:
-    lines = (DOCKER / "ministack" / "requirements.txt").read_text().splitlines()
+    lines = (cache.recipe("ministack/requirements.txt")).read_text().splitlines()
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+( ; .*)?|# .*", line) for line in lines)

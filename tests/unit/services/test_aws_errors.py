@@ -21,7 +21,7 @@ from pipeline.services.aws import (
     KeyStateError,
     TrimmedError,
     VanishedError,
-    explain,
+    explained_aws,
 )
 from pipeline.services.aws_errors import CODES, Meaning, meaning_of
 from pipeline.settings.sources import DynamoDBStreamSettings
@@ -39,7 +39,7 @@ def modelled(service: str) -> set[str]:
 
 def answered(code: str, message: str = "no", status: int = 400, operation: str = "DescribeTable") -> HeadwaterError:
     response = {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": status}}
-    return explain(ClientError(response, operation), WHAT)  # type: ignore[arg-type]  # its stubs want every member
+    return explained_aws(ClientError(response, operation), WHAT)  # type: ignore[arg-type]  # its stubs want every member
 
 
 @pytest.mark.parametrize("service", SERVICES)
@@ -161,7 +161,7 @@ PROVIDERS: list[Exception] = [
 @pytest.mark.parametrize("error", PROVIDERS, ids=lambda error: type(error).__name__)
 def test_a_provider_of_credentials_that_fails_may_work_again(error: Exception) -> None:
     assert isinstance(error, aws.ERRORS)
-    told = explain(error, WHAT)
+    told = explained_aws(error, WHAT)
     assert isinstance(told, CredentialsError)
     assert isinstance(told, TransientError)
     assert "credentials" in told.message
@@ -181,7 +181,7 @@ def test_a_provider_of_credentials_that_fails_may_work_again(error: Exception) -
     ids=lambda error: type(error).__name__,
 )
 def test_what_is_set_up_wrong_does_not_pass(error: Exception) -> None:
-    told = explain(error, WHAT)
+    told = explained_aws(error, WHAT)
     assert type(told) is FatalError
     assert told.hint
 
@@ -198,7 +198,7 @@ def test_what_is_set_up_wrong_does_not_pass(error: Exception) -> None:
     ids=lambda error: type(error).__name__,
 )
 def test_a_network_that_fails_passes(error: Exception) -> None:
-    assert type(explain(error, WHAT)) is TransientError
+    assert type(explained_aws(error, WHAT)) is TransientError
 
 
 def every(of: type[BaseException]) -> list[type[BaseException]]:
@@ -209,7 +209,7 @@ def test_every_error_of_botocore_is_explained_in_one_line() -> None:
     for kind in every(BotoCoreError):
         error = kind.__new__(kind)
         Exception.__init__(error, "what\nit says")
-        assert "\n" not in str(explain(error, WHAT))  # type: ignore[arg-type]  # it is one
+        assert "\n" not in str(explained_aws(error, WHAT))  # type: ignore[arg-type]  # it is one
 
 
 def test_check_tells_of_a_provider_that_fails_in_one_line() -> None:

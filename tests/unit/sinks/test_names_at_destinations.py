@@ -19,7 +19,7 @@ from pipeline.sinks.lake.iceberg.columns import columns_of, spelling
 from pipeline.sinks.lake.iceberg.sink import IcebergSink
 from pipeline.sinks.lake.layouts.columns import ColumnsLayout, TableSchema, item_of
 from pipeline.sinks.lake.objects import Objects
-from pipeline.sinks.lake.paths import Directories, escaped
+from pipeline.sinks.lake.paths import Directories, escaped_path
 from pipeline.sinks.lake.sink import LakeSink, Rotation
 
 AT = 1_764_000_000
@@ -187,10 +187,10 @@ def test_no_name_of_a_table_leaves_the_directory_of_the_lake_or_stops_it(tmp_pat
 
 
 def test_names_in_paths_are_percent_encoded_and_long_ones_end_in_a_digest() -> None:
-    assert escaped("Orders-2.eu_1") == "Orders-2.eu_1"
-    assert (escaped("../a b"), escaped(".."), escaped("a%")) == ("..%2Fa%20b", "%2E%2E", "a%25")
-    assert escaped("x" * 255) == f"{'x' * 160}~{escaped('x' * 255)[161:]}"
-    assert len({escaped("x" * 255), escaped("x" * 254), escaped("x" * 200)}) == 3
+    assert escaped_path("Orders-2.eu_1") == "Orders-2.eu_1"
+    assert (escaped_path("../a b"), escaped_path(".."), escaped_path("a%")) == ("..%2Fa%20b", "%2E%2E", "a%25")
+    assert escaped_path("x" * 255) == f"{'x' * 160}~{escaped_path('x' * 255)[161:]}"
+    assert len({escaped_path("x" * 255), escaped_path("x" * 254), escaped_path("x" * 200)}) == 3
     directories = Directories("{table}/{sink}/{op}/{year}", "s")
     assert directories.of("a/../../b", AT * 1_000_000, "c") == "a%2F..%2F..%2Fb/s/c/2025"
 

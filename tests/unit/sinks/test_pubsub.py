@@ -13,7 +13,7 @@ from support.sink_worker import PARTITION, Owner
 
 from pipeline.errors import FatalError
 from pipeline.settings.sinks import PubSubSettings
-from pipeline.sinks.pubsub import KEY_BYTES, MESSAGE_BYTES, PubSub, attributes, ordering_key
+from pipeline.sinks.pubsub import KEY_BYTES, MESSAGE_BYTES, PubSub, message_attributes, ordering_key
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_a_topic_that_is_not_there_is_said_at_the_start(server: Server) -> None:
 
 
 def test_a_tombstone_says_so_and_a_long_key_is_hashed() -> None:
-    assert attributes(record(0, "k", None))["tombstone"] == "true"
+    assert message_attributes(record(0, "k", None))["tombstone"] == "true"
     assert ordering_key(b"k" * KEY_BYTES) == "k" * KEY_BYTES
     assert len(ordering_key(b"k" * (KEY_BYTES + 1))) == 64
 

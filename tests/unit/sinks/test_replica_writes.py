@@ -15,7 +15,7 @@ from models.change import decode
 from pipeline.errors import FatalError, RejectedError, TransientError
 from pipeline.settings.sinks import ReplicaSettings
 from pipeline.sinks.base import Flushed
-from pipeline.sinks.replica.changes import newest_first, write
+from pipeline.sinks.replica.changes import newest_first, write_of
 from pipeline.sinks.replica.sink import ReplicaWriter
 from pipeline.sinks.replica.table import KEY_BYTES, ReplicaTable, meaning, version_id
 from pipeline.sinks.versions import ROW_AGE, version
@@ -96,7 +96,7 @@ def test_what_gives_no_version_is_refused(number: str, at: float) -> None:
 
 def test_the_changes_of_an_item_are_put_together_the_newest_first() -> None:
     values = [value("MODIFY", "2"), value("INSERT", "3", key="b"), value("REMOVE", "9"), value("INSERT", "1")]
-    items = newest_first(write(message(one), REPLICA) for one in values)
+    items = newest_first(write_of(message(one), REPLICA) for one in values)
     assert [[one.version[-1] for one in some] for some in items] == [["9", "2", "1"], ["3"]]
     assert items[0][0].item() is None
     assert items[0][0].place.table == "copy-of-orders"
@@ -106,13 +106,13 @@ def test_a_change_without_its_new_image_is_refused() -> None:
     lean = json.loads(value("MODIFY"))
     del lean["dynamodb"]["NewImage"]
     with pytest.raises(RejectedError, match="does not say what the item becomes"):
-        write(message(json.dumps(lean).encode()), REPLICA)
+        write_of(message(json.dumps(lean).encode()), REPLICA)
 
 
 def test_the_id_of_a_version_fits_into_a_key() -> None:
-    short = write(message(value("INSERT")), REPLICA).place
+    short = write_of(message(value("INSERT")), REPLICA).place
     assert version_id(short) == 'copy-of-orders/{"id":{"S":"a"}}'
-    ids = [version_id(write(message(value("INSERT", key="x" * n)), REPLICA).place) for n in (2040, 2041)]
+    ids = [version_id(write_of(message(value("INSERT", key="x" * n)), REPLICA).place) for n in (2040, 2041)]
     assert ids[0] != ids[1]
     assert max(map(len, ids)) <= KEY_BYTES
 

@@ -16,8 +16,8 @@ from pipeline.errors import UsageError
 from pipeline.operate.dead_letters import Letter, _again, letter
 from pipeline.settings.root import Settings
 from pipeline.sources.base import Unreadable
-from pipeline.sources.dynamodb.records import cut as cut_streams
-from pipeline.sources.kinesis.records import Answer, Put, cut
+from pipeline.sources.dynamodb.records import cut_answer as cut_streams
+from pipeline.sources.kinesis.records import Answer, Put, cut_kinesis
 from pipeline.sources.members import codec_of, item, read_again
 from pipeline.steps.late import marked
 from pipeline.topics.names import Topics
@@ -63,7 +63,7 @@ def letter_of(unreadable: Unreadable, arn: str = f"{CLICKS}/1700000000", shard_i
 
 def of_kinesis(data: bytes = PUT.data, codec: str = "json") -> Letter:
     how: Any = codec_of(settings(codec), "clicks")
-    (unreadable,) = cut(Answer([PUT._replace(data=data)], None), how).unreadable
+    (unreadable,) = cut_kinesis(Answer([PUT._replace(data=data)], None), how).unreadable
     return letter_of(unreadable)
 
 
@@ -85,7 +85,7 @@ def test_a_dead_letter_of_ingest_keeps_what_is_needed_to_read_it_again() -> None
 def test_a_corrected_record_goes_through_the_codec_with_its_partition_key_and_place() -> None:
     (record,) = _again(SETTINGS, of_kinesis(), b'{"n": 8.10}')
     topic, key, value, partition, headers = record
-    (as_if_read,) = cut(Answer([PUT._replace(data=b'{"n": 8.10}')], None), codec_of(SETTINGS, "clicks")).records
+    (as_if_read,) = cut_kinesis(Answer([PUT._replace(data=b'{"n": 8.10}')], None), codec_of(SETTINGS, "clicks")).records
     assert (topic, key, value) == (Topics(SETTINGS).ingest, as_if_read["key"], as_if_read["value"])
     assert partition == partition_of(key or b"", 8)
     assert headers == [(LATE, b"1700000100250000")], "newer changes of its item may be on raw already"
@@ -112,7 +112,7 @@ def test_an_edited_delivery_of_dynamodb_must_be_of_its_item() -> None:
     (record,) = _again(settings("dynamodb"), one, json.dumps(broken | {"eventName": "INSERT"}).encode())
     assert record[1] == one.key
     other = broken | {"eventName": "INSERT", "dynamodb": {"Keys": {"id": {"S": "b"}}}}
-    with pytest.raises(UsageError, match="of the item"):
+    with pytest.raises(UsageError, match="about the item"):
         _again(settings("dynamodb"), one, json.dumps(other).encode())
 
 

@@ -20,7 +20,7 @@ from pipeline.steps.expression import (
     compile_expression,
     compile_value,
     number_of,
-    plain,
+    plain_number,
     truth,
 )
 
@@ -82,7 +82,10 @@ def test_what_holds(text: str) -> None:
 def test_the_cpp_implementation_says_the_same(text: str) -> None:
     value = change()
     images = {
-        name: {attribute: plain(one, float if attribute == "huge" else number_of) for attribute, one in image.items()}
+        name: {
+            attribute: plain_number(one, float if attribute == "huge" else number_of)
+            for attribute, one in image.items()
+        }
         for name, image in (("before", BEFORE), ("after", AFTER))
     }
     facts = {"op": "u", "table": "orders", "key": {"id": "o-1"}, "ttl_expired": False, **images}

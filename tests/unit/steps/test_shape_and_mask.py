@@ -21,7 +21,7 @@ from pipeline.steps.enrich import attribute
 from pipeline.steps.event import Step
 from pipeline.steps.mask import canonical, compile_masks
 from pipeline.steps.secrecy import MaskKey, WrongKeyError, is_sealed, open_letter, seal_letter
-from pipeline.steps.shape import drop, rename, select
+from pipeline.steps.shape import drop, rename_attributes, select
 
 KEY = MaskKey(bytes(range(32)))
 ADA: dict[str, Any] = {
@@ -47,17 +47,17 @@ def test_selected_dropped_and_renamed_attributes_and_a_key_that_stays() -> None:
     assert one.key == b'{"id":{"S":"c-1"}}'
     (one,) = done(drop(["email", "id"]), record(ADA))
     assert list(outcome(one)["after"]) == ["address", "phones", "born"]
-    (one,) = done(rename({"email": "born", "born": "email", "nothing": "x"}), record(ADA))
+    (one,) = done(rename_attributes({"email": "born", "born": "email", "nothing": "x"}), record(ADA))
     assert outcome(one)["after"]["born"] == {"S": "ada@example.com"}
     assert outcome(one)["after"]["email"] == {"N": "1815"}
-    (one,) = done(rename({"email": "born"}), record(ADA))
+    (one,) = done(rename_attributes({"email": "born"}), record(ADA))
     assert outcome(one)["after"]["born"] == {"S": "ada@example.com"}
 
 
 def test_what_was_added_is_selected_dropped_and_renamed_by_its_own_name() -> None:
     one = event(record(ADA))
     one.added = {"customer": one.after["email"], "price": one.after["born"]}  # type: ignore[index]
-    rename({"enriched.price": "enriched.cost"})([one])
+    rename_attributes({"enriched.price": "enriched.cost"})([one])
     drop(["enriched.customer"])([one])
     assert outcome(one)["added"] == {"cost": {"N": "1815"}}
     select(["email"])([one])
@@ -288,7 +288,9 @@ def test_what_is_selected_may_lie_deep() -> None:
 
 
 def test_what_is_renamed_may_lie_deep() -> None:
-    found = shaped(rename({"address.street": "road", "phones[*].kind": "number", "address.at": "city", "id": "key"}))
+    found = shaped(
+        rename_attributes({"address.street": "road", "phones[*].kind": "number", "address.at": "city", "id": "key"})
+    )
     assert found["address"]["M"] == {"road": {"S": "s"}, "city": NESTED["address"]["M"]["at"]}
     assert found["phones"]["L"][:2] == [{"M": {"number": {"S": "home"}}}, {"M": {"number": {"S": "work"}}}]
     assert found["key"] == {"S": "1"}
@@ -299,7 +301,7 @@ def test_what_was_added_is_shaped_by_the_same_paths() -> None:
     one.added = {"c": msgspec.Raw(b'{"M":{"x":{"S":"1"},"y":{"S":"2"}}}'), "d": msgspec.Raw(b'{"S":"3"}')}
     for step in (
         drop(["enriched.c.x"]),
-        rename({"enriched.c.y": "z", "enriched.d": "e"}),
+        rename_attributes({"enriched.c.y": "z", "enriched.d": "e"}),
         select(["enriched.c.z", "enriched.e"]),
     ):
         step([one])

@@ -68,14 +68,14 @@ def once(table: Table) -> Table:
     return table
 
 
-def partition_of(table: Table | None) -> str:
+def iceberg_partition(table: Table | None) -> str:
     """Return the column that holds the partition of the sink topic."""
     names = table.schema().column_names if table is not None else []
     is_before = PARTITION_BEFORE in names and PARTITION not in names
     return PARTITION_BEFORE if is_before else PARTITION
 
 
-def begin(
+def begin_table(
     catalog: Catalog, identifier: tuple[str, str], schema: pa.Schema, by: str | None, properties: Mapping[str, str]
 ) -> Transaction:
     """Return a transaction that makes a table, partitioned by a column; it fails when another has made it."""
@@ -86,7 +86,7 @@ def begin(
     return transaction
 
 
-def grow(transaction: Transaction, schema: pa.Schema) -> None:
+def grow_table(transaction: Transaction, schema: pa.Schema) -> None:
     """Give a table the columns that it lacks."""
     if set(schema.names) - set(transaction.table_metadata.schema().column_names):
         with transaction.update_schema() as update:
@@ -108,7 +108,7 @@ def read_file(transaction: Transaction, table: Table, task: FileScanTask) -> pa.
     return ArrowScan(metadata, table.io, metadata.schema(), AlwaysTrue()).to_table([task])
 
 
-def write(transaction: Transaction, table: Table, pieces: Iterable[pa.Table]) -> list[DataFile]:
+def write_files(transaction: Transaction, table: Table, pieces: Iterable[pa.Table]) -> list[DataFile]:
     """Write rows as data files, large ones of many small pieces; they belong to nothing yet."""
     token, counter, files = uuid4(), itertools.count(), list[DataFile]()
 

@@ -48,7 +48,7 @@ def is_passing(error: Exception) -> bool:
 
 
 @contextmanager
-def explained(what: str) -> Iterator[None]:
+def explained_error(what: str) -> Iterator[None]:
     """Turn what a catalog or its store raises into our errors: refusals are fatal, anything else may pass."""
     try:
         yield

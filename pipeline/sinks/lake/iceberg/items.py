@@ -32,7 +32,7 @@ from pyiceberg.table import FileScanTask, Table, Transaction
 
 from pipeline.errors import TransientError
 from pipeline.sinks.lake.iceberg.columns import DOC, VERSION
-from pipeline.sinks.lake.iceberg.commit import PARTITION, begin, partition_of, set_properties
+from pipeline.sinks.lake.iceberg.commit import PARTITION, begin_table, iceberg_partition, set_properties
 from pipeline.sinks.lake.iceberg.errors import OVERTAKEN
 from pipeline.sinks.rows import Rows
 from pipeline.sinks.versions import version, version_before
@@ -90,7 +90,7 @@ def look_for(table: Table | None, keys: Iterable[str], partition: int | None) ->
         GreaterThanOrEqual(term="_key", value=wanted[0].as_py()), LessThanOrEqual(term="_key", value=wanted[-1].as_py())
     )
     if partition is not None:
-        where = And(EqualTo(term=partition_of(table), value=partition), where)
+        where = And(EqualTo(term=iceberg_partition(table), value=partition), where)
     schema = table.schema().select(*(names[:2] if VERSION in names else names))
     whole = table.schema().select(*names)
     for task in table.scan(where).plan_files():
@@ -199,4 +199,4 @@ class Tombstones:
                 self._catalog.create_namespace_if_not_exists(self._namespace)
             except NamespaceAlreadyExistsError:
                 log.debug("the namespace %s is there", self._namespace)
-            return begin(self._catalog, self._name, TOMBSTONE, PARTITION, {TOMBSTONES: self._of})
+            return begin_table(self._catalog, self._name, TOMBSTONE, PARTITION, {TOMBSTONES: self._of})

@@ -25,9 +25,9 @@ from pyiceberg.table.snapshots import Snapshot
 
 from pipeline.errors import TransientError
 from pipeline.sinks.lake.iceberg.columns import VERSION
-from pipeline.sinks.lake.iceberg.commit import PARTITION, delete, once, read_file, replace, write
-from pipeline.sinks.lake.iceberg.errors import OVERTAKEN, explained
-from pipeline.sinks.lake.iceberg.io import COUNTED, counted, files_below, path_of
+from pipeline.sinks.lake.iceberg.commit import PARTITION, delete, once, read_file, replace, write_files
+from pipeline.sinks.lake.iceberg.errors import OVERTAKEN, explained_error
+from pipeline.sinks.lake.iceberg.io import COUNTED, counted, files_below, location_path
 from pipeline.sinks.lake.iceberg.items import COMMIT_ATTEMPTS, TOMBSTONE, TOMBSTONES, deleted_of
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class UpkeepReport:
     """Files read, written and deleted; None where the catalog's settings name another file access."""
 
 
-def maintain(
+def maintain_tables(
     catalog: Mapping[str, str],
     namespace: str,
     *,
@@ -99,14 +99,14 @@ def maintain(
     """
     token, own = uuid4().hex, PY_IO_IMPL in catalog
     counting = {} if own else {PY_IO_IMPL: "pipeline.sinks.lake.iceberg.io.CountingFileIO", COUNTED: token}
-    with explained(f"the catalog of {namespace}"):
+    with explained_error(f"the catalog of {namespace}"):
         found = load_catalog("headwater", **{**catalog, **counting})
-        names = list(tables_of(found, namespace))
+        names = list(iceberg_tables(found, namespace))
     tables = []
     for name in names:
         keeper = Keeper(found, name, ages, small, fewest, dry_run, now or datetime.now(UTC), progress)
         try:
-            with explained(f"the Iceberg table {'.'.join(name)}"):
+            with explained_error(f"the Iceberg table {'.'.join(name)}"):
                 if keeper.is_ours():
                     tables.append(keeper.upkeep)
                     keeper.keep()
@@ -116,7 +116,7 @@ def maintain(
     return UpkeepReport(tables, None if own else counted(token))
 
 
-def tables_of(catalog: Catalog, namespace: str) -> Iterator[tuple[str, str]]:
+def iceberg_tables(catalog: Catalog, namespace: str) -> Iterator[tuple[str, str]]:
     """Yield the tables of a namespace, and those of the deleted items beside them."""
     for one in (namespace, deleted_of(namespace)):
         if catalog.namespace_exists(one):
@@ -198,7 +198,7 @@ class Keeper:
         transaction = once(table).transaction()
         added: list[DataFile] = []
         for group in groups:
-            added += write(transaction, table, group)
+            added += write_files(transaction, table, group)
         wanted = {_mark(task) for task in tasks}
         for _ in range(COMMIT_ATTEMPTS):
             fresh = self._load()
@@ -250,7 +250,7 @@ class Keeper:
         limit = self.now - self.ages.orphans
         listed = dict(files_below(self._load()))  # before the metadata: what is committed later is not in it
         table = self._load()
-        referred = {path_of(table, location) for location in referred_to(table, expired)}
+        referred = {location_path(table, location) for location in referred_to(table, expired)}
         if missing := self._not_listed(table):
             # Who cannot find the table's own files must not say which are nobody's.
             self.upkeep.left.append(f"files that nothing refers to: {missing} is not where the table says it is")
@@ -264,8 +264,10 @@ class Keeper:
 
     def _not_listed(self, table: Table) -> str:
         """Return a file of the table as it is now that the listing of its location does not have."""
-        current, root = table.current_snapshot(), path_of(table, table.location()).rstrip("/")
-        files = {path_of(table, location) for location in files_of(table, [current] if current is not None else [])}
+        current, root = table.current_snapshot(), location_path(table, table.location()).rstrip("/")
+        files = {
+            location_path(table, location) for location in table_files(table, [current] if current is not None else [])
+        }
         below = {path for path in files if path.startswith((f"{root}/data/", f"{root}/metadata/"))}
         return min(below - dict(files_below(table)).keys(), default="")
 
@@ -297,10 +299,10 @@ def referred_to(table: Table, expired: set[int]) -> set[str]:
     metadata = table.metadata
     found = {table.metadata_location, *(entry.metadata_file for entry in metadata.metadata_log)}
     found |= {one.statistics_path for one in (*metadata.statistics, *metadata.partition_statistics)}
-    return found | files_of(table, [one for one in metadata.snapshots if one.snapshot_id not in expired])
+    return found | table_files(table, [one for one in metadata.snapshots if one.snapshot_id not in expired])
 
 
-def files_of(table: Table, snapshots: Iterable[Snapshot]) -> set[str]:
+def table_files(table: Table, snapshots: Iterable[Snapshot]) -> set[str]:
     """Return the locations of the files of snapshots."""
     lists, manifests = set[str](), dict[str, ManifestFile]()
     for snapshot in snapshots:

@@ -36,17 +36,17 @@ from pipeline.sinks.base import NOTHING, Flushed, Rejected, Sink, Writer
 from pipeline.sinks.lake.iceberg.columns import DOC, VERSION, columns_of, spelling
 from pipeline.sinks.lake.iceberg.commit import (
     PARTITION,
-    begin,
+    begin_table,
     delete,
-    grow,
+    grow_table,
+    iceberg_partition,
     once,
-    partition_of,
     read_file,
     replace,
     set_properties,
-    write,
+    write_files,
 )
-from pipeline.sinks.lake.iceberg.errors import OVERTAKEN, explained, first_line, is_passing
+from pipeline.sinks.lake.iceberg.errors import OVERTAKEN, explained_error, first_line, is_passing
 from pipeline.sinks.lake.iceberg.items import COMMIT_ATTEMPTS, TOMBSTONES, Tombstones, is_one_of, look_for, newest_of
 from pipeline.sinks.lake.iceberg.parts import CommitOutcome, HeldUpTo, LogPart, is_of_one_log
 from pipeline.sinks.lake.layouts.columns import META, ColumnsLayout, TableSchema
@@ -120,14 +120,14 @@ class IcebergSink(Sink):
 
     def open(self, tp: TP, start: int, log: Log = UNKNOWN, committed: Committed = NOTHING) -> Writer:
         """Take a partition over. What the tables have of it is seen when something is committed to them."""
-        with explained(f"the catalog of {self._namespace}"):
+        with explained_error(f"the catalog of {self._namespace}"):
             _ = self.catalog
         return IcebergWriter(self, LogPart(tp, start, log))
 
     def commit(self, name: str, part: LogPart, rows: Rows, end: int) -> CommitOutcome:
         """Bring rows of one table into it, with the offset; return how many it did not have yet, and what it refuses."""
         what = f"the Iceberg table {self._namespace}.{name}"
-        with self._locks.setdefault(name, threading.Lock()), explained(what):
+        with self._locks.setdefault(name, threading.Lock()), explained_error(what):
             return self._bring(name, part, rows, end)
 
     def _bring(self, name: str, part: LogPart, rows: Rows, end: int) -> CommitOutcome:
@@ -213,7 +213,7 @@ class IcebergSink(Sink):
         """Return the changes that a table has of a partition, between the first and the last of these offsets."""
         names = ["partition", "offset", "event_id"]
         if self.columns:
-            names = [partition_of(table), "_offset", "_event_id"]
+            names = [iceberg_partition(table), "_offset", "_event_id"]
         if not set(names) <= set(table.schema().column_names):
             return set()
         in_it = EqualTo(term=names[0], value=partition)
@@ -276,7 +276,9 @@ class IcebergSink(Sink):
         try:
             with self._begin(name, table, data) as transaction:
                 removed = list[DataFile]()
-                added += write(transaction, table, _rest(transaction, table, there.files, replaced, data, removed))
+                added += write_files(
+                    transaction, table, _rest(transaction, table, there.files, replaced, data, removed)
+                )
                 replace(transaction, table, removed, added)
                 set_properties(transaction, properties)
         except OVERTAKEN:  # they belong to nothing
@@ -287,10 +289,10 @@ class IcebergSink(Sink):
         """Return a transaction on a table with the columns of the data, or one that makes it."""
         if table is None:
             by = PARTITION if self.upserts else None
-            return begin(self.catalog, (self._namespace, name), cast("pa.Table", data).schema, by, {})
+            return begin_table(self.catalog, (self._namespace, name), cast("pa.Table", data).schema, by, {})
         transaction = once(table).transaction()
         if data is not None:
-            grow(transaction, data.schema)
+            grow_table(transaction, data.schema)
         return transaction
 
     def _data(
@@ -321,9 +323,9 @@ class IcebergSink(Sink):
         return data.rename_columns([one.name for one in fields]).cast(pa.schema(fields))
 
 
-def look(catalog: Mapping[str, str], namespace: str) -> str:
+def look_at_table(catalog: Mapping[str, str], namespace: str) -> str:
     """Return how many tables of ours a catalog has; nothing is written. Raises HeadwaterError when it does not answer."""
-    with explained(f"the catalog of {namespace}"):
+    with explained_error(f"the catalog of {namespace}"):
         found = load_catalog("headwater", **catalog)
         there = found.list_tables(namespace) if (namespace,) in found.list_namespaces() else []
     return f"the catalog answers; {len(there)} tables in {namespace}"
@@ -408,7 +410,7 @@ def _as_in(table: Table | None, field: pa.Field, kind: str | None) -> pa.Field:
     if kind is not None:
         return field.with_metadata({"doc": f"{DOC}{kind}"})
     if field.name == PARTITION:
-        return field.with_name(partition_of(table))
+        return field.with_name(iceberg_partition(table))
     # What is there already has rows without it.
     is_new = table is not None and field.name not in table.schema().column_names
     return field.with_nullable(True) if is_new else field

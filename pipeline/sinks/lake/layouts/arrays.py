@@ -54,11 +54,11 @@ def common(partition: int, rows: Rows) -> dict[str, pa.Array]:
         "partition": pa.repeat(pa.scalar(partition, pa.int32()), len(rows)),
         "offset": pa.array(rows.offsets, pa.int64()),
         "topic": pa.repeat(pa.scalar(rows.topic, pa.string()), len(rows)),
-        "replay": pa.array(list(map(replay_of, rows.records)), pa.string()),
+        "replay": pa.array(list(map(replay_column, rows.records)), pa.string()),
     }
 
 
-def replay_of(record: Message) -> str | None:
+def replay_column(record: Message) -> str | None:
     """Return the ID of the replay that has written a record to its live topic; None of any other."""
     for name, value in reversed(cast("list[tuple[str, bytes]]", record.headers() or ())):
         if name == REPLAY:

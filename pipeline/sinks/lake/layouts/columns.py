@@ -327,7 +327,7 @@ def _numbers(kind: Kind, found: pa.Array) -> tuple[pa.Array, Sequence[int]]:
     if kind == "number":
         return pa.array(values, pa.string()), odd
     # 1E+3 as a whole number is none for Arrow.
-    plainly = [None if value is None else plain(Decimal(value)) for value in values]
+    plainly = [None if value is None else plain_value(Decimal(value)) for value in values]
     return pa.array(plainly, pa.string()).cast(TYPES[kind]), odd
 
 
@@ -482,13 +482,13 @@ def widened(table: pa.Table, wanted: pa.Schema) -> pa.Table:
             continue
         column = table.column(one.name)
         if column.type != one.type and pa.types.is_string(one.type):
-            columns.append(pa.array([plain(value) for value in column.to_pylist()], one.type))
+            columns.append(pa.array([plain_value(value) for value in column.to_pylist()], one.type))
         else:
             columns.append(column.cast(one.type))
     return pa.Table.from_arrays(columns, schema=wanted)
 
 
-def plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
     """Return a number as text without an exponent and without zeros that say nothing; anything else as it is."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
