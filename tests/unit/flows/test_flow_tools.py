@@ -240,7 +240,7 @@ def test_an_item_of_a_joined_topic_is_found_by_its_key() -> None:
 
 
 @pytest.mark.parametrize(("missing", "outcome"), [("null", "sent"), ("drop", "left out"), ("reject", "rejected")])
-def test_a_change_that_waits_for_a_reference_is_told_with_what_comes_then(missing: str, outcome: str) -> None:
+def test_a_change_that_waits_for_a_reference_is_shown_with_what_comes_then(missing: str, outcome: str) -> None:
     joins = [
         {"kind": "join", "table": f"t{hold}", "on": "customer_id", "into": f"t{hold}", "hold": hold, "missing": missing}
         for hold in (30, 40)
@@ -251,7 +251,7 @@ def test_a_change_that_waits_for_a_reference_is_told_with_what_comes_then(missin
     assert explained({"enrich": joins}, {"t30": [ADA], "t40": [ADA]}).waits == 0
 
 
-def test_the_rules_are_told_as_far_as_they_are_asked() -> None:
+def test_the_rules_are_shown_as_far_as_they_are_asked() -> None:
     to = [{"sink": "a", "where": "op == 'u'"}, {"sink": "b", "where": "op == 'c'"}, {"sink": "c"}]
     told = steps_of(explained({"to": to}))
     assert told == {"to.0 a": "does not hold", "to.1 b": "holds", "to.2 c": "not asked, to.1 takes it"}
@@ -260,7 +260,7 @@ def test_the_rules_are_told_as_far_as_they_are_asked() -> None:
     assert rest["otherwise rest"] == "takes it, no `where` holds"
 
 
-def test_what_rejects_is_told_where_it_did() -> None:
+def test_what_rejects_is_shown_where_it_did() -> None:
     raises = "after.total > 1"
     assert steps_of(explained({"where": raises})) == {
         "where": f"rejects: {raises}: there is no 'total': ask has() first"
@@ -284,7 +284,7 @@ def test_what_rejects_is_told_where_it_did() -> None:
         ("after.email == 'a && b'", None),
     ],
 )
-def test_the_part_of_an_expression_that_is_to_blame_is_told(where: str, blamed: str | None) -> None:
+def test_the_part_of_an_expression_that_is_to_blame_is_shown(where: str, blamed: str | None) -> None:
     details = explained({"where": where}).steps[0].details
     assert [line for line in details if line != f"{where}: false"] == ([] if blamed is None else [blamed])
 
@@ -302,7 +302,7 @@ def test_a_flow_that_cannot_be_compiled_is_refused_before_it_is_explained(where:
         explained({"where": where})
 
 
-def test_each_branch_of_a_pattern_is_told() -> None:
+def test_each_branch_of_a_pattern_is_shown() -> None:
     pattern = {"dynamodb": {"NewImage": {"$or": [{"order_id": {"S": ["o-2"]}}, {"gone": {"S": [{"exists": False}]}}]}}}
     assert explained({"where": pattern}).steps[0].details == [
         "dynamodb.NewImage.$or.0: does not hold",
@@ -312,7 +312,7 @@ def test_each_branch_of_a_pattern_is_told() -> None:
     ]
 
 
-def test_what_is_not_given_is_told() -> None:
+def test_what_is_not_given_is_shown() -> None:
     steps = [
         {"kind": "join", "table": "customers", "on": "customer_id", "into": "customer"},
         {"kind": "lookup", "url": "https://stock/{order_id}", "into": "stock"},
@@ -329,7 +329,7 @@ def case(tmp_path: Path, **content: Any) -> Path:
     return file
 
 
-def test_golden_files_say_what_is_otherwise_and_can_be_written_anew(tmp_path: Path) -> None:
+def test_golden_files_say_what_is_otherwise_and_can_be_written_again(tmp_path: Path) -> None:
     settings = Settings.model_validate({"flows": FLOWS})
     good = [{"flow": "orders", "sink": "gold", "headers": {"op": "c"}}, {"flow": "all", "rejected": "no 'total'"}]
     assert golden.check(case(tmp_path, expect=good), settings).differences == []

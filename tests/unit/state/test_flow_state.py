@@ -159,7 +159,7 @@ def test_what_was_joined_by_own_key_is_found_without_an_index(part: TablePartiti
     assert found(joins, ADA) == [A.item]
 
 
-def test_nothing_goes_on_before_the_flows_are_there(part: TablePartition, tmp_path: Path) -> None:
+def test_nothing_continues_before_the_flows_are_there(part: TablePartition, tmp_path: Path) -> None:
     released: list[FlowItem] = []
     ready = False
     parked = HeldState(
