@@ -23,6 +23,7 @@ $(VENV)/.done: pyproject.toml uv.lock
 	  test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); \
 	  $(BIN)/python -m pip install --quiet uv==$(UV_VERSION) && $(BIN)/uv sync --frozen --quiet --inexact --compile-bytecode && touch $@; \
 	fi
+	@echo "ready: . $(BIN)/activate, then headwater --help"
 
 engines: setup $(VENV)/.engines
 

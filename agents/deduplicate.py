@@ -29,11 +29,11 @@ def attach(worker: Worker) -> None:
         settings.dedup_window,
         standby_replicas=settings.standby_replicas,
     )
-    worker.transport.join(seen)
+    worker.transport.add_participant(seen)
     delivered = Delivered(worker.transport, topics.ingest, topics.delivered, settings.state_dir)
-    worker.transport.join(delivered)
+    worker.transport.add_participant(delivered)
     newest = NewestTimes(topics.ingest)
-    worker.transport.join(newest)
+    worker.transport.add_participant(newest)
 
     @worker.agent("deduplicate", topics.ingest)
     async def deduplicate(stream: Stream[Batch]) -> None:

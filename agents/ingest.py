@@ -39,7 +39,7 @@ def attach(worker: Worker) -> None:
             start_after=settings.start_after if isinstance(settings, KinesisSettings) else None,
             snapshots=snapshotter(settings),
         )
-        worker.transport.join(source)
+        worker.transport.add_participant(source)
         looked.append(Looked(settings, api, source.snapshots))
     worker.preflights.append(partial(preflight, looked))
 
@@ -65,7 +65,7 @@ def write(worker: Worker, reading: Reading) -> None:
     worker.produce_batch(worker.topics.ingest, records, origin=lambda n: (id(reading), places[n]))
     shard = reading.shard
     for unreadable in [*reading.cut.unreadable, *rejected]:
-        worker.reject_letter(unreadable.letter(shard.arn, shard.shard_id, shard.table))
+        worker.write_dead_letter(unreadable.letter(shard.arn, shard.shard_id, shard.table))
     worker.metrics.count(worker.metrics.changes, len(records), "ingest")
 
 

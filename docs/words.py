@@ -38,6 +38,8 @@ WORDS = {
     r"in silence": "silently",
     r"lest|thereof|wherefore|whence|hither|naught|nought": "(a usual word)",
     r"made again": "recreated",
+    r"no terminal": "not a terminal",
+    r"out of use": "no longer used",
     r"mend(s|ed|ing)?": "fix; correct; repair",
     r"no more(?=[.,;:)])": "no longer",
     r"nothing had been": "normally",
@@ -51,6 +53,7 @@ WORDS = {
     r"(stands?|stood)(?!-| for| still)": "is; is in; is defined; is paused",
     r"standing(?! still)": "paused; stuck",
     r"(can|cannot|could not) be told(?! apart)": "is known; is reported",
+    r"where the output": "when the output",
     r"what becomes of": "what happens to",
     r"without a word": "silently",
 }

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.steps.python import DROP, Change, enrich
+    from pipeline.steps.python import DROP, enrich
+    from pipeline.steps.python import ChangeView as Change
 
 __all__ = ["DROP", "Change", "enrich"]
 
@@ -21,7 +22,7 @@ __all__ = ["DROP", "Change", "enrich"]
 def __getattr__(name: str) -> Any:
     """Import what is asked for: the command line, which is in this package too, does without."""
     if name in __all__:
-        return getattr(import_module("pipeline.steps.python"), name)
+        return getattr(import_module("pipeline.steps.python"), {"Change": "ChangeView"}.get(name, name))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

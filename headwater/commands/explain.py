@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 def explain(
-    event: Annotated[Path | None, typer.Argument(help="A file with one event in the form of raw.")] = None,
+    event: Annotated[Path | None, typer.Argument(help="A JSON file with one change, as on the topic raw.")] = None,
     topic: Annotated[
         str,
         typer.Option(help="Read the event from this topic instead. The prefix may be left out.", show_default="raw"),
     ] = "",
     partition: Annotated[int, typer.Option(min=0, help="The partition of the event.")] = 0,
-    offset: Annotated[int, typer.Option(min=-1, help="The offset of the event.")] = -1,
+    offset: Annotated[int, typer.Option(min=-1, help="The offset of the event.", show_default=False)] = -1,
     reference: Annotated[
         list[Path] | None,
         typer.Option(

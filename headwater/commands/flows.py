@@ -78,6 +78,11 @@ def lint(as_json: Json = False) -> None:
     else:
         for one in found:
             print_text(one.line)
+        if not found:
+            count = len(settings.flows)
+            say(
+                f"{count} flow{'s' * (count != 1)}: nothing found" if count else "there is no [[flows]] in the settings"
+            )
     if found:
         raise typer.Exit(1)
 

@@ -13,7 +13,11 @@ import typer
 def run(
     agents: Annotated[
         list[str] | None,
-        typer.Argument(metavar="AGENT", help="The agents to run. Default: all that the settings have work for."),
+        typer.Argument(
+            metavar="AGENT",
+            help="The agents to run: ingest, deduplicate, transform, lake, or one of lake.NAME, mirror.NAME, replica.NAME, "
+            "pubsub.NAME. Default: all that the settings have work for.",
+        ),
     ] = None,
     web: Annotated[
         bool, typer.Option("--web/--without-web", help="Whether to serve /livez, /readyz and /metrics.")

@@ -1,7 +1,7 @@
 """The proof: what was written, compared change by change with what came out. No I/O.
 
 Every change of an item has an identity that survives any transport: the attribute `version`, which whoever writes
-raises with each write to the item, also after a delete. So a change that is missing differs from one that came
+raises with each write to the item, also after a delete. So a missing change is distinguished from one that came
 twice, late or altered.
 """
 

@@ -177,7 +177,7 @@ def onlooking(
         else:
             wanted = step.tables if isinstance(step, SqlSettings) else ()
         missing = ", ".join(table for table in wanted if table not in given)
-        return f"no items of {missing} are given here" if missing else ""
+        return f"no items of {missing} are given here; give them with --reference" if missing else ""
 
     return CompileContext(
         references={

@@ -78,7 +78,9 @@ def explain(flows: Sequence[FlowSettings], value: bytes, means: CompileContext) 
 def _flow(flow: FlowSettings, given: Given, means: CompileContext) -> FlowTrace:
     change = given.change
     if flow.tables and change.table not in flow.tables:
-        return FlowTrace(flow.name, "left out", f"from: the table is {change.table}, not {' or '.join(flow.tables)}")
+        return FlowTrace(
+            flow.name, "left out", f"the flow takes {' and '.join(flow.tables)} (from), and this is {change.table}"
+        )
     compiled = compile_flow(flow, means)
     trace = FlowTrace(flow.name, "sent")
     if flow.where is not None:

@@ -95,7 +95,7 @@ def check(file: Path, settings: Settings, *, update: bool = False) -> GoldenVerd
     if len(expected) != len(actual):
         differences.append(f"expected {len(expected)} outcomes, there are {len(actual)}: {_short(actual)}")
     for number, (want, have) in enumerate(zip(expected, actual, strict=False)):
-        differences += [f"{number}: {line}" for line in _differences(want, have)]
+        differences += [f"expect[{number}].{line}" for line in _differences(want, have)]
     return GoldenVerdict(file, differences)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from models.dead_letter import DeadLetter
 from pipeline.errors import RejectedError
-from pipeline.flows.running import RunningFlow
+from pipeline.flows.running_flow import RunningFlow
 from pipeline.runtime.worker import Worker
 from pipeline.steps.flow import Given, Result
 from pipeline.steps.secrecy import MaskKey, WrongKeyError, is_sealed, open_letter, seal_letter
@@ -75,7 +75,7 @@ class FlowOutput:
             self._topics.raw, partition, given.offset, STAGE, error, given.key, given.value, headers, flow
         )
         key = self._sealing_key(flow, given.change.table)
-        self._worker.reject_letter(letter if key is None else seal_letter(key, letter))
+        self._worker.write_dead_letter(letter if key is None else seal_letter(key, letter))
 
     def _key(self, flow: str) -> MaskKey | None:
         """Return the key of a flow's masks; of one that is gone, what it was here."""

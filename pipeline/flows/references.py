@@ -79,7 +79,7 @@ class References:
             self._worker.settings.state_dir,
             on_change=partial(self._changed, table),
         )
-        self._worker.transport.join(self.whole[table])
+        self._worker.transport.add_participant(self.whole[table])
         return True
 
     def _changed(self, table: str, records: Sequence[Message]) -> None:

@@ -10,7 +10,7 @@ from msgspec import structs
 
 from pipeline.flows.output import FlowOutput
 from pipeline.flows.references import References
-from pipeline.flows.running import RunningFlow, given_of, waiting_of
+from pipeline.flows.running_flow import RunningFlow, given_of, waiting_of
 from pipeline.settings.enrich import PARTITIONED
 from pipeline.state.flow_state import FlowState, JoinedItem, JoinEntry, Reference
 from pipeline.state.held_changes import FlowItem
@@ -89,7 +89,7 @@ class Resend:
     def emit(self, partition: int, reference: Reference, entries: Sequence[JoinEntry]) -> None:
         """Send the last changes of items again, joined with the reference as it is now, where they have not that already."""
         mark = (RE_EMITTED, reference.table.removeprefix(PARTITIONED).encode())
-        lot, joins = self._state.lot(partition), self._state.joins(partition)
+        held, joins = self._state.held(partition), self._state.joins(partition)
         last = {entry.last.offset: entry.last for entry in entries}
         has_it = JoinedItem(*reference, digest(self._references.item(partition, *reference)))
         for flow in self._flows():
@@ -100,7 +100,7 @@ class Resend:
                 # What waits behind a rejected change is joined when it continues.
                 if entry.flow == flow.settings.name
                 and has_it not in entry.joints
-                and lot.head(FlowItem(entry.flow, entry.last.key or b"")) is None
+                and held.head(FlowItem(entry.flow, entry.last.key or b"")) is None
             ]
             sent, rejected = [], 0
             for result in self._run(flow, partition, given) if flow.re_emits else ():

@@ -16,7 +16,7 @@ from pipeline.flows.lint import lint
 from pipeline.flows.output import STAGE, FlowOutput
 from pipeline.flows.references import References
 from pipeline.flows.resend import Resend
-from pipeline.flows.running import RejectLimit, RunningFlow
+from pipeline.flows.running_flow import RejectLimit, RunningFlow
 from pipeline.flows.versions import FlowVersions
 from pipeline.runtime.worker import Worker
 from pipeline.services.keys import mask_key
@@ -58,13 +58,13 @@ class FlowRunner:
             emit=self._emit,
             is_ready=lambda: self.versions.are_there,
         )
-        transport.join(self.state)
+        transport.add_participant(self.state)
         self._references.begin(self.state, worker.settings.flows)
         own, client_id = worker.settings.flows, worker.app.conf.broker_client_id
         gate = topics.raw, topics.retry
         self.versions = FlowVersions(transport, topics.flows, gate, own, self._prepare, self._build, client_id)
-        transport.join(self.versions)
-        worker.standing.append(lambda: self.versions.stopped)
+        transport.add_participant(self.versions)
+        worker.pause_reasons.append(lambda: self.versions.stopped)
         self._output = FlowOutput(worker, self._flows)
         self._resend = Resend(self.state, self._references, self._output, self._flows, self._run, self._stop_rejecting)
         settle = partial(self._settle, is_fresh=False)
@@ -172,10 +172,10 @@ class FlowRunner:
         if flow.follows_references:
             given = self._resend.with_doubts(flow, partition, given)
         results = self._run(flow, partition, given)
-        lot = self.state.lot(partition) if flow.parks else None
+        held = self.state.held(partition) if flow.parks else None
         for result in results:
             seen += 1
-            if lot is not None and self._waiting.parks(flow, lot, result):
+            if held is not None and self._waiting.holds(flow, held, result):
                 parked += 1
             elif result.error is not None:
                 rejected += 1
@@ -215,4 +215,4 @@ class FlowRunner:
         )
         self._worker.transport.transaction.spoil(reason)
         loop: asyncio.AbstractEventLoop = self._worker.app.loop
-        loop.call_soon_threadsafe(self.versions.stand, flow.settings.name, reason)
+        loop.call_soon_threadsafe(self.versions.pause, flow.settings.name, reason)

@@ -246,12 +246,12 @@ class FlowVersions(Participant, Generic[T]):
             except HeadwaterError as error:
                 self._runs = msgspec.structs.replace(self._runs, refused=f"version {version.number}: {error}")
 
-    def stand(self, flow: str, reason: str) -> None:
+    def pause(self, flow: str, reason: str) -> None:
         """Stop: the slice under way is given up, and `transform` stops until another version is applied."""
         self._stopped = {**self._stopped, flow: reason}
         self._runs = msgspec.structs.replace(self._runs, stopped=self._stopped)
         consumer = cast("Consumer", self._transport.app.consumer)
-        consumer.stand({tp for tp in consumer.assignment() if tp.topic in self.gate}, self.topic, reason)
+        consumer.give_up_and_hold({tp for tp in consumer.assignment() if tp.topic in self.gate}, self.topic, reason)
 
     def _go_on(self) -> None:
         consumer = cast("Consumer", self._transport.app.consumer)

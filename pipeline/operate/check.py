@@ -23,7 +23,7 @@ from pipeline.runtime.entry_points import known_agents, wanted_agents
 from pipeline.services.aws import ERRORS, TABLES, client, explained_aws
 from pipeline.settings.enrich import TOPIC
 from pipeline.settings.flows import FlowSettings
-from pipeline.settings.root import Settings
+from pipeline.settings.root import Settings, config_file
 from pipeline.settings.sinks import LakeSettings, MirrorSettings, ReplicaSettings
 from pipeline.settings.sources import DynamoDBStreamSettings, KinesisSettings
 from pipeline.sinks.mirror.other_cluster import OtherCluster
@@ -39,6 +39,9 @@ from pipeline.topics.admin import LIMITED, TopicRefusedError, TopicState, admin,
 from pipeline.topics.names import MAX_BYTES, Topic, Topics
 
 LEAST_DISK = 1 << 30
+
+FLOW_ORDER = ("ingest", "deduplicate", "transform")
+"""The agents in the order in which a change meets them; destinations come after these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,9 @@ class Finding:
 
 def check(settings: Settings) -> Iterator[Finding]:
     """Look at one thing after the other; a failure never stops the rest."""
-    yield Finding("settings", True, "every key is known, every value fits")
+    file = config_file(os.environ)
+    where = f"{file}: " if file.is_file() else f"there is no {file} here, so these are defaults and the environment: "
+    yield Finding("settings", True, f"{where}every key is known, every value fits")
     yield from _try("agents", lambda: _agents(settings))
     yield from _packages()
     for flow in settings.flows:
@@ -88,14 +93,14 @@ def _try(what: str, look_at: Callable[[], str]) -> Iterator[Finding]:
     try:
         yield Finding(what, True, look_at())
     except HeadwaterError as error:
-        yield Finding(what, False, error.message, error.hint)
+        yield Finding(what, False, error.message.removeprefix(f"{what}: "), error.hint)
     except ModuleNotFoundError as error:
         if (lacks := missing.explained(error)) is None:
             raise
         yield Finding(what, False, lacks.message, lacks.hint)
     except ERRORS as error:
         found = explained_aws(error, what)
-        yield Finding(what, False, found.message, found.hint)
+        yield Finding(what, False, found.message.removeprefix(f"{what}: "), found.hint)
 
 
 def _agents(settings: Settings) -> str:
@@ -110,7 +115,8 @@ def _agents(settings: Settings) -> str:
     }
     for name in dict.fromkeys([*wanted, *(name for name, some in apart.items() if some)]):
         known[name].load()  # a package that it needs may not be installed
-    return f"{', '.join(wanted)} have work"
+    order = [name for name in FLOW_ORDER if name in wanted]
+    return f"headwater run starts {', '.join([*order, *(name for name in wanted if name not in order)])}"
 
 
 def _packages() -> Iterator[Finding]:

@@ -12,7 +12,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 from pipeline.flows.versions import (
     flow_versions,
 )
-from pipeline.operate.dead_letters import letter_states
+from pipeline.operate.dead_letters import dead_letter_states
 from pipeline.operate.gaps import _gaps, _is_repaired, _known
 from pipeline.replay.plan import decode as decode_replay
 from pipeline.settings.root import Settings
@@ -222,7 +222,7 @@ def _some(sinks: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
 
 def _open_letters(consumer: Consumer, topics: Topics, there: Mapping[str, int]) -> int:
     """Count the open dead letters, all of them; none is kept in memory."""
-    done = letter_states(consumer, topics.dead_letter_states, there.get(topics.dead_letter_states, 0))
+    done = dead_letter_states(consumer, topics.dead_letter_states, there.get(topics.dead_letter_states, 0))
     start = dict.fromkeys(range(there.get(topics.dead_letter, 0)), OFFSET_BEGINNING)
     return sum(
         f"{record.partition()}-{record.offset()}" not in done

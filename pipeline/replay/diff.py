@@ -16,7 +16,7 @@ from pipeline.replay.range import require_logs
 from pipeline.replay.transaction import is_end, on_cluster, reader
 from pipeline.settings.root import Settings
 from pipeline.steps.route import REPLAY
-from pipeline.topics.admin import admin
+from pipeline.topics.admin import admin, names_in
 from pipeline.topics.names import Topics
 
 EXAMPLES = 5
@@ -84,7 +84,7 @@ def diff(settings: Settings, replay: Replay) -> list[TopicDiff]:
     """
     wanted = _wanted(settings, replay) if replay.source == "raw" else None
     topics = Topics(settings)
-    there = admin(settings.kafka.conf).list_topics(timeout=DIFF_TIMEOUT_S).topics
+    there = names_in(admin(settings.kafka.conf))
     names = {flow.name: flow for flow in settings.flows}
     chosen = [flow for name, flow in names.items() if not replay.flows or name in replay.flows]
     live_topics = set(Topics(settings, chosen).sinks.values()) | set(Topics(settings, chosen).through)
@@ -194,13 +194,13 @@ def _example(found: TopicDiff, what: str, event: str, live: KnownMessage | None,
         either = live or shadow
         key = "" if either is None else either.key.decode(errors="replace")
         live_text, shadow_text = (
-            None if file is None else file.value.decode(errors="replace") for file in (live, shadow)
+            None if message is None else message.value.decode(errors="replace") for message in (live, shadow)
         )
         found.examples.append(Example(what, found.topic, event, key, live_text, shadow_text))
 
 
 def _whole(settings: Settings, topic: str) -> Iterator[Message]:
-    metadata = admin(settings.kafka.conf).list_topics(topic, timeout=DIFF_TIMEOUT_S).topics[topic]
+    metadata = names_in(admin(settings.kafka.conf))[topic]
     return _read(settings, _lows(settings, ((topic, partition) for partition in metadata.partitions)))
 
 

@@ -18,7 +18,7 @@ from pipeline.replay.source import LakeSource, RawSource, ReplaySource
 from pipeline.replay.transaction import on_cluster, reader
 from pipeline.settings.root import Settings
 from pipeline.sinks.lake.paths import origin_of
-from pipeline.topics.admin import admin, ensure
+from pipeline.topics.admin import admin, ensure, names_in
 from pipeline.topics.names import Topics
 from pipeline.topics.read import latest
 from pipeline.transport.partition import partition_of
@@ -43,7 +43,7 @@ def replay_of(settings: Settings, replay_id: str) -> Replay:
 
 def require_free(settings: Settings, suffix: str) -> None:
     """Raise UsageError when there are topics already whose names end with the suffix: of another replay, or live ones."""
-    there = admin(settings.kafka.conf).list_topics(timeout=REPLAYS_TIMEOUT_S).topics
+    there = names_in(admin(settings.kafka.conf))
     if taken := of_suffix(there, settings.prefix, suffix):
         raise UsageError(
             f"--into {suffix}: {taken[0]} is there already, another replay has written there or it is a live topic",
@@ -169,8 +169,8 @@ def seen_before(settings: Settings, replay: Replay, positions: Mapping[str, int]
     source, seen = source_of(settings, msgspec.structs.replace(replay, ranges=ranges), {}), set[bytes]()
     try:
         while not source.done:
-            for lot in source.lots():
-                seen.update(found for record in lot.records if (found := id_of(record.value)))
+            for batch in source.batches():
+                seen.update(found for record in batch.records if (found := id_of(record.value)))
     finally:
         source.close()
     return seen
@@ -189,8 +189,8 @@ def sample(settings: Settings, replay: Replay) -> Sequence[tuple[bytes | None, b
     found: list[tuple[bytes | None, bytes, float]] = []
     try:
         while len(found) < SAMPLE and not source.done:
-            for lot in source.lots():
-                found += [(record.key, record.value, record.at) for record in lot.records]
+            for batch in source.batches():
+                found += [(record.key, record.value, record.at) for record in batch.records]
     finally:
         source.close()
     return found[:SAMPLE]

@@ -13,7 +13,7 @@ from pipeline.replay.plan import Replay, encode, of_suffix
 from pipeline.replay.transaction import finish, group_metadata, is_end, on_cluster, produce, reader, transactional
 from pipeline.settings.root import Settings
 from pipeline.steps.route import REPLAY
-from pipeline.topics.admin import admin
+from pipeline.topics.admin import admin, names_in
 from pipeline.topics.names import Topics
 
 PROMOTED_AT_ONCE = 5_000
@@ -32,7 +32,7 @@ def promote(settings: Settings, replay: Replay, on_progress: Callable[[int], Non
     topics = Topics(settings)
     name = f"{replay.group(settings.prefix)}.promote"
     producer, group = transactional(settings, name), group_metadata(settings, name)
-    there = admin(settings.kafka.conf).list_topics(timeout=PROMOTE_TIMEOUT_S).topics
+    there = names_in(admin(settings.kafka.conf))
     dead = replay.topic(topics.dead_letter)
     shadows = [topic for topic in of_suffix(there, settings.prefix, replay.suffix) if topic != dead]
     consumer = reader(settings, name)

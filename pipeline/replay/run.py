@@ -92,47 +92,49 @@ class Run:
 
     def _transaction(self) -> None:
         """Read for a while, and commit what came of it."""
-        deadline, lots, begun = self.clock() + COMMIT_EVERY_S, list[ReplayBatch](), False
+        deadline, batches, begun = self.clock() + COMMIT_EVERY_S, list[ReplayBatch](), False
         while self.clock() < deadline and not self.source.done:
-            for lot in self.source.lots():
+            for batch in self.source.batches():
                 if not begun:
                     self._producer.begin_transaction()
                     begun = True
-                self._write(lot)
-                lots.append(lot)
+                self._write(batch)
+                batches.append(batch)
             self._producer.poll(0)
-            if self.replay.rate and lots:
+            if self.replay.rate and batches:
                 break  # no burst beyond the rate
         if begun:
-            self._commit(lots, "running", begun=True)
+            self._commit(batches, "running", begun=True)
 
-    def _commit(self, lots: Iterable[ReplayBatch], state: State, *, begun: bool = False) -> None:
+    def _commit(self, batches: Iterable[ReplayBatch], state: State, *, begun: bool = False) -> None:
         if not begun:
             self._producer.begin_transaction()
-        for lot in lots:
-            self.positions[place(lot.topic, lot.partition)] = lot.position
+        for batch in batches:
+            self.positions[place(batch.topic, batch.partition)] = batch.position
         positions = {} if self.replay.source == "raw" else dict(self.positions)
         self.replay = msgspec.structs.replace(self.replay, state=state, positions=positions)
         self._produce(self._topics.replays, self.replay.id.encode(), encode(self.replay), 0, [])
         offsets = [
-            TopicPartition(lot.topic, lot.partition, lot.position) for lot in lots if self.replay.source == "raw"
+            TopicPartition(batch.topic, batch.partition, batch.position)
+            for batch in batches
+            if self.replay.source == "raw"
         ]
         finish(self._producer, offsets, self._group)
         self.on_progress(self.replay, self.positions, "")
 
-    def _write(self, lot: ReplayBatch) -> None:
+    def _write(self, batch: ReplayBatch) -> None:
         """Run the flows over records of a partition, and write what they make, in their order."""
         given, rejected = [], 0
         only = self.replay.key.encode()
         chosen = bool(self.replay.tables) or self.replay.dedup
-        for record in lot.records:
+        for record in batch.records:
             if only and record.key != only:
                 continue
             try:
                 change = decode_change(record.value)
             except ValueError as error:
                 rejected += 1
-                self._reject(lot, record.offset, record.key, record.value, error)
+                self._reject(batch, record.offset, record.key, record.value, error)
                 continue
             if not chosen or self._wanted(change, record.value):
                 given.append(Given(record.offset, record.key, record.value, change, record.at))
@@ -140,13 +142,13 @@ class Run:
         for begin in range(0, len(given), PIECE):
             for settings, flow in self.flows.values():
                 results = flow.run(given[begin : begin + PIECE])
-                sent += self._send(settings, lot.partition, results)
+                sent += self._send(settings, batch.partition, results)
                 for result in [one for one in results if one.error is not None]:
                     rejected, one = rejected + 1, result.given
-                    self._reject(lot, one.offset, one.key, one.value, cast("Exception", result.error), settings)
+                    self._reject(batch, one.offset, one.key, one.value, cast("Exception", result.error), settings)
         before = self.replay.progress
         progress = ReplayProgress(
-            before.read + len(lot.records), before.taken + len(given), before.sent + sent, before.rejected + rejected
+            before.read + len(batch.records), before.taken + len(given), before.sent + sent, before.rejected + rejected
         )
         self.replay = msgspec.structs.replace(self.replay, progress=progress)
 
@@ -194,7 +196,7 @@ class Run:
 
     def _reject(
         self,
-        lot: ReplayBatch,
+        batch: ReplayBatch,
         offset: int,
         key: bytes | None,
         value: bytes,
@@ -202,7 +204,7 @@ class Run:
         flow: FlowSettings | None = None,
     ) -> None:
         name = "" if flow is None else flow.name
-        letter = DeadLetter(lot.topic.partition("+")[0], lot.partition, offset, STAGE, error, key, value, [], name)
+        letter = DeadLetter(batch.topic.partition("+")[0], batch.partition, offset, STAGE, error, key, value, [], name)
         if flow is not None and flow.mask and flow.mask_key is not None:
             letter = seal_letter(_key(flow.mask_key), letter)
         topic = self.replay.topic(self._topics.dead_letter)

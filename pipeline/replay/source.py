@@ -43,7 +43,7 @@ class ReplayBatch(NamedTuple):
 class ReplaySource(Protocol):
     """Gives the records of a replay."""
 
-    def lots(self) -> list[ReplayBatch]:
+    def batches(self) -> list[ReplayBatch]:
         """Return some of the records that come next; none when there are none just now."""
 
     @property
@@ -86,7 +86,7 @@ class RawSource:
         """The consumer: its group metadata goes with the offsets."""
         return self._consumer
 
-    def lots(self) -> list[ReplayBatch]:
+    def batches(self) -> list[ReplayBatch]:
         """Return what the broker has for us."""
         found: dict[str, list[ReplayRecord]] = {}
         ended: dict[str, int] = {}
@@ -117,11 +117,11 @@ class RawSource:
             raise FatalError(
                 f"nothing has arrived from {', '.join(self._ends)} for {REPLAY_SILENCE_S:.0f} s", hint="headwater check"
             )
-        lots = []
+        batches = []
         for name in {**found, **ended}:
             records = found.get(name, [])
-            lots.append(ReplayBatch(*placed(name), records, ended.get(name) or records[-1].offset + 1))
-        return lots
+            batches.append(ReplayBatch(*placed(name), records, ended.get(name) or records[-1].offset + 1))
+        return batches
 
     def close(self) -> None:
         """Close the consumer."""
@@ -149,7 +149,7 @@ class LakeSource:
         """Whether every file has been read."""
         return not self._left
 
-    def lots(self) -> list[ReplayBatch]:
+    def batches(self) -> list[ReplayBatch]:
         """Return the changes of the next file."""
         if not self._left:
             return []

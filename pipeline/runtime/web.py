@@ -46,9 +46,9 @@ def why_not_ready(worker: Worker) -> str:
     for source in worker.transport.sources:
         if isinstance(source, StreamSource) and (reason := source.silent()):
             return reason
-    if (seconds := consumer.standing()) > NOT_READY_AFTER_S:
+    if (seconds := consumer.seconds_without_commit()) > NOT_READY_AFTER_S:
         return f"there is work, and no slice was committed for {seconds:.0f} s"
-    if stopped := [reason for stands in worker.standing for reason in stands().values()]:
+    if stopped := [reason for stands in worker.pause_reasons for reason in stands().values()]:
         return "; ".join(stopped)
     if consumer.backlog.held:
         holders = sorted({holder for held in list(consumer.backlog.held.values()) for holder in held})

@@ -51,7 +51,7 @@ class Worker:
         self.preflights: list[Preflight] = []
         self.at_end: list[Callable[[], None]] = []
         """Called when the worker has stopped."""
-        self.standing: list[Callable[[], Mapping[str, str]]] = []
+        self.pause_reasons: list[Callable[[], Mapping[str, str]]] = []
         """Tell what is paused, and why: it makes the worker not ready."""
         self.app = App(
             settings.group,
@@ -90,9 +90,9 @@ class Worker:
         self.transport.exactly_once = settings.processing_guarantee == "exactly_once"
         self.transport.message_max = settings.kafka.max_message_bytes + HEADROOM
         self.transport.tell_loss = self.write_gap
-        self.transport.leaves_out = partial(becomes_letter, settings)
+        self.transport.leaves_out = partial(becomes_dead_letter, settings)
         self.transport.transaction.record_max = settings.kafka.max_message_bytes
-        self.transport.join(self.metrics)
+        self.transport.add_participant(self.metrics)
 
     def prepare(self) -> None:
         """Make missing topics and look at the sources; blocks, raises HeadwaterError. Runs before the worker starts."""
@@ -148,7 +148,7 @@ class Worker:
                 self._try_again(batch, TransientError(f"Kafka: {error.args[0].str()}"))
             except Exception as error:
                 consumer = cast("Consumer", self.app.consumer)
-                can_find = isinstance(batch, Batch) and becomes_letter(self.settings, error)
+                can_find = isinstance(batch, Batch) and becomes_dead_letter(self.settings, error)
                 if not (can_find and consumer.blame(batch, error)):
                     raise
 
@@ -160,7 +160,7 @@ class Worker:
             return
         failures = self._failures[tp] = self._failures.get(tp, 0) + 1
         consumer = cast("Consumer", self.app.consumer)
-        consumer.stand({tp}, AGAIN, f"{batch!r} is tried again: {error}")
+        consumer.give_up_and_hold({tp}, AGAIN, f"{batch!r} is tried again: {error}")
         self.app.loop.call_later(backoff(failures), consumer.release, {tp}, AGAIN)
 
     @property
@@ -222,7 +222,7 @@ class Worker:
     def reject(self, batch: Batch, index: int, stage: str, error: Exception) -> None:
         """Write one message of a batch to the dead-letter topic, untouched, with the reason."""
         record = batch.records[index]
-        self.reject_letter(
+        self.write_dead_letter(
             DeadLetter(
                 topic=batch.topic,
                 partition=batch.partition,
@@ -235,7 +235,7 @@ class Worker:
             )
         )
 
-    def reject_letter(self, letter: DeadLetter) -> None:
+    def write_dead_letter(self, letter: DeadLetter) -> None:
         """Write a dead letter into the slice; without its value where that is too large for the topic of dead letters.
 
         These are the ways to it:
@@ -261,7 +261,7 @@ class Worker:
         self.metrics.count(self.metrics.dead_letters, 1, letter.stage)
 
 
-def becomes_letter(settings: Settings, error: Exception) -> bool:
+def becomes_dead_letter(settings: Settings, error: Exception) -> bool:
     """Say whether a record becomes a dead letter for an error; else the worker stops."""
     return isinstance(error, RejectedError) or settings.on_error == "dead_letter"
 

@@ -32,11 +32,11 @@ from pipeline.transport.logs import UNKNOWN, Log
 NOTHING = Committed(None)
 """What a group has of a partition that it has never committed."""
 
-Standing = Literal["same", "other", "before", "nothing"]
+OffsetIsOf = Literal["same", "other", "before", "nothing"]
 """What a group's offset is of: this log, another one, the log that an earlier version did not name; or there is none."""
 
 
-def standing(log: Log, committed: Committed, start: int) -> Standing:
+def offset_is_of(log: Log, committed: Committed, start: int) -> OffsetIsOf:
     """Say what a group's offset is of, for a partition whose log is this one and that is read from `start` on."""
     if committed.offset is None:
         return "nothing"
@@ -108,7 +108,7 @@ class Sink(ABC):
 
         The first record may lie behind it: ends of transactions, and aborted records, are not records. `log` is the log of
         the topic, `UNKNOWN` where the broker gives no IDs. `committed` is what the group has committed: an offset of this
-        log, of another one, of an earlier version (without a log), or nothing; see `standing`.
+        log, of another one, of an earlier version (without a log), or nothing; see `offset_is_of`.
 
         Raises TransientError when the destination may answer later.
         """

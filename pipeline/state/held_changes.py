@@ -103,7 +103,7 @@ class HeldChanges:
         self._part.write({_head_of(place): encode(head)})
         self._on_block(place, head)
 
-    def park(self, place: FlowItem, waiting: HeldChange) -> None:
+    def hold(self, place: FlowItem, waiting: HeldChange) -> None:
         """Keep a change until its item is free."""
         self._times.since(place, waiting.offset)
         self._part.write({_queue_of(place) + waiting.offset.to_bytes(8, "big"): encode(waiting)})
@@ -161,7 +161,7 @@ def _queue_of(place: FlowItem) -> bytes:
 
 
 class HeldState(Partitions):
-    """Follows the slices. `lot` is for the transform agent; `release` is called for each item whose wait is over."""
+    """Follows the slices. `held` is for the transform agent; `release` is called for each item whose wait is over."""
 
     def __init__(
         self,
@@ -200,7 +200,7 @@ class HeldState(Partitions):
             )
         return self.all[partition]
 
-    def lot(self, partition: int) -> HeldChanges:
+    def held(self, partition: int) -> HeldChanges:
         """Return what is parked of a partition, the slice under way included."""
 
         def on_block(place: FlowItem, head: Head) -> None:
@@ -211,11 +211,11 @@ class HeldState(Partitions):
 
     def _recovered(self, number: int, partition: TablePartition) -> None:
         self._times[number] = Times(self._clock)
-        for head in self.lot(number).heads():
+        for head in self.held(number).heads():
             if head.reference is not None:
                 place = FlowItem(head.flow, head.item)
                 self._awaiting[number, place] = head, self._clock() + _wait_of(head)
-                for offset in self.lot(number).offsets(place):
+                for offset in self.held(number).offsets(place):
                     self._times[number].since(place, offset)
 
     def due(self) -> bool:
@@ -240,7 +240,7 @@ class HeldState(Partitions):
         """Send what need not wait any more, and write the changelog."""
         if self._awaiting and self._is_ready():
             for number, place in self._over():
-                head = self.lot(number).head(place)
+                head = self.held(number).head(place)
                 if head is None or head.reference is None:
                     self._awaiting.pop((number, place), None)
                 else:

@@ -52,7 +52,7 @@ class TableStore(SerializedStore[Any, Any]):
             sends=getattr(table, "store_sends", False),
             on_recovered=self._rebuild_expiry,
         )
-        app.transport.join(self.partitions)
+        app.transport.add_participant(self.partitions)
 
     async def on_start(self) -> None:
         """Have the changelog made; stop with a clear error when it is missing and may not be made."""

@@ -35,7 +35,7 @@ class Drop:
 DROP: Final = Drop()
 
 
-class Change:
+class ChangeView:
     """A change, as functions see it. Strings are str, numbers Decimal, binary bytes, sets set, null None.
 
     Images are decoded when they are asked for, once.
@@ -191,7 +191,7 @@ def _one_by_one(function: Function) -> Step:
         for event in events:
             try:
                 with localcontext(NUMBERS):
-                    answer = function.call(Change(event))
+                    answer = function.call(ChangeView(event))
                 _take(function, event, answer)
             except TransientError:
                 raise
@@ -207,7 +207,7 @@ def _whole(function: Function) -> Step:
     def step(events: Sequence[Event]) -> None:
         try:
             with localcontext(NUMBERS):
-                answers = _answers(function, [Change(event) for event in events])
+                answers = _answers(function, [ChangeView(event) for event in events])
         except TransientError:
             raise
         except Exception:  # noqa: BLE001 - which of them is at fault shows when they are given one by one
@@ -222,7 +222,7 @@ def _whole(function: Function) -> Step:
     return step
 
 
-def _answers(function: Function, changes: list[Change]) -> list[Any]:
+def _answers(function: Function, changes: list[ChangeView]) -> list[Any]:
     answers = function.call(changes)
     if not isinstance(answers, list) or len(answers) != len(changes):
         raise TypeError(f"{function.name} got {len(changes)} changes: it returns a list of as many dicts")

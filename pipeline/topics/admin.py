@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType  # type: ignore[attr-defined]  # the stub forgets
+from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType, TopicMetadata  # type: ignore[attr-defined]  # the stub forgets
 from confluent_kafka.cimpl import NewTopic
 
 from pipeline.errors import FatalError, HeadwaterError, UsageError
@@ -129,6 +129,15 @@ def look(client: Admin, topics: Iterable[Topic], *, timeout: float = ADMIN_TIMEO
             ]
 
 
+def names_in(client: Admin) -> dict[str, TopicMetadata]:
+    """Return all topics of the cluster by name; raise FatalError when it cannot be reached."""
+    try:
+        return dict(client.list_topics(timeout=ADMIN_TIMEOUT_S).topics)
+    except KafkaException as error:
+        client.poll(0)
+        raise unreachable(error, client.refusal) from error
+
+
 def look_again(client: Admin, topics: Sequence[Topic], *, timeout: float = ADMIN_TIMEOUT_S) -> list[TopicState]:
     """Return what is there when topics were made a moment ago: a broker hears of them a little later than it says so."""
     deadline = time.monotonic() + timeout
@@ -145,7 +154,7 @@ def unreachable(error: KafkaException, refusal: str = "") -> HeadwaterError:
         return UnreachableError(f"Kafka refuses this client: {refusal}", hint="headwater check ([kafka.properties])")
     return UnreachableError(
         f"Kafka cannot be reached: {error.args[0].str()}",
-        hint="headwater check (kafka.bootstrap_servers, HEADWATER_KAFKA__BOOTSTRAP_SERVERS); headwater local up",
+        hint="headwater check, which names the address of kafka.bootstrap_servers; or headwater local up",
     )
 
 

@@ -39,7 +39,7 @@ class BaseTransport(base.Transport):
     - `tell_loss` writes down, in the slice, what retention has taken unread;
     - `leaves_out`: whether a record may be left out for an error, because its agent writes away what comes with an `error`;
       else the worker stops;
-    - `join` state and sources.
+    - `add_participant`: state and sources.
     """
 
     default_port = 9092
@@ -88,7 +88,7 @@ class BaseTransport(base.Transport):
         """Return the log that a topic was when this worker subscribed to it; `UNKNOWN` for others."""
         return self.logs.get(topic, UNKNOWN)
 
-    def join(self, participant: Participant) -> None:
+    def add_participant(self, participant: Participant) -> None:
         """Let state or a source follow the slices."""
         self.transaction.participants.append(participant)
 

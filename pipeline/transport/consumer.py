@@ -108,7 +108,7 @@ class Consumer(faust_consumer.Consumer):
                 self.backlog.held.pop(tp, None)
         self.slices.news.set()
 
-    def stand(self, tps: Iterable[TP], holder: str, reason: str) -> None:
+    def give_up_and_hold(self, tps: Iterable[TP], holder: str, reason: str) -> None:
         """Give the slice under way up, and keep partitions back until they are released: no record of them is at fault."""
         self.hold(tps, holder)
         self.slices.give_up_slice(reason)
@@ -260,7 +260,7 @@ class Consumer(faust_consumer.Consumer):
             self._acked.pop(tp, None)
             self._acked_index.pop(tp, None)
 
-    def standing(self) -> float:
+    def seconds_without_commit(self) -> float:
         """Return the seconds since which there is work and nothing of it was committed."""
         return self.slices.seconds_without_commit()
 

@@ -31,7 +31,7 @@ class Slice:
 
 
 class Participant:
-    """Follows the slices of a worker. Register with `transport.join(participant)` before the worker starts.
+    """Follows the slices of a worker. Register with `transport.add_participant(participant)` before the worker starts.
 
     Guarantees: for each slice `finish` is called once, before the flush, unless the slice was given up earlier; then
     exactly one of `committed` and `aborted`. These three run in the transaction's thread, one at a time, never

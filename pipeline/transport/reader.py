@@ -189,7 +189,7 @@ class Reader:
             self._membership_read_at = now
             metadata = consumer.consumer_group_metadata()
             self.membership = metadata if is_member(metadata) else None
-        wanted = self._backlog.standing
+        wanted = self._backlog.paused
         if wanted != self._paused:
             for change, partitions in (
                 (consumer.pause, wanted - self._paused),

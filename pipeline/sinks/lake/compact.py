@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from pipeline.sinks.lake import manifests
 from pipeline.sinks.lake.layouts.columns import united
-from pipeline.sinks.lake.manifests import Content, File, FileRange, FirstRow, Names
+from pipeline.sinks.lake.manifests import Content, File, FileRange, Names, RowsBegin
 from pipeline.sinks.lake.objects import Objects, StoredObject
 from pipeline.sinks.lake.parquet import RANGE, range_of
 from pipeline.sinks.lake.paths import mark_of, origin_of
@@ -257,7 +257,7 @@ class _Directory:
         if not self._is_done(begun):
             return False  # its flush is under way, or will be taken over
         mark = mark_of(Log.parse(covered.log)) or named.mark
-        same = FirstRow(named.topic, named.partition, mark, named.offset)
+        same = RowsBegin(named.topic, named.partition, mark, named.offset)
         if manifests.merged_rows(listed).get(same, -1) >= covered.end:
             return True
         rows = _rows_in(found)

@@ -97,7 +97,7 @@ class Manifest(msgspec.Struct):
     gaps: list[ManifestGap] = msgspec.field(default_factory=list)
 
 
-class FirstRow(NamedTuple):
+class RowsBegin(NamedTuple):
     """Where the rows of a file begin: a record is in one directory, and no other file there begins with it."""
 
     topic: str
@@ -329,24 +329,24 @@ def is_merged(file: File) -> bool:
     return origin_of(file.path) is None
 
 
-def merged_rows(files: Iterable[File]) -> dict[FirstRow, int]:
+def merged_rows(files: Iterable[File]) -> dict[RowsBegin, int]:
     """Return which files' rows are in large ones, and up to which offset."""
-    found: dict[FirstRow, int] = {}
+    found: dict[RowsBegin, int] = {}
     for file in filter(is_merged, files):
         for rows, origin in zip(rows_of(file), file.origins, strict=True):
             found[rows] = max(origin.end, found.get(rows, 0))
     return found
 
 
-def rows_of(file: File) -> list[FirstRow]:
+def rows_of(file: File) -> list[RowsBegin]:
     """Return what tells the rows of a file."""
     return [
-        FirstRow(origin.topic, origin.partition, mark_of(Log.parse(origin.log)), origin.first)
+        RowsBegin(origin.topic, origin.partition, mark_of(Log.parse(origin.log)), origin.first)
         for origin in file.origins
     ]
 
 
-def _is_in(file: File, merged: Mapping[FirstRow, int]) -> bool:
+def _is_in(file: File, merged: Mapping[RowsBegin, int]) -> bool:
     """Say whether all rows of a file are in large ones. One that reaches further counts: it was written once more."""
     found = list(zip(rows_of(file), file.origins, strict=True))
     return bool(found) and all(merged.get(rows, -1) >= origin.end for rows, origin in found)

@@ -24,7 +24,7 @@ from confluent_kafka import Message
 from faust.types import TP
 
 from pipeline.errors import FatalError
-from pipeline.sinks.base import NOTHING, Flushed, Rejected, Sink, Writer, standing
+from pipeline.sinks.base import NOTHING, Flushed, Rejected, Sink, Writer, offset_is_of
 from pipeline.sinks.lake import manifests, series
 from pipeline.sinks.lake.layouts import Layout
 from pipeline.sinks.lake.objects import Objects
@@ -339,7 +339,7 @@ class _Former:
     @classmethod
     def of(cls, source: Log, committed: Committed, start: int) -> _Former | None:
         """Return them; None where all names are ours."""
-        its = standing(source, committed, start)
+        its = offset_is_of(source, committed, start)
         own, known = mark_of(source), mark_of(committed.log)
         marks = dict.fromkeys([*([known] if its != "other" else []), "", mark_of(Log(source.cluster))])
         marks.pop(own, None)
@@ -353,6 +353,6 @@ class _Former:
 
 
 def _series(tp: TP, start: int, source: Log, committed: Committed) -> series.Series:
-    its = standing(source, committed, start)
+    its = offset_is_of(source, committed, start)
     former = (str(committed.log), committed.offset or 0) if its == "other" else ("", -1)
     return series.Series(*tp, str(source), start, its == "before", round(time.time(), 3), *former)

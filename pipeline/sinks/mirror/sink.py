@@ -30,7 +30,7 @@ from faust.types import TP
 from pipeline.errors import FatalError, RejectedError, TransientError, UsageError
 from pipeline.limits import MESSAGE_MAX
 from pipeline.settings.sinks import MirrorSettings
-from pipeline.sinks.base import NOTHING, Flushed, Rejected, Sink, Writer, standing
+from pipeline.sinks.base import NOTHING, Flushed, Rejected, Sink, Writer, offset_is_of
 from pipeline.sinks.mirror.other_cluster import OTHER_CLUSTER_TIMEOUT_S, MirrorPosition, OtherCluster, metadata_of
 from pipeline.topics.admin import admin, look
 from pipeline.topics.names import Topic
@@ -128,7 +128,7 @@ class Mirror(Sink):
             known, end = self._known_here(tp)
         except KafkaException as error:
             raise TransientError(f"{tp.topic}[{tp.partition}]: {error.args[0].str()}") from error
-        if standing(log, committed, start) == "other":
+        if offset_is_of(log, committed, start) == "other":
             known = None
         self._require_plausible(writer, known, end, log)
         writer.begin(known or 0)

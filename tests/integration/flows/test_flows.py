@@ -188,7 +188,7 @@ def test_a_join_waits_for_a_late_reference_and_the_changes_of_its_item_behind_it
         assert {"M": {"id": {"S": "late"}, "name": {"S": "Ada"}}} in joined
 
 
-def test_a_join_waits_no_longer_than_it_was_told(kafka_stack: Endpoints, tmp_path: Path) -> None:
+def test_a_join_waits_no_longer_than_it_is_set_to(kafka_stack: Endpoints, tmp_path: Path) -> None:
     join = {"kind": "join", "table": "customers", "on": "customer", "into": "c", "hold": 1.5}
     flowing = Flowing(kafka_stack, tmp_path, [{"name": "f", "from": ["orders"], "enrich": [join], "to": "a"}])
     with flowing.recorded(flowing.topics.sink("a")) as sink, flowing.fleet.running():
@@ -199,7 +199,7 @@ def test_a_join_waits_no_longer_than_it_was_told(kafka_stack: Endpoints, tmp_pat
         assert value["enriched"]["c"] == {"NULL": True}
 
 
-def test_a_flow_that_rejects_too_much_stands_until_another_version_is_applied(
+def test_a_flow_that_rejects_too_much_is_paused_until_another_version_is_applied(
     kafka_stack: Endpoints, tmp_path: Path, headwater: Headwater
 ) -> None:
     flowing = Flowing(kafka_stack, tmp_path, [{"name": "f", "to": "a", "where": "after.n > 0"}])
@@ -221,7 +221,7 @@ def test_a_flow_that_rejects_too_much_stands_until_another_version_is_applied(
         assert workers.all[0].starts == 1
 
 
-def test_what_is_masked_is_nowhere_in_clear_and_a_sealed_letter_can_be_tried_again(
+def test_what_is_masked_is_nowhere_in_plain_text_and_a_sealed_dead_letter_can_be_tried_again(
     kafka_stack: Endpoints, tmp_path: Path, headwater: Headwater
 ) -> None:
     headwater("flows", "new-key", str(tmp_path / "mask.key"))
@@ -264,7 +264,7 @@ def test_what_is_masked_is_nowhere_in_clear_and_a_sealed_letter_can_be_tried_aga
         assert first.partition() == second.partition()
 
 
-def test_a_letter_of_a_masking_flow_that_is_gone_is_let_go_without_its_key(
+def test_a_dead_letter_of_a_masking_flow_that_is_gone_is_let_go_without_its_key(
     kafka_stack: Endpoints, tmp_path: Path, headwater: Headwater
 ) -> None:
     headwater("flows", "new-key", str(tmp_path / "mask.key"))
@@ -293,7 +293,7 @@ def test_a_letter_of_a_masking_flow_that_is_gone_is_let_go_without_its_key(
         assert headwater("dlq", "show", found[0]["id"], **flowing.environment()).returncode == 0
 
 
-def test_a_flow_that_joins_a_table_with_a_sort_key_stands(kafka_stack: Endpoints, tmp_path: Path) -> None:
+def test_a_flow_that_joins_a_table_with_a_sort_key_is_paused(kafka_stack: Endpoints, tmp_path: Path) -> None:
     join = {"kind": "join", "table": "customers", "on": "customer", "into": "c"}
     flowing = Flowing(kafka_stack, tmp_path, [{"name": "f", "from": ["orders"], "enrich": [join], "to": "a"}])
     with flowing.recorded(flowing.topics.dead_letter) as dead, flowing.fleet.running() as workers:

@@ -151,7 +151,7 @@ def test_what_a_masking_flow_rejects_is_sealed(flowing: Flowing, headwater: Head
     assert b"no number" not in value + repr(headers).encode()
 
 
-def test_a_replay_that_is_killed_goes_on_where_it_was(flowing: Flowing, headwater: Headwater, tmp_path: Path) -> None:
+def test_a_replay_that_is_killed_continues_where_it_was(flowing: Flowing, headwater: Headwater, tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
@@ -217,7 +217,7 @@ def test_a_part_of_the_range_and_the_live_topics(flowing: Flowing, headwater: He
     ]
 
 
-def test_the_lake_is_replayed_when_kafka_has_the_changes_no_more(flowing: Flowing, headwater: Headwater) -> None:
+def test_the_lake_is_replayed_when_kafka_no_longer_has_the_changes(flowing: Flowing, headwater: Headwater) -> None:
     done = replayed(headwater, flowing, "--from", "earliest", "--source", "lake", "--flow", "g", "--into", "lake")
     assert done["progress"]["read"] == CHANGES - 1
     live = {key: value for _, key, value, _ in contents(flowing, flowing.topics.sink("plain"))}
@@ -273,7 +273,7 @@ def test_a_replay_says_what_retention_took_and_its_diff_counts_it(
     )
 
 
-def test_a_replay_does_not_go_on_in_a_raw_that_was_recreated(
+def test_a_replay_does_not_continue_in_a_raw_that_was_recreated(
     kafka_stack: Endpoints, tmp_path: Path, headwater: Headwater
 ) -> None:
     flowing = Flowing(kafka_stack, tmp_path, [{"name": "f", "to": "all"}])

@@ -136,7 +136,7 @@ def held(end: int) -> set[int]:
 
 
 @pytest.mark.parametrize("variant", PREFIXES)
-def test_the_new_version_goes_on_where_the_version_before_was(
+def test_the_new_version_continues_where_the_version_before_was(
     variant: str, stack: Endpoints, tmp_path: Path, headwater: Headwater
 ) -> None:
     with Upgraded(stack, tmp_path, variant) as upgraded:

@@ -274,7 +274,7 @@ def returned(workers: Workers) -> int:
     return int(found[1]) if found else 0
 
 
-def test_a_record_that_is_refused_becomes_a_dead_letter_and_the_rest_goes_on(mirrored: Mirrored) -> None:
+def test_a_record_that_is_refused_becomes_a_dead_letter_and_the_rest_continues(mirrored: Mirrored) -> None:
     ensure(
         admin(mirrored.there), [Topic(mirrored.topic, PARTITIONS, "copy", {**KEPT, "max.message.bytes": "20000"})], 1
     )
@@ -398,7 +398,7 @@ def set_position(conf: dict[str, Any], group: str, at: TopicPartition) -> None:
     consumer.close()
 
 
-def test_a_topic_that_was_recreated_over_there_is_refused_with_what_differs(mirrored: Mirrored) -> None:
+def test_a_topic_that_was_recreated_there_is_refused_with_what_differs(mirrored: Mirrored) -> None:
     tp = TP(mirrored.topic, 2)
     mirrored.write(12)
     with Recorder(mirrored.fleet.conf, mirrored.topic) as here:

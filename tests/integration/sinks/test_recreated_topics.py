@@ -98,7 +98,7 @@ def once(name: str, count: int) -> Counter[str]:
     return Counter(f"{name}{n}" for n in range(count))
 
 
-def test_a_lake_gets_all_of_a_recreated_topic_and_is_held_against_what_was_committed(
+def test_a_lake_gets_all_of_a_recreated_topic_and_is_compared_with_what_was_committed(
     kafka_stack: Endpoints, tmp_path: Path, headwater: Headwater
 ) -> None:
     lake = Lake(kafka_stack, tmp_path)

@@ -100,7 +100,7 @@ def test_a_batch_of_a_table_is_what_a_reader_would_have_written(place: Place) ->
         assert not any(record.headers() for record in found)
 
 
-def test_a_record_that_is_no_change_is_a_dead_letter_and_the_others_go_on(place: Place) -> None:
+def test_a_record_that_is_not_a_change_is_a_dead_letter_and_the_others_continue(place: Place) -> None:
     poisoned = copy.deepcopy(DYNAMODB)
     del poisoned["Records"][0]["dynamodb"]["Keys"]
     with Recorder(place.conf, place.topics.ingest) as found, Recorder(place.conf, place.topics.dead_letter) as dead:
@@ -116,7 +116,7 @@ def test_a_record_that_is_no_change_is_a_dead_letter_and_the_others_go_on(place:
         assert ("__connect.errors.topic", f"{arn}/shardId-000000000006".encode()) in (letter.headers() or [])
 
 
-def test_malformed_members_of_an_event_are_dead_letters_and_the_others_go_on(place: Place) -> None:
+def test_malformed_members_of_an_event_are_dead_letters_and_the_others_continue(place: Place) -> None:
     event = copy.deepcopy(KINESIS)
     consumed = {**copy.deepcopy(event["Records"][0])}
     consumed["eventSourceARN"] += "/consumer/app:1540591608"
@@ -294,7 +294,7 @@ def test_a_cold_start_takes_less_than_a_second_without_the_broker() -> None:
     assert min(took) < 1.0, took
 
 
-def test_a_record_that_the_ingest_topic_refuses_is_a_dead_letter_and_its_batch_goes_on(stack: Endpoints) -> None:
+def test_a_record_that_the_ingest_topic_refuses_is_a_dead_letter_and_its_batch_continues(stack: Endpoints) -> None:
     prefix = f"t{uuid.uuid4().hex[:8]}"
     small = Topic(f"{prefix}.ingest", 1, "small", {"max.message.bytes": "20000"})
     ensure(admin({"bootstrap.servers": stack.bootstrap_servers}), [small], 1)

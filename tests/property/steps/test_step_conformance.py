@@ -31,7 +31,7 @@ from pipeline.steps.flow import Given, Result, pieces
 from pipeline.steps.formats.registered import compile_format
 from pipeline.steps.lookup import LOOKUP_LONGEST_S, Answer, AnswerCache, Breaker, Question, RefusedError, compile_lookup
 from pipeline.steps.mask import compile_masks
-from pipeline.steps.python import DROP, Change, Function, call
+from pipeline.steps.python import DROP, ChangeView, Function, call
 from pipeline.steps.secrecy import MaskKey
 from pipeline.steps.shape import drop, rename_attributes, select
 from pipeline.steps.sql import compile_query
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.slow
 KEY = MaskKey(bytes(range(32)))
 
 
-def price(change: Change) -> Any:
+def price(change: ChangeView) -> Any:
     after = change.after
     if after is None:
         return DROP
@@ -50,7 +50,7 @@ def price(change: Change) -> Any:
     return {"kind": type(after["total"]).__name__, "op": change.op}
 
 
-def prices(changes: list[Change]) -> list[Any]:
+def prices(changes: list[ChangeView]) -> list[Any]:
     return [price(change) for change in changes]
 
 

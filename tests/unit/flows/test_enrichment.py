@@ -290,7 +290,7 @@ def test_one_question_that_always_fails_leaves_the_others_their_answers(service:
             assert [len(one["marks"]) for one in found] == [1, 0, 0]
 
 
-def test_a_kept_connection_that_the_service_has_closed_is_no_failure(service: Service) -> None:
+def test_a_kept_connection_that_the_service_has_closed_is_not_a_failure(service: Service) -> None:
     service.hangs_up = True
     with service.running() as address:
         found = looked_up(address, *customers(*map(str, range(50))), on_failure="pass", concurrency=1)

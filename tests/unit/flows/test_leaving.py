@@ -57,7 +57,7 @@ def test_the_former_sink_learns_first_that_the_item_has_moved_and_where_to() -> 
     assert made(item("paid", n={"N": "1"}), item("paid")) == [("settled", "u", None)]
 
 
-def test_a_deletion_goes_where_the_item_was_and_is_no_move() -> None:
+def test_a_deletion_goes_where_the_item_was_and_is_not_a_move() -> None:
     assert made(None, item("paid")) == [("settled", "d", None)]
     assert made(None, item("open")) == [("other", "d", None)]
     rest: dict[str, Any] = {"to": TO[:1], "otherwise": "rest"}
@@ -159,7 +159,7 @@ def test_without_an_old_image_nothing_is_known() -> None:
         assert sinks(flow(to=TO), json.dumps(value).encode()) == [expected]
 
 
-def test_where_the_old_state_cannot_be_told_all_other_sinks_learn_of_it() -> None:
+def test_where_the_old_state_is_not_known_all_other_sinks_learn_of_it() -> None:
     to = [{"sink": "big", "where": "op != 'd' && after.n > 1"}, {"sink": "small"}]
     assert made(item(n={"N": "5"}), item(), to=to) == [("small", "d", "big"), ("big", "u", None)]
     assert made(None, item(), to=to) == [("big", "d", None), ("small", "d", None)]
@@ -243,7 +243,7 @@ def test_a_masked_attribute_does_not_show_in_it() -> None:
         assert b"***" in (message.value or b"")
 
 
-def test_through_is_not_told_of_it() -> None:
+def test_through_gets_nothing_of_it() -> None:
     (result,) = run(flow(to=TO, through="way"), record(item("open"), item("paid")))
     assert [message.sink for message in result.messages] == ["settled", "", "other"]
 
@@ -263,7 +263,7 @@ def test_a_rejected_change_tells_nobody() -> None:
         assert "hash or tokenise it" in str(result.error)
 
 
-def test_an_old_image_that_the_schema_of_its_sink_refuses_is_told_by_its_key() -> None:
+def test_an_old_image_that_the_schema_of_its_sink_refuses_goes_by_its_key() -> None:
     pytest.importorskip("fastavro")
     compiled = flow(to=TO, envelope="debezium", format="avro", means=CompileContext(registry=NewRegistry()))
     first, odd = item("paid", n={"N": "1"}), item("paid", n={"S": "text"})
@@ -401,6 +401,6 @@ def test_explain_says_which_sinks_the_item_leaves_and_why_a_deletion_goes_where_
     assert (left_out.outcome, [step.step for step in left_out.steps]) == ("sent", ["where", "leaves settled"])
 
 
-def test_the_picture_of_a_flow_says_what_sinks_are_told() -> None:
+def test_the_picture_of_a_flow_says_what_sinks_get() -> None:
     assert drawn(FlowSettings.model_validate({"name": "f", "to": TO})) == ["on_leave delete"]
     assert drawn(FlowSettings.model_validate({"name": "f", "to": "a"})) == []

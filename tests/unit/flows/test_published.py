@@ -109,7 +109,7 @@ def test_a_secret_in_a_url_is_refused(url: str) -> None:
         {"url": "https://host:8443/a@b/{id}"},
     ],
 )
-def test_what_is_no_secret_or_says_where_it_is_is_taken(lookup: dict[str, Any]) -> None:
+def test_what_is_not_a_secret_or_says_where_it_is_is_taken(lookup: dict[str, Any]) -> None:
     assert FlowSettings.model_validate(flow(**lookup)).name == "orders"
 
 

@@ -9,7 +9,7 @@ from headwater.lab.page import put_section
 from headwater.lab.soak_report import SoakOptions, SoakReport, section
 
 
-def test_a_section_is_written_anew_and_the_others_stay(tmp_path: Path) -> None:
+def test_a_section_is_written_again_and_the_others_stay(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     put_section(page, "one", "## One\n\nold\n")
     put_section(page, "two", "## Two\n\n| a |\n")

@@ -97,7 +97,7 @@ def test_a_wrong_clock_is_told_from_wrong_credentials(code: str, message: str) -
 
 
 @pytest.mark.parametrize("code", ["InvalidSignatureException", "SignatureDoesNotMatch"])
-def test_a_signature_that_does_not_fit_without_a_word_of_time_is_of_wrong_credentials(code: str) -> None:
+def test_a_signature_that_does_not_fit_and_names_no_time_is_of_wrong_credentials(code: str) -> None:
     error = answered(code, "The request signature we calculated does not match the signature you provided.", 403)
     assert isinstance(error, CredentialsError)
     assert not isinstance(error, ClockError)
@@ -120,7 +120,7 @@ def test_an_expired_token_may_be_renewed(code: str) -> None:
         ("KMSOptInRequired", "sign the account up"),
     ],
 )
-def test_a_state_of_a_kms_key_has_the_hint_that_mends_it(code: str, hint: str) -> None:
+def test_a_state_of_a_kms_key_has_the_hint_that_fixes_it(code: str, hint: str) -> None:
     error = answered(code)
     assert isinstance(error, KeyStateError)
     assert hint in error.hint

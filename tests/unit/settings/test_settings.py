@@ -90,7 +90,7 @@ def test_an_unknown_variable_in_dot_env_is_an_error() -> None:
         load()
 
 
-def test_variables_of_other_programs_may_stand_in_dot_env() -> None:
+def test_variables_of_other_programs_may_be_in_dot_env() -> None:
     Path(".env").write_text("OTHER=1\nHEADWATER_PREFIX=dotted\n")
     assert load().prefix == "dotted"
 

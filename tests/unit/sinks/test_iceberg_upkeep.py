@@ -184,7 +184,7 @@ def test_tombstones_are_forgotten_when_they_are_old_and_of_an_item_the_newest_st
 
 
 @pytest.mark.parametrize("mode", ["append", "upsert"])
-def test_a_worker_beside_it_goes_on_and_every_row_is_there(tmp_path: Path, mode: Mode) -> None:
+def test_a_worker_beside_it_continues_and_every_row_is_there(tmp_path: Path, mode: Mode) -> None:
     ended, errors, commits = Event(), list[BaseException](), 30
 
     def work() -> None:

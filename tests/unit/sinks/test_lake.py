@@ -132,7 +132,7 @@ def test_what_dynamodb_never_writes_is_kept_too(some: list[dict[str, Any]], styl
 
 
 @pytest.mark.parametrize("image", [[], [{"a": {"S": "x"}}], "x", 5])
-def test_an_image_that_is_no_item_stands_in_the_overflow(image: Any) -> None:
+def test_an_image_that_is_not_an_item_is_in_the_overflow(image: Any) -> None:
     (found,) = layout().table("T", 0, rows(image)).to_pylist()
     assert item_of(found, {}) == {"": image}
 
@@ -197,7 +197,7 @@ def test_a_column_stays_what_it_was_decided_to_be_and_one_of_names_alike_has_it(
     assert merged.merge(TableSchema({"B": "map"})) is merged
 
 
-def test_an_attribute_that_the_directories_have_stands_in_the_overflow(tmp_path: Path) -> None:
+def test_an_attribute_that_the_directories_have_is_in_the_overflow(tmp_path: Path) -> None:
     known = Known()
     columns = ColumnsLayout(known.of, known.grow)
     known.all["T"] = TableSchema({"date": "string"})  # of another lake, with other directories
@@ -252,7 +252,7 @@ def test_a_lake_keeps_the_directories_that_it_has_begun_with(tmp_path: Path) -> 
         ("1E-39", "number"),
     ],
 )
-def test_a_number_stands_on_the_lowest_step_that_loses_nothing(number: str, step: str) -> None:
+def test_a_number_is_on_the_lowest_step_that_loses_nothing(number: str, step: str) -> None:
     assert step_of(number) == step
 
 
@@ -306,7 +306,7 @@ def written(directory: Path, changes: int = 12, *, flush_every: int = 2) -> tupl
     return objects, owner
 
 
-def test_a_lake_is_held_against_its_manifests(tmp_path: Path) -> None:
+def test_a_lake_is_compared_with_its_manifests(tmp_path: Path) -> None:
     objects, _ = written(tmp_path)
     checked = verify_lake(objects)
     assert (checked.problems, checked.files, checked.rows, checked.manifests) == ((), 6, 12, 2)

@@ -63,7 +63,7 @@ def test_duckdb_reads_the_table_that_its_statement_makes(tmp_path: Path) -> None
     ]
 
 
-def test_athena_has_projected_directories_and_is_told_no_name_that_it_does_not_take(tmp_path: Path) -> None:
+def test_athena_has_projected_directories_and_gets_no_name_that_it_does_not_take(tmp_path: Path) -> None:
     statement = made("athena", lake(tmp_path))
     assert statement.startswith("-- Without a name or a type here: 'a b', 'größe'\n")
     assert "`price` decimal(38, 9)" in statement

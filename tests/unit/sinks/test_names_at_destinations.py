@@ -123,7 +123,9 @@ def test_columns_must_differ_as_files_spell_them() -> None:
 
 
 @pytest.mark.parametrize("table", ["../../outside", "a/b", "a b!", "..", "x" * 300, "a\x00b", "größe"])
-def test_a_table_whose_name_no_catalog_takes_is_a_dead_letter_and_the_others_go_on(tmp_path: Path, table: str) -> None:
+def test_a_table_whose_name_no_catalog_takes_is_a_dead_letter_and_the_others_continue(
+    tmp_path: Path, table: str
+) -> None:
     topic = {0: change(0, {}), 1: change(1, {}, table), 2: change(2, {})}
     owner = Owner(iceberg(tmp_path, "append"), topic, 0)
     carry(owner)
@@ -211,7 +213,7 @@ def iceberg_in(directory: Path) -> Any:
     return iceberg(directory, "append")
 
 
-def test_a_row_of_which_no_table_can_be_made_is_a_dead_letter_and_the_others_go_on(tmp_path: Path) -> None:
+def test_a_row_of_which_no_table_can_be_made_is_a_dead_letter_and_the_others_continue(tmp_path: Path) -> None:
     topic = {n: change(n, {}) for n in range(8)}
     owner = Owner(files(tmp_path), topic, 0)
     layout = cast("LakeSink", owner.sink).layout

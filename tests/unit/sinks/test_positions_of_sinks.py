@@ -17,7 +17,7 @@ from support.paths import BEFORE
 from support.sink_worker import LOG, OTHER_LOG, PARTITION, Clock, Killed, Killer, Owner
 
 from pipeline.errors import FatalError
-from pipeline.sinks.base import Sink, standing
+from pipeline.sinks.base import Sink, offset_is_of
 from pipeline.sinks.lake import manifests
 from pipeline.sinks.lake.compact import compact
 from pipeline.sinks.lake.iceberg.parts import OFFSET
@@ -139,7 +139,7 @@ def test_all_changes_of_a_recreated_topic_are_in_the_iceberg_table(tmp_path: Pat
     assert found == once("first", count=10) + once("second", count=16)
 
 
-def test_a_lake_goes_on_from_another_cluster_with_the_same_names(tmp_path: Path) -> None:
+def test_a_lake_continues_from_another_cluster_with_the_same_names(tmp_path: Path) -> None:
     objects = Objects(f"file://{tmp_path}")
     carry(Owner(lake(objects), topic("here", 6), 0))
     there = Log("lkc-7x", "ppppppppppppppppppppp-")
@@ -182,12 +182,12 @@ def test_offsets_that_go_back_without_an_abort_stop_the_worker(tmp_path: Path) -
 
 
 def test_a_group_s_offset_is_of_this_log_of_another_or_of_a_version_before() -> None:
-    assert standing(LOG, Committed(None), 0) == "nothing"
-    assert standing(LOG, Committed(5, LOG), 5) == "same"
-    assert standing(LOG, Committed(5, Log(LOG.cluster)), 5) == "same"
-    assert standing(LOG, Committed(5, OTHER_LOG), 0) == "other"
-    assert standing(LOG, Committed(5), 5) == "before"
-    assert standing(LOG, Committed(5), 0) == "other"  # it lies beyond what is there
+    assert offset_is_of(LOG, Committed(None), 0) == "nothing"
+    assert offset_is_of(LOG, Committed(5, LOG), 5) == "same"
+    assert offset_is_of(LOG, Committed(5, Log(LOG.cluster)), 5) == "same"
+    assert offset_is_of(LOG, Committed(5, OTHER_LOG), 0) == "other"
+    assert offset_is_of(LOG, Committed(5), 5) == "before"
+    assert offset_is_of(LOG, Committed(5), 0) == "other"  # it lies beyond what is there
 
 
 # -- what the version before has left ---------------------------------------------------------------------------------
@@ -264,7 +264,7 @@ def test_what_the_version_before_has_of_another_log_hides_no_change(
     assert Counter(row["_event_id"] for row in rows_of(owner)) == once("e", count=12) + once("new", count=16)
 
 
-def test_a_manifest_that_a_worker_of_the_version_before_has_written_anew_loses_no_log(tmp_path: Path) -> None:
+def test_a_manifest_that_a_worker_of_the_version_before_has_written_again_loses_no_log(tmp_path: Path) -> None:
     objects = Objects(f"file://{tmp_path}")
     for log, name in ((LOG, "first"), (OTHER_LOG, "second")):
         carry(Owner(lake(objects), topic(name, 8), 0, log=log))
@@ -475,7 +475,7 @@ def refusing(directory: str, *refused: int) -> tuple[Any, Killer]:
     return make, killer
 
 
-def test_a_row_that_a_table_refuses_is_a_dead_letter_and_the_others_go_on(tmp_path: Path) -> None:
+def test_a_row_that_a_table_refuses_is_a_dead_letter_and_the_others_continue(tmp_path: Path) -> None:
     make, _ = refusing(f"{tmp_path}/", 0, 5, 6)
     owner = Owner(make, topic("e", 12), 0)
     assert carry(owner) == 12

@@ -81,7 +81,7 @@ def test_a_row_of_a_snapshot_is_older_than_any_change_near_its_time() -> None:
     assert row > of(value("MODIFY", "9", at=SECOND - ROW_AGE / 1e6 - 1))
 
 
-def test_changes_without_a_sequence_number_are_ordered_by_their_time_then_by_where_they_stand() -> None:
+def test_changes_without_a_sequence_number_are_ordered_by_their_time_then_by_where_they_are() -> None:
     kinesis = {"recordFormat": "application/json"}
     early = of(value("MODIFY", "", at=SECOND * 1000, **kinesis), offset=9)
     assert early < of(value("MODIFY", "", at=SECOND * 1000 + 1, **kinesis), offset=3)
@@ -181,7 +181,7 @@ def test_one_change_that_is_refused_leaves_the_item_at_the_one_before(calls: Thr
     assert (a["n"], b["n"]) == ({"N": "1"}, {"N": "3"})
 
 
-def test_what_is_no_change_is_rejected_and_the_rest_goes_on(calls: ThreadPoolExecutor) -> None:
+def test_what_is_not_a_change_is_rejected_and_the_rest_continues(calls: ThreadPoolExecutor) -> None:
     one = writer(FakeDynamoDB(KEYS), calls)
     odd = value("MODIFY", "2", image={"n": {"Q": 1}}, key="c")
     rejected = one.add([message(b"no json", 0), message(value("INSERT", "1"), 1), message(odd, 2)], 3)
@@ -193,7 +193,7 @@ def test_what_is_no_change_is_rejected_and_the_rest_goes_on(calls: ThreadPoolExe
     assert one.size == 0
 
 
-def test_a_flush_that_failed_goes_on_with_what_is_left() -> None:
+def test_a_flush_that_failed_continues_with_what_is_left() -> None:
     left = {1: True, 12: True}
 
     def trouble(when: str) -> None:

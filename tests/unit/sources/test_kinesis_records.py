@@ -47,7 +47,7 @@ def body(*data: bytes, **more: Any) -> bytes:
     return json.dumps({"Records": records, "MillisBehindLatest": 0, "NextShardIterator": "next"} | more).encode()
 
 
-def test_what_dynamodb_delivers_goes_on_byte_by_byte() -> None:
+def test_what_dynamodb_delivers_passes_byte_by_byte() -> None:
     (found,) = cut_kinesis(read_record(body(DELIVERED), ARN, SHARD), AS_DYNAMODB).records
     assert found["value"] == DELIVERED
     assert found["key"] == b'{"line":{"N":"3"},"order_id":{"S":"o-1"}}'

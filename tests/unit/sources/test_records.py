@@ -47,12 +47,12 @@ def test_the_last_answer_of_a_shard_can_hold_records_and_no_iterator() -> None:
     assert found.next_iterator is None
 
 
-def test_an_empty_answer_is_no_end() -> None:
+def test_an_empty_answer_is_not_an_end() -> None:
     found = cut_answer(b'{"Records":[],"NextShardIterator":"n"}', ARN)
     assert (found.records, found.last, found.next_iterator) == ([], None, "n")
 
 
-def test_an_unreadable_record_is_kept_as_it_came_and_the_others_go_on() -> None:
+def test_an_unreadable_record_is_kept_as_it_came_and_the_others_continue() -> None:
     broken = {"eventID": "1", "dynamodb": {"SequenceNumber": "9" * 21}}
     found = cut_answer(body(record(), broken), ARN)
     assert len(found.records) == 1
@@ -62,7 +62,7 @@ def test_an_unreadable_record_is_kept_as_it_came_and_the_others_go_on() -> None:
     assert found.last == "9" * 21, "the position passes it: it is in the dead-letter topic"
 
 
-def test_a_body_that_is_no_answer_is_an_error() -> None:
+def test_a_body_that_is_not_an_answer_is_an_error() -> None:
     with pytest.raises(msgspec.DecodeError):
         cut_answer(b"<html>", ARN)
 

@@ -55,7 +55,7 @@ def test_a_row_is_a_change() -> None:
     assert part("0123456789abcdef") is None
 
 
-def test_rows_go_on_until_the_stream_speaks_and_marks_never_do(memory: DeliveredItems) -> None:
+def test_rows_pass_until_the_stream_speaks_and_marks_never_do(memory: DeliveredItems) -> None:
     records = [a_change("old"), a_mark(BEGIN), a_change("a"), a_row("a"), a_row("b"), a_row("old"), a_change("b")]
     joined = admit(records, memory)
     assert joined.keep == [True, False, True, False, True, True, True]
@@ -81,7 +81,7 @@ def test_what_was_delivered_before_a_snapshot_began_does_not_count_for_it(memory
     assert admit([a_mark(END), a_row("b", "s2"), a_row("c", "s1")], memory).keep == [False, False, False]
 
 
-def test_what_is_no_change_goes_on_to_be_rejected(memory: DeliveredItems) -> None:
+def test_what_is_not_a_change_passes_to_be_rejected(memory: DeliveredItems) -> None:
     admit([a_mark(BEGIN)], memory)
     assert admit([(b"k", b"{")], memory).keep == [True]
 

@@ -65,7 +65,7 @@ def test_an_event_is_read_as_an_answer_and_the_children_are_in_the_last() -> Non
     assert (last, reached) == (Answer([], None), None)
 
 
-def test_a_subscription_stands_still_until_what_it_holds_is_taken() -> None:
+def test_a_subscription_waits_until_what_it_holds_is_taken() -> None:
     reached: list[int] = []
 
     def follow(closed: threading.Event) -> Generator[int | Exception, None, None]:

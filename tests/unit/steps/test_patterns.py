@@ -209,7 +209,7 @@ def test_aws_compares_no_numbers_beyond_its_limits_but_flows_do(written: str, to
 
 
 @pytest.mark.parametrize("written", ["1e9999999999999999999999", '"Infinity"', '"NaN"', '"x"'])
-def test_what_is_no_number_is_not_compared(written: str) -> None:
+def test_what_is_not_a_number_is_not_compared(written: str) -> None:
     assert not matches({"N": [{"numeric": [">", 0]}]}, f'{{"N": {written}}}', dynamodb=True)
 
 

@@ -201,7 +201,7 @@ def test_paths() -> None:
     assert parse("phones[*].number[2].x") == ("phones", None, "number", 2, "x")
 
 
-def test_a_sealed_letter_shows_nothing_and_the_key_opens_it() -> None:
+def test_a_sealed_dead_letter_shows_nothing_and_the_key_opens_it() -> None:
     letter = DeadLetter(
         "raw", 1, 2, "transform", ValueError("ada@example.com is odd"), b"key ada", b"value ada", [], "f"
     )
@@ -265,7 +265,7 @@ def test_what_is_dropped_may_lie_deep() -> None:
     ]
 
 
-def test_a_dot_may_stand_in_a_name_and_quotes_tell() -> None:
+def test_a_dot_may_be_in_a_name_and_quotes_tell() -> None:
     both = shaped(drop(["address.city"]))
     assert "address.city" not in both
     assert "city" not in both["address"]["M"]
