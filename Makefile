@@ -23,6 +23,7 @@ $(VENV)/.done: pyproject.toml uv.lock
 	  test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); \
 	  $(BIN)/python -m pip install --quiet uv==$(UV_VERSION) && $(BIN)/uv sync --frozen --quiet --inexact --compile-bytecode && touch $@; \
 	fi
+	@echo "ready: . $(BIN)/activate, then headwater --help"
 
 engines: setup $(VENV)/.engines
 
@@ -34,12 +35,12 @@ demo: setup ## carry changes from DynamoDB to Parquet on this machine, and prove
 	@$(BIN)/headwater demo $(DEMO_ARGS)
 
 test: engines ## run all tests (TEST_ARGS="-k name" for some)
-	@$(BIN)/pytest -n 2 --dist loadfile tests/unit tests/property tests/conformance $(TEST_ARGS) || test $$? -eq 5
-	@$(BIN)/pytest -n 2 --dist loadfile -m "not alone" tests/integration $(TEST_ARGS) || test $$? -eq 5
+	@$(BIN)/pytest -n 2 --dist worksteal tests/unit tests/property tests/conformance $(TEST_ARGS) || test $$? -eq 5
+	@$(BIN)/pytest -n 4 --dist loadfile -m "not alone" tests/integration $(TEST_ARGS) || test $$? -eq 5
 	@$(BIN)/pytest -m alone tests/integration $(TEST_ARGS) || test $$? -eq 5
 
 test-fast: setup ## the tests of code alone, for daily work: no broker, under two minutes
-	@$(BIN)/pytest -n 2 --dist worksteal -m "not slow" tests/unit tests/property tests/conformance $(TEST_ARGS) || test $$? -eq 5
+	@$(BIN)/pytest -n 2 --dist worksteal -m "not slow and not kafka" tests/unit tests/property tests/conformance $(TEST_ARGS) || test $$? -eq 5
 
 bench: setup ## measure deduplication, flows and the lake against peers, ingest, mirror and replay against plain loops (an hour)
 	@$(BIN)/headwater bench dedup --peers
@@ -56,12 +57,14 @@ soak-sources: setup ## ten minutes each of simulated DynamoDB and Kinesis stream
 	@$(BIN)/headwater soak sources --seconds 600 --page docs/reliability.md --json
 	@$(BIN)/headwater soak sources --kinesis --seconds 600 --page docs/reliability.md --json
 
-check: engines ## format, lint, types, import rules, dependencies
+check: engines ## format, lint, types, import rules, dependencies, spelling, words
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/deptry .
+	@$(BIN)/codespell
+	@$(BIN)/python docs/words.py
 
 lambda: setup ## pack the Lambda into dist/headwater-lambda.zip, for Python 3.12 on x86-64
 	@rm -rf dist/lambda dist/headwater-lambda.zip && mkdir -p dist/lambda

@@ -13,7 +13,7 @@ from pipeline.state.newest import NewestTimes
 from pipeline.state.seen import SeenTable
 from pipeline.steps.deduplicate import deduplicate as deduplicate_step
 from pipeline.steps.late import late_ones, marked
-from pipeline.steps.snapshot import join
+from pipeline.steps.snapshot import admit
 from pipeline.transport import Batch
 
 
@@ -29,11 +29,11 @@ def attach(worker: Worker) -> None:
         settings.dedup_window,
         standby_replicas=settings.standby_replicas,
     )
-    worker.transport.join(seen)
+    worker.transport.add_participant(seen)
     delivered = Delivered(worker.transport, topics.ingest, topics.delivered, settings.state_dir)
-    worker.transport.join(delivered)
+    worker.transport.add_participant(delivered)
     newest = NewestTimes(topics.ingest)
-    worker.transport.join(newest)
+    worker.transport.add_participant(newest)
 
     @worker.agent("deduplicate", topics.ingest)
     async def deduplicate(stream: Stream[Batch]) -> None:
@@ -57,7 +57,7 @@ def write(worker: Worker, seen: SeenTable, delivered: Delivered, newest: NewestT
 
 def join_snapshots(worker: Worker, memory: DeliveredItems, batch: Batch) -> Batch:
     """Return what is left of a batch while snapshots run: without their marks, and the rows that the stream is ahead of."""
-    joined = join(zip(batch.keys(), batch.values(), strict=True), memory)
+    joined = admit(zip(batch.keys(), batch.values(), strict=True), memory)
     worker.metrics.count(worker.metrics.snapshot_rows, joined.written, "written")
     worker.metrics.count(worker.metrics.snapshot_rows, joined.superseded, "superseded")
     return batch.where(joined.keep)

@@ -13,7 +13,7 @@ from pipeline.runtime.worker import Worker
 from pipeline.services import aws
 from pipeline.settings.sources import KinesisSettings
 from pipeline.sources.base import Reading, Unreadable
-from pipeline.sources.dynamodb.records import refused, too_large
+from pipeline.sources.dynamodb.records import refused_record, too_large
 from pipeline.sources.kinds import snapshotter, stream_api
 from pipeline.sources.preflight import Looked, preflight
 from pipeline.sources.stream_source import StreamSource
@@ -39,7 +39,7 @@ def attach(worker: Worker) -> None:
             start_after=settings.start_after if isinstance(settings, KinesisSettings) else None,
             snapshots=snapshotter(settings),
         )
-        worker.transport.join(source)
+        worker.transport.add_participant(source)
         looked.append(Looked(settings, api, source.snapshots))
     worker.preflights.append(partial(preflight, looked))
 
@@ -65,7 +65,7 @@ def write(worker: Worker, reading: Reading) -> None:
     worker.produce_batch(worker.topics.ingest, records, origin=lambda n: (id(reading), places[n]))
     shard = reading.shard
     for unreadable in [*reading.cut.unreadable, *rejected]:
-        worker.reject_letter(unreadable.letter(shard.arn, shard.shard_id, shard.table))
+        worker.write_dead_letter(unreadable.letter(shard.arn, shard.shard_id, shard.table))
     worker.metrics.count(worker.metrics.changes, len(records), "ingest")
 
 
@@ -81,4 +81,4 @@ def taken(worker: Worker, reading: Reading) -> tuple[Sequence[int], list[Unreada
         found = ((n, known.of((id(reading), n))) for n in range(len(records)))
         errors |= {n: error for n, error in found if error is not None}
     places = range(len(records)) if not errors else [n for n in range(len(records)) if n not in errors]
-    return places, [refused(records[place], error) for place, error in sorted(errors.items())]
+    return places, [refused_record(records[place], error) for place, error in sorted(errors.items())]

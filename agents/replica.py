@@ -9,7 +9,7 @@ from faust import Stream
 from pipeline.errors import UsageError
 from pipeline.runtime.worker import Worker
 from pipeline.sinks.carrier import Carrier
-from pipeline.sinks.replica.client import connect, preflight
+from pipeline.sinks.replica.client import connect, replica_preflight
 from pipeline.sinks.replica.sink import Replica, calls
 from pipeline.sinks.replica.table import ReplicaTable
 from pipeline.sources.preflight import made_patiently, patiently
@@ -29,7 +29,7 @@ def attach(worker: Worker) -> None:
         )
     what = f"the replica {name}"
     client = made_patiently(partial(connect, chosen, calls(chosen)), what)
-    worker.preflights.append(partial(patiently, [partial(preflight, settings, chosen, client)], what))
+    worker.preflights.append(partial(patiently, [partial(replica_preflight, settings, chosen, client)], what))
     topics = [sinks[sink] for sink in chosen.sinks]
     carrier = Carrier(worker, Replica(chosen, ReplicaTable(client, chosen)), topics)
 

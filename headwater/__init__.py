@@ -1,4 +1,7 @@
-"""What functions of users import: `from headwater import DROP, Change, enrich`. To try them: `headwater.testing`."""
+"""The face: the command line, the lab, and what functions of users import.
+
+Those import `from headwater import DROP, Change, enrich`. To try them: `headwater.testing`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.steps.python import DROP, Change, enrich
+    from pipeline.steps.python import DROP, enrich
+    from pipeline.steps.python import ChangeView as Change
 
 __all__ = ["DROP", "Change", "enrich"]
 
@@ -18,7 +22,7 @@ __all__ = ["DROP", "Change", "enrich"]
 def __getattr__(name: str) -> Any:
     """Import what is asked for: the command line, which is in this package too, does without."""
     if name in __all__:
-        return getattr(import_module("pipeline.steps.python"), name)
+        return getattr(import_module("pipeline.steps.python"), {"Change": "ChangeView"}.get(name, name))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -30,7 +34,7 @@ def _load_our_pipeline() -> None:
             sys.modules["pipeline"] = module = module_from_spec(spec)
             spec.loader.exec_module(module)
     try:
-        import_module("pipeline.own_packages")
+        import_module("pipeline.packages.own_packages")
     except ModuleNotFoundError as error:
         where = getattr(sys.modules.get("pipeline"), "__file__", None) or "another package"
         raise ImportError(

@@ -31,7 +31,7 @@ def main() -> NoReturn:
         err.print(f"headwater: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except ModuleNotFoundError as error:
-        from pipeline import missing
+        from pipeline.packages import missing
 
         explained = missing.explained(error)
         if explained is None or "-v" in sys.argv or "--verbose" in sys.argv:

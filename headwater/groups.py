@@ -1,6 +1,6 @@
 """The table of the commands, and the group that loads each of them when it is chosen.
 
-`headwater --help` and the completion show lines of the table and load nothing. A test holds them against the commands.
+`headwater --help` and the completion show lines of the table and load nothing. A test compares them with the commands.
 """
 
 from __future__ import annotations
@@ -40,7 +40,11 @@ COMMANDS: Mapping[str, Line] = {
         "Show shards and positions, lag, dead letters, gaps, replays, and what is stuck.",
     ),
     "topics": Line("Look", "look:topics", "List the topics: what each is for, and whether it exists."),
-    "gaps": Line("Look", "gaps:app", "List and repair gaps: changes that are known to be lost."),
+    "gaps": Line(
+        "Look",
+        "gaps:app",
+        "List and repair gaps: changes that are known to be lost. Exit 1 when a gap is not repaired.",
+    ),
     "flows": Line("Look", "flows:app", "Check, test, show and apply flows."),
     "explain": Line(
         "Look",
@@ -56,7 +60,11 @@ COMMANDS: Mapping[str, Line] = {
         "Run past changes through the flows again, compare the result with the live topics, promote it.",
     ),
     "lake": Line("Repair", "lake:app", "Verify and maintain lakes, and print their DDL."),
-    "positions": Line("Repair", "positions:app", "Show committed offsets, and accept topics that were recreated."),
+    "positions": Line(
+        "Repair",
+        "positions:app",
+        "Show committed offsets, and accept topics that were recreated. Exit 1 when there are problems.",
+    ),
     "demo": Line(
         "Lab",
         "lab:demo",

@@ -35,7 +35,7 @@ def change(
     event_id: str = "e-1",
     at: float | None = None,
 ) -> dict[str, Any]:
-    """Return a change as it stands on raw, made of plain Python values.
+    """Return a change as it is on raw, made of plain Python values.
 
     `key` names the key attributes (the first of the item, if none is named); `op` is c, u, d or r and follows from the images
     where it is not given; `at` is when it happened, in seconds since the epoch.

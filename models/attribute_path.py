@@ -1,7 +1,7 @@
 """Where an attribute is: the one way to write it, and to find what is there. Pure.
 
 A path is names with dots between them, and in brackets the element of a list: `email`, `address.street`, `phones[0].number`;
-`phones[*].number` means all elements. `enriched.` begins what a step has added. A dot may also stand in a name: `a.b` is the
+`phones[*].number` means all elements. `enriched.` begins what a step has added. A dot may also be in a name: `a.b` is the
 attribute `b` in the map `a`, and an attribute that is called `a.b`. In double quotes a name is what it is: `"a.b"`, `"*"`.
 """
 
@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 
 class Quoted(str):
-    """A name that stood in quotes: no other name is meant."""
+    """A name that was in quotes: no other name is meant."""
 
     __slots__ = ()
 
@@ -29,7 +29,7 @@ _PART = re.compile(r'(?P<dot>\.)?(?:"(?P<quoted>(?:[^"\\]|\\["\\])+)"|(?P<name>[
 
 
 class PathError(ValueError):
-    """It is no path, or leads nowhere; says why."""
+    """It is not a path, or leads nowhere; says why."""
 
 
 @lru_cache(maxsize=4096)
@@ -60,10 +60,10 @@ def _part(path: str, match: re.Match[str]) -> Part:
     name = match["name"]
     if "*" in name:
         raise PathError(
-            f"{path!r}: * is no name, [*] means all elements of a list; a name with it stands in double quotes"
+            f"{path!r}: * is not a name, [*] means all elements of a list; put a name with * in double quotes"
         )
     if name != name.strip():
-        raise PathError(f"{path!r}: there is a blank at the end of a name; one that has it stands in double quotes")
+        raise PathError(f"{path!r}: a name begins or ends with a blank; put such a name in double quotes")
     return name
 
 
@@ -73,7 +73,7 @@ def is_added(path: Path) -> bool:
 
 
 def readings(path: Path) -> Iterator[tuple[str, Path]]:
-    """Yield what may be the first name of a path, and the rest: dots can stand in names.
+    """Yield what may be the first name of a path, and the rest: dots can be in names.
 
     >>> list(readings(("a", "b", None)))
     [('a', ('b', None)), ('a.b', (None,))]

@@ -97,10 +97,10 @@ def number_text(value: float | Decimal) -> str:
     """Return the digits of a number; raise ValueError when it is none that DynamoDB could hold."""
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise ValueError(f"{value} is no number of DynamoDB")
+            raise ValueError(f"{value} is not a number of DynamoDB")
         return repr(int(value)) if value.is_integer() and abs(value) < 1 << 53 else repr(value)
     if isinstance(value, Decimal) and not value.is_finite():
-        raise ValueError(f"{value} is no number of DynamoDB")
+        raise ValueError(f"{value} is not a number of DynamoDB")
     return str(value)
 
 
@@ -142,7 +142,7 @@ _PYTHON: Mapping[str, Callable[[Any], Any]] = {
     "BOOL": bool,
     "NULL": lambda _: None,
     "M": python_item,
-    "L": lambda elements: [python_value(one) for one in elements],
+    "L": lambda elements: [python_value(element) for element in elements],
     "SS": set,
     "NS": lambda numbers: set(map(Decimal, numbers)),
     "BS": lambda texts: set(map(base64.b64decode, texts)),
@@ -164,9 +164,9 @@ def _binary(value: Mapping[str, Any], convert: Callable[[Any], Any]) -> dict[str
     if tag == "B":
         return {tag: convert(inner)}
     if tag == "BS":
-        return {tag: [convert(one) for one in inner]}
+        return {tag: [convert(member) for member in inner]}
     if tag == "L":
-        return {tag: [_binary(one, convert) for one in inner]}
+        return {tag: [_binary(member, convert) for member in inner]}
     if tag == "M":
         return {tag: {name: _binary(one, convert) for name, one in inner.items()}}
     return {tag: inner}

@@ -23,7 +23,7 @@ canonical = msgspec.json.Encoder(order="sorted").encode
 
 
 def item_key(keys: bytes | msgspec.Raw) -> bytes:
-    """Return the item key of key attributes as they stand in a change: canonical JSON, the Kafka key everywhere."""
+    """Return the item key of key attributes as they are in a change: canonical JSON, the Kafka key everywhere."""
     return canonical(msgspec.json.decode(keys))
 
 

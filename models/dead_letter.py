@@ -11,9 +11,9 @@ PREFIX = "__connect.errors."
 FLOW = "headwater.flow"
 """Header of what a flow has rejected: its name."""
 SEALED = "headwater.sealed"
-"""Header of a letter whose key, value and reason are sealed in its value: the fingerprint of the key that opens it."""
+"""Header of a dead letter whose key, value and reason are sealed in its value: the fingerprint of the key that opens it."""
 VALUE_LEFT_OUT = "headwater.value_left_out"
-"""Header of a letter whose value is too large for the topic of dead letters: its size in bytes. The value is where it came
+"""Header of a dead letter whose value is too large for its topic: its size in bytes. The value is where it came
 from, as long as that keeps it."""
 LONGEST_REASON = 10_000
 """Characters of a reason at most."""
@@ -37,7 +37,7 @@ class Origin(NamedTuple):
     shard: str = ""
     sequence: str = ""
     table: str = ""
-    """The table; of a stream that is no table's, the stream's name."""
+    """The table; of a stream that is not a table's, the stream's name."""
     partition_key: str | None = None
     """Of Kinesis."""
     arrived: float | None = None
@@ -55,7 +55,7 @@ class Origin(NamedTuple):
 
 
 def origin_in(headers: Mapping[str, str]) -> Origin | None:
-    """Return where a letter's record was, out of its headers; None when they do not say it."""
+    """Return where a dead letter's record was, from its headers; None when they do not say it."""
     said = {
         name.removeprefix(ORIGIN).replace("-", "_"): value for name, value in headers.items() if name.startswith(ORIGIN)
     }
@@ -86,7 +86,7 @@ class DeadLetter:
     """Where it was in its stream, when `ingest` could not read it."""
 
     def without_value(self) -> DeadLetter:
-        """Return the letter without its value, and with its size."""
+        """Return the dead letter without its value, and with its size."""
         left_out = (VALUE_LEFT_OUT, str(len(self.value or b"")).encode())
         return replace(self, value=None, original_headers=[*self.original_headers, left_out])
 

@@ -28,7 +28,7 @@ class SnapshotPart(NamedTuple):
 
 
 def part(event_id: str) -> SnapshotPart | None:
-    """Return what an event ID says, None when it is no snapshot's."""
+    """Return what an event ID says, None when it is not a snapshot's."""
     if not event_id.startswith(PREFIX):
         return None
     table, _, rest = event_id[len(PREFIX) :].partition(":")
@@ -37,7 +37,7 @@ def part(event_id: str) -> SnapshotPart | None:
 
 
 def mark(table: str, snapshot: str, what: str) -> bytes:
-    """Return a mark: what stands behind it in a partition came later."""
+    """Return a mark: what is behind it in a partition came later."""
     return encode({"eventID": f"{PREFIX}{table}:{snapshot}:{what}", "eventName": "MARK", "tableName": table})
 
 

@@ -6,4 +6,4 @@ Not here: the command line and the lab (`headwater`), the agents (`agents`), wha
 
 from __future__ import annotations
 
-import pipeline.own_packages  # noqa: F401 - before anything else of ours is looked for
+import pipeline.packages.own_packages  # noqa: F401 - before anything else of ours is looked for

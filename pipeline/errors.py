@@ -2,8 +2,8 @@
 
 HeadwaterError
  +-- TransientError   try again, slower: a throttle, a broker that is away
- +-- RejectedError    never try again: this message goes to the dead-letter topic
- +-- FatalError       stop: going on would lose or double something
+ +-- RejectedError    not tried again by itself: this message goes to the dead-letter topic
+ +-- FatalError       stop: continuing would lose or duplicate something
       +-- UsageError  the command or its settings are wrong (exit code 2)
 
 Every error says what went wrong and where, and `hint` says what to type next.
@@ -39,11 +39,14 @@ class TransientError(HeadwaterError):
 
 
 class RejectedError(HeadwaterError):
-    """A message that can never be processed: dead-letter it and go on."""
+    """A message that can never be processed. It is not tried again by itself: it becomes a dead letter.
+
+    What a step of a flow raises for one change counts as this one, whatever its class; but a TransientError does not.
+    """
 
 
 class FatalError(HeadwaterError):
-    """The worker cannot go on without losing or doubling something: stop."""
+    """The worker cannot continue without losing or duplicating something: stop."""
 
 
 class UsageError(FatalError):

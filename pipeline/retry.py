@@ -1,6 +1,6 @@
-"""Trying again what passes by itself: how often, for how long, after which pause. By tenacity, which is kept.
+"""Trying again what passes by itself: how often, for how long, after which pause. By tenacity.
 
-Not here: what is tried for ever, with a state of its own (the readers of shards: `backoff` in `errors`), and what is done again
+Not here: what is tried forever, with a state of its own (the readers of shards: `backoff` in `errors`), and what is done again
 because somebody else was faster (objects and tables that are changed by several).
 """
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from pipeline import missing
 from pipeline.errors import HeadwaterError
+from pipeline.packages import missing
 from pipeline.runtime.app import create_app
 from pipeline.settings.load import load
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 TARGET = Path(__file__).with_name("flow.svg")
@@ -81,11 +82,24 @@ def aside(x: int) -> str:
     return f'<path class="aside" marker-end="url(#head)" d="M{x},{AGENTS + 108} L{x},{LOST - 8}"/>'
 
 
+def picture(parts: Sequence[str], width: int, height: int, label: str) -> str:
+    """Return an SVG of these parts, with the head of an arrow that they may use; `label` says it in words."""
+    body = "\n".join(
+        [
+            '<defs><marker id="head" viewBox="0 0 10 10" refX="4" refY="5" markerWidth="5" markerHeight="5" orient="auto">',
+            '<path class="head" d="M0,0 L10,5 L0,10 z"/></marker></defs>',
+            *parts,
+        ]
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        f'role="img" aria-label="{label}">\n<style>{STYLE}</style>\n{body}\n</svg>\n'
+    )
+
+
 def draw() -> str:
     """Return the picture."""
     parts = [
-        '<defs><marker id="head" viewBox="0 0 10 10" refX="4" refY="5" markerWidth="5" markerHeight="5" orient="auto">',
-        '<path class="head" d="M0,0 L10,5 L0,10 z"/></marker></defs>',
         f'<rect class="frame" x="196" y="24" width="568" height="{BOX + 58}" rx="14"/>',
         text(480, 46, "band", "Kafka topics, by item key"),
         f'<rect class="frame" x="104" y="{AGENTS - 16}" width="752" height="124" rx="14"/>',
@@ -104,12 +118,8 @@ def draw() -> str:
         f'<text class="note" x="500" y="{LOST + 40}">outputs, state and offsets. Blue and red: topics.</text>',
         f'<text class="note" x="500" y="{LOST + 57}">A replay takes raw through the flows again.</text>',
     ]
-    body = "\n".join(parts)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
-        'role="img" aria-label="DynamoDB streams, ingest topic, raw topic, sink topics, lake; an agent between each two">'
-        f"\n<style>{STYLE}</style>\n{body}\n</svg>\n"
-    )
+    label = "DynamoDB streams, ingest topic, raw topic, sink topics, lake; an agent between each two"
+    return picture(parts, WIDTH, HEIGHT, label)
 
 
 if __name__ == "__main__":

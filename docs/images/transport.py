@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from flow import BOX, STYLE, box, text
+from flow import BOX, box, picture, text
 
 TARGET = Path(__file__).with_name("transport.svg")
 WIDTH, HEIGHT = 960, 430
@@ -39,10 +39,7 @@ def note(x: int, y: int, *lines: str) -> list[str]:
 def draw() -> str:
     """Return the picture."""
     middle = BOX // 2
-    parts = [
-        '<defs><marker id="head" viewBox="0 0 10 10" refX="4" refY="5" markerWidth="5" markerHeight="5" orient="auto">',
-        '<path class="head" d="M0,0 L10,5 L0,10 z"/></marker></defs>',
-    ]
+    parts: list[str] = []
     for row in LANES:
         parts += lane(*row)
     parts += [
@@ -72,12 +69,8 @@ def draw() -> str:
         *note(824, LOOP + 14, "Aborted: all goes", "back to the front", "of the backlog."),
         *note(824, WORK + 14, "State is written", "after the commit."),
     ]
-    body = "\n".join(parts)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
-        'role="img" aria-label="Reader, backlog, slices, agents, steps, transaction; and back to Kafka in one commit">'
-        f"\n<style>{STYLE}</style>\n{body}\n</svg>\n"
-    )
+    label = "Reader, backlog, slices, agents, steps, transaction; and back to Kafka in one commit"
+    return picture(parts, WIDTH, HEIGHT, label)
 
 
 if __name__ == "__main__":

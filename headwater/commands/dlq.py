@@ -17,7 +17,7 @@ from headwater.console import Json, print_json, print_lines, print_table, print_
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
-    from pipeline.operate.dead_letters import Letter
+    from pipeline.operate.dead_letters import StoredDeadLetter
     from pipeline.settings.root import Settings
 
 app = typer.Typer(
@@ -43,10 +43,10 @@ def list_letters(
 ) -> None:
     """List dead letters, oldest first. JSON lines when the output is not a terminal. Exit 1 when there are open ones."""
     from pipeline.operate import dead_letters
-    from pipeline.operate.dead_letters import LetterFilter
+    from pipeline.operate.dead_letters import DeadLetterFilter
     from pipeline.settings.load import load
 
-    found = dead_letters.letters(load(), LetterFilter((), flow, stage, reason, done))
+    found = dead_letters.dead_letters(load(), DeadLetterFilter((), flow, stage, reason, done))
     if as_json or not sys.stdout.isatty():
         print_lines(one.json() for one in found)
     else:
@@ -55,7 +55,7 @@ def list_letters(
         raise typer.Exit(1)
 
 
-def _print_letters(found: Sequence[Letter]) -> None:
+def _print_letters(found: Sequence[StoredDeadLetter]) -> None:
     names = "id", "at", "state", "stage", "flow", "key", "reason"
     print_table(names, [[str(one.json()[name] or "") for name in names] for one in found])
 
@@ -67,11 +67,14 @@ def show(
     """Print dead letters in full, as JSON: reason, origin, headers, value."""
     from pipeline.files import exact_json
     from pipeline.operate import dead_letters
-    from pipeline.operate.dead_letters import LetterFilter
+    from pipeline.operate.dead_letters import DeadLetterFilter
     from pipeline.settings.load import load
 
     settings = load()
-    found = [dead_letters.opened(settings, one) for one in dead_letters.letters(settings, LetterFilter(ids, done=True))]
+    found = [
+        dead_letters.opened(settings, letter)
+        for letter in dead_letters.dead_letters(settings, DeadLetterFilter(ids, done=True))
+    ]
     if as_json or not sys.stdout.isatty():
         print_lines(one.whole() for one in found)
     else:
@@ -126,11 +129,11 @@ def edit(
     """Retry a dead letter with a new value. The dead letter itself is not changed."""
     from pipeline.files.content import content
     from pipeline.operate import dead_letters
-    from pipeline.operate.dead_letters import LetterFilter
+    from pipeline.operate.dead_letters import DeadLetterFilter
     from pipeline.settings.load import load
 
     settings = load()
-    (sealed,) = dead_letters.letters(settings, LetterFilter((letter,), done=True))
+    (sealed,) = dead_letters.dead_letters(settings, DeadLetterFilter((letter,), done=True))
     one = dead_letters.opened(settings, sealed)
     value = _edited(one) if file is None else sys.stdin.buffer.read() if file == Path("-") else content(file)
     if value.strip() == (one.value or b"").strip():
@@ -141,13 +144,15 @@ def edit(
     _report("edited", dead_letters.retry(settings, [sealed], value), as_json)
 
 
-def _chosen(settings: Settings, ids: list[str] | None, flow: str, stage: str, reason: str, yes: bool) -> list[Letter]:
+def _chosen(
+    settings: Settings, ids: list[str] | None, flow: str, stage: str, reason: str, yes: bool
+) -> list[StoredDeadLetter]:
     from pipeline.operate import dead_letters
-    from pipeline.operate.dead_letters import LetterFilter
+    from pipeline.operate.dead_letters import DeadLetterFilter
 
     if not ids and not yes:
         raise UsageError("expected IDs of dead letters, or options and --yes", hint="headwater dlq list")
-    found = dead_letters.letters(settings, LetterFilter(tuple(ids or ()), flow, stage, reason, done=bool(ids)))
+    found = dead_letters.dead_letters(settings, DeadLetterFilter(tuple(ids or ()), flow, stage, reason, done=bool(ids)))
     for one in found:
         if one.state != "open":
             say(f"{one.id} was already {one.state}: ignored")
@@ -161,7 +166,7 @@ def _report(what: str, count: int, as_json: bool) -> None:
         say(f"{count} {what}")
 
 
-def _edited(one: Letter) -> bytes:
+def _edited(one: StoredDeadLetter) -> bytes:
     """Let the user edit the value, indented where it is JSON."""
     import msgspec
 
@@ -170,7 +175,7 @@ def _edited(one: Letter) -> bytes:
         text = msgspec.json.format(one.value or b"", indent=2)
     except msgspec.DecodeError:
         text = one.value or b""
-    with tempfile.NamedTemporaryFile(prefix=f"letter-{one.id}-", suffix=".json") as file:
+    with tempfile.NamedTemporaryFile(prefix=f"dead-letter-{one.id}-", suffix=".json") as file:
         file.write(text)
         file.flush()
         try:

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 def explain(
-    event: Annotated[Path | None, typer.Argument(help="A file with one event in the form of raw.")] = None,
+    event: Annotated[Path | None, typer.Argument(help="A JSON file with one change, as on the topic raw.")] = None,
     topic: Annotated[
         str,
         typer.Option(help="Read the event from this topic instead. The prefix may be left out.", show_default="raw"),
     ] = "",
     partition: Annotated[int, typer.Option(min=0, help="The partition of the event.")] = 0,
-    offset: Annotated[int, typer.Option(min=-1, help="The offset of the event.")] = -1,
+    offset: Annotated[int, typer.Option(min=-1, help="The offset of the event.", show_default=False)] = -1,
     reference: Annotated[
         list[Path] | None,
         typer.Option(
@@ -46,7 +46,7 @@ def explain(
     if (event is None) == (offset < 0):
         raise UsageError("expected a file, or --topic, --partition and --offset", hint="headwater explain --help")
     value = content(event) if event is not None else _fetch(settings, topic, partition, offset)
-    references = {file.stem: given_items.read(file) for file in reference or ()}
+    references = {file.stem: given_items.read_items(file) for file in reference or ()}
     try:
         traces = explain_event(settings.flows, value, onlooking(settings.flows, settings.modules, references))
     except MalformedChangeError as error:

@@ -72,12 +72,17 @@ def lint(as_json: Json = False) -> None:
     settings = load()
     for flow in settings.flows:
         examine(settings, flow)
-    found = [one for flow in settings.flows for one in doubts_of(flow)]
+    found = [doubt for flow in settings.flows for doubt in doubts_of(flow)]
     if as_json:
         print_json([asdict(one) for one in found])
     else:
         for one in found:
             print_text(one.line)
+        if not found:
+            count = len(settings.flows)
+            say(
+                f"{count} flow{'s' * (count != 1)}: nothing found" if count else "there is no [[flows]] in the settings"
+            )
     if found:
         raise typer.Exit(1)
 

@@ -14,7 +14,10 @@ from headwater.console import Json, print_json, print_table, say
 if TYPE_CHECKING:
     from models.gap import Gap
 
-app = typer.Typer(help="List and repair gaps: changes that are known to be lost.", invoke_without_command=True)
+app = typer.Typer(
+    help="List and repair gaps: changes that are known to be lost. Exit 1 when a gap is not repaired.",
+    invoke_without_command=True,
+)
 
 
 @app.callback()
@@ -73,7 +76,7 @@ def repair(
                 "headwater replay sends it again, from raw or from the lake"
             )
     chosen = sorted(newest.keys() & set(tables) if tables else newest)
-    wanted = [table for table in chosen if snapshotting.source_of(settings, table) is not None]
+    wanted = [table for table in chosen if snapshotting.source_of_table(settings, table) is not None]
     for table in [one for one in chosen if one not in wanted]:
         say(f"{table}: no source of kind dynamodb-stream captures it, so its items cannot be read again")
     if not wanted:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Verify and maintain lakes, and print their DDL.", no_args_is_help=True)
 Prefix = Annotated[
     str,
-    typer.Option("--below", help="Only files below this path: source_table=orders/changed_date=2026-01-01."),
+    typer.Option("--below", help="Only files below this path, for example source_table=orders."),
 ]
 Name = Annotated[
     str,
@@ -73,7 +73,7 @@ def _verify(
     """Check a lake, and say what was found; whether there are problems."""
     from pipeline.sinks.lake import configured as lake_settings
     from pipeline.sinks.lake.objects import Objects
-    from pipeline.sinks.lake.verify import verify as check
+    from pipeline.sinks.lake.verify import verify_lake as check
 
     carried = lake_settings.carried(settings, lake) if asks else []
     lost = lake_settings.lost(settings) if asks else []
@@ -162,7 +162,7 @@ def _files(
     from pipeline.sinks.lake.objects import Objects
 
     carried = [] if at_rest else lake_settings.carried(settings, lake)
-    return lake_maintain.maintain(
+    return lake_maintain.maintain_lake(
         Objects(lake.url, make=False),
         lake.name,
         carried,
@@ -181,9 +181,9 @@ def _tables(lake: Chosen, *, dry_run: bool, as_json: bool) -> None:
 
     wanted = cast("LakeSettings", lake.settings)
     catalog = {"warehouse": lake.url, **wanted.catalog}
-    report = iceberg_maintain.maintain(catalog, wanted.namespace, dry_run=dry_run, progress=say)
+    report = iceberg_maintain.maintain_tables(catalog, wanted.namespace, dry_run=dry_run, progress=say)
     if as_json:
-        tables = [asdict(one) for one in report.tables]
+        tables = [asdict(table) for table in report.tables]
         print_json({"lake": lake.name, "dry_run": dry_run, "tables": tables, "requests": report.requests})
         return
     _show_tables(lake.name, report)
@@ -191,16 +191,16 @@ def _tables(lake: Chosen, *, dry_run: bool, as_json: bool) -> None:
 
 def _show_tables(name: str, report: UpkeepReport) -> None:
     rows = []
-    for one in report.tables:
-        sizes = one.files_before, one.files_after, one.bytes_before, one.bytes_after
-        counts = one.compacted, one.snapshots, one.orphans, one.tombstones
-        rows.append((one.table, *(f"{number:,}" for number in (*sizes, *counts))))
+    for table in report.tables:
+        sizes = table.files_before, table.files_after, table.bytes_before, table.bytes_after
+        counts = table.compacted, table.snapshots, table.orphans, table.tombstones
+        rows.append((table.table, *(f"{number:,}" for number in (*sizes, *counts))))
     heads = "table", "files before", "after", "bytes before", "after", "compacted", "snapshots", "orphans", "tombstones"
     if rows:
         print_table(heads, rows)
     else:
         print_text(f"{name}: there are no tables yet.")
-    for left in (left for one in report.tables for left in one.left):
+    for left in (left for table in report.tables for left in table.left):
         say(f"{name}: {left}")
     if report.requests is not None:
         say(f"{name}: {', '.join(f'{count:,} {kind}' for kind, count in report.requests.items())}")
@@ -230,7 +230,7 @@ def _at(url: str) -> Chosen:
 
 @contextmanager
 def _going_on(lake: Chosen, *, several: bool) -> Iterator[list[HeadwaterError]]:
-    """Say what is wrong with one of several lakes and go on with the others; the errors are what is yielded."""
+    """Report the error of one of several lakes and continue with the others; yields the errors."""
     errors: list[HeadwaterError] = []
     try:
         yield errors
@@ -254,12 +254,17 @@ def _progress(name: str) -> Iterator[Told]:
 
 def _show(report: Maintained) -> None:
     rows = []
-    for one in report.directories:
-        if one["before"] != one["after"] or one["orphans"]:
-            after = f"{one['bytes_after']:,}" if one["bytes_after"] else ""
-            deleted = one["before"] - one["after"] + one["orphans"]
-            counts = f"{one['before']}", f"{one['after']}", f"{one['rows']:,}", f"{one['bytes_before']:,}"
-            rows.append((one["directory"], *counts, after, f"{deleted}"))
+    for directory in report.directories:
+        if directory["before"] != directory["after"] or directory["orphans"]:
+            after = f"{directory['bytes_after']:,}" if directory["bytes_after"] else ""
+            deleted = directory["before"] - directory["after"] + directory["orphans"]
+            counts = (
+                f"{directory['before']}",
+                f"{directory['after']}",
+                f"{directory['rows']:,}",
+                f"{directory['bytes_before']:,}",
+            )
+            rows.append((directory["directory"], *counts, after, f"{deleted}"))
     name = report.lake or report.url
     if rows:
         print_table(("directory", "files before", "after", "rows", "bytes before", "after", "deleted"), rows)
@@ -297,14 +302,14 @@ def ddl(
 
     if url:
         objects = Objects(url, make=False)
-        printed = list(lake_ddl.statements(engine, lake_ddl.tables_of(objects, series.known_path(objects, ""))))
+        printed = list(lake_ddl.statements(engine, lake_ddl.lake_tables(objects, series.known_path(objects, ""))))
     else:
         printed = []
         for lake in lake_settings.choose_all(load(), name):
             wanted = cast("LakeSettings", lake.settings)
             if lake.is_files:
                 objects = Objects(lake.url, make=False)
-                tables = lake_ddl.tables_of(objects, series.known_path(objects, wanted.path))
+                tables = lake_ddl.lake_tables(objects, series.known_path(objects, wanted.path))
                 printed += lake_ddl.statements(engine, tables)
             else:
                 found = lake_ddl.registered({"warehouse": lake.url, **wanted.catalog}, wanted.namespace)

@@ -69,13 +69,21 @@ def _print_status(found: Status) -> None:
     for sink in found.sinks:
         print_text(sink.sink, "red", end="")
         print_text(f" is stuck at {sink.topic}[{sink.partition}]: {sink.reason}")
-    shards = [(one.table, one.shard, one.after or "nothing yet", "yes" if one.finished else "") for one in found.shards]
+    shards = [
+        (shard.table, shard.shard, shard.after or "nothing yet", "yes" if shard.finished else "")
+        for shard in found.shards
+    ]
     print_table(("table", "shard", "read up to", "finished"), shards)
     if found.snapshots:
-        snapshots = [(one.table, one.id, one.state, f"{one.rows:,}") for one in found.snapshots]
+        snapshots = [
+            (snapshot.table, snapshot.id, snapshot.state, f"{snapshot.rows:,}") for snapshot in found.snapshots
+        ]
         print_table(("table", "snapshot", "state", "rows"), snapshots)
     if found.replays:
-        replays = [(one.id, one.state, one.into, f"{one.read:,}", f"{one.records:,}") for one in found.replays]
+        replays = [
+            (replay.id, replay.state, replay.into, f"{replay.read:,}", f"{replay.records:,}")
+            for replay in found.replays
+        ]
         print_table(("replay", "state", "into", "read", "at most"), replays)
     lag = [(one.agent, one.topic, f"{one.records}" if one.exact else f"about {one.records}") for one in found.lag]
     print_table(("agent", "topic", "behind"), lag)

@@ -11,7 +11,7 @@ from headwater.console import Json, print_json, print_table, say
 if TYPE_CHECKING:
     from pipeline.operate.positions import GroupPosition
 
-app = typer.Typer(help="Show committed offsets, and accept topics that were recreated.")
+app = typer.Typer(help="Show committed offsets, and accept topics that were recreated. Exit 1 when there are problems.")
 
 
 @app.callback(invoke_without_command=True)

@@ -41,7 +41,9 @@ def replay(
     table: Annotated[
         list[str] | None, typer.Option("--table", help="Only changes of this table. May be repeated.")
     ] = None,
-    key: Annotated[str, typer.Option("--key", help='Only changes of this item: {"order_id":{"S":"o-1"}}.')] = "",
+    key: Annotated[
+        str, typer.Option("--key", help='Only changes of this key, in all tables: {"order_id":{"S":"o-1"}}.')
+    ] = "",
     flow: Annotated[list[str] | None, typer.Option("--flow", help="Only this flow. May be repeated.")] = None,
     into: Annotated[str, typer.Option("--into", help="Suffix of the topics of the replay. Default: replay-ID.")] = "",
     publish: Annotated[bool, typer.Option("--publish", help="Write into the live topics directly.")] = False,
@@ -101,7 +103,7 @@ def replay(
     )
     if wanted.suffix:
         manage.require_free(settings, wanted.suffix)
-    planned = manage.plan(settings, wanted, now, partial=partial)
+    planned = manage.plan_replay(settings, wanted, now, partial=partial)
     if planned.gone:
         say(f"left out of the replay: {plan.described(planned.gone)}")
     if dry_run:

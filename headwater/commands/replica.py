@@ -36,7 +36,7 @@ def verify(
     from pipeline.sinks.replica import verify as replica_verify
 
     settings = load()
-    found = list(replica_verify.verify(settings, _chosen(settings, name), segments, say=say))
+    found = list(replica_verify.verify_replica(settings, _chosen(settings, name), segments, say=say))
     if as_json:
         print_json([one.json() for one in found])
     else:

@@ -13,7 +13,11 @@ import typer
 def run(
     agents: Annotated[
         list[str] | None,
-        typer.Argument(metavar="AGENT", help="The agents to run. Default: all that the settings have work for."),
+        typer.Argument(
+            metavar="AGENT",
+            help="The agents to run: ingest, deduplicate, transform, lake, or one of lake.NAME, mirror.NAME, replica.NAME, "
+            "pubsub.NAME. Default: all that the settings have work for.",
+        ),
     ] = None,
     web: Annotated[
         bool, typer.Option("--web/--without-web", help="Whether to serve /livez, /readyz and /metrics.")
@@ -25,7 +29,7 @@ def run(
     """Start a worker."""
     from headwater.console import say
     from headwater.worker import COMMAND
-    from pipeline.own_packages import hidden
+    from pipeline.packages.own_packages import hidden
     from pipeline.runtime.app import create_app
     from pipeline.settings.load import load
 
@@ -34,8 +38,8 @@ def run(
     if not web:
         os.environ["HEADWATER_WEB__ENABLED"] = "false"
     settings = load()
-    for one in hidden():
-        say(f"warning: {one}; rename it if a function of yours imports it")
+    for hiding in hidden():
+        say(f"warning: {hiding}; rename it if a function of yours imports it")
     create_app(settings).worker.prepare()  # what is missing is said here, in one line
     command = [sys.executable, *COMMAND, "-A", "pipeline.worker", "worker", "-l", loglevel]
     command += [] if settings.web.enabled else ["--without-web"]

@@ -63,7 +63,7 @@ def ministack(directory: Path, progress: Progress) -> StandIn:
         progress(f"installing ministack {MINISTACK_VERSION} from PyPI (once)")
     python = cached(name, requirements, partial(_install, requirements)) / "bin" / "python"
     if not python.exists():
-        raise HeadwaterError(f"{python}: the Python that it was made with is gone", hint=f"rm -r {python.parents[1]}")
+        raise HeadwaterError(f"{python}: the Python that created it is gone", hint=f"rm -r {python.parents[1]}")
     private_directory(directory)
     port = processes.free_port()
     environment = {

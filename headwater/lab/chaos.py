@@ -247,7 +247,13 @@ class Chaos:
         )
         logs = [path.read_text(errors="replace") for path in self._logs.glob("*.log")]
         report.aborted = sum(log.count("slice aborted") for log in logs)
-        words = ("ILLEGAL_GENERATION", "UNKNOWN_MEMBER_ID", "FENCED", "no member of the group", "partitions were lost")
+        words = (
+            "ILLEGAL_GENERATION",
+            "UNKNOWN_MEMBER_ID",
+            "FENCED",
+            "not a member of the group",
+            "partitions were lost",
+        )
         report.fenced = sum(any(word in line for word in words) for log in logs for line in log.splitlines())
 
 

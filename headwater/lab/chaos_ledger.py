@@ -88,7 +88,7 @@ class LedgerOutcome:
 
 
 def compare(report: ChaosReport, outcome: LedgerOutcome) -> None:
-    """Hold what came out against what went in."""
+    """Compare what came out with what went in."""
     gaps = list(outcome.gaps)
     report.gaps = len(gaps)
     for partition, changes in outcome.ingest.items():
@@ -149,7 +149,7 @@ def gaps_in(records: Iterable[Message], topic: str) -> Iterator[Gap]:
 
 
 def letters_in(records: Iterable[Message], flow: str, raw: Ledger) -> Iterator[int]:
-    """Yield the changes that a flow, or its agent, has rejected. A letter without its value says where on raw it is."""
+    """Yield the changes that a flow, or its agent, has rejected. A dead letter without its value says where on raw it is."""
     for record in list(records):
         said = dict(record.headers() or [])
         if said.get(STAGE) != b"transform" or said.get(FLOW, flow.encode()) != flow.encode():

@@ -14,9 +14,9 @@ STUCK = 60.0
 """Seconds after which something must have come out of every partition again."""
 MEANING = {
     "kill": "SIGKILL of a worker",
-    "freeze": "SIGSTOP of a worker until it has been put out of the group, then SIGCONT: a zombie",
+    "freeze": "SIGSTOP of a worker until the group has evicted it, then SIGCONT: a zombie",
     "terminate": "SIGTERM of a worker",
-    "join": "one more worker, or one that leaves for good",
+    "join": "one more worker, or one that leaves permanently",
     "kill at finish": "SIGKILL of a worker just before it commits",
     "kill at commit": "SIGKILL of a worker while its commit is under way",
     "kill at committed": "SIGKILL of a worker between the commit and the write of its state",
@@ -27,7 +27,7 @@ MEANING = {
     "fill disk": "the disk of the state directory is full until the worker has ended with the reason, twice",
     "retention": "all workers are stopped, and changes that they have not read are deleted, as retention does",
     "retention while frozen": "SIGSTOP of a worker, all changes are deleted, as retention does, then SIGCONT",
-    "recreate sink": "the sink topic is deleted and made again while the workers run",
+    "recreate sink": "the sink topic is deleted and recreated while the workers run",
     "refuse": "the sink topic refuses a change that is too large",
     "sleep": "a step sleeps at one change for longer than a transaction may last",
     "slow step": "a step is slow at every change, for a while",
@@ -89,19 +89,19 @@ class ChaosReport:
 
 def section(report: ChaosReport, options: ChaosOptions, began: datetime, machine: str) -> str:
     """Return the section as Markdown."""
-    verdict = "Nothing was lost, doubled, reordered or stuck." if report.ok else "**The output was wrong.**"
+    verdict = "Nothing was lost, duplicated, reordered or stuck." if report.ok else "**The output was wrong.**"
     figures = [
-        ("changes written, each with an event ID of its own", report.input),
-        ("deleted before they were read, and in a gap that was written down", report.in_gaps),
+        ("changes written, each with its own event ID", report.input),
+        ("deleted before they were read, and in a recorded gap", report.in_gaps),
         ("changes in the raw topic", report.output),
         ("changes in the sink topic, and in the lake", report.sunk),
         ("dead letters of the flow", report.dead_letters),
         ("lost", report.lost),
         ("duplicated", report.duplicated),
         ("out of order", report.out_of_order),
-        (f"faults after which a partition stood still for more than {STUCK:.0f} s", report.stuck),
+        (f"faults after which a partition was idle for more than {STUCK:.0f} s", report.stuck),
         ("seconds until every partition moved again, at most", report.slowest),
-        ("slices that were aborted and done again", report.aborted),
+        ("slices that were aborted and processed again", report.aborted),
         ("times that the broker or the worker itself refused a worker without its partitions", report.fenced),
         ("seconds", report.seconds),
     ]

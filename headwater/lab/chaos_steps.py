@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from headwater.lab.chaos_load import sleep_of
-from pipeline.steps.python import Change, enrich
+from pipeline.steps.python import ChangeView, enrich
 
 NAME = "chaos"
 SLOW_FILE = "CHAOS_SLOW_FILE"
@@ -15,7 +15,7 @@ SLOW_FILE = "CHAOS_SLOW_FILE"
 
 
 @enrich(NAME, batch=True)
-def sleep(changes: list[Change]) -> list[None]:
+def sleep(changes: list[ChangeView]) -> list[None]:
     """Add nothing, slowly."""
     slow = _slow()
     for change in changes:

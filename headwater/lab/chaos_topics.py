@@ -58,7 +58,7 @@ class Sinks:
         self.ledgers[-1].__enter__()
 
     def end(self) -> None:
-        """Follow it no more."""
+        """Stop following it."""
         self.ledgers[-1].__exit__()
 
     def __len__(self) -> int:
@@ -89,7 +89,7 @@ class Scene:
     through: Over
     """Says whether all that was written has come through."""
     until: Callable[[Over, str], None]
-    """Waits, and lets go on what was frozen long enough."""
+    """Waits, and wakes what was frozen long enough."""
     until_watched: Callable[[Over, str], None]
     """Waits, and starts again what has ended."""
     trimmed: dict[int, int] = field(default_factory=dict)
@@ -128,7 +128,7 @@ class TopicFaults:
         self._trim({partition: offset + self._chance.randint(1, missed) for partition, offset in begun.items()})
 
     def trim_while_frozen(self) -> None:
-        """Delete all that was written, as retention does, while a worker stands still."""
+        """Delete all that was written, as retention does, while a worker is frozen."""
         scene, worker = self._scene, self._choose()
         worker.signal(signal.SIGSTOP)
         begun = scene.ingest.ends
@@ -156,7 +156,7 @@ class TopicFaults:
             found = self._admin.list_topics(timeout=TIMEOUT).topics.get(scene.sinks.topic)
             return found is not None and bool(found.partitions)
 
-        scene.until_watched(is_there, "the sink topic made again")
+        scene.until_watched(is_there, "the recreated sink topic")
         scene.sinks.begin()
         return lambda: len(scene.sinks.ledgers[-1]) > 0
 

@@ -38,7 +38,7 @@ CONFIG = Path(__file__).with_name("demo.toml")
 DUPLICATES_EVERY = 20
 """One of so many changes is delivered a second time."""
 FREEZE_BEYOND = 3.0
-"""Seconds beyond the session time-out for which a frozen worker stands still."""
+"""Seconds beyond the session time-out for which a worker is frozen."""
 IDLE_LIMIT = 90.0
 """Seconds without any progress after which the demo gives up."""
 TICK = 0.1
@@ -150,7 +150,7 @@ class Demo:
 
     def prepare(self) -> None:
         """Make the tables, the bucket and the topics; start the workers."""
-        self.progress.note = "making tables, bucket and topics"
+        self.progress.note = "creating tables, bucket and topics"
         self.progress.total = self.options.changes
         self.workload.create_tables()
         create_replica()
@@ -161,7 +161,7 @@ class Demo:
             )
         except ClientError as error:
             if error.response["Error"]["Code"] not in {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}:
-                raise FatalError(f"the bucket {bucket} cannot be made: {error}", hint="headwater check") from error
+                raise FatalError(f"the bucket {bucket} cannot be created: {error}", hint="headwater check") from error
         client = admin(self.conf)
         made = ensure(client, self.topics.all(), self.settings.kafka.replication_factor)
         if self.topics.raw not in made:
@@ -421,7 +421,7 @@ def _actual_row(row: dict[str, Any]) -> Actual:
 
 
 def run(options: DemoOptions, progress: DemoProgress, say: Callable[[str], None]) -> tuple[DemoReport, Demo]:
-    """Run the whole demo; raise HeadwaterError when it cannot be run. With `keep`, stack and workers go on."""
+    """Run the whole demo; raise HeadwaterError when it cannot be run. With `keep`, stack and workers stay up."""
     started = time.monotonic()
     stack = Stack(
         options.directory,

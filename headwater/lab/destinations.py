@@ -27,8 +27,8 @@ from pipeline.sinks.lake.iceberg.columns import columns_of
 from pipeline.sinks.lake.layouts.columns import item_of
 from pipeline.sinks.lake.objects import Objects
 from pipeline.sinks.lake.paths import origin_of
-from pipeline.sinks.lake.verify import verify
-from pipeline.sinks.replica.verify import verify as verify_replica
+from pipeline.sinks.lake.verify import verify_lake
+from pipeline.sinks.replica.verify import verify_replica
 from pipeline.topics.names import Topics
 
 MIRROR, LAKE, REPLICA = "mirror", "items", "replica"
@@ -209,15 +209,15 @@ def _messages(records: Recorder) -> list[tuple[Any, ...]]:
             record.key(),
             record.value(),
             record.timestamp()[1],
-            [one for one in record.headers() or [] if one[0] != MIRRORED_FROM],
+            [header for header in record.headers() or [] if header[0] != MIRRORED_FROM],
         )
         for record in records
     ]
 
 
 def _lake(objects: Objects) -> tuple[int, int]:
-    """Hold the files against their manifests, and have DuckDB read them."""
-    checked = verify(objects)
+    """Compare the files with their manifests, and have DuckDB read them."""
+    checked = verify_lake(objects)
     with tempfile.TemporaryDirectory(prefix="headwater-") as place:
         for number, path in enumerate(path for path in objects.paths() if origin_of(path) is not None):
             (Path(place) / f"{number}.parquet").write_bytes(objects.read(path))

@@ -21,7 +21,7 @@ from pipeline.errors import FatalError, HeadwaterError
 SESSION = 6.0
 """Session time-out of the workers, in seconds."""
 FROZEN = (2.0, 6.0)
-"""Seconds that a frozen worker stands still beyond that."""
+"""Seconds that a worker is frozen beyond that."""
 MOST_WORKERS = 3
 LIMIT = 120.0
 """Seconds that a fault may take."""
@@ -102,14 +102,14 @@ class Faults:
         self._end(self._choose(), signal.SIGKILL)
 
     def _freeze(self) -> None:
-        """Longer than the session lasts: when it goes on it is a zombie, put out of the group without knowing it."""
+        """Longer than the session lasts: when it wakes it is a zombie, evicted from the group without knowing it."""
         self.workers.freeze(self.workers.all.index(self._choose()), SESSION + self._chance.uniform(*FROZEN))
 
     def _terminate(self) -> None:
         self._end(self._choose(), signal.SIGTERM)
 
     def _join(self) -> None:
-        """One more worker; where there are enough, one leaves for good."""
+        """One more worker; where there are enough, one leaves permanently."""
         if len(self.workers.all) < MOST_WORKERS:
             self.workers.add()
             return
@@ -198,7 +198,7 @@ class Faults:
             disk.mount()
 
     def until(self, condition: Callable[[], bool], what: str) -> None:
-        """Wait, and let go on what was frozen long enough; raise FatalError when it takes too long."""
+        """Wait, and wake what was frozen long enough; raise FatalError when it takes too long."""
         deadline = time.monotonic() + LIMIT
         while not condition():
             if time.monotonic() > deadline:
@@ -210,7 +210,7 @@ class Faults:
 def plan(names: Sequence[str], count: int, chance: random.Random) -> list[str]:
     """Return a schedule of so many faults: each kind once before any comes again, in an order that chance decides."""
     rounds = [chance.sample(list(names), len(names)) for _ in range(0, count, len(names))]
-    schedule = [name for one in rounds for name in one][:count]
+    schedule = [name for turn in rounds for name in turn][:count]
     chance.shuffle(schedule)
     return schedule
 

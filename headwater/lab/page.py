@@ -11,7 +11,9 @@ SECTION = re.compile(r"^<!-- section: (?P<name>.+?) -->\n(?P<text>.*?)(?=^<!-- s
 
 def put_section(page: Path, name: str, text: str) -> None:
     """Write a section of the page, in its old place or as the last one; `text` is Markdown and ends in a new line."""
-    found = {one["name"]: one["text"].strip() for one in SECTION.finditer(page.read_text() if page.exists() else "")}
+    found = {
+        match["name"]: match["text"].strip() for match in SECTION.finditer(page.read_text() if page.exists() else "")
+    }
     found[name] = text.strip()
     page.write_text(HEAD + "".join(f"\n<!-- section: {one} -->\n\n{words}\n" for one, words in found.items()))
 

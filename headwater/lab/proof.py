@@ -1,7 +1,7 @@
 """The proof: what was written, compared change by change with what came out. No I/O.
 
 Every change of an item has an identity that survives any transport: the attribute `version`, which whoever writes
-raises with each write to the item, also after a delete. So a change that is missing can be told from one that came
+raises with each write to the item, also after a delete. So a missing change is distinguished from one that came
 twice, late or altered.
 """
 
@@ -133,9 +133,9 @@ def json_value(value: Mapping[str, Any]) -> dict[str, Any]:
     if tag == "B":
         return {tag: base64.b64encode(inner).decode()}
     if tag == "BS":
-        return {tag: [base64.b64encode(one).decode() for one in inner]}
+        return {tag: [base64.b64encode(member).decode() for member in inner]}
     if tag == "L":
-        return {tag: [json_value(one) for one in inner]}
+        return {tag: [json_value(member) for member in inner]}
     if tag == "M":
         return {tag: json_item(inner)}
     return {tag: inner}
@@ -279,7 +279,7 @@ def plain(value: Mapping[str, Any]) -> Any:
     if tag == "NULL":
         return None
     if tag == "L":
-        return [plain(one) for one in inner]
+        return [plain(member) for member in inner]
     if tag == "M":
         return {name: plain(one) for name, one in inner.items()}
     ((_, text),) = json_value(value).items()

@@ -1,4 +1,4 @@
-"""The soak of the sources: a simulator with all its faults, workers that are killed, and raw held against the truth."""
+"""The soak of the sources: a simulator with all its faults, workers that are killed, and raw compared with the truth."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ def compare(
     gaps: Iterable[Gap],
     held: Mapping[str, float] | None = None,
 ) -> SoakReport:
-    """Hold raw, in order per item, and the gaps against the truth; `held` has the window of each Kinesis stream."""
+    """Compare raw, in order per item, and the gaps with the truth; `held` has the window of each Kinesis stream."""
     found: dict[tuple[str, str], list[Came]] = {}
     for change in raw:
         found.setdefault((change.table, change.item), []).append(change)
@@ -272,7 +272,7 @@ def compare(
 def disorder(wanted: Iterable[str], came: Iterable[Came]) -> int:
     """Count the changes of an item that came before one that is wanted before them."""
     places = {event_id: number for number, event_id in enumerate(wanted)}
-    numbers = [places[one] for one in dict.fromkeys(change.event_id for change in came) if one in places]
+    numbers = [places[fromkey] for fromkey in dict.fromkeys(change.event_id for change in came) if fromkey in places]
     return sum(later < earlier for earlier, later in pairwise(numbers))
 
 

@@ -28,16 +28,16 @@ def name(options: SoakOptions) -> str:
 
 def section(report: SoakReport, options: SoakOptions, began: datetime, machine: str) -> str:
     """Return the section as Markdown."""
-    verdict = "Nothing was lost without a word, doubled or reordered." if report.ok else "**The output was wrong.**"
+    verdict = "Nothing was lost silently, duplicated or reordered." if report.ok else "**The output was wrong.**"
     figures = [
         ("changes recorded by the streams", report.changes),
-        ("lost, and in no gap that was written down", report.lost),
+        ("lost, and in no recorded gap", report.lost),
         ("duplicated", report.duplicated),
         ("out of order", report.out_of_order),
         *(_of_kinesis(report) if options.kinesis else _of_dynamodb(report)),
         ("SIGKILL of a worker", report.kills),
         (
-            "answers without records though there were some, for 6 s on end, a worker's first ones among them",
+            "answers without records though there were some, for 6 s in a row, a worker's first ones among them",
             report.dry,
         ),
         ("times that the provider of credentials failed for 10 s", report.provider_failures),
@@ -51,8 +51,8 @@ def section(report: SoakReport, options: SoakOptions, began: datetime, machine: 
         *(KINESIS if options.kinesis else DYNAMODB),
         f"Three workers with `ingest` and `deduplicate` read {options.rate:,} changes a second; one is killed",
         "every 20 seconds. After every other kill AWS gives no records for 6 s, though there are some, also to the worker that",
-        "comes back, and then the provider of credentials fails for 10 s. In the end the raw topic and the gaps are held",
-        "against what the simulator knows.",
+        "comes back, and then the provider of credentials fails for 10 s. In the end the raw topic and the gaps are compared",
+        "with what the simulator knows.",
         "",
         f"{verdict} {began:%Y-%m-%d %H:%M} UTC; {machine}.",
         "",
@@ -70,7 +70,7 @@ def section(report: SoakReport, options: SoakOptions, began: datetime, machine: 
 def _of_dynamodb(report: SoakReport) -> list[tuple[str, float]]:
     return [
         ("ranges of changes that were trimmed before they were read", report.trimmed_ranges),
-        ("gaps written down", report.gaps_recorded),
+        ("gaps recorded", report.gaps_recorded),
         ("shards that rolled over or were split", report.reshards),
         ("streams switched off, and on again as new ones", report.renewals),
         ("tables that came while the workers ran", report.tables_come),
@@ -108,7 +108,7 @@ class SoakReport:
 
     changes: int = 0
     lost: int = 0
-    """Changes that are neither in raw nor in a gap that was written down."""
+    """Changes that are neither in raw nor in a recorded gap."""
     duplicated: int = 0
     out_of_order: int = 0
     """Against the order in which the changes happened; where Kinesis is not resequenced, in which they were delivered."""
@@ -128,7 +128,7 @@ class SoakReport:
     tables_gone: int = 0
     kills: int = 0
     dry: int = 0
-    """Answers without records though there were some, for seconds on end."""
+    """Answers without records though there were some, for seconds in a row."""
     provider_failures: int = 0
     """Times that the provider of credentials has failed, for `FAIL_SECONDS` each."""
     calls: int = 0

@@ -109,14 +109,14 @@ class Workers:
             worker.start()
 
     def watch(self) -> None:
-        """Start again what has ended, as a supervisor would; let go on what was frozen long enough."""
+        """Start again what has ended, as a supervisor would; wake what was frozen long enough."""
         for worker in self.all:
             if not worker.alive():
                 worker.start()
         self.thaw()
 
     def thaw(self) -> None:
-        """Let go on what was frozen long enough."""
+        """Wake what was frozen long enough."""
         for worker in self.all:
             if self._frozen_until.get(worker.name, float("inf")) <= self._clock():
                 del self._frozen_until[worker.name]
@@ -137,11 +137,11 @@ class Workers:
 
     @property
     def frozen(self) -> bool:
-        """Whether a worker stands still on purpose."""
+        """Whether a worker is frozen on purpose."""
         return bool(self._frozen_until)
 
     def stands_still(self, worker: WorkerProcess) -> bool:
-        """Say whether this worker stands still on purpose."""
+        """Say whether this worker is frozen on purpose."""
         return worker.name in self._frozen_until
 
     def kill(self, number: int) -> None:
@@ -149,7 +149,7 @@ class Workers:
         self.all[number].signal(signal.SIGKILL)
 
     def freeze(self, number: int, seconds: float) -> None:
-        """Let a worker stand still; `watch` lets it go on after `seconds`."""
+        """Freeze a worker; `watch` wakes it after `seconds`."""
         self.all[number].signal(signal.SIGSTOP)
         self._frozen_until[self.all[number].name] = self._clock() + seconds
 

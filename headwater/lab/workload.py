@@ -124,7 +124,7 @@ class Workload:
         """Send every request, the customers' first, and return what must come out; call `between` after the customers.
 
         `on_written` is given the number of changes made so far, after each request, by the thread that sent it and
-        one at a time. Raise HeadwaterError when a request fails for good; the other lanes then stop.
+        one at a time. Raise HeadwaterError when a request fails permanently; the other lanes then stop.
         """
         with ThreadPoolExecutor(self._threads, thread_name_prefix="workload") as pool:
             for phase in (self._plan.customers, self._plan.lanes):
@@ -169,7 +169,7 @@ class Workload:
 
 
 def send(client: DynamoDBClient, request: Request, pause: Callable[[float], object] = time.sleep) -> None:
-    """Send one request until all of it is done; raise HeadwaterError when DynamoDB refuses it for good."""
+    """Send one request until all of it is done; raise HeadwaterError when DynamoDB refuses it permanently."""
     try:
         if request.means == "batch":
             _send_batch(client, request.writes, pause)
@@ -233,7 +233,7 @@ def _update(old: Item, new: Item) -> dict[str, Any]:
 
 @dataclass(slots=True)
 class _Record:
-    """One item while it is planned: its version goes on rising when it is deleted and put again."""
+    """One item while it is planned: its version keeps rising when it is deleted and put again."""
 
     table: str
     key: Item
@@ -286,7 +286,7 @@ class _Lane:
         if self._random.random() < 0.1:
             name = _customer_id(self._made, prefix=f"visitor-{self._number}-")
             return self._record(CUSTOMERS, {"customer_id": {"S": name}})
-        # Random bytes are no UTF-8; three lines share an order. The lane and the number make it unique.
+        # Random bytes are not UTF-8; three lines share an order. The lane and the number make it unique.
         order = bytes([0xFF, self._number]) + (self._made // 3).to_bytes(3, "big")
         return self._record(ORDERS, {"order_id": {"B": order}, "line": {"N": str(self._made % 3 + 1)}})
 

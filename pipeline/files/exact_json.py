@@ -21,7 +21,7 @@ _BLANK = re.compile(r"[ \t\n\r]*")
 
 
 def loads(text: str | bytes) -> Any:
-    """Return what JSON says; a number with a fraction or an exponent is a Decimal. Raise ValueError when it is no JSON."""
+    """Return what JSON says; a number with a fraction or an exponent is a Decimal. Raise ValueError when it is not JSON."""
     try:
         return _decode(text)
     except msgspec.DecodeError as error:
@@ -58,7 +58,7 @@ def with_member(text: str, name: str, value: Any) -> str:
 
 
 def _members(text: str) -> Iterator[tuple[str, int, int]]:
-    """Yield the members of an object: name, and from where to where the value stands."""
+    """Yield the members of an object: name, and where the value begins and ends."""
     at = _skip(text, text.index("{") + 1)
     while text[at] != "}":
         key, at = _decoder.raw_decode(text, at)

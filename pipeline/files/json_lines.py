@@ -1,4 +1,4 @@
-"""Where in a JSON file a value stands, for messages: decoders name its path, or a byte, and people look for a line."""
+"""Where in a JSON file a value is, for messages: decoders name its path, or a byte, and people look for a line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
-def line_of(content: bytes, path: Sequence[str | int]) -> int:
+def line_of_value(content: bytes, path: Sequence[str | int]) -> int:
     """Return the line, from 1 on, of the value at a path such as ("expect", 0, "headers"); or of the innermost found."""
     begin, value = 0, content
     for part in path:
@@ -25,7 +25,7 @@ def line_of(content: bytes, path: Sequence[str | int]) -> int:
         if part not in members:
             break
         at = begin
-        for name, raw in members.items():  # one after the other: equal values stand in other places
+        for name, raw in members.items():  # one after the other: equal values are in other places
             at = content.index(bytes(raw), at)
             if name == part:
                 break
@@ -45,4 +45,4 @@ def line_of_error(content: bytes, error: msgspec.DecodeError) -> int:
         if unknown:  # a member whose name msgspec does not say
             break
         path.append(int(number) if number else name)
-    return line_of(content, path)
+    return line_of_value(content, path)

@@ -1,4 +1,4 @@
-"""Directories that hold items of customers: nobody but their owner may enter them."""
+"""Directories that hold items of customers: only their owner may enter them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where in a TOML file a setting stands, for messages: `tomllib` does not say."""
+"""Where in a TOML file a setting is, for messages: `tomllib` does not say."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ KEY = re.compile(rf"\s*({TEXT}|[A-Za-z0-9_-]+)\s*(\.?)", re.DOTALL)
 SCALAR = re.compile(rf"{TEXT}|[^,\]}}\n#]*", re.DOTALL)
 
 
-def line_of(text: str, path: Sequence[str | int]) -> int | None:
+def line_of_key(text: str, path: Sequence[str | int]) -> int | None:
     """Return the line, from 1 on, of the setting at a path such as ("flows", 1, "to", 0, "where"); None: it is not found.
 
-    As near as can be told: names that are not there are passed over, of an entry of a list that is not there it is the list.
+    As near as possible: names that are not there are passed over, of an entry of a list that is not there it is the list.
     """
     lines = _Reader(text).lines
     found: Path = ()
@@ -109,6 +109,6 @@ class _Reader:
     def _match(self, pattern: re.Pattern[str]) -> re.Match[str]:
         found = pattern.match(self._text, self._at)
         if found is None:
-            raise ValueError(f"no TOML at character {self._at}")
+            raise ValueError(f"not TOML at character {self._at}")
         self._at = found.end()
         return found

@@ -1,4 +1,4 @@
-"""`headwater flows apply`: publishes flows as a version that all workers take up; and what is known of versions."""
+"""`headwater flows apply`: publishes flows as a version that all workers switch to; and what is known of versions."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def apply(settings: Settings) -> tuple[Version, bool]:
         on_delivery=lambda error, _: failures.append(f"{error}") if error else None,
     )
     if producer.flush(APPLY_TIMEOUT_S) or failures:
-        raise FatalError(f"the topic {topics.flows} cannot be written: {', '.join(failures) or 'time is up'}")
+        raise FatalError(f"the topic {topics.flows} cannot be written: {', '.join(failures) or 'it timed out'}")
     return version, True
 
 

@@ -9,10 +9,10 @@ from pipeline.errors import UsageError
 from pipeline.flows.compile import FlowError, compile_flow, onlooking, parts_of
 from pipeline.flows.lint import lint
 from pipeline.services.keys import mask_key
-from pipeline.services.lookups import headers, secrets_of
+from pipeline.services.lookups import lookup_headers, secrets_of
 from pipeline.settings.enrich import TOPIC, EnrichSettings, JoinSettings, LookupSettings, SqlSettings
 from pipeline.settings.flows import FlowSettings
-from pipeline.settings.load import place_of
+from pipeline.settings.load import line_of_setting
 from pipeline.settings.root import Settings
 from pipeline.settings.sources import DynamoDBStreamSettings
 from pipeline.sources.dynamodb.streams import is_pattern
@@ -28,7 +28,7 @@ def examine(settings: Settings, flow: FlowSettings) -> list[str]:
     for number, step in enumerate(flow.enrich):
         if isinstance(step, LookupSettings):
             try:
-                headers(step, os.environ)
+                lookup_headers(step, os.environ)
             except UsageError as error:
                 raise FlowError(flow, f"enrich.{number}.headers", error) from error
             try:
@@ -40,7 +40,7 @@ def examine(settings: Settings, flow: FlowSettings) -> list[str]:
             mask_key(flow.mask_key)
         except UsageError as error:
             raise FlowError(flow, "mask_key", error) from error
-    doubts = [one.line for one in doubts_of(flow)]
+    doubts = [doubt.line for doubt in doubts_of(flow)]
     if not settings.sources:  # they are those of other workers
         return doubts
     _references_are_captured(settings, flow)
@@ -49,14 +49,14 @@ def examine(settings: Settings, flow: FlowSettings) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Warned:
-    """What can hardly have an effect, and where it stands."""
+    """What can hardly have an effect, and where it is."""
 
     flow: str
     place: str
     """In the flow."""
     problem: str
     at: str
-    """file:line; '' when the flow does not stand in the settings file."""
+    """file:line; '' when the flow is not in the settings file."""
 
     @property
     def line(self) -> str:
@@ -67,7 +67,10 @@ class Warned:
 
 def doubts_of(flow: FlowSettings) -> list[Warned]:
     """Return what of a flow can hardly have an effect."""
-    return [Warned(flow.name, one.place, one.problem, place_of(flow, parts_of(one.place))) for one in lint(flow)]
+    return [
+        Warned(flow.name, doubt.place, doubt.problem, line_of_setting(flow, parts_of(doubt.place)))
+        for doubt in lint(flow)
+    ]
 
 
 def _references_are_captured(settings: Settings, flow: FlowSettings) -> None:
@@ -91,10 +94,11 @@ def _tables_are_captured(settings: Settings, flow: FlowSettings) -> list[str]:
         return []
     problem = f"no source captures {', '.join(missing)}"
     if all(
-        isinstance(one, DynamoDBStreamSettings) and not any(map(is_pattern, one.tables)) for one in settings.sources
+        isinstance(source, DynamoDBStreamSettings) and not any(map(is_pattern, source.tables))
+        for source in settings.sources
     ):
-        raise FlowError(flow, "from", UsageError(f"{problem}: nothing would come", hint=_add(missing[0])))
-    return [f"flow {flow.name}, from: {problem} as it is named now"]
+        raise FlowError(flow, "from", UsageError(f"{problem}: it would get nothing", hint=_add(missing[0])))
+    return [f"flow {flow.name}, from: {problem} by name"]
 
 
 def _captured(settings: Settings, table: str) -> bool:

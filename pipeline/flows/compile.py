@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from models.change import Change
-from pipeline import missing
 from pipeline.errors import RejectedError, UsageError
 from pipeline.flows.given_items import by_key, finder, own_key_finder
 from pipeline.flows.leaving import compile_leaving, patterns_look_at
+from pipeline.packages import missing
 from pipeline.services.keys import mask_key
 from pipeline.services.lookups import canned, lookup
 from pipeline.settings.enrich import (
@@ -31,7 +31,7 @@ from pipeline.settings.enrich import (
 )
 from pipeline.settings.flows import FlowSettings, fill, holds_items, is_template
 from pipeline.settings.formats import EnvelopeSettings
-from pipeline.settings.load import place_of
+from pipeline.settings.load import line_of_setting
 from pipeline.settings.root import Settings
 from pipeline.steps.enrich import JoinStep, Lookup, compute, join, reference, text_of_key
 from pipeline.steps.envelope import Encoder, compile_envelope
@@ -42,10 +42,10 @@ from pipeline.steps.flow import Flow, Where, WriteStep
 from pipeline.steps.formats.connect import compile_key_schemas, compile_schemas
 from pipeline.steps.mask import compile_masks
 from pipeline.steps.project import projection
-from pipeline.steps.python import Function, call, load
+from pipeline.steps.python import Function, call, load_functions
 from pipeline.steps.route import Rule, router
 from pipeline.steps.secrecy import KEY_BYTES, MaskKey
-from pipeline.steps.shape import drop, rename, select
+from pipeline.steps.shape import drop, rename_attributes, select
 
 if TYPE_CHECKING:  # of extras
     from pipeline.steps.formats.registered import Registry
@@ -56,7 +56,7 @@ class FlowError(UsageError):
     """A flow that cannot run: which, where in it and in the settings file, and why."""
 
     def __init__(self, flow: FlowSettings, place: str, error: Exception) -> None:
-        at = place_of(flow, parts_of(place))
+        at = line_of_setting(flow, parts_of(place))
         reason = error.message if isinstance(error, UsageError) else str(error)
         hint = (error.hint if isinstance(error, UsageError) else "") or PAGES.get(place.rpartition(".")[2], PAGE)
         before, said = f"{at}: " if at else "", f"{place}: {reason.removeprefix(f'{place}: ')}"
@@ -177,7 +177,7 @@ def onlooking(
         else:
             wanted = step.tables if isinstance(step, SqlSettings) else ()
         missing = ", ".join(table for table in wanted if table not in given)
-        return f"no items of {missing} are given here" if missing else ""
+        return f"no items of {missing} are given here; give them with --reference" if missing else ""
 
     return CompileContext(
         references={
@@ -185,7 +185,7 @@ def onlooking(
             **{f"{PARTITIONED}{table}": own_key_finder(given.get(table, ())) for table in partitioned},
         },
         rows={table: FixedRows(by_key(table, given.get(table, ()))) for table in tables},
-        functions=load(modules),
+        functions=load_functions(modules),
         mask_key=lambda uri: STAND_IN,
         lookup=lambda step: canned(step, known.get(step.into)),
         registry=NewRegistry(),
@@ -230,7 +230,7 @@ LONGEST_NAME = 249
 HELD = {"eventName": "event_name", "eventSource": "event_source", "eventSourceARN": "arn", "tableName": "table_name"}
 """Fields of a record that a change holds: their names in it."""
 UNSAID = {"", "aws:dynamodb"}
-"""What stands there when the record lacks the field; then only its bytes can tell."""
+"""What is there when the record lacks the field; then only its bytes can tell."""
 
 
 def _first(where: Mapping[str, Any]) -> Callable[[Change], bool] | None:
@@ -367,7 +367,7 @@ class _Compiler:
         if flow.drop:
             steps.append(("drop", drop(flow.drop)))
         if flow.rename:
-            steps.append(("rename", rename(flow.rename)))
+            steps.append(("rename", rename_attributes(flow.rename)))
         return steps
 
     def output(self) -> Callable[[str], WriteStep]:
@@ -415,7 +415,7 @@ def _expression_rule(text: str) -> Callable[[Event], bool]:
 
 
 def _enriched_rule(match: Predicate) -> Callable[[Event], bool]:
-    """Let a pattern see what was added, as it will stand in the change."""
+    """Let a pattern see what was added, as it will be in the change."""
 
     def rule(event: Event) -> bool:
         added = {name: msgspec.json.decode(value) for name, value in event.added.items()}

@@ -69,7 +69,7 @@ MISSING: Any = object()
 
 
 def explain(flows: Sequence[FlowSettings], value: bytes, means: CompileContext) -> list[FlowTrace]:
-    """Return what each flow makes of an event that came to raw just now; raise MalformedChangeError when it is no change."""
+    """Return what each flow makes of an event that came to raw just now; raise MalformedChangeError when it is not a change."""
     change = decode(value)
     given = Given(0, item_key(change.body.keys), value, change, time.monotonic())
     return [_flow(flow, given, means) for flow in flows]
@@ -78,7 +78,9 @@ def explain(flows: Sequence[FlowSettings], value: bytes, means: CompileContext) 
 def _flow(flow: FlowSettings, given: Given, means: CompileContext) -> FlowTrace:
     change = given.change
     if flow.tables and change.table not in flow.tables:
-        return FlowTrace(flow.name, "left out", f"from: the table is {change.table}, not {' or '.join(flow.tables)}")
+        return FlowTrace(
+            flow.name, "left out", f"the flow takes {' and '.join(flow.tables)} (from), and this is {change.table}"
+        )
     compiled = compile_flow(flow, means)
     trace = FlowTrace(flow.name, "sent")
     if flow.where is not None:

@@ -27,7 +27,7 @@ KEY_TAGS = {"S", "N", "B"}
 encode = msgspec.json.Encoder(decimal_format="number").encode
 
 
-def read(file: Path) -> list[Any]:
+def read_items(file: Path) -> list[Any]:
     """Return the rows of TABLE.jsonl; raise UsageError that names the line of one that is none."""
     rows = []
     for number, line in enumerate(content(file).splitlines(), 1):
@@ -62,13 +62,13 @@ def _wrong(place: str, reference: str, error: Exception) -> UsageError:
 def _check_item(row: Any) -> None:
     check_attributes(row)
     if not _could_be_key(next(iter(row.values()))):
-        raise ValueError(f"{next(iter(row))} is no key attribute, which is text, a number or binary")
+        raise ValueError(f"{next(iter(row))} is not a key attribute, which is text, a number or binary")
 
 
 def check_attributes(row: Any) -> None:
-    """Raise ValueError when something is no item in typed JSON."""
+    """Raise ValueError when something is not an item in typed JSON."""
     if not isinstance(row, dict) or not row:
-        raise ValueError("this is no object with attributes")
+        raise ValueError("this is not an object with attributes")
     for name, value in row.items():
         try:
             normal(value)

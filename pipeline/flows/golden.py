@@ -8,7 +8,7 @@
 Of an outcome only what is named is compared, of `headers` only those that are; values are compared as JSON, whole, numbers
 with all their digits. A rejected change is expected as `{"flow": "orders", "rejected": "part of the reason"}`. What is made of
 a change that has waited for a reference first (`hold`) has also `"waits"`, the seconds; when it is left out then, nothing else.
-These two must be named where they are: an outcome without `rejected` is none of a change that was rejected.
+These two must be named where they are: an outcome without `rejected` does not match a rejected change.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from models.change import MalformedChangeError
 from pipeline.errors import UsageError
 from pipeline.files import exact_json
 from pipeline.files.content import content
-from pipeline.files.json_lines import line_of, line_of_error
+from pipeline.files.json_lines import line_of_error, line_of_value
 from pipeline.flows import given_items
 from pipeline.flows.compile import onlooking
 from pipeline.flows.explain import FlowTrace, explain
@@ -85,7 +85,7 @@ def cases(place: Path) -> list[Path]:
 
 def check(file: Path, settings: Settings, *, update: bool = False) -> GoldenVerdict:
     """Run the flows on the event of a golden file and compare; with `update`, write what they made into it instead."""
-    case = load(file)
+    case = load_golden(file)
     actual = [one for trace in outcome(file, case, settings) for one in _actual(trace)]
     if update:
         file.write_text(exact_json.with_member(file.read_text(), "expect", actual))
@@ -95,11 +95,11 @@ def check(file: Path, settings: Settings, *, update: bool = False) -> GoldenVerd
     if len(expected) != len(actual):
         differences.append(f"expected {len(expected)} outcomes, there are {len(actual)}: {_short(actual)}")
     for number, (want, have) in enumerate(zip(expected, actual, strict=False)):
-        differences += [f"{number}: {line}" for line in _differences(want, have)]
+        differences += [f"expect[{number}].{line}" for line in _differences(want, have)]
     return GoldenVerdict(file, differences)
 
 
-def load(file: Path) -> GoldenFile:
+def load_golden(file: Path) -> GoldenFile:
     """Read a golden file; raise UsageError with the line of what is none."""
     text = content(file)
     try:
@@ -108,7 +108,7 @@ def load(file: Path) -> GoldenFile:
         return structs.replace(case, references=exact.get("references", {}), lookups=exact.get("lookups", {}))
     except msgspec.DecodeError as error:
         place = f"{file}:{line_of_error(text, error)}"
-        raise UsageError(f"{place}: this is no golden file: {error}", hint=given_items.HINT) from error
+        raise UsageError(f"{place}: this is not a golden file: {error}", hint=given_items.HINT) from error
 
 
 def outcome(file: Path, case: GoldenFile, settings: Settings) -> list[FlowTrace]:
@@ -116,17 +116,17 @@ def outcome(file: Path, case: GoldenFile, settings: Settings) -> list[FlowTrace]
     text = content(file)
     references = {
         name: given_items.checked(
-            name, ((f"{file}:{line_of(text, ('references', name, n))}", item) for n, item in enumerate(items))
+            name, ((f"{file}:{line_of_value(text, ('references', name, n))}", item) for n, item in enumerate(items))
         )
         for name, items in case.references.items()
     }
     for name, answer in case.lookups.items():
-        _check_answer(f"{file}:{line_of(text, ('lookups', name))}", name, answer, settings)
+        _check_answer(f"{file}:{line_of_value(text, ('lookups', name))}", name, answer, settings)
     means = onlooking(settings.flows, settings.modules, references, case.lookups)
     try:
         return explain(settings.flows, bytes(_members(text)["event"]), means)
     except MalformedChangeError as error:
-        raise UsageError(f"{file}:{line_of(text, ('event',))}: event: {error}", hint=given_items.HINT) from error
+        raise UsageError(f"{file}:{line_of_value(text, ('event',))}: event: {error}", hint=given_items.HINT) from error
 
 
 def _check_answer(place: str, name: str, answer: Any, settings: Settings) -> None:
@@ -155,20 +155,18 @@ def _actual(trace: FlowTrace) -> list[dict[str, Any]]:
     return [
         {
             "flow": trace.flow,
-            "sink": one.sink,
-            "key": exact_json.loads(one.key),
-            "value": one.value,
-            "headers": one.headers,
+            "sink": message.sink,
+            "key": exact_json.loads(message.key),
+            "value": message.value,
+            "headers": message.headers,
             **waits,
         }
-        for one in trace.messages
+        for message in trace.messages
     ]
 
 
 def _differences(want: Mapping[str, Any], have: Mapping[str, Any]) -> list[str]:
-    found = [
-        f"{name}: it is not expected, got {_short(have[name])}" for name in ALWAYS if name in have and name not in want
-    ]
+    found = [f"{name}: not expected, got {_short(have[name])}" for name in ALWAYS if name in have and name not in want]
     for name, expected in want.items():
         actual = have.get(name)
         if name == "rejected":

@@ -12,10 +12,10 @@ from pipeline.settings.flows import FlowSettings
 
 LEFT, WIDTH, LINE, GAP = 20, 250, 17, 26
 COLUMNS = (LEFT, LEFT + WIDTH + 90, LEFT + 2 * WIDTH + 90 + 230)
-"""Where tables, flows and sinks begin: rules stand between the last two."""
+"""Where tables, flows and sinks begin: rules are between the last two."""
 MARGIN = 12
 NAME, TEXT, RULE = 14, 12, 11
-"""Sizes of letters, in pixels."""
+"""Sizes of text, in pixels."""
 STYLE = f"""
   text {{ font-family: ui-sans-serif, -apple-system, "Segoe UI", "DejaVu Sans", Helvetica, Arial, sans-serif; }}
   .name {{ font-size: {NAME}px; font-weight: 600; fill: #ffffff; }}
@@ -202,7 +202,7 @@ def _way(begin: tuple[int, int], end: tuple[int, int], more: str = "") -> str:
 
 
 def _rule(begin: tuple[int, int], end: tuple[int, int], rule: str, before: int) -> str:
-    """Return what stands on a way: at its sink, above the rules of other flows that were put there before."""
+    """Return what is written on a way: at its sink, above the rules of other flows that were put there before."""
     x, y = end[0] - MARGIN, end[1] - 6 - LINE * before
     room = end[0] - (begin[0] + WIDTH) - 2 * MARGIN
     shown = escape(fitting(rule, RULE, room))

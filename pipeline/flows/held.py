@@ -10,7 +10,7 @@ from models.change import decode
 from models.dead_letter import FLOW, OFFSET, DeadLetter, Headers
 from pipeline.errors import HeadwaterError
 from pipeline.flows.output import STAGE, FlowOutput
-from pipeline.flows.running import RunningFlow, given_of, waiting_of
+from pipeline.flows.running_flow import RunningFlow, given_of, waiting_of
 from pipeline.runtime.worker import Worker
 from pipeline.state.flow_state import FlowState
 from pipeline.state.held_changes import FlowItem, Head, HeldChanges
@@ -21,7 +21,7 @@ from pipeline.transport import Batch
 
 log = logging.getLogger(__name__)
 SKIP = "headwater.skip"
-"""Header of a message on the retry topic: the change itself is given up, those behind it go on."""
+"""Header of a message on the retry topic: the change itself is discarded, those behind it continue."""
 
 
 class WaitingChanges:
@@ -40,19 +40,19 @@ class WaitingChanges:
         self._worker, self._state, self._output, self._flows = worker, state, output, flows
         self._settle, self._clock = settle, clock
 
-    def parks(self, flow: RunningFlow, lot: HeldChanges, result: Result) -> bool:
+    def holds(self, flow: RunningFlow, held: HeldChanges, result: Result) -> bool:
         """Park a change that must wait: behind another of its item, or for a reference. Return whether it was."""
         given, error = result.given, result.error
         place = FlowItem(flow.settings.name, given.key or b"")
-        waits = lot.head(place) is not None
+        waits = held.head(place) is not None
         if not waits and isinstance(error, MissingReferenceError) and error.until:
             wait = max(0.0, error.until - self._clock())
-            lot.block(place, Head(*place, given.offset, (error.table, error.key), wait))
+            held.block(place, Head(*place, given.offset, (error.table, error.key), wait))
             waits = True
         if waits:
-            lot.park(place, waiting_of(given))
+            held.hold(place, waiting_of(given))
         elif error is not None and flow.is_strict:
-            lot.block(place, Head(*place, given.offset))
+            held.block(place, Head(*place, given.offset))
         return waits
 
     def release(self, partition: int, place: FlowItem) -> None:
@@ -60,7 +60,7 @@ class WaitingChanges:
         self._go_on(partition, place, [], None)
 
     def again(self, batch: Batch) -> None:
-        """Try rejected changes again, or give them up, and let go on what waits behind them."""
+        """Retry rejected changes, or discard them, and let what waits behind them continue."""
         for index, record in enumerate(batch.records):
             headers = cast("Headers", record.headers() or [])
             said = {name: (value or b"").decode(errors="replace") for name, value in headers}
@@ -80,7 +80,7 @@ class WaitingChanges:
                 given = Given(offset, key, value, decode(value), at, own)
             except Exception as error:  # noqa: BLE001 - it is a dead letter again, of the same place
                 place, flow = (self._worker.topics.raw, batch.partition, offset), said.get(FLOW, "")
-                self._worker.reject_letter(
+                self._worker.write_dead_letter(
                     DeadLetter(*place, STAGE, error, record.key(), sealed, own, flow, fingerprint_of(sealed))
                 )
                 continue
@@ -88,25 +88,25 @@ class WaitingChanges:
                 self._go_on(batch.partition, FlowItem(name, key or b""), [given], offset)
 
     def _give_up(self, partition: int, flows: Iterable[str], offset: int) -> None:
-        """Let go on what waits behind a change that is given up."""
+        """Let what waits behind a discarded change continue."""
         for flow in flows:
-            if (place := self._state.lot(partition).behind(flow, offset)) is not None:
+            if (place := self._state.held(partition).behind(flow, offset)) is not None:
                 self._go_on(partition, place, [], offset)
 
     def _go_on(self, partition: int, place: FlowItem, first: list[Given], offset: int | None) -> None:
-        """Do what has waited; `first` is a letter that is tried again, `offset` the place on raw of the one it is about."""
-        flow, lot = self._output.flow(place.flow), self._state.lot(partition)
-        head = lot.head(place)
+        """Do what has waited; `first` is a dead letter that is retried, `offset` the place on raw of the one it is about."""
+        flow, held = self._output.flow(place.flow), self._state.held(partition)
+        head = held.head(place)
         if head is not None and offset not in {None, head.offset}:
-            # It is not this letter that the others wait for: it waits with them.
+            # It is not this dead letter that the others wait for: it waits with them.
             for one in first:
-                lot.park(place, waiting_of(one))
+                held.hold(place, waiting_of(one))
             return
-        waiting = lot.free(place)
+        waiting = held.free(place)
         given = first + [given_of(one, one.at) for one in waiting]
         if flow is None:
-            gone = HeadwaterError(f"there is no flow {place.flow} any more")
-            for one in given:
-                self._output.reject(place.flow, partition, one, gone)
+            gone = HeadwaterError(f"the flow {place.flow} no longer exists")
+            for incoming in given:
+                self._output.reject(place.flow, partition, incoming, gone)
             return
         self._settle(flow, partition, given)

@@ -18,9 +18,9 @@ from pipeline.settings.enrich import (
     SqlSettings,
 )
 from pipeline.settings.flows import FlowSettings
-from pipeline.steps.cel_tokens import attributes, free_names, tokens
+from pipeline.steps.cel_tokens import attributes_in, free_names, tokens
 from pipeline.steps.expression import ENRICHED
-from pipeline.steps.filter import fields, merge
+from pipeline.steps.filter import fields, merge_fields
 from pipeline.steps.flow import Where
 from pipeline.steps.leave import Leaving, alike
 from pipeline.steps.route import Router, Rule
@@ -36,7 +36,7 @@ def compile_leaving(
     otherwise: Rule | None,
     route: Router,
 ) -> Leaving | None:
-    """Return what finds the sinks that items have left; None where they are told nothing."""
+    """Return what finds the sinks that items have left; None where nothing is sent to them."""
     if flow.leaves is None:
         return None
     asks_enriched = any(map(_asks_enriched, _conditions(flow)))
@@ -67,12 +67,12 @@ def patterns_look_at(flow: FlowSettings) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for pattern in _conditions(flow):
         if isinstance(pattern, Mapping):
-            merge(found, {name: rest for name, rest in fields(pattern).items() if name != ENRICHED})
+            merge_fields(found, {name: rest for name, rest in fields(pattern).items() if name != ENRICHED})
     body = found.get("dynamodb")
     if flow.leaves is not None and isinstance(body, dict) and not body.keys().isdisjoint(IMAGES):
         either: dict[str, Any] = {}
         for name in IMAGES:
-            merge(either, {"": body.pop(name)} if name in body else {})
+            merge_fields(either, {"": body.pop(name)} if name in body else {})
         body.update(dict.fromkeys(IMAGES, either[""]))
     return found
 
@@ -116,7 +116,7 @@ def _attributes(flow: FlowSettings, *, steps: bool) -> set[str] | None:
 
 
 def _named(text: str) -> frozenset[str] | set[str] | None:
-    before, after = attributes(tokens(text), "before"), attributes(tokens(text), "after")
+    before, after = attributes_in(tokens(text), "before"), attributes_in(tokens(text), "after")
     return None if before is None or after is None else before | after
 
 

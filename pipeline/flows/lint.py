@@ -1,7 +1,7 @@
 """What of a flow can hardly have an effect: `headwater flows lint`; warnings of `check`, `flows apply` and the worker. Pure.
 
-What can have none by its form is an error of the settings. Here is what a change could match, but none that AWS writes, or that
-the flow gets, will: a pattern without the type tag, a mask of a name that `rename` makes.
+What cannot have one by its form is an error of the settings. Here is what is valid but matches no change that AWS writes or
+that the flow gets: a pattern without the type tag, a mask of a name that `rename` makes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from models.attributes import type_tags
 from models.change import OPS
 from pipeline.settings.enrich import PLACE, ComputeSettings, JoinSettings, LookupSettings, PythonSettings, SqlSettings
 from pipeline.settings.flows import FlowSettings
-from pipeline.steps.cel_tokens import Token, attributes, tokens
+from pipeline.steps.cel_tokens import Token, attributes_in, tokens
 from pipeline.steps.expression import ENRICHED
 from pipeline.steps.filter import PatternError, compile_pattern
 
@@ -54,7 +54,7 @@ LEAVES: Mapping[str, tuple[type, ...]] = {
     "BOOL": (bool,),
     "NULL": (bool,),
 }
-"""What stands below a type tag; below N and NS text is compared with numbers, too."""
+"""What is below a type tag; below N and NS text is compared with numbers, too."""
 
 
 class Doubt(NamedTuple):
@@ -129,7 +129,7 @@ def _value(pattern: Any, place: str) -> Iterator[str]:
         return
     for tag, rest in _fields(pattern):
         if tag not in type_tags:
-            yield f"{place}: {tag} is no type of DynamoDB, expected one of {', '.join(type_tags)}"
+            yield f"{place}: {tag} is not a type of DynamoDB, expected one of {', '.join(type_tags)}"
         elif tag == "M" and isinstance(rest, Mapping):
             yield from _members(rest, f"{place}.M")
         elif tag == "L" and isinstance(rest, Mapping):
@@ -160,7 +160,7 @@ def _none_of(name: str, rest: Any, known: Iterable[str]) -> Iterator[str]:
     elif isinstance(rest, Sequence):
         for entry in rest:
             if isinstance(entry, str) and entry not in values:
-                yield f"{name}: {entry!r} is none of {', '.join(values)}"
+                yield f"{name}: {entry!r} is not one of {', '.join(values)}"
 
 
 def _added(flow: FlowSettings, pattern: Mapping[str, Any]) -> Iterator[str]:
@@ -201,7 +201,7 @@ def _expression(flow: FlowSettings, place: str, text: str, step: int | None = No
             if constant not in known:
                 yield Doubt(place, f"{name} is never {constant!r}, only one of {', '.join(known)}")
     known_added = added_by(flow, step)
-    read = attributes(found, ENRICHED)
+    read = attributes_in(found, ENRICHED)
     for name in sorted(read or ()):
         if known_added is not None and name not in known_added:
             yield Doubt(place, _unadded(f"{ENRICHED}.{name}", known_added))
@@ -294,4 +294,8 @@ def _shapes(flow: FlowSettings) -> Iterator[Doubt]:
 
 def _is_in(path: str, selected: set[tuple[Any, ...]]) -> bool:
     parts = parse(path)
-    return parts[:2] in selected or parts[:1] in selected or bool({one for one in selected if one == parts[: len(one)]})
+    return (
+        parts[:2] in selected
+        or parts[:1] in selected
+        or bool({part for part in selected if part == parts[: len(part)]})
+    )

@@ -41,7 +41,7 @@ class Matcher:
         self._look = projection(fields(pattern))
 
     def of(self, lines: Iterable[bytes], tally: Tally) -> Iterator[bytes]:
-        """Yield the lines that match, as they came. Empty lines count for nothing; what is no JSON is tallied."""
+        """Yield the lines that match, as they came. Empty lines are skipped; what is not JSON is counted."""
         look, match = self._look, self._match
         for number, line in enumerate(lines, 1):
             tally.lines += 1

@@ -9,7 +9,7 @@ from typing import Any
 
 from models.dead_letter import DeadLetter
 from pipeline.errors import RejectedError
-from pipeline.flows.running import RunningFlow
+from pipeline.flows.running_flow import RunningFlow
 from pipeline.runtime.worker import Worker
 from pipeline.steps.flow import Given, Result
 from pipeline.steps.secrecy import MaskKey, WrongKeyError, is_sealed, open_letter, seal_letter
@@ -32,7 +32,7 @@ class FlowOutput:
 
     def flow(self, name: str) -> RunningFlow | None:
         """Return the flow of a name that runs."""
-        return next((one for one in self._flows() if one.settings.name == name), None)
+        return next((flow for flow in self._flows() if flow.settings.name == name), None)
 
     def send(self, flow: RunningFlow, partition: int, results: Iterable[Result]) -> None:
         """Write the messages of changes. An item stays in its partition; one whose key is masked goes where that belongs."""
@@ -42,15 +42,15 @@ class FlowOutput:
         name, transaction = flow.settings.name, self._worker.transport.transaction
         for result in results:
             given_key = result.given.key
-            for one in result.messages:
-                sink, key = one.sink, one.key
+            for message in result.messages:
+                sink, key = message.sink, message.key
                 origin = name, partition, result.given.offset
                 try:
                     topic = self._topics_of.get(sink) or self._topic(flow, sink)
                 except RejectedError as error:
                     transaction.refuse(origin, error)
                     continue
-                records.append((topic, key, one.value, partition if key is given_key else -1, one.headers))
+                records.append((topic, key, message.value, partition if key is given_key else -1, message.headers))
                 origins.append(origin)
                 sunk[sink] += 1
         transaction.produce_many(records, origins)
@@ -75,7 +75,7 @@ class FlowOutput:
             self._topics.raw, partition, given.offset, STAGE, error, given.key, given.value, headers, flow
         )
         key = self._sealing_key(flow, given.change.table)
-        self._worker.reject_letter(letter if key is None else seal_letter(key, letter))
+        self._worker.write_dead_letter(letter if key is None else seal_letter(key, letter))
 
     def _key(self, flow: str) -> MaskKey | None:
         """Return the key of a flow's masks; of one that is gone, what it was here."""
@@ -83,17 +83,17 @@ class FlowOutput:
         return self.keys.get(flow) if running is None else running.key
 
     def _sealing_key(self, flow: str, table: str) -> MaskKey | None:
-        """Return the key to seal a flow's letters with; of one that nobody knows any more, that of any that masks the table."""
+        """Return the key that seals a flow's dead letters; of a flow that is gone, that of any that masks the table."""
         if self.flow(flow) is not None or flow in self.keys:
             return self._key(flow)
         masking = (one.key for one in self._flows() if not one.steps.tables or table in one.steps.tables)
         return next(filter(None, masking), None)
 
     def opened(self, flow: str, key: bytes | None, value: bytes) -> tuple[bytes | None, bytes]:
-        """Return key and value of a letter, as they were before it was sealed."""
+        """Return key and value of a dead letter, as they were before it was sealed."""
         if not is_sealed(value):
             return key, value
         if (mask := self._key(flow)) is None:
-            raise WrongKeyError("the letter is sealed, and its flow has no key")
+            raise WrongKeyError("the dead letter is sealed, and its flow has no key")
         secret = open_letter(mask, value)
         return secret.key, secret.value or b""

@@ -79,7 +79,7 @@ class References:
             self._worker.settings.state_dir,
             on_change=partial(self._changed, table),
         )
-        self._worker.transport.join(self.whole[table])
+        self._worker.transport.add_participant(self.whole[table])
         return True
 
     def _changed(self, table: str, records: Sequence[Message]) -> None:
@@ -113,9 +113,9 @@ class References:
     def put_own(self, partition: int, given: Sequence[Given], partitioned: frozenset[str]) -> list[Reference]:
         """Put the items of partitioned tables that are among the changes of a piece; return which."""
         items, put = self._items.items(partition), []
-        for one in given:
-            change = one.change
-            if change.table in partitioned and one.key is not None:
-                items.put(change.table, one.key, change.after, key_schema(change))
-                put.append(Reference(f"{PARTITIONED}{change.table}", one.key))
+        for incoming in given:
+            change = incoming.change
+            if change.table in partitioned and incoming.key is not None:
+                items.put(change.table, incoming.key, change.after, key_schema(change))
+                put.append(Reference(f"{PARTITIONED}{change.table}", incoming.key))
         return put

@@ -10,7 +10,7 @@ from msgspec import structs
 
 from pipeline.flows.output import FlowOutput
 from pipeline.flows.references import References
-from pipeline.flows.running import RunningFlow, given_of, waiting_of
+from pipeline.flows.running_flow import RunningFlow, given_of, waiting_of
 from pipeline.settings.enrich import PARTITIONED
 from pipeline.state.flow_state import FlowState, JoinedItem, JoinEntry, Reference
 from pipeline.state.held_changes import FlowItem
@@ -50,28 +50,28 @@ class Resend:
         joins, tables = self._state.joins(partition), flow.steps.tables
         taken = {result.given.offset for result in results}
         made = {result.given.offset: result for result in sent}
-        for one in given:
-            if tables and one.change.table not in tables:
+        for incoming in given:
+            if tables and incoming.change.table not in tables:
                 continue
-            result = made.get(one.offset)
-            if result is None and one.offset in taken:
+            result = made.get(incoming.offset)
+            if result is None and incoming.offset in taken:
                 continue  # rejected, or it waits: readers have the one before
             joints: list[JoinedItem] = []
             # What its reference keeps out of all sinks now may be in one when that changes, where sinks are read as tables.
             known = result is not None and (result.messages or flow.follows_references)
-            if result is not None and known and one.change.after is not None:
+            if result is not None and known and incoming.change.after is not None:
                 joints = [JoinedItem(*found) for found in result.references]
-            place = flow.joined_place(one.change.table, one.key)
-            joins.put(place, joints, waiting_of(one))
+            place = flow.joined_place(incoming.change.table, incoming.key)
+            joins.put(place, joints, waiting_of(incoming))
 
     def with_doubts(self, flow: RunningFlow, partition: int, given: Sequence[Given]) -> list[Given]:
         """Mark changes of items that would be joined otherwise now than they were: they are not sent again yet."""
         joins, found = self._state.joins(partition), []
-        for one in given:
-            entry = joins.of(flow.joined_place(one.change.table, one.key))
+        for incoming in given:
+            entry = joins.of(flow.joined_place(incoming.change.table, incoming.key))
             joints = () if entry is None else entry.joints
             unsure = any(digest(self._references.item(partition, table, key)) != known for table, key, known in joints)
-            found.append(structs.replace(one, unsure=True) if unsure else one)
+            found.append(structs.replace(incoming, unsure=True) if unsure else incoming)
         return found
 
     def own_item_changed(self, partition: int, reference: Reference) -> None:
@@ -89,18 +89,18 @@ class Resend:
     def emit(self, partition: int, reference: Reference, entries: Sequence[JoinEntry]) -> None:
         """Send the last changes of items again, joined with the reference as it is now, where they have not that already."""
         mark = (RE_EMITTED, reference.table.removeprefix(PARTITIONED).encode())
-        lot, joins = self._state.lot(partition), self._state.joins(partition)
-        last = {one.last.offset: one.last for one in entries}
+        held, joins = self._state.held(partition), self._state.joins(partition)
+        last = {entry.last.offset: entry.last for entry in entries}
         has_it = JoinedItem(*reference, digest(self._references.item(partition, *reference)))
         for flow in self._flows():
             given = [
-                # From the beginning of time: what is missing now is waited for no more.
-                structs.replace(given_of(one.last, at=-math.inf), unsure=True)
-                for one in entries
-                # What waits behind a rejected change is joined when it goes on.
-                if one.flow == flow.settings.name
-                and has_it not in one.joints
-                and lot.head(FlowItem(one.flow, one.last.key or b"")) is None
+                # From the beginning of time: what is missing now is no longer waited for.
+                structs.replace(given_of(entry.last, at=-math.inf), unsure=True)
+                for entry in entries
+                # What waits behind a rejected change is joined when it continues.
+                if entry.flow == flow.settings.name
+                and has_it not in entry.joints
+                and held.head(FlowItem(entry.flow, entry.last.key or b"")) is None
             ]
             sent, rejected = [], 0
             for result in self._run(flow, partition, given) if flow.re_emits else ():
@@ -108,7 +108,9 @@ class Resend:
                     self._output.reject(flow.name, partition, result.given, result.error)
                     rejected += 1
                     continue
-                result.messages = [structs.replace(one, headers=[*one.headers, mark]) for one in result.messages]
+                result.messages = [
+                    structs.replace(message, headers=[*message.headers, mark]) for message in result.messages
+                ]
                 sent.append(result)
                 place = flow.joined_place(result.given.change.table, result.given.key)
                 joins.put(place, [JoinedItem(*found) for found in result.references], last[result.given.offset])

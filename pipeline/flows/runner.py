@@ -16,7 +16,7 @@ from pipeline.flows.lint import lint
 from pipeline.flows.output import STAGE, FlowOutput
 from pipeline.flows.references import References
 from pipeline.flows.resend import Resend
-from pipeline.flows.running import RejectLimit, RunningFlow
+from pipeline.flows.running_flow import RejectLimit, RunningFlow
 from pipeline.flows.versions import FlowVersions
 from pipeline.runtime.worker import Worker
 from pipeline.services.keys import mask_key
@@ -26,7 +26,7 @@ from pipeline.state.flow_state import FlowState, JoinEntry, Reference
 from pipeline.state.held_changes import FlowItem
 from pipeline.steps.enrich import has_sort_key, key_schema
 from pipeline.steps.flow import Given, Result, pieces
-from pipeline.steps.python import load
+from pipeline.steps.python import load_functions
 from pipeline.transport import Batch
 from pipeline.transport.consumer import Consumer
 
@@ -42,7 +42,7 @@ class FlowRunner:
         self._worker, self.topics = worker, worker.topics
         self._clock = time.monotonic
         """What waits for references are counted with: the steps of the flows have the same."""
-        self._functions = load(worker.settings.modules)
+        self._functions = load_functions(worker.settings.modules)
         self._registry = schema_registry(worker.settings)
         self._references = References(worker)
         transport, topics = worker.transport, worker.topics
@@ -58,13 +58,13 @@ class FlowRunner:
             emit=self._emit,
             is_ready=lambda: self.versions.are_there,
         )
-        transport.join(self.state)
+        transport.add_participant(self.state)
         self._references.begin(self.state, worker.settings.flows)
         own, client_id = worker.settings.flows, worker.app.conf.broker_client_id
         gate = topics.raw, topics.retry
         self.versions = FlowVersions(transport, topics.flows, gate, own, self._prepare, self._build, client_id)
-        transport.join(self.versions)
-        worker.standing.append(lambda: self.versions.stopped)
+        transport.add_participant(self.versions)
+        worker.pause_reasons.append(lambda: self.versions.stopped)
         self._output = FlowOutput(worker, self._flows)
         self._resend = Resend(self.state, self._references, self._output, self._flows, self._run, self._stop_rejecting)
         settle = partial(self._settle, is_fresh=False)
@@ -150,19 +150,19 @@ class FlowRunner:
                     self._put_item(batch.partition, change)
                 if partitioned and change.table in partitioned:
                     key_schema(change)  # raises here what would be raised where the item is put
-            except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others go on
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others continue
                 self._worker.reject(batch, index, STAGE, error)
                 continue
             yield Given(record.offset(), record.key(), value, change, now, record.headers() or ())
 
     def _put_item(self, partition: int, change: Change) -> None:
-        """Put the item of a global reference table; a flow that joins one with a sort key stands: it would find nothing."""
+        """Put the item of a global reference table; a flow that joins one with a sort key is paused: it would find nothing."""
         if has_sort_key(change):
             for flow in self.versions.current:
                 if change.table in flow.settings.joined:
                     self._stop(
                         flow,
-                        f"joins the table {change.table}, which has a sort key: a foreign key names none of its items",
+                        f"joins the table {change.table}, which has a sort key: a foreign key cannot name one item of it",
                     )
         self._references.put(partition, change)
 
@@ -172,10 +172,10 @@ class FlowRunner:
         if flow.follows_references:
             given = self._resend.with_doubts(flow, partition, given)
         results = self._run(flow, partition, given)
-        lot = self.state.lot(partition) if flow.parks else None
+        held = self.state.held(partition) if flow.parks else None
         for result in results:
             seen += 1
-            if lot is not None and self._waiting.parks(flow, lot, result):
+            if held is not None and self._waiting.holds(flow, held, result):
                 parked += 1
             elif result.error is not None:
                 rejected += 1
@@ -208,11 +208,11 @@ class FlowRunner:
         self._stop(flow, f"rejects more than {share} of its changes (reject_limit): see headwater dlq list")
 
     def _stop(self, flow: RunningFlow, why: str) -> None:
-        """Give the slice up; nothing goes on from raw before other flows are applied."""
+        """Give the slice up; `transform` stops until other flows are applied."""
         reason = (
-            f"the flow {flow.settings.name} {why}; it stands, and nothing goes on from raw: mend the flow, then "
+            f"the flow {flow.settings.name} {why}; it is paused and transform has stopped: fix the flow, then "
             "headwater flows apply"
         )
         self._worker.transport.transaction.spoil(reason)
         loop: asyncio.AbstractEventLoop = self._worker.app.loop
-        loop.call_soon_threadsafe(self.versions.stand, flow.settings.name, reason)
+        loop.call_soon_threadsafe(self.versions.pause, flow.settings.name, reason)

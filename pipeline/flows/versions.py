@@ -1,8 +1,8 @@
 """Which flows the workers run: those of their settings, until a version is applied; then that one, on all of them.
 
-A version stands on the flows topic, whole, under the key `flows`; each worker writes there what it runs, under `worker/` and
-its transactional ID. A worker takes a version up between two slices: no slice is done half by one and half by another. The
-last one on the topic is that which runs everywhere, also of two that were applied at once.
+A version is on the flows topic, whole, under the key `flows`; each worker writes there what it runs, under `worker/` and
+its transactional ID. A worker switches to a version between two slices: no slice is processed half by one and half by
+another. The last one on the topic runs everywhere, also of two that were applied at the same time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipeline.errors import HeadwaterError, TransientError, UsageError
 from pipeline.retry import within_async
 from pipeline.settings.base import PUBLISHED
 from pipeline.settings.flows import FlowSettings
-from pipeline.topics.read import read
+from pipeline.topics.read import read_topic
 from pipeline.transport import Follower, Participant, Slice, Transport
 from pipeline.transport.consumer import Consumer
 from pipeline.transport.fatal import stop_process
@@ -58,13 +58,13 @@ class WorkerFlows(msgspec.Struct, frozen=True):
     at: float
     """Since when, in seconds since the epoch."""
     stopped: dict[str, str] = {}
-    """Flows that stand, and why: nothing goes on from raw before another version is applied."""
+    """Flows that are paused, and why: `transform` stops until another version is applied."""
     refused: str = ""
-    """Why a later version was not taken up."""
+    """Why the worker did not switch to a later version."""
 
 
 class Versions(NamedTuple):
-    """What stands on the flows topic."""
+    """What is on the flows topic."""
 
     applied: Version
     workers: dict[str, WorkerFlows]
@@ -76,7 +76,7 @@ decode_worker = msgspec.json.Decoder(WorkerFlows).decode
 encode = msgspec.json.encode
 
 
-def parse(flows: Sequence[Any]) -> tuple[FlowSettings, ...]:
+def parse_flows(flows: Sequence[Any]) -> tuple[FlowSettings, ...]:
     """Return the flows of a version; raise UsageError when this program does not know them.
 
     A secret in them, from before such were refused, is said: it stops no worker, since it is there already.
@@ -161,13 +161,13 @@ class FlowVersions(Participant, Generic[T]):
 
     @property
     def stopped(self) -> dict[str, str]:
-        """Flows that stand, and why."""
+        """Flows that are paused, and why."""
         return self._stopped
 
     # -- on the event loop --------------------------------------------------------------------------------------------
 
     def assigned(self, partitions: frozenset[TP]) -> None:
-        """Hold new partitions of the gate until it is known what runs; for ever while a flow stands."""
+        """Hold new partitions of the gate until it is known what runs; forever while a flow is paused."""
         gated = {tp for tp in partitions if tp.topic in self.gate}
         if not gated:
             return
@@ -197,10 +197,11 @@ class FlowVersions(Participant, Generic[T]):
 
     async def _begin(self) -> None:
         if not self._caught_up:
-            flows = parse(self._seen.flows) if self._seen.number else self._own
+            flows = parse_flows(self._seen.flows) if self._seen.number else self._own
             if self._seen.number and text_of(self._own) != text_of(flows):
                 log.warning(
-                    "The flows of version %d run, not those of the settings: headwater flows apply", self._seen.number
+                    "Version %d of the flows runs, not the one in the settings: headwater flows apply",
+                    self._seen.number,
                 )
             self._prepare(flows)
             version = self._seen
@@ -216,7 +217,7 @@ class FlowVersions(Participant, Generic[T]):
             nonlocal tries
             tries += 1
             if isinstance(error, TransientError) and tries == 3:
-                log.warning("Still trying to take the flows up: %s", error)
+                log.warning("Still trying to start the flows: %s", error)
             return isinstance(error, TransientError)
 
         return await within_async(VERSIONS_PATIENCE_S, passes, growing=True)(asyncio.to_thread, self._build, flows)
@@ -239,18 +240,18 @@ class FlowVersions(Participant, Generic[T]):
     async def _make(self, version: Version) -> None:
         async with self._one_at_a_time:
             try:
-                flows = parse(version.flows)
+                flows = parse_flows(version.flows)
                 self._prepare(flows)
                 self._next = version, await self._built(flows)
             except HeadwaterError as error:
                 self._runs = msgspec.structs.replace(self._runs, refused=f"version {version.number}: {error}")
 
-    def stand(self, flow: str, reason: str) -> None:
-        """Stop: the slice under way is given up, and nothing goes on from raw before another version is applied."""
+    def pause(self, flow: str, reason: str) -> None:
+        """Stop: the slice under way is given up, and `transform` stops until another version is applied."""
         self._stopped = {**self._stopped, flow: reason}
         self._runs = msgspec.structs.replace(self._runs, stopped=self._stopped)
         consumer = cast("Consumer", self._transport.app.consumer)
-        consumer.stand({tp for tp in consumer.assignment() if tp.topic in self.gate}, self.topic, reason)
+        consumer.give_up_and_hold({tp for tp in consumer.assignment() if tp.topic in self.gate}, self.topic, reason)
 
     def _go_on(self) -> None:
         consumer = cast("Consumer", self._transport.app.consumer)
@@ -295,7 +296,7 @@ def text_of(flows: Sequence[FlowSettings]) -> str:
 def flow_versions(consumer: confluent_kafka.Consumer, topic: str, partitions: int) -> Versions:
     """Read the flows topic."""
     applied, workers = Version(0), dict[str, WorkerFlows]()
-    for record in read(consumer, topic, dict.fromkeys(range(partitions), OFFSET_BEGINNING), None):
+    for record in read_topic(consumer, topic, dict.fromkeys(range(partitions), OFFSET_BEGINNING), None):
         key, value = bytes(record.key() or b""), record.value()
         if key == KEY and value:
             applied = decode_version(value)

@@ -71,6 +71,6 @@ class Metrics(Participant):
         self._pending.clear()
 
     def aborted(self, work: Slice) -> None:
-        """Count nothing: it will be done again."""
+        """Count nothing: it will be processed again."""
         self.slices.labels("aborted").inc()
         self._pending.clear()

@@ -15,30 +15,33 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 from confluent_kafka import KafkaError, KafkaException
 
-from pipeline import missing, own_packages
 from pipeline.errors import HeadwaterError
 from pipeline.flows.check import examine
 from pipeline.flows.compile import FlowError
+from pipeline.packages import missing, own_packages
 from pipeline.runtime.entry_points import known_agents, wanted_agents
-from pipeline.services.aws import ERRORS, TABLES, client, explain
+from pipeline.services.aws import ERRORS, TABLES, client, explained_aws
 from pipeline.settings.enrich import TOPIC
 from pipeline.settings.flows import FlowSettings
-from pipeline.settings.root import Settings
+from pipeline.settings.root import Settings, config_file
 from pipeline.settings.sinks import LakeSettings, MirrorSettings, ReplicaSettings
 from pipeline.settings.sources import DynamoDBStreamSettings, KinesisSettings
 from pipeline.sinks.mirror.other_cluster import OtherCluster
 from pipeline.sinks.mirror.sink import copied
-from pipeline.sinks.replica.client import connect, preflight
+from pipeline.sinks.replica.client import connect, replica_preflight
 from pipeline.sources.base import ShardStart, StreamApi
 from pipeline.sources.kinds import onlooker, snapshotter
 from pipeline.sources.kinesis.consumers import Consumers
-from pipeline.sources.kinesis.records import plain
+from pipeline.sources.kinesis.records import plain_json
 from pipeline.sources.shard_positions import ShardOf
 from pipeline.sources.snapshots.snapshotter import Snapshotter
 from pipeline.topics.admin import LIMITED, TopicRefusedError, TopicState, admin, look, lowered, refusals, sized
 from pipeline.topics.names import MAX_BYTES, Topic, Topics
 
 LEAST_DISK = 1 << 30
+
+FLOW_ORDER = ("ingest", "deduplicate", "transform")
+"""The agents in the order in which a change meets them; destinations come after these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +62,18 @@ class Finding:
 
 def check(settings: Settings) -> Iterator[Finding]:
     """Look at one thing after the other; a failure never stops the rest."""
-    yield Finding("settings", True, "every key is known, every value fits")
+    file = config_file(os.environ)
+    where = f"{file}: " if file.is_file() else f"there is no {file} here, so these are defaults and the environment: "
+    yield Finding("settings", True, f"{where}every key is known, every value fits")
     yield from _try("agents", lambda: _agents(settings))
     yield from _packages()
     for flow in settings.flows:
         warnings: list[str] = []
         what = f"flow {flow.name}"
         yield from _try(what, lambda flow=flow, warnings=warnings: _flow(settings, flow, warnings))  # type: ignore[misc]
-        yield from (Finding(what, True, one, "docs/how-to/write-a-flow.md", is_warning=True) for one in warnings)
+        yield from (
+            Finding(what, True, warning, "docs/how-to/write-a-flow.md", is_warning=True) for warning in warnings
+        )
     yield from _try("state directory", lambda: _state(settings))
     yield from _kafka(settings)
     if settings.sources or (settings.lake.url or "").startswith("s3://"):
@@ -86,14 +93,14 @@ def _try(what: str, look_at: Callable[[], str]) -> Iterator[Finding]:
     try:
         yield Finding(what, True, look_at())
     except HeadwaterError as error:
-        yield Finding(what, False, error.message, error.hint)
+        yield Finding(what, False, error.message.removeprefix(f"{what}: "), error.hint)
     except ModuleNotFoundError as error:
         if (lacks := missing.explained(error)) is None:
             raise
         yield Finding(what, False, lacks.message, lacks.hint)
     except ERRORS as error:
-        found = explain(error, what)
-        yield Finding(what, False, found.message, found.hint)
+        found = explained_aws(error, what)
+        yield Finding(what, False, found.message.removeprefix(f"{what}: "), found.hint)
 
 
 def _agents(settings: Settings) -> str:
@@ -108,15 +115,16 @@ def _agents(settings: Settings) -> str:
     }
     for name in dict.fromkeys([*wanted, *(name for name, some in apart.items() if some)]):
         known[name].load()  # a package that it needs may not be installed
-    return f"{', '.join(wanted)} have work"
+    order = [name for name in FLOW_ORDER if name in wanted]
+    return f"headwater run starts {', '.join([*order, *(name for name in wanted if name not in order)])}"
 
 
 def _packages() -> Iterator[Finding]:
     """Tell what has the names of our packages."""
     if (found := missing.overwritten()) is not None:
         yield Finding("packages", False, found.message, found.hint)
-    for one in own_packages.hidden():
-        yield Finding("packages", True, str(one), "rename it if a function of yours imports it", is_warning=True)
+    for hiding in own_packages.hidden():
+        yield Finding("packages", True, str(hiding), "rename it if a function of yours imports it", is_warning=True)
 
 
 def _flow(settings: Settings, flow: FlowSettings, warnings: list[str]) -> str:
@@ -164,13 +172,13 @@ def _kafka(settings: Settings) -> Iterator[Finding]:
         missing = [topic.wanted for topic in found if not topic.partitions]
         refused = refusals(client, missing, settings.kafka.replication_factor, validate_only=True)
     except KafkaException as error:
-        yield Finding("topics", False, f"they cannot be looked at: {error.args[0].str()}", "headwater check")
+        yield Finding("topics", False, f"they cannot be read: {error.args[0].str()}", "headwater check")
         return
     if any(error.code() in LIMITED for error in refused.values()):
         fitting, allowed = lowered(client, missing, refused, settings.kafka.replication_factor)
         if allowed:
             hint = f"kafka.max_message_bytes = {allowed.size}"
-            detail = f"{allowed}: topics are made so, and what is larger becomes a dead letter"
+            detail = f"{allowed}: topics are created with it, and larger records become dead letters"
             yield Finding("size of records", True, detail, hint, is_warning=True)
         refused = refusals(client, fitting, settings.kafka.replication_factor, validate_only=True)
     if (size := _size_of_all(found)) is not None:
@@ -205,7 +213,7 @@ def _topic(topic: TopicState, refused: KafkaError | None) -> Finding:
     if refused is not None:
         error = TopicRefusedError(topic.wanted.name, refused)
         return Finding(what, False, error.message, error.hint)
-    return Finding(what, True, "is not there yet: the first worker makes it")
+    return Finding(what, True, "does not exist yet: the first worker creates it")
 
 
 def _identity() -> str:
@@ -242,7 +250,7 @@ def _table(
         snapshots.preflight(table)
     shards = api.shards_of(stream.arn)
     if isinstance(settings, KinesisSettings) and settings.read == "fan-out":
-        return f"stream {table}, {len(shards)} shards listed, {_consumer(settings, plain(stream.arn))}"
+        return f"stream {table}, {len(shards)} shards listed, {_consumer(settings, plain_json(stream.arn))}"
     if shards:  # the permissions that reading needs, used once
         last = shards[-1].shard_id
         api.records(api.iterator(stream.arn, last, ShardStart()), ShardOf(table, stream.arn, last))
@@ -268,14 +276,14 @@ def _mirror(settings: Settings, mirror: MirrorSettings) -> str:
 
 
 def _replica(settings: Settings, replica: ReplicaSettings) -> str:
-    preflight(settings, replica, connect(replica, 2))
-    return "the tables are there"
+    replica_preflight(settings, replica, connect(replica, 2))
+    return "the tables exist"
 
 
 def _lake(lake: LakeSettings) -> str:
     url = lake.url or ""
     if lake.table == "iceberg":
-        from pipeline.sinks.lake.iceberg.sink import look as look_at_catalog  # noqa: PLC0415 - an extra
+        from pipeline.sinks.lake.iceberg.sink import look_at_table as look_at_catalog  # noqa: PLC0415 - an extra
 
         return look_at_catalog({"warehouse": url, **lake.catalog}, lake.namespace)
     parts = urlsplit(url)
@@ -285,7 +293,7 @@ def _lake(lake: LakeSettings) -> str:
         from pipeline.sinks.lake.objects import Objects  # noqa: PLC0415 - an extra
 
         Objects(url).exists("headwater-check")
-        return "readable; whether it can be written is not known before a file is"
+        return "readable; the first file shows whether it can be written"
     session = boto3.session.Session()
     client = session.client("s3", region_name=session.region_name or "us-east-1")
     key = f"{parts.path.strip('/')}/headwater-check".lstrip("/")

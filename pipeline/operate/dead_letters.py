@@ -1,7 +1,7 @@
 """`headwater dlq`: what was rejected, and what is done about it.
 
-A letter is known by its place on the dead-letter topic, `partition-offset`. What was done about one stands on a topic of its
-own: the letters themselves stay as they are.
+A dead letter is known by its place on the dead-letter topic, `partition-offset`. What was done about one is on a topic of its
+own: the dead letters themselves stay as they are.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from pipeline.sources.members import read_again
 from pipeline.steps.secrecy import MaskKey, fingerprint_of, is_sealed, open_letter, with_value
 from pipeline.topics.admin import admin, look, silent, unreachable
 from pipeline.topics.names import Topics
-from pipeline.topics.read import each, reading
+from pipeline.topics.read import each_record, reading
 from pipeline.transport import clients
 from pipeline.transport.partition import partition_of
 
@@ -51,7 +51,7 @@ Done = Literal["retried", "skipped", "edited"]
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
+class StoredDeadLetter:
     """A dead letter, and what was done about it."""
 
     id: str
@@ -102,18 +102,18 @@ class Letter:
         return self.json() | {"headers": headers, "value": value}
 
 
-def opened(settings: Settings, one: Letter) -> Letter:
-    """Return a letter with what is sealed in it; raise UsageError when its key is not among those of the settings."""
+def opened(settings: Settings, one: StoredDeadLetter) -> StoredDeadLetter:
+    """Return a dead letter with what is sealed in it; raise UsageError when its key is not among those of the settings."""
     return _opened(one, _key_of(settings, one)) if is_sealed(one.value or b"") else one
 
 
-def _opened(one: Letter, key: MaskKey) -> Letter:
+def _opened(one: StoredDeadLetter, key: MaskKey) -> StoredDeadLetter:
     secret = open_letter(key, one.value or b"")
     return replace(one, key=secret.key, value=secret.value, reason=secret.reason)
 
 
-def _key_of(settings: Settings, one: Letter) -> MaskKey:
-    """Return the key that a letter is sealed with: its flow's own; where that has another now, any that fits."""
+def _key_of(settings: Settings, one: StoredDeadLetter) -> MaskKey:
+    """Return the key that a dead letter is sealed with: its flow's own; where that has another now, any that fits."""
     wanted = fingerprint_of(one.value or b"")
     flows, others = sorted(settings.flows, key=lambda flow: flow.name != one.flow), list[str]()
     for uri in dict.fromkeys(flow.mask_key for flow in flows if flow.mask_key is not None):
@@ -128,11 +128,11 @@ def _key_of(settings: Settings, one: Letter) -> MaskKey:
     )
 
 
-def letter(record: Message) -> Letter:
-    """Return a record of the dead-letter topic as a letter."""
+def letter(record: Message) -> StoredDeadLetter:
+    """Return a record of the dead-letter topic as a dead letter."""
     headers = cast("list[tuple[str, bytes]]", record.headers() or [])
     said = {name: value.decode(errors="replace") for name, value in headers}
-    return Letter(
+    return StoredDeadLetter(
         id=f"{record.partition()}-{record.offset()}",
         at=record.timestamp()[1] / 1000,
         stage=said.get(STAGE, ""),
@@ -154,8 +154,8 @@ def letter(record: Message) -> Letter:
 
 
 @dataclass(frozen=True, slots=True)
-class LetterFilter:
-    """Which letters are meant; what is not given does not matter."""
+class DeadLetterFilter:
+    """Which dead letters are meant; what is not given does not matter."""
 
     ids: Sequence[str] = ()
     flow: str = ""
@@ -165,8 +165,8 @@ class LetterFilter:
     done: bool = False
     """Those that are done with, too."""
 
-    def __call__(self, one: Letter) -> bool:
-        """Say whether a letter is meant."""
+    def __call__(self, one: StoredDeadLetter) -> bool:
+        """Say whether a dead letter is meant."""
         return (
             (not self.ids or one.id in self.ids)
             and self.flow in {"", one.flow}
@@ -176,7 +176,7 @@ class LetterFilter:
         )
 
 
-def letters(settings: Settings, wanted: LetterFilter) -> list[Letter]:
+def dead_letters(settings: Settings, wanted: DeadLetterFilter) -> list[StoredDeadLetter]:
     """Return dead letters, oldest first; raise FatalError when the cluster cannot be reached, UsageError for an unknown ID."""
     topics = Topics(settings)
     names = {topics.dead_letter, topics.dead_letter_states}
@@ -185,11 +185,11 @@ def letters(settings: Settings, wanted: LetterFilter) -> list[Letter]:
         for found in look(admin(settings.kafka.conf), [topic for topic in topics.all() if topic.name in names])
     }
 
-    ids, found = set(wanted.ids), list[Letter]()
+    ids, found = set(wanted.ids), list[StoredDeadLetter]()
     with reading(settings) as consumer:
-        states = letter_states(consumer, topics.dead_letter_states, there[topics.dead_letter_states])
+        states = dead_letter_states(consumer, topics.dead_letter_states, there[topics.dead_letter_states])
         partitions = dict.fromkeys(range(there[topics.dead_letter]), OFFSET_BEGINNING)
-        for record in each(consumer, topics.dead_letter, partitions):  # those that are not meant are not kept
+        for record in each_record(consumer, topics.dead_letter, partitions):  # those that are not meant are not kept
             one = letter(record)
             ids.discard(one.id)
             one = replace(one, state=cast("State", states.get(one.id, "open")))
@@ -200,8 +200,8 @@ def letters(settings: Settings, wanted: LetterFilter) -> list[Letter]:
     return sorted(found, key=lambda one: one.at)
 
 
-def retry(settings: Settings, chosen: Iterable[Letter], value: bytes | None = None) -> int:
-    """Have letters tried again, with another value if one is given; return how many. All of them or none.
+def retry(settings: Settings, chosen: Iterable[StoredDeadLetter], value: bytes | None = None) -> int:
+    """Retry dead letters, with another value if one is given; return how many. All of them or none.
 
     Raises UsageError for one that cannot be tried again.
     """
@@ -209,8 +209,8 @@ def retry(settings: Settings, chosen: Iterable[Letter], value: bytes | None = No
     return _act(settings, chosen, done, lambda one: _again(settings, one, value))
 
 
-def skip(settings: Settings, chosen: Iterable[Letter]) -> int:
-    """Give letters up: they are done with, and what waits behind them goes on. Return how many."""
+def skip(settings: Settings, chosen: Iterable[StoredDeadLetter]) -> int:
+    """Discard dead letters: what waits behind them continues. Return how many."""
     return _act(settings, chosen, "skipped", lambda one: _given_up(settings, one))
 
 
@@ -218,7 +218,7 @@ Record = tuple[str, bytes | None, bytes | None, int, list[tuple[str, bytes]]]
 """Topic, key, value, partition, headers."""
 
 
-def _again(settings: Settings, one: Letter, value: bytes | None) -> list[Record]:
+def _again(settings: Settings, one: StoredDeadLetter, value: bytes | None) -> list[Record]:
     topics = Topics(settings)
     new = one.value if value is None else value
     if one.stage == "ingest":
@@ -242,8 +242,8 @@ def _again(settings: Settings, one: Letter, value: bytes | None) -> list[Record]
     )
 
 
-def _read_again(settings: Settings, one: Letter, value: bytes) -> list[Record]:
-    """Return what the codec of the source makes of a letter of `ingest`: as if it had been read, but late."""
+def _read_again(settings: Settings, one: StoredDeadLetter, value: bytes) -> list[Record]:
+    """Return what the codec of the source makes of a dead letter of `ingest`: as if it had been read, but late."""
     hint = f"headwater dlq show {one.id}, then headwater dlq edit {one.id}"
     try:
         found = read_again(settings, value, one.origin or _former_origin(one))
@@ -252,26 +252,26 @@ def _read_again(settings: Settings, one: Letter, value: bytes) -> list[Record]:
     for record in found:
         if one.key is not None and record["key"] != one.key:
             raise UsageError(
-                f"{one.id} is of the item {one.key.decode(errors='replace')}, the new value of {record['key'].decode()}",
+                f"{one.id} is about the item {one.key.decode(errors='replace')}, the new value about {record['key'].decode()}",
                 hint=hint,
             )
     topic, partitions = Topics(settings).ingest, settings.partitions
     return [(topic, r["key"], r["value"], partition_of(r["key"], partitions), [_late(one)]) for r in found]
 
 
-def _former_origin(one: Letter) -> Origin:
-    """Return what a letter says of its place that was written before letters had it in headers: `ARN/shard` as its topic."""
+def _former_origin(one: StoredDeadLetter) -> Origin:
+    """Return the place of a dead letter that was written before they had it in headers: `ARN/shard` as its topic."""
     stream, _, shard_id = one.topic.rpartition("/")
     return Origin(stream, shard_id)
 
 
-def _late(one: Letter) -> tuple[str, bytes]:
+def _late(one: StoredDeadLetter) -> tuple[str, bytes]:
     """Return the header of a change that comes after its turn: newer ones of its item may have been written since."""
     return LATE, str(round(one.at * 1_000_000)).encode()
 
 
-def _check_edited(one: Letter, value: bytes) -> None:
-    """Raise UsageError when a new value is no change, or one of another item: that would be sent out of its order."""
+def _check_edited(one: StoredDeadLetter, value: bytes) -> None:
+    """Raise UsageError when a new value is not a change, or one of another item: that would be sent out of its order."""
     hint = f"headwater dlq show {one.id}"
     try:
         key = item_key(decode(value).body.keys)
@@ -279,22 +279,25 @@ def _check_edited(one: Letter, value: bytes) -> None:
         raise UsageError(f"{one.id}: the new value is {error}", hint=hint) from error
     if one.key is not None and key != one.key:
         raise UsageError(
-            f"{one.id} is of the item {one.key.decode(errors='replace')}, the new value of {key.decode()}", hint=hint
+            f"{one.id} is about the item {one.key.decode(errors='replace')}, the new value about {key.decode()}",
+            hint=hint,
         )
 
 
-def _to_flow(one: Letter) -> list[tuple[str, bytes]]:
+def _to_flow(one: StoredDeadLetter) -> list[tuple[str, bytes]]:
     flow = [(FLOW, one.flow.encode())] if one.flow else []
     return [*one.headers, *flow, (OFFSET, str(one.offset).encode())]
 
 
-def _given_up(settings: Settings, one: Letter) -> list[Record]:
+def _given_up(settings: Settings, one: StoredDeadLetter) -> list[Record]:
     if one.stage != "transform" or not one.flow:
         return []
     return [(Topics(settings).retry, one.key, one.value, one.partition, [*_to_flow(one), (SKIP, b"1")])]
 
 
-def _act(settings: Settings, chosen: Iterable[Letter], done: Done, make: Callable[[Letter], list[Record]]) -> int:
+def _act(
+    settings: Settings, chosen: Iterable[StoredDeadLetter], done: Done, make: Callable[[StoredDeadLetter], list[Record]]
+) -> int:
     acts = [(one, make(one)) for one in chosen]
     if not acts:
         return 0
@@ -314,13 +317,13 @@ def _act(settings: Settings, chosen: Iterable[Letter], done: Done, make: Callabl
     except KafkaException as error:
         raise unreachable(error) from error
     except BufferError as error:
-        raise FatalError("too many letters at once", hint="headwater dlq retry ID ID ...") from error
+        raise FatalError("too many dead letters at once", hint="headwater dlq retry ID ID ...") from error
     return len(acts)
 
 
-def letter_states(consumer: Consumer, topic: str, partitions: int) -> dict[str, str]:
+def dead_letter_states(consumer: Consumer, topic: str, partitions: int) -> dict[str, str]:
     """Return what was done about dead letters, by ID (`partition-offset`); an open one is not among them."""
     states: dict[str, str] = {}
-    for record in each(consumer, topic, dict.fromkeys(range(partitions), OFFSET_BEGINNING)):
+    for record in each_record(consumer, topic, dict.fromkeys(range(partitions), OFFSET_BEGINNING)):
         states[bytes(record.key() or b"").decode()] = msgspec.json.decode(record.value() or b"{}").get("state", "open")
     return {letter: state for letter, state in states.items() if state != "open"}

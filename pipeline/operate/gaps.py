@@ -11,7 +11,7 @@ from pipeline.sources.shard_positions import KnownPositions
 from pipeline.sources.snapshots.known import Snapshots, is_snapshot, repaired
 from pipeline.topics.admin import admin, look
 from pipeline.topics.names import Topics
-from pipeline.topics.read import read, reading
+from pipeline.topics.read import read_topic, reading
 
 
 def gaps(settings: Settings) -> list[tuple[Gap, bool]]:
@@ -48,7 +48,7 @@ def _is_repaired(gap: Gap, topics: Topics, known: KnownPositions, snapshots: Sna
 
 def _known(consumer: Consumer, topic: str, partitions: int) -> tuple[KnownPositions, Snapshots]:
     known, snapshots = KnownPositions({}, {}), Snapshots()
-    for record in read(consumer, topic, dict.fromkeys(range(partitions), OFFSET_BEGINNING), None):
+    for record in read_topic(consumer, topic, dict.fromkeys(range(partitions), OFFSET_BEGINNING), None):
         key = bytes(record.key() or b"")
         stream, _, shard_id = key.decode().rpartition("/")
         if is_snapshot(stream):
@@ -59,5 +59,5 @@ def _known(consumer: Consumer, topic: str, partitions: int) -> tuple[KnownPositi
 
 
 def _gaps(consumer: Consumer, topic: str, partitions: int) -> list[Gap]:
-    records = read(consumer, topic, dict.fromkeys(range(partitions), OFFSET_BEGINNING), None)
+    records = read_topic(consumer, topic, dict.fromkeys(range(partitions), OFFSET_BEGINNING), None)
     return [msgspec.json.decode(record.value() or b"", type=Gap) for record in records]

@@ -1,4 +1,4 @@
-"""Where the agents are in their topics, and whether that still means something; and how to go on where it does not."""
+"""Where the agents are in their topics, whether that is still valid, and how to continue where it is not."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Say = Callable[[str], None]
 Clock = Callable[[], float]
 Sleep = Callable[[float], None]
 At = Literal["", "beginning", "end"]
-"""Where to go on; '': where the state of the agent ends, if that is known, else as fits what has happened."""
+"""Where to continue; '': where the state of the agent ends, if that is known, else as fits what has happened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ def accept(
     clock: Clock = time.monotonic,
     sleep: Sleep = time.sleep,
 ) -> list[GroupPosition]:
-    """Have a group go on in a topic as it is now; return where. Its workers must be stopped: it waits for the session time-out.
+    """Let a group continue in a topic as it is now; return where. Stop its workers first: it waits for the session time-out.
 
     What was read before is not read again, where that is known: the seen table knows the offsets of the ingest topic. In
     another log than the one read before, all of it is new. Raises UsageError, FatalError.
@@ -156,7 +156,7 @@ def accept(
 def _require_stopped(client: Admin, group: str, seconds: float, say: Say, clock: Clock, sleep: Sleep) -> None:
     """Wait until a group has no workers; raise UsageError where it has some after so many seconds.
 
-    A worker that has ended because of its position has left without a word: the group knows after its session time-out.
+    A worker that has ended because of its position has left silently: the group knows after its session time-out.
     """
     deadline = clock() + seconds + LEAVING_S
     waits = False
@@ -195,14 +195,14 @@ def _require_known(
         if position.log == UNKNOWN or position.log.may_be(one.log):
             raise UsageError(
                 f"it is not known how far the group has read {topic}[{tp.partition}]: Kafka has forgotten it",
-                hint=f"headwater positions accept {topic} --at end leaves out what is there, --at beginning does it again; or "
+                hint=f"headwater positions accept {topic} --at end skips what is there, --at beginning processes it again; or "
                 f"kafka-consumer-groups.sh --bootstrap-server {settings.kafka.bootstrap_servers} --group {settings.prefix} "
                 f"--topic {topic} --reset-offsets --to-datetime <when the workers stopped> --execute",
             )
 
 
 def _offset(there: PartitionState, kept: Kept, at: At) -> int:
-    """Return where to go on."""
+    """Return where to continue."""
     if at:
         return there.low if at == "beginning" else there.end
     if not there.committed.log.may_be(there.log):
@@ -223,7 +223,7 @@ def _kept(settings: Settings, topics: Topics, topic: str, tps: Iterable[TP]) -> 
 def _tell_state(
     settings: Settings, topics: Topics, there: Mapping[TP, PartitionState], offsets: Mapping[TP, int]
 ) -> None:
-    """Tell the state of the agent from where its source goes on: a recovery holds the committed offset against it."""
+    """Tell the state of the agent where its source continues: a recovery compares the committed offset with it."""
     records: list[tuple[str, bytes, bytes, int, list[tuple[str, bytes]]]] = []
     for tp, offset in offsets.items():
         log = str(there[tp].log)

@@ -15,13 +15,13 @@ from confluent_kafka import OFFSET_BEGINNING, Message
 from pipeline.errors import FatalError, UsageError
 from pipeline.settings.root import Settings
 from pipeline.settings.sources import DynamoDBStreamSettings
-from pipeline.sources.dynamodb.streams import captures
+from pipeline.sources.dynamodb.streams import captures_table
 from pipeline.sources.snapshots.known import CANCEL, Snapshot, Snapshots, is_snapshot
 from pipeline.sources.snapshots.scan import Facts, Forecast, Scanner, export_forecast, forecast, segments_for
-from pipeline.sources.snapshots.snapshotter import plan
+from pipeline.sources.snapshots.snapshotter import plan_snapshot
 from pipeline.topics.admin import admin, look, silent
 from pipeline.topics.names import FENCE_PARTITIONS, Topics
-from pipeline.topics.read import read, reading
+from pipeline.topics.read import read_topic, reading
 from pipeline.transport import Follower, clients
 from pipeline.transport.partition import partition_of
 
@@ -36,10 +36,15 @@ class SnapshotTable:
     source: DynamoDBStreamSettings
 
 
-def source_of(settings: Settings, table: str) -> DynamoDBStreamSettings | None:
+def source_of_table(settings: Settings, table: str) -> DynamoDBStreamSettings | None:
     """Return the source that captures a table from its stream, None when there is none."""
     return next(
-        (one for one in settings.sources if isinstance(one, DynamoDBStreamSettings) and captures(one, table)), None
+        (
+            source
+            for source in settings.sources
+            if isinstance(source, DynamoDBStreamSettings) and captures_table(source, table)
+        ),
+        None,
     )
 
 
@@ -47,7 +52,7 @@ def look_at(settings: Settings, names: Iterable[str]) -> list[SnapshotTable]:
     """Ask AWS about tables; raise UsageError for one that no source captures, FatalError for one that cannot be joined."""
     found = []
     for name in names:
-        source = source_of(settings, name)
+        source = source_of_table(settings, name)
         if source is None:
             raise UsageError(
                 f"no source of kind dynamodb-stream captures the table {name}: a snapshot is joined with its stream",
@@ -84,7 +89,7 @@ def outlook(table: SnapshotTable, wish: Wish) -> Forecast:
 def new(table: SnapshotTable, wish: Wish) -> Snapshot:
     """Return a snapshot to ask for, with an ID that says when, and is no other's."""
     snapshot_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
-    found = plan(table.facts, snapshot_id, table.source, wish.segments)
+    found = plan_snapshot(table.facts, snapshot_id, table.source, wish.segments)
     return msgspec.structs.replace(found, units=wish.units or found.units, export=wish.export or found.export)
 
 
@@ -94,7 +99,7 @@ def ask_for(settings: Settings, snapshots: Sequence[Snapshot]) -> None:
     wanted = [topic for topic in topics.all() if topic.name == topics.shards]
     if not all(found.partitions for found in look(client, wanted)):
         raise FatalError(f"there is no topic {topics.shards}: no worker has run yet", hint="headwater run")
-    _write(settings, {one.place.key: msgspec.json.encode(one) for one in snapshots})
+    _write(settings, {snapshot.place.key: msgspec.json.encode(snapshot) for snapshot in snapshots})
 
 
 def under_way(settings: Settings, newest_gaps: Mapping[str, float]) -> list[Snapshot]:
@@ -130,7 +135,7 @@ def _write(settings: Settings, records: dict[bytes, bytes]) -> None:
         producer.produce(topic, value, key, partition_of(owner, FENCE_PARTITIONS), on_delivery=delivered)
     if producer.flush(SNAPSHOTS_TIMEOUT_S) or failures:
         raise FatalError(
-            f"the topic {topic} cannot be written: {', '.join(failures) or 'time is up'}", hint="headwater check"
+            f"the topic {topic} cannot be written: {', '.join(failures) or 'it timed out'}", hint="headwater check"
         )
 
 
@@ -138,7 +143,7 @@ def of(settings: Settings) -> Snapshots:
     """Return all snapshots that there ever were; raise FatalError when the cluster cannot be reached."""
     found = Snapshots()
     with reading(settings) as consumer:
-        records = read(
+        records = read_topic(
             consumer, Topics(settings).shards, dict.fromkeys(range(FENCE_PARTITIONS), OFFSET_BEGINNING), None
         )
     _take(found, records)

@@ -12,7 +12,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 from pipeline.flows.versions import (
     flow_versions,
 )
-from pipeline.operate.dead_letters import letter_states
+from pipeline.operate.dead_letters import dead_letter_states
 from pipeline.operate.gaps import _gaps, _is_repaired, _known
 from pipeline.replay.plan import decode as decode_replay
 from pipeline.settings.root import Settings
@@ -22,7 +22,7 @@ from pipeline.sources.snapshots.known import Snapshots
 from pipeline.topics.admin import admin, look
 from pipeline.topics.group import members_of
 from pipeline.topics.names import Topics
-from pipeline.topics.read import READ_TIMEOUT_S, each, latest, read, reading
+from pipeline.topics.read import READ_TIMEOUT_S, each_record, latest, read_topic, reading
 
 COUNTED = 10_000
 """Records read at most to tell a small lag exactly: the ends of transactions take offsets too."""
@@ -70,7 +70,7 @@ class FlowsStatus:
     applied: int
     """The newest version."""
     stopped: dict[str, str]
-    """Flows that stand, and why."""
+    """Flows that are paused, and why."""
     refused: str
     """Why it has not taken a later version up."""
 
@@ -89,7 +89,7 @@ class ReplayStatus:
 
 @dataclass(frozen=True, slots=True)
 class SinkStatus:
-    """A partition that does not go on to its destination, and why."""
+    """A partition that is stuck, and why."""
 
     sink: str
     topic: str
@@ -171,7 +171,7 @@ def _flows(consumer: Consumer, topic: str, partitions: int, members: Iterable[st
 
 
 def _latest(consumer: Consumer, topic: str, partitions: int) -> dict[bytes, bytes]:
-    return latest(read(consumer, topic, dict.fromkeys(range(partitions), OFFSET_BEGINNING), None))
+    return latest(read_topic(consumer, topic, dict.fromkeys(range(partitions), OFFSET_BEGINNING), None))
 
 
 def _replays(consumer: Consumer, topic: str, partitions: int) -> list[ReplayStatus]:
@@ -198,16 +198,16 @@ def _lag(consumer: Consumer, agent: str, topic: str, partitions: int) -> Lag:
         behind += max(0, high - max(low, offset))
     if behind > COUNTED:
         return Lag(agent, topic, behind, exact=False)
-    return Lag(agent, topic, len(read(consumer, topic, committed, COUNTED)), exact=True)
+    return Lag(agent, topic, len(read_topic(consumer, topic, committed, COUNTED)), exact=True)
 
 
 def _lags_of_others(settings: Settings, topics: Topics, there: Mapping[str, int]) -> Iterator[Lag]:
     """Yield the lag of what reads in groups of its own: mirrors, replicas, Pub/Sub, more lakes."""
     kinds = {
-        **{("lake", one.name): topics.sinks_of(one) for one in settings.lakes},
-        **{("mirror", one.name): _some(topics.sinks, one.sinks) for one in settings.mirrors},
-        **{("pubsub", one.name): _some(topics.sinks, one.sinks) for one in settings.pubsubs},
-        **{("replica", one.name): _some(topics.sinks, one.sinks) for one in settings.replicas},
+        **{("lake", lake.name): topics.sinks_of(lake) for lake in settings.lakes},
+        **{("mirror", mirror.name): _some(topics.sinks, mirror.sinks) for mirror in settings.mirrors},
+        **{("pubsub", pubsub.name): _some(topics.sinks, pubsub.sinks) for pubsub in settings.pubsubs},
+        **{("replica", replica.name): _some(topics.sinks, replica.sinks) for replica in settings.replicas},
     }
     for (kind, name), sinks in kinds.items():
         with reading(settings, group_of(settings.prefix, kind, name)) as consumer:
@@ -221,9 +221,10 @@ def _some(sinks: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
 
 
 def _open_letters(consumer: Consumer, topics: Topics, there: Mapping[str, int]) -> int:
-    """Count the letters that are open, all of them; none is kept."""
-    done = letter_states(consumer, topics.dead_letter_states, there.get(topics.dead_letter_states, 0))
+    """Count the open dead letters, all of them; none is kept in memory."""
+    done = dead_letter_states(consumer, topics.dead_letter_states, there.get(topics.dead_letter_states, 0))
     start = dict.fromkeys(range(there.get(topics.dead_letter, 0)), OFFSET_BEGINNING)
     return sum(
-        f"{record.partition()}-{record.offset()}" not in done for record in each(consumer, topics.dead_letter, start)
+        f"{record.partition()}-{record.offset()}" not in done
+        for record in each_record(consumer, topics.dead_letter, start)
     )

@@ -16,7 +16,7 @@ from pipeline.replay.range import require_logs
 from pipeline.replay.transaction import is_end, on_cluster, reader
 from pipeline.settings.root import Settings
 from pipeline.steps.route import REPLAY
-from pipeline.topics.admin import admin
+from pipeline.topics.admin import admin, names_in
 from pipeline.topics.names import Topics
 
 EXAMPLES = 5
@@ -80,11 +80,11 @@ class WantedChanges:
 def diff(settings: Settings, replay: Replay) -> list[TopicDiff]:
     """Compare every topic that the replay has written to. Memory: about 200 bytes a message of the larger of the two.
 
-    What of the range is on raw no more, and is live, is missing.
+    What of the range is no longer on raw, and is live, is missing.
     """
     wanted = _wanted(settings, replay) if replay.source == "raw" else None
     topics = Topics(settings)
-    there = admin(settings.kafka.conf).list_topics(timeout=DIFF_TIMEOUT_S).topics
+    there = names_in(admin(settings.kafka.conf))
     names = {flow.name: flow for flow in settings.flows}
     chosen = [flow for name, flow in names.items() if not replay.flows or name in replay.flows]
     live_topics = set(Topics(settings, chosen).sinks.values()) | set(Topics(settings, chosen).through)
@@ -147,7 +147,7 @@ def compare(
     theirs = _messages(_whole(settings, topic)) if is_live else {}
     for event, messages in ours.items():
         live = theirs.get(event, [])
-        if [one.digest for one in live] == [one.digest for one in messages]:
+        if [file.digest for file in live] == [message.digest for message in messages]:
             found.same += len(messages)
         elif not live:
             found.added += len(messages)
@@ -190,15 +190,17 @@ def _messages(records: Iterable[Message]) -> dict[str, list[KnownMessage]]:
 
 
 def _example(found: TopicDiff, what: str, event: str, live: KnownMessage | None, shadow: KnownMessage | None) -> None:
-    if sum(one.what == what for one in found.examples) < EXAMPLES:
+    if sum(example.what == what for example in found.examples) < EXAMPLES:
         either = live or shadow
         key = "" if either is None else either.key.decode(errors="replace")
-        live_text, shadow_text = (None if one is None else one.value.decode(errors="replace") for one in (live, shadow))
+        live_text, shadow_text = (
+            None if message is None else message.value.decode(errors="replace") for message in (live, shadow)
+        )
         found.examples.append(Example(what, found.topic, event, key, live_text, shadow_text))
 
 
 def _whole(settings: Settings, topic: str) -> Iterator[Message]:
-    metadata = admin(settings.kafka.conf).list_topics(topic, timeout=DIFF_TIMEOUT_S).topics[topic]
+    metadata = names_in(admin(settings.kafka.conf))[topic]
     return _read(settings, _lows(settings, ((topic, partition) for partition in metadata.partitions)))
 
 

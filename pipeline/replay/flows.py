@@ -15,13 +15,13 @@ from pipeline.replay.transaction import REPLAY_TIMEOUT_S, on_cluster, reader
 from pipeline.settings.enrich import PARTITIONED, TOPIC, JoinSettings
 from pipeline.settings.flows import FlowSettings
 from pipeline.settings.root import Settings
-from pipeline.state.items import ITEMS, SCHEMAS, place_of, schema_of
-from pipeline.state.reference import plain_item
+from pipeline.state.items import ITEMS, SCHEMAS, item_place, schema_of
+from pipeline.state.reference import reference_item
 from pipeline.steps.enrich import Lookup
 from pipeline.steps.flow import Flow, Given
-from pipeline.steps.python import load
+from pipeline.steps.python import load_functions
 from pipeline.topics.names import Topics
-from pipeline.topics.read import read
+from pipeline.topics.read import read_topic
 
 
 def measured(settings: Settings, replay: Replay, records: Iterable[tuple[bytes | None, bytes, float]]) -> float:
@@ -57,7 +57,7 @@ def compiled(settings: Settings, names: Iterable[str]) -> dict[str, tuple[FlowSe
         },
         key_schema=lambda table: state.get(schema_of(table), b"").decode(),
         rows={table: FixedRows(items) for table, items in references.items()},
-        functions=load(settings.modules),
+        functions=load_functions(settings.modules),
         topic=Topics(settings).sink,
         registry=schema_registry(settings),
     )
@@ -78,7 +78,7 @@ def references_of(settings: Settings, table: str) -> dict[bytes, bytes]:
     is_topic = table.startswith(TOPIC)
     topic = table.removeprefix(TOPIC) if is_topic else topics.reference(table)
     for record in all_of(settings, topic):
-        item = plain_item(record) if is_topic else record.value()
+        item = reference_item(record) if is_topic else record.value()
         if item:
             items[record.key() or b""] = item
         else:
@@ -95,7 +95,7 @@ def items_of_flow_state(settings: Settings) -> dict[bytes, bytes]:
 
 def item_finder(state: Mapping[bytes, bytes], table: str) -> Lookup:
     """Return what finds an item of a partitioned table by its key."""
-    return lambda key: state.get(place_of(table, key))
+    return lambda key: state.get(item_place(table, key))
 
 
 def all_of(settings: Settings, topic: str) -> list[Message]:
@@ -106,6 +106,6 @@ def all_of(settings: Settings, topic: str) -> list[Message]:
             partitions = consumer.list_topics(timeout=REPLAY_TIMEOUT_S).topics
             if topic not in partitions:
                 return []
-            return read(consumer, topic, dict.fromkeys(partitions[topic].partitions, OFFSET_BEGINNING), None)
+            return read_topic(consumer, topic, dict.fromkeys(partitions[topic].partitions, OFFSET_BEGINNING), None)
     finally:
         consumer.close()

@@ -1,4 +1,4 @@
-"""Begins, finds and resumes replays: what stands on the topic <p>.replays, and which offsets a time means."""
+"""Begins, finds and resumes replays: what is on the topic <p>.replays, and which offsets a time means."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.replay.source import LakeSource, RawSource, ReplaySource
 from pipeline.replay.transaction import on_cluster, reader
 from pipeline.settings.root import Settings
 from pipeline.sinks.lake.paths import origin_of
-from pipeline.topics.admin import admin, ensure
+from pipeline.topics.admin import admin, ensure, names_in
 from pipeline.topics.names import Topics
 from pipeline.topics.read import latest
 from pipeline.transport.partition import partition_of
@@ -35,15 +35,15 @@ def replays(settings: Settings) -> list[Replay]:
 
 def replay_of(settings: Settings, replay_id: str) -> Replay:
     """Return one replay; raise UsageError when there is none of this ID."""
-    for one in replays(settings):
-        if one.id == replay_id:
-            return one
+    for replay in replays(settings):
+        if replay.id == replay_id:
+            return replay
     raise UsageError(f"there is no replay {replay_id}", hint="headwater replay list")
 
 
 def require_free(settings: Settings, suffix: str) -> None:
     """Raise UsageError when there are topics already whose names end with the suffix: of another replay, or live ones."""
-    there = admin(settings.kafka.conf).list_topics(timeout=REPLAYS_TIMEOUT_S).topics
+    there = names_in(admin(settings.kafka.conf))
     if taken := of_suffix(there, settings.prefix, suffix):
         raise UsageError(
             f"--into {suffix}: {taken[0]} is there already, another replay has written there or it is a live topic",
@@ -65,7 +65,7 @@ def positions_of(settings: Settings, replay: Replay, group: str) -> dict[str, in
     return {place(tp.topic, tp.partition): tp.offset for tp in found if tp.offset >= 0}
 
 
-def plan(settings: Settings, wanted: Replay, now: float, *, partial: bool = False) -> Replay:
+def plan_replay(settings: Settings, wanted: Replay, now: float, *, partial: bool = False) -> Replay:
     """Return the replay with its ID and its ranges of offsets; nothing is written.
 
     Raises FatalError when some of what is asked for is not there, unless `partial`.
@@ -107,9 +107,9 @@ def files_of(settings: Settings, replay: Replay, *, partial: bool = True) -> dic
     begin, end = (replay.begin or 0) * 1_000_000, replay.end * 1_000_000
     if not partial:
         missing = [
-            str(one)
-            for one in holes(objects, listed, carried, lost)
-            if one.newest_after >= begin and one.oldest_before < end
+            str(hole)
+            for hole in holes(objects, listed, carried, lost)
+            if hole.newest_after >= begin and hole.oldest_before < end
         ]
         there = set(objects.paths())
         missing += [f"{file.path} is not there" for file in listed if file.path not in there and _is_in(file, replay)]
@@ -128,7 +128,7 @@ def files_of(settings: Settings, replay: Replay, *, partial: bool = True) -> dic
                 )
             name = place(f"{named.topic}+{named.mark}" if named.mark else named.topic, named.partition)
             found.setdefault(name, []).append((named.offset, file.oldest, file.path))
-    # What a version before has written, or what was written before a topic was recreated, comes before the rest.
+    # What an earlier version has written, or what was written before a topic was recreated, comes before the rest.
     ordered = sorted(found, key=lambda name: min(oldest for _, oldest, _ in found[name]))
     return {name: [path for *_, path in sorted(found[name])] for name in ordered}
 
@@ -169,8 +169,8 @@ def seen_before(settings: Settings, replay: Replay, positions: Mapping[str, int]
     source, seen = source_of(settings, msgspec.structs.replace(replay, ranges=ranges), {}), set[bytes]()
     try:
         while not source.done:
-            for lot in source.lots():
-                seen.update(found for one in lot.records if (found := id_of(one.value)))
+            for batch in source.batches():
+                seen.update(found for record in batch.records if (found := id_of(record.value)))
     finally:
         source.close()
     return seen
@@ -189,8 +189,8 @@ def sample(settings: Settings, replay: Replay) -> Sequence[tuple[bytes | None, b
     found: list[tuple[bytes | None, bytes, float]] = []
     try:
         while len(found) < SAMPLE and not source.done:
-            for lot in source.lots():
-                found += [(one.key, one.value, one.at) for one in lot.records]
+            for batch in source.batches():
+                found += [(record.key, record.value, record.at) for record in batch.records]
     finally:
         source.close()
     return found[:SAMPLE]

@@ -47,7 +47,7 @@ class Gone(msgspec.Struct, frozen=True):
 
 
 class Replay(msgspec.Struct, frozen=True):
-    """A replay, as it stands on the topic."""
+    """A replay, as it is on the topic."""
 
     id: str
     at: float
@@ -74,7 +74,7 @@ class Replay(msgspec.Struct, frozen=True):
     state: State = "running"
     progress: ReplayProgress = ReplayProgress()
     logs: dict[str, str] = {}
-    """By topic, the log that the offsets are of; none in one that a version before has begun."""
+    """By topic, the log that the offsets are of; none in one that an earlier version has begun."""
     gone: dict[str, Gone] = {}
     """By range: what the topic had before it, and Kafka has deleted."""
     positions: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""Makes the shadow of a replay live: copies its messages to the live topics, each once, also when it is killed on the way."""
+"""Copies the messages of a replay's shadow topics to the live ones, each once, also when it is killed on the way."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from confluent_kafka import TopicPartition
 
 from pipeline.errors import UsageError
 from pipeline.replay.plan import Replay, encode, of_suffix
-from pipeline.replay.transaction import finish, group_of, is_end, on_cluster, produce, reader, transactional
+from pipeline.replay.transaction import finish, group_metadata, is_end, on_cluster, produce, reader, transactional
 from pipeline.settings.root import Settings
 from pipeline.steps.route import REPLAY
-from pipeline.topics.admin import admin
+from pipeline.topics.admin import admin, names_in
 from pipeline.topics.names import Topics
 
 PROMOTED_AT_ONCE = 5_000
@@ -31,8 +31,8 @@ def promote(settings: Settings, replay: Replay, on_progress: Callable[[int], Non
         )
     topics = Topics(settings)
     name = f"{replay.group(settings.prefix)}.promote"
-    producer, group = transactional(settings, name), group_of(settings, name)
-    there = admin(settings.kafka.conf).list_topics(timeout=PROMOTE_TIMEOUT_S).topics
+    producer, group = transactional(settings, name), group_metadata(settings, name)
+    there = names_in(admin(settings.kafka.conf))
     dead = replay.topic(topics.dead_letter)
     shadows = [topic for topic in of_suffix(there, settings.prefix, replay.suffix) if topic != dead]
     consumer = reader(settings, name)

@@ -69,7 +69,7 @@ def of_raw(settings: Settings, replay: Replay, topic: str, partitions: Iterable[
 def require_whole(replay: Replay) -> None:
     """Raise FatalError when the beginning of a range is gone. From the earliest on, nothing is asked for that is."""
     if replay.gone and replay.begin is not None:
-        raise FatalError(f"the beginning of the range is not on raw any more: {described(replay.gone)}", hint=OTHERWISE)
+        raise FatalError(f"the beginning of the range is no longer on raw: {described(replay.gone)}", hint=OTHERWISE)
 
 
 def require_left(settings: Settings, replay: Replay, positions: Mapping[str, int]) -> None:
@@ -96,7 +96,7 @@ def require_left(settings: Settings, replay: Replay, positions: Mapping[str, int
         consumer.close()
     if gone:
         raise FatalError(
-            f"what the replay {replay.id} has still to read is not on raw any more: {described(gone)}", hint=OTHERWISE
+            f"what the replay {replay.id} has still to read is no longer on raw: {described(gone)}", hint=OTHERWISE
         )
 
 

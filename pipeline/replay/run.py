@@ -1,8 +1,8 @@
 """Runs a replay: reads its range, runs the flows, writes what they make; one Kafka transaction every so often.
 
 The transaction holds the messages, the offsets of the replay's own group and how far it is, under a transactional ID of its
-own: so a replay that was killed goes on where it was, each message written once, and a second one of the same ID puts the
-first out. Live workers are not touched: another group, and a pause whenever they fall behind.
+own: so a replay that was killed continues where it was, each message written once, and a second one of the same ID evicts the
+first. Live workers are not touched: another group, and a pause whenever they fall behind.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from models.change import decode as decode_change
 from models.dead_letter import DeadLetter, Headers
 from pipeline.replay.plan import Replay, ReplayProgress, State, encode, place
 from pipeline.replay.source import ReplayBatch, ReplaySource
-from pipeline.replay.transaction import finish, group_of, on_cluster, produce, transactional
+from pipeline.replay.transaction import finish, group_metadata, on_cluster, produce, transactional
 from pipeline.services.keys import mask_key
 from pipeline.settings.flows import FlowSettings
 from pipeline.settings.root import Settings
@@ -55,7 +55,7 @@ class Run:
     stopping: Callable[[], bool] = lambda: False
     live_lag: Callable[[], int] = lambda: 0
     max_lag: int = 0
-    """Records that the live workers may be behind while it goes on; 0: it does not look."""
+    """Records that the live workers may be behind while it runs; 0: it does not look."""
     clock: Callable[[], float] = time.monotonic
     pause: Callable[[float], None] = time.sleep
     positions: dict[str, int] = field(default_factory=dict)
@@ -68,7 +68,7 @@ class Run:
         """Do it; return the replay as it is then: done, or stopped. Raises HeadwaterError."""
         self._topics = Topics(self.settings)
         name = self.replay.group(self.settings.prefix)
-        self._producer, self._group = transactional(self.settings, name), group_of(self.settings, name)
+        self._producer, self._group = transactional(self.settings, name), group_metadata(self.settings, name)
         with on_cluster():
             started, self._looked = self.clock(), 0.0
             read_before = self.replay.progress.read
@@ -92,47 +92,49 @@ class Run:
 
     def _transaction(self) -> None:
         """Read for a while, and commit what came of it."""
-        deadline, lots, begun = self.clock() + COMMIT_EVERY_S, list[ReplayBatch](), False
+        deadline, batches, begun = self.clock() + COMMIT_EVERY_S, list[ReplayBatch](), False
         while self.clock() < deadline and not self.source.done:
-            for lot in self.source.lots():
+            for batch in self.source.batches():
                 if not begun:
                     self._producer.begin_transaction()
                     begun = True
-                self._write(lot)
-                lots.append(lot)
+                self._write(batch)
+                batches.append(batch)
             self._producer.poll(0)
-            if self.replay.rate and lots:
+            if self.replay.rate and batches:
                 break  # no burst beyond the rate
         if begun:
-            self._commit(lots, "running", begun=True)
+            self._commit(batches, "running", begun=True)
 
-    def _commit(self, lots: Iterable[ReplayBatch], state: State, *, begun: bool = False) -> None:
+    def _commit(self, batches: Iterable[ReplayBatch], state: State, *, begun: bool = False) -> None:
         if not begun:
             self._producer.begin_transaction()
-        for lot in lots:
-            self.positions[place(lot.topic, lot.partition)] = lot.position
+        for batch in batches:
+            self.positions[place(batch.topic, batch.partition)] = batch.position
         positions = {} if self.replay.source == "raw" else dict(self.positions)
         self.replay = msgspec.structs.replace(self.replay, state=state, positions=positions)
         self._produce(self._topics.replays, self.replay.id.encode(), encode(self.replay), 0, [])
         offsets = [
-            TopicPartition(lot.topic, lot.partition, lot.position) for lot in lots if self.replay.source == "raw"
+            TopicPartition(batch.topic, batch.partition, batch.position)
+            for batch in batches
+            if self.replay.source == "raw"
         ]
         finish(self._producer, offsets, self._group)
         self.on_progress(self.replay, self.positions, "")
 
-    def _write(self, lot: ReplayBatch) -> None:
+    def _write(self, batch: ReplayBatch) -> None:
         """Run the flows over records of a partition, and write what they make, in their order."""
         given, rejected = [], 0
         only = self.replay.key.encode()
         chosen = bool(self.replay.tables) or self.replay.dedup
-        for record in lot.records:
+        for record in batch.records:
             if only and record.key != only:
                 continue
             try:
                 change = decode_change(record.value)
             except ValueError as error:
                 rejected += 1
-                self._reject(lot, record.offset, record.key, record.value, error)
+                self._reject(batch, record.offset, record.key, record.value, error)
                 continue
             if not chosen or self._wanted(change, record.value):
                 given.append(Given(record.offset, record.key, record.value, change, record.at))
@@ -140,13 +142,13 @@ class Run:
         for begin in range(0, len(given), PIECE):
             for settings, flow in self.flows.values():
                 results = flow.run(given[begin : begin + PIECE])
-                sent += self._send(settings, lot.partition, results)
+                sent += self._send(settings, batch.partition, results)
                 for result in [one for one in results if one.error is not None]:
                     rejected, one = rejected + 1, result.given
-                    self._reject(lot, one.offset, one.key, one.value, cast("Exception", result.error), settings)
+                    self._reject(batch, one.offset, one.key, one.value, cast("Exception", result.error), settings)
         before = self.replay.progress
         progress = ReplayProgress(
-            before.read + len(lot.records), before.taken + len(given), before.sent + sent, before.rejected + rejected
+            before.read + len(batch.records), before.taken + len(given), before.sent + sent, before.rejected + rejected
         )
         self.replay = msgspec.structs.replace(self.replay, progress=progress)
 
@@ -155,14 +157,14 @@ class Run:
         sent, write, topics, told = 0, self._producer.produce, self._topics_of, not self.replay.suffix
         for result in results:
             given_key = result.given.key
-            for one in result.messages:
-                topic = topics.get((flow.name, one.sink)) or self._topic(flow, one.sink)
-                to = partition if one.key is given_key else -1
-                headers = self._told(one.headers) if told else one.headers
+            for message in result.messages:
+                topic = topics.get((flow.name, message.sink)) or self._topic(flow, message.sink)
+                to = partition if message.key is given_key else -1
+                headers = self._told(message.headers) if told else message.headers
                 try:
-                    write(topic, one.value, one.key, to, headers=cast("Any", headers))
+                    write(topic, message.value, message.key, to, headers=cast("Any", headers))
                 except BufferError:
-                    self._produce(topic, one.key, one.value, to, headers)
+                    self._produce(topic, message.key, message.value, to, headers)
                 sent += 1
         return sent
 
@@ -194,7 +196,7 @@ class Run:
 
     def _reject(
         self,
-        lot: ReplayBatch,
+        batch: ReplayBatch,
         offset: int,
         key: bytes | None,
         value: bytes,
@@ -202,7 +204,7 @@ class Run:
         flow: FlowSettings | None = None,
     ) -> None:
         name = "" if flow is None else flow.name
-        letter = DeadLetter(lot.topic.partition("+")[0], lot.partition, offset, STAGE, error, key, value, [], name)
+        letter = DeadLetter(batch.topic.partition("+")[0], batch.partition, offset, STAGE, error, key, value, [], name)
         if flow is not None and flow.mask and flow.mask_key is not None:
             letter = seal_letter(_key(flow.mask_key), letter)
         topic = self.replay.topic(self._topics.dead_letter)

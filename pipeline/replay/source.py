@@ -1,4 +1,4 @@
-"""Reads the records of a replay: from the raw topic, or from the lake's files when Kafka has them no more."""
+"""Reads the records of a replay: from the raw topic, or from the lake's files when Kafka no longer has them."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ class ReplayBatch(NamedTuple):
     partition: int
     records: Sequence[ReplayRecord]
     position: int
-    """The offset to go on from when these are done."""
+    """The offset to continue from when these are done."""
 
 
 class ReplaySource(Protocol):
     """Gives the records of a replay."""
 
-    def lots(self) -> list[ReplayBatch]:
+    def batches(self) -> list[ReplayBatch]:
         """Return some of the records that come next; none when there are none just now."""
 
     @property
@@ -86,7 +86,7 @@ class RawSource:
         """The consumer: its group metadata goes with the offsets."""
         return self._consumer
 
-    def lots(self) -> list[ReplayBatch]:
+    def batches(self) -> list[ReplayBatch]:
         """Return what the broker has for us."""
         found: dict[str, list[ReplayRecord]] = {}
         ended: dict[str, int] = {}
@@ -115,13 +115,13 @@ class RawSource:
             self._heard = now
         elif now - self._heard > REPLAY_SILENCE_S:
             raise FatalError(
-                f"nothing has come of {', '.join(self._ends)} for {REPLAY_SILENCE_S:.0f} s", hint="headwater check"
+                f"nothing has arrived from {', '.join(self._ends)} for {REPLAY_SILENCE_S:.0f} s", hint="headwater check"
             )
-        lots = []
+        batches = []
         for name in {**found, **ended}:
             records = found.get(name, [])
-            lots.append(ReplayBatch(*placed(name), records, ended.get(name) or records[-1].offset + 1))
-        return lots
+            batches.append(ReplayBatch(*placed(name), records, ended.get(name) or records[-1].offset + 1))
+        return batches
 
     def close(self) -> None:
         """Close the consumer."""
@@ -149,13 +149,13 @@ class LakeSource:
         """Whether every file has been read."""
         return not self._left
 
-    def lots(self) -> list[ReplayBatch]:
+    def batches(self) -> list[ReplayBatch]:
         """Return the changes of the next file."""
         if not self._left:
             return []
         name, path, last = self._left.pop(0)
         start, (_, end) = self._positions.get(name, 0), self._replay.ranges[name]
-        records = [one for one in _rows(self._read(path), self._replay) if one.offset >= start]
+        records = [row for row in _rows(self._read(path), self._replay) if row.offset >= start]
         topic, partition = placed(name)
         position = end if last else (records[-1].offset + 1 if records else start)
         return [ReplayBatch(topic, partition, records, position)]
@@ -165,7 +165,7 @@ class LakeSource:
 
 
 def _rows(content: bytes, replay: Replay) -> Iterator[ReplayRecord]:
-    """Yield the changes of a file, as they stood on raw."""
+    """Yield the changes of a file, as they were on raw."""
     import pyarrow.parquet as pq  # noqa: PLC0415 - an extra
 
     begin = (replay.begin or 0) * 1_000_000

@@ -37,7 +37,7 @@ def produce(
 
 
 def transactional(settings: Settings, name: str) -> Producer:
-    """Return a producer of this transactional ID, which puts out whoever had it before."""
+    """Return a producer of this transactional ID, which evicts the one that had it before."""
     conf = {
         **clients.TUNED,
         "linger.ms": 5,
@@ -49,7 +49,7 @@ def transactional(settings: Settings, name: str) -> Producer:
         return clients.transactional(conf, name, REPLAY_TIMEOUT_S, logger=log)
 
 
-def group_of(settings: Settings, name: str) -> Any:
+def group_metadata(settings: Settings, name: str) -> Any:
     """Return the metadata of a group that has no members: the transactional ID keeps others out."""
     consumer = reader(settings, name)
     try:
@@ -77,7 +77,7 @@ def on_cluster() -> Iterator[None]:
 
 
 def reader(settings: Settings, group: str) -> Consumer:
-    """Return a consumer of committed records that is told where to read: an offset that is gone is an error."""
+    """Return a consumer of committed records that gets where to read: an offset that is gone is an error."""
     return clients.consumer(settings.kafka.conf, group, enable_partition_eof=True)
 
 

@@ -15,7 +15,7 @@ from pipeline.errors import HeadwaterError
 from pipeline.transport.fatal import end_within, stop_process
 
 STOP_SECONDS = 9.5
-"""Seconds that a worker may take to stop; what it has not committed by then is done again by the next owner."""
+"""Seconds that a worker may take to stop; what it has not committed by then is processed again by the next owner."""
 LAST_SECONDS = 1.0
 """Seconds that tasks have to end when everything has stopped, and again when they are cancelled."""
 
@@ -78,7 +78,7 @@ class App(faust.App):
         await super().on_first_start()
 
     async def on_stop(self) -> None:
-        """Stop, but not for ever: calls to a broker that is down return after minutes."""
+        """Stop, but not forever: calls to a broker that is down return after minutes."""
         if self.in_worker:
             end_within(STOP_SECONDS, f"the worker could not stop within {STOP_SECONDS:g} s: does the broker answer?")
         await super().on_stop()

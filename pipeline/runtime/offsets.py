@@ -1,6 +1,6 @@
 """Offsets that Kafka has forgotten: it drops those of a group without members (offsets.retention.minutes, 7 days).
 
-An agent would read its topic anew from the beginning, in silence. What it has written before is there to prove that it
+An agent would silently read its topic again from the beginning. What it has written before is there to prove that it
 has read before: outputs and offsets are committed in one transaction, so there is never the one without the other.
 """
 
@@ -18,11 +18,11 @@ from pipeline.settings.root import Settings
 from pipeline.state.kept import kept
 from pipeline.topics.admin import unreachable
 from pipeline.topics.names import Topics
-from pipeline.topics.read import read
+from pipeline.topics.read import read_topic
 from pipeline.transport import clients
 from pipeline.transport.committed import UNDECIDED
 from pipeline.transport.logs import UNKNOWN, logs_of
-from pipeline.transport.starts import accept
+from pipeline.transport.starts import accept_command
 
 OFFSETS_TIMEOUT_S = 20.0
 T = TypeVar("T")
@@ -47,8 +47,8 @@ def require_remembered(conf: Mapping[str, Any], settings: Settings, agents: Sequ
             if topic and _is_forgotten(consumer, topic, outputs, settings.partitions):
                 raise FatalError(
                     f"the group {settings.prefix} has no offsets in {topic}, although {agent} has read it before: "
-                    f"{_why(consumer, conf, topics, topic)}, and all of it would be done again",
-                    hint=accept(topic),
+                    f"{_why(consumer, conf, topics, topic)}, and all of it would be processed again",
+                    hint=accept_command(topic),
                 )
     except KafkaException as error:
         raise unreachable(error) from error
@@ -85,4 +85,4 @@ def _first(consumer: Consumer, topic: str, partitions: int) -> bool:
         low, high = _patiently(lambda asked=asked: consumer.get_watermark_offsets(asked, OFFSETS_TIMEOUT_S))  # type: ignore[misc]
         if high > low:
             starts[partition] = low
-    return bool(read(consumer, topic, starts, 1))
+    return bool(read_topic(consumer, topic, starts, 1))

@@ -40,15 +40,15 @@ def why_not_ready(worker: Worker) -> str:
     """Return why the worker is not at work, or ''."""
     consumer: Any = worker.app.consumer
     if worker.app.rebalancing or not consumer.flow_active:
-        return "partitions are being shared out"
+        return "partitions are being assigned"
     if not getattr(consumer, "reader", None) or consumer.reader.membership is None:
-        return "no member of the consumer group"
+        return "not a member of the consumer group"
     for source in worker.transport.sources:
         if isinstance(source, StreamSource) and (reason := source.silent()):
             return reason
-    if (seconds := consumer.standing()) > NOT_READY_AFTER_S:
+    if (seconds := consumer.seconds_without_commit()) > NOT_READY_AFTER_S:
         return f"there is work, and no slice was committed for {seconds:.0f} s"
-    if stopped := [reason for stands in worker.standing for reason in stands().values()]:
+    if stopped := [reason for stands in worker.pause_reasons for reason in stands().values()]:
         return "; ".join(stopped)
     if consumer.backlog.held:
         holders = sorted({holder for held in list(consumer.backlog.held.values()) for holder in held})

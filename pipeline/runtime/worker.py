@@ -1,4 +1,4 @@
-"""Builds the Faust app: settings in, app out. Nothing here connects; that happens when the worker starts."""
+"""What agents are attached to: a worker with its app, its topics, its metrics and its dead letters."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from pipeline.settings.root import Settings
 from pipeline.state.table import Table
 from pipeline.topics.admin import TopicRefusedError, UnreachableError, admin, ensure
 from pipeline.topics.names import Topics
-from pipeline.topics.read import read
+from pipeline.topics.read import read_topic
 from pipeline.transport import Batch, BatchSchema, Transport, batches, clients
 from pipeline.transport.consumer import Consumer
 from pipeline.transport.starts import LostRecords
@@ -51,8 +51,8 @@ class Worker:
         self.preflights: list[Preflight] = []
         self.at_end: list[Callable[[], None]] = []
         """Called when the worker has stopped."""
-        self.standing: list[Callable[[], Mapping[str, str]]] = []
-        """Tell what stands on purpose, and why: it makes the worker not ready."""
+        self.pause_reasons: list[Callable[[], Mapping[str, str]]] = []
+        """Tell what is paused, and why: it makes the worker not ready."""
         self.app = App(
             settings.group,
             broker=[f"headwater://{server.strip()}" for server in settings.kafka.bootstrap_servers.split(",")],
@@ -64,7 +64,7 @@ class Worker:
             # It tells the workers of a group apart, in the broker's own lists as well.
             broker_client_id=f"{settings.group}-{socket.gethostname()}-{os.getpid()}",
             broker_session_timeout=settings.kafka.session_timeout,
-            # A worker hears of a rebalance in the answer to a heartbeat, and until then partitions stand still.
+            # A worker hears of a rebalance in the answer to a heartbeat, and until then partitions are idle.
             broker_heartbeat_interval=min(settings.kafka.session_timeout / 5, HEARTBEAT_S),
             consumer_group_instance_id=settings.kafka.instance_id,
             agent_supervisor=mode.CrashingSupervisor,
@@ -90,9 +90,9 @@ class Worker:
         self.transport.exactly_once = settings.processing_guarantee == "exactly_once"
         self.transport.message_max = settings.kafka.max_message_bytes + HEADROOM
         self.transport.tell_loss = self.write_gap
-        self.transport.leaves_out = partial(becomes_letter, settings)
+        self.transport.leaves_out = partial(becomes_dead_letter, settings)
         self.transport.transaction.record_max = settings.kafka.max_message_bytes
-        self.transport.join(self.metrics)
+        self.transport.add_participant(self.metrics)
 
     def prepare(self) -> None:
         """Make missing topics and look at the sources; blocks, raises HeadwaterError. Runs before the worker starts."""
@@ -125,7 +125,7 @@ class Worker:
     def _step(self, function: Callable[..., T], args: tuple[Any, ...]) -> T:
         """Do a step, and say what it works on: what is refused of what it writes is that batch's."""
         transaction = self.transport.transaction
-        transaction.in_hand = next((one for one in args if isinstance(one, Batch)), None)
+        transaction.in_hand = next((arg for arg in args if isinstance(arg, Batch)), None)
         try:
             return function(*args)
         finally:
@@ -148,19 +148,19 @@ class Worker:
                 self._try_again(batch, TransientError(f"Kafka: {error.args[0].str()}"))
             except Exception as error:
                 consumer = cast("Consumer", self.app.consumer)
-                can_find = isinstance(batch, Batch) and becomes_letter(self.settings, error)
+                can_find = isinstance(batch, Batch) and becomes_dead_letter(self.settings, error)
                 if not (can_find and consumer.blame(batch, error)):
                     raise
 
     def _try_again(self, batch: Any, error: TransientError) -> None:
-        """Have a batch done again after a pause that grows; the other partitions go on."""
+        """Have a batch processed again after a pause that grows; the other partitions continue."""
         tp = _place(batch)
-        if tp is None:  # what a source offers has no place in Kafka: the slice is done again
+        if tp is None:  # what a source offers has no place in Kafka: the slice is processed again
             self.transport.transaction.spoil(error.message)
             return
         failures = self._failures[tp] = self._failures.get(tp, 0) + 1
         consumer = cast("Consumer", self.app.consumer)
-        consumer.stand({tp}, AGAIN, f"{batch!r} is tried again: {error}")
+        consumer.give_up_and_hold({tp}, AGAIN, f"{batch!r} is tried again: {error}")
         self.app.loop.call_later(backoff(failures), consumer.release, {tp}, AGAIN)
 
     @property
@@ -212,7 +212,7 @@ class Worker:
         """Return the time of the first record behind a gap, in seconds since the epoch; 0 where there is none, or no answer."""
         consumer = clients.consumer(self.transport.client_conf(), self.settings.group, enable_partition_eof=True)
         try:
-            found = read(consumer, lost.tp.topic, {lost.tp.partition: lost.end}, 1)
+            found = read_topic(consumer, lost.tp.topic, {lost.tp.partition: lost.end}, 1)
         except (HeadwaterError, KafkaException):
             return 0.0
         finally:
@@ -222,7 +222,7 @@ class Worker:
     def reject(self, batch: Batch, index: int, stage: str, error: Exception) -> None:
         """Write one message of a batch to the dead-letter topic, untouched, with the reason."""
         record = batch.records[index]
-        self.reject_letter(
+        self.write_dead_letter(
             DeadLetter(
                 topic=batch.topic,
                 partition=batch.partition,
@@ -235,8 +235,23 @@ class Worker:
             )
         )
 
-    def reject_letter(self, letter: DeadLetter) -> None:
-        """Write a dead letter into the slice; without its value where that is too large for the topic of dead letters."""
+    def write_dead_letter(self, letter: DeadLetter) -> None:
+        """Write a dead letter into the slice; without its value where that is too large for the topic of dead letters.
+
+        These are the ways to it:
+
+        - `FlowOutput.reject`: a step of a flow has failed, or the flow is gone. `Resend.emit` calls it for what is sent again.
+        - `Worker.reject` in `FlowRunner._given`: the record on raw is not a change.
+        - `WaitingChanges.again`: one that is retried is not a change, or its seal cannot be opened.
+        - `write` of agents/ingest.py: a record of a stream cannot be read, or is too large.
+        - `write` of agents/deduplicate.py: a record on the ingest topic is not a change, or has no event ID.
+        - `Transaction.refused`: the broker takes no record made of it. The slice is done again, and `FlowRunner._run` and
+          `taken` of agents/ingest.py find it there; of other agents it is blamed on the batch.
+        - `Poison`: an agent raises, until one record alone is found out. `process` sees it as `batch.error`.
+        - `Carrier._reject`: a destination refuses the record.
+
+        A replay writes its own: `_reject` in pipeline/replay/run.py.
+        """
         place = letter.topic, letter.partition, letter.offset, letter.stage, letter.flow, hash(letter.value)
         topic = self.topics.dead_letter
         try:
@@ -246,7 +261,7 @@ class Worker:
         self.metrics.count(self.metrics.dead_letters, 1, letter.stage)
 
 
-def becomes_letter(settings: Settings, error: Exception) -> bool:
+def becomes_dead_letter(settings: Settings, error: Exception) -> bool:
     """Say whether a record becomes a dead letter for an error; else the worker stops."""
     return isinstance(error, RejectedError) or settings.on_error == "dead_letter"
 

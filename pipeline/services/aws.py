@@ -108,7 +108,7 @@ def client(service: str, region: str | None, threads: int, read_timeout: float =
         if session.get_credentials() is None:
             raise NoCredentialsError
     except ERRORS as error:
-        raise explain(error, f"AWS ({service})") from error
+        raise explained_aws(error, f"AWS ({service})") from error
     return made
 
 
@@ -181,16 +181,18 @@ def taken_body(answer: Any, what: str) -> bytes:
     """Return the body that `take_body` took; raise TransientError when its checksum does not fit."""
     body, checksum = answer["Body"], answer["Checksum"]
     if checksum is not None and zlib.crc32(body) != int(checksum):
-        raise TransientError(f"{what}: the answer's checksum does not fit")
+        raise TransientError(f"{what}: the answer's checksum does not match")
     return cast("bytes", body)
 
 
-def explain(error: Exception, what: str, *, listing: str = TABLES) -> HeadwaterError:
+def explained_aws(error: Exception, what: str, *, listing: str = TABLES) -> HeadwaterError:
     """Return one of `ERRORS` in our meanings: what, where, and what to type next; `listing` shows what there is."""
     if isinstance(error, ClientError):
         return _explain_answer(error, what, listing)
     if isinstance(error, ResponseParserError | KeyError):
-        return TransientError(f"{what}: this is no answer of AWS: {_line(error)}", hint="env | grep AWS_ENDPOINT_URL")
+        return TransientError(
+            f"{what}: this answer is not from AWS: {_line(error)}", hint="env | grep AWS_ENDPOINT_URL"
+        )
     if isinstance(error, NoCredentialsError):
         return CredentialsError(f"{what}: there are no AWS credentials", hint=f"aws configure; {IDENTITY}")
     if isinstance(error, NoRegionError):
@@ -250,7 +252,7 @@ CLASSES: dict[Meaning, type[HeadwaterError]] = {
     Meaning.REJECTED: RejectedError,
     Meaning.FATAL: FatalError,
 }
-"""Each is, or is one of, the three of `pipeline.errors`; what is trimmed or gone is told by who reads (see `streams`)."""
+"""Each is, or is one of, the three of `pipeline.errors`; `shard_reader` reports what is trimmed or gone."""
 
 
 def _line(error: Exception) -> str:

@@ -1,7 +1,7 @@
 """What the error codes of AWS mean. The one table of them: whoever explains an error of AWS asks here. Pure.
 
 A test walks the service models of all APIs that are called: each of their codes is in the table. An unknown code is
-transient when AWS answers with a 5xx, and fatal else.
+transient when AWS answers with a 5xx, else fatal.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Meaning(Enum):
     PERMISSION = "permission"
     """The credentials are good, what they may do is not enough."""
     KEY = "key"
-    """A key of AWS KMS is in no state to be used."""
+    """A key of AWS KMS is not in a usable state."""
     REJECTED = "rejected"
     """AWS never takes this request, because of what is in it: another one is taken."""
     FATAL = "fatal"
@@ -65,17 +65,17 @@ def _all(meaning: Meaning, hint: str, codes: str, words: str = "") -> Iterator[t
 
 CODES: dict[str, Code] = dict(
     [
-        # -- throttles: one is routine, so the hint is for those that go on
+        # -- throttles: one is routine, so the hint is for those that last
         *_all(
             Meaning.THROTTLED,
-            f"if it goes on: {QUOTAS} dynamodb (or kinesis)",
+            f"if it continues: {QUOTAS} dynamodb (or kinesis)",
             "LimitExceededException ThrottlingException ThrottledException Throttling ThrottlingError RequestThrottled "
             "RequestThrottledException TooManyRequestsException BandwidthLimitExceeded PriorRequestNotComplete "
             "TransactionThrottledException EC2ThrottledException",
         ),
         *_all(
             Meaning.THROTTLED,
-            "if it goes on: raise the capacity of the table or the shards of the stream",
+            "if it continues: raise the capacity of the table or the shards of the stream",
             "ProvisionedThroughputExceededException ProvisionedThroughputExceeded",
         ),
         *_all(
@@ -84,12 +84,12 @@ CODES: dict[str, Code] = dict(
             "RequestLimitExceeded",
             "the throughput quota of the account is used up",
         ),
-        *_all(Meaning.THROTTLED, f"if it goes on: {QUOTAS} kms", "KMSThrottlingException"),
-        *_all(Meaning.THROTTLED, "if it goes on: spread the keys over more prefixes", "SlowDown"),
+        *_all(Meaning.THROTTLED, f"if it continues: {QUOTAS} kms", "KMSThrottlingException"),
+        *_all(Meaning.THROTTLED, "if it continues: spread the keys over more prefixes", "SlowDown"),
         # -- what passes by itself
         *_all(
             Meaning.PASSING,
-            "if it goes on: https://health.aws.amazon.com/health/status",
+            "if it continues: https://health.aws.amazon.com/health/status",
             "InternalServerError InternalServerErrorException InternalFailure InternalFailureException InternalError "
             "InternalServiceException KMSInternalException ServiceUnavailable ServiceUnavailableException "
             "ServiceUnavailableError RequestTimeout RequestTimeoutException DependencyTimeoutException "
@@ -97,7 +97,7 @@ CODES: dict[str, Code] = dict(
         ),
         *_all(
             Meaning.PASSING,
-            "if it goes on: who else works on it?",
+            "if it continues: who else works on it?",
             "ResourceInUseException TransactionConflictException TransactionConflict TransactionInProgressException "
             "ReplicatedWriteConflictException ConflictException ConcurrentModificationException OperationAborted "
             "TableInUseException BackupInUseException ExportConflictException ImportConflictException "
@@ -174,7 +174,7 @@ CODES: dict[str, Code] = dict(
             Meaning.KEY,
             f"{KEYS}; when it is to be deleted: aws kms cancel-key-deletion --key-id KEY",
             "KMSInvalidStateException",
-            "the KMS key is in no state to be used",
+            "the KMS key is not in a usable state",
         ),
         *_all(
             Meaning.KEY,

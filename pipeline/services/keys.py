@@ -11,7 +11,7 @@ from pathlib import Path
 import boto3
 
 from pipeline.errors import FatalError, TransientError, UsageError
-from pipeline.services.aws import ERRORS, explain
+from pipeline.services.aws import ERRORS, explained_aws
 from pipeline.steps.secrecy import KEY_BYTES, MaskKey
 
 
@@ -36,7 +36,7 @@ def new_key(path: Path) -> None:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError as error:
-        raise UsageError(f"{path} is there already: a key is never written over", hint="another name") from error
+        raise UsageError(f"{path} already exists: a key is never overwritten", hint="another name") from error
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}", hint=f"ls -ld {path.parent}") from error
     with os.fdopen(descriptor, "wb") as file:
@@ -60,13 +60,13 @@ def _decoded(text: bytes, uri: str) -> bytes:
     try:
         return base64.b64decode(text.strip(), validate=True)
     except binascii.Error as error:
-        raise UsageError(f"mask_key: {uri} holds no base64", hint="headwater flows new-key mask.key") from error
+        raise UsageError(f"mask_key: {uri} is not base64", hint="headwater flows new-key mask.key") from error
 
 
 def _decrypt(content: bytes, path: str) -> bytes:
     try:
         return boto3.client("kms").decrypt(CiphertextBlob=content)["Plaintext"]
     except ERRORS as error:
-        found = explain(error, f"the data key {path}")
+        found = explained_aws(error, f"the data key {path}")
         kind = TransientError if isinstance(found, TransientError) else FatalError
         raise kind(f"mask_key: {found.message}", hint=found.hint) from error

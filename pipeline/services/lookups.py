@@ -19,7 +19,7 @@ from botocore.exceptions import ClientError
 
 from models.attributes import digits, from_client, normal_item, to_client, typed
 from pipeline.errors import UsageError
-from pipeline.services.aws import ERRORS, explain
+from pipeline.services.aws import ERRORS, explained_aws
 from pipeline.settings.enrich import PLACE, LookupSettings
 from pipeline.settings.published import REFERENCE, VARIABLE, parameters
 from pipeline.steps.enrich import attribute
@@ -54,13 +54,13 @@ def lookup(settings: LookupSettings, environment: Mapping[str, str]) -> Step:
     return compile_lookup(settings.into, service.question, service, memory, settings.on_failure)
 
 
-def headers(settings: LookupSettings, environment: Mapping[str, str]) -> dict[str, str]:
+def lookup_headers(settings: LookupSettings, environment: Mapping[str, str]) -> dict[str, str]:
     """Return the headers of a lookup; raise UsageError when a variable or a file that they name is not there."""
     return {name: _filled(value, environment) for name, value in settings.headers.items()}
 
 
 def secrets_of(settings: LookupSettings, environment: Mapping[str, str]) -> dict[str, str]:
-    """Return what stands in the URL of a lookup for secrets, and what they are, as a part of its query.
+    """Return what names secrets in the URL of a lookup, and what they are, as a part of its query.
 
     Raises UsageError when a variable or a file that it names is not there.
     """
@@ -100,7 +100,7 @@ class Http:
         self._names = PLACE.findall(self._template)
         self._segments = [n for n, segment in enumerate(_segments(PLACE.sub("{}", self._template))) if "{}" in segment]
         """Those of the path that values are part of."""
-        self._headers, self._secrets = headers(settings, environment), secrets_of(settings, environment)
+        self._headers, self._secrets = lookup_headers(settings, environment), secrets_of(settings, environment)
         self._timeout = urllib3.Timeout(total=settings.timeout)
         self._pool = urllib3.PoolManager(maxsize=settings.concurrency, retries=False)
         self._threads, self._breaker = threads(settings.concurrency), Breaker()
@@ -134,7 +134,7 @@ class Http:
         try:
             return self._pool.request("GET", url, headers=self._headers, timeout=self._timeout, redirect=False)
         except urllib3.exceptions.ProtocolError:
-            # A connection that was kept, and that the service closed meanwhile: that is no failure of the service.
+            # A connection that was kept, and that the service closed meanwhile: that is not a failure of the service.
             return self._pool.request("GET", url, headers=self._headers, timeout=self._timeout, redirect=False)
 
     def _ask(self, question: Question) -> Answer:
@@ -150,7 +150,7 @@ class Http:
             try:
                 return raw(typed(_answer(response.data)))
             except (msgspec.DecodeError, ValueError) as error:
-                return RefusedError(f"{self._host} answered what is no JSON value: {type(error).__name__}")
+                return RefusedError(f"{self._host} answered what is not JSON: {type(error).__name__}")
         if 400 <= status < 500 and status not in TRANSIENT:
             return RefusedError(f"{self._host} answered {status}")
         return LookupFailedError(f"{self._host} answered {status}")
@@ -174,7 +174,7 @@ class ItemBatches:
         try:
             self._client = boto3.client("dynamodb", region_name=settings.region, config=config)
         except ERRORS as error:
-            found = explain(error, f"lookup in table {self._table}")
+            found = explained_aws(error, f"lookup in table {self._table}")
             raise UsageError(found.message, hint=found.hint) from error
         self._threads, self._breaker = threads(settings.concurrency), Breaker()
 
@@ -219,7 +219,7 @@ class ItemBatches:
             if code == "ValidationException":
                 if (half := len(questions) // 2) > 0:  # one key is enough to have all refused: find it
                     return self._ask(questions[:half]) | self._ask(questions[half:])
-                failure = RefusedError(f"table {self._table}: the key is not of its types")
+                failure = RefusedError(f"table {self._table}: the key has other types")
             return dict.fromkeys(questions, failure)
         except ERRORS as error:
             return dict.fromkeys(questions, LookupFailedError(f"table {self._table}: {type(error).__name__}"))
@@ -237,7 +237,7 @@ def _item(item: Mapping[str, Any], convert: Callable[[Mapping[str, Any]], Any]) 
 
 
 def _key_value(value: Value | None) -> dict[str, str] | None:
-    """Return a value as it stands in a key: equal ones are one key, so that none is asked for twice in a call."""
+    """Return a value as it is in a key: equal ones are one key, so that none is asked for twice in a call."""
     if value is None:
         return None
     ((tag, inner),) = _value(value).items()
@@ -251,7 +251,7 @@ def _segments(url: str) -> list[str]:
 
 
 def _text(event: Event, name: str) -> str | None:
-    """Return an attribute as it stands in a URL; None when it is not there, or is neither text nor a number."""
+    """Return an attribute as it is in a URL; None when it is not there, or is neither text nor a number."""
     if (value := attribute(event, name)) is None:
         return None
     found = _value(value)
@@ -276,7 +276,7 @@ def _looked_up(place: str, environment: Mapping[str, str], of: str) -> str:
         try:
             secret = Path(name).read_text().strip()
         except (OSError, UnicodeDecodeError) as error:
-            said = getattr(error, "strerror", None) or "it holds no text"
+            said = getattr(error, "strerror", None) or "it is not text"
             raise UsageError(f"lookup: the file {name} of {of}: {said}", hint=f"ls -l {name}") from error
     if not secret or any(ord(one) < 32 for one in secret):
         raise UsageError(

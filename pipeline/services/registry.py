@@ -15,7 +15,7 @@ from pipeline.steps.formats.registered import IncompatibleError, OvertakenError
 
 INCOMPATIBLE = 409
 REGISTRY_TIMEOUT_S = 10
-"""Seconds until an answer; the client itself would wait for ever."""
+"""Seconds until an answer; the client itself would wait forever."""
 
 
 class SchemaRegistry:
@@ -33,7 +33,7 @@ class SchemaRegistry:
 
     def latest(self, subject: str) -> str | None:
         """Return the newest schema of a subject; None: there is none."""
-        self._client.clear_latest_caches()  # else the client says for ever what it was told first
+        self._client.clear_latest_caches()  # else the client repeats its first answer forever
         found = _asked(partial(self._client.get_latest_version, subject), subject)
         if found is None:
             return None

@@ -19,7 +19,7 @@ PUBLISHED = "published"
 
 
 def formed(form: str, words: str) -> AfterValidator:
-    """Take text of a form alone; what else comes is told in words what was expected."""
+    """Take text of a form alone; for anything else the error says in words what was expected."""
     fits = re.compile(form).fullmatch
 
     def check(text: str) -> str:
@@ -31,7 +31,7 @@ def formed(form: str, words: str) -> AfterValidator:
 
 
 def template(*names: str, more: str = "") -> AfterValidator:
-    """Take a name, or a template of one: letters, digits, what may stand there beside . _ - and these names in braces."""
+    """Take a name, or a template of one: letters, digits, what is allowed beside . _ - and these names in braces."""
     known = [f"{{{name}}}" for name in names]
     form = re.compile(rf"(?:[A-Za-z0-9._{re.escape(more)}-]|{'|'.join(map(re.escape, known))})+")
 

@@ -17,12 +17,14 @@ from pydantic import (
 from pipeline.settings.base import Name, OnePath, Path, Section, formed, of_one
 
 PLACE = re.compile(r"\{([^{}]+)\}")
-"""Matches what stands in a url for an attribute of the change."""
+"""Matches what is replaced in a url by an attribute of the change."""
 
 
 def _places(url: str) -> str:
     if odd := re.search(r"[{}]", PLACE.sub("", url)):
-        raise ValueError(f"there is a {odd[0]} that belongs to no {{attribute}}; in the url itself it is %7B or %7D")
+        raise ValueError(
+            f"there is a {odd[0]} that is not part of an {{attribute}}; in the url itself it is %7B or %7D"
+        )
     for place in PLACE.findall(url):
         of_one(place)
     return url
@@ -61,7 +63,7 @@ class JoinSettings(Section):
     into: str = Field(min_length=1, description="Under which name the item is added to the change.")
     missing: Literal["null", "drop", "reject"] = Field(
         "null",
-        description="What becomes of a change when there is no such item: null is added (a left join), the change is left out "
+        description="What happens to a change when there is no such item: null is added (a left join), the change is left out "
         "(an inner join), or it becomes a dead letter.",
     )
     hold: float = Field(
@@ -130,7 +132,7 @@ class SqlSettings(Section):
     query: str = Field(
         min_length=1,
         description="Selects `id` (of the relation `changes`) and more columns: they are added to the change of this id under "
-        "their names. A change whose id does not come back is left out.",
+        "their names. A change whose id is not in the result is left out.",
     )
     tables: tuple[Annotated[str, Field(max_length=249), TABLE_OR_TOPIC], ...] = Field(
         (),
@@ -163,15 +165,15 @@ class LookupSettings(Section):
     into: str = Field(min_length=1, description="Under which name the answer is added to the change.")
     headers: dict[str, str] = Field(
         default_factory=dict,
-        description="HTTP headers. A secret is never written out: env:NAME is a variable of the worker's environment, "
+        description="HTTP headers. A secret is never in plain text: env:NAME is a variable of the worker's environment, "
         "file:/path a file that it reads, ${NAME} a variable within a value.",
         repr=False,
     )
     ttl: float = Field(300.0, ge=0, description="Seconds for which an answer is kept.")
-    missing_ttl: float = Field(30.0, ge=0, description="Seconds for which it is kept that there is none.")
-    cache: int = Field(100_000, ge=0, description="Answers kept at most.")
+    missing_ttl: float = Field(30.0, ge=0, description="Seconds for which a missing answer (404, no item) is kept.")
+    cache: int = Field(100_000, ge=0, description="Largest number of answers kept.")
     timeout: float = Field(2.0, gt=0, le=10, description="Seconds that one call may take.")
-    concurrency: int = Field(8, ge=1, le=64, description="Calls under way at once.")
+    concurrency: int = Field(8, ge=1, le=64, description="Calls at the same time.")
     on_failure: Literal["retry", "reject", "pass"] = Field(
         "retry",
         description="When it does not answer: try the batch again until it does, make dead letters, or pass the change on with "
@@ -207,9 +209,9 @@ class MaskSettings(Section):
     path: Path = Field(description="The attribute: email, address.street, phones[*].number, enriched.customer.email.")
     how: Literal["hash", "redact", "truncate", "tokenise", "drop"] = Field(
         description="hash: HMAC-SHA-256, equal values stay equal. tokenise: AES-SIV, which the key's owner can undo. redact: "
-        "`text` stands there instead. truncate: the first `keep` characters stay. drop: it is left out."
+        "`text` replaces it. truncate: the first `keep` characters stay. drop: it is left out."
     )
-    text: str = Field("***", description="With redact: what stands there instead.")
+    text: str = Field("***", description="With redact: what replaces it.")
     keep: int = Field(4, ge=0, description="With truncate: how many characters stay.")
 
 

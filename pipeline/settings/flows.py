@@ -1,4 +1,4 @@
-"""The settings of flows: what stands in `[[flows]]` of headwater.toml, and on the flows topic."""
+"""The settings of flows: what is in `[[flows]]` of headwater.toml, and on the flows topic."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class RouteSettings(Section):
 def _routes(value: Any) -> Any:
     listed = [value] if isinstance(value, (str, Mapping)) else value
     return (
-        [{"sink": one} if isinstance(one, str) else one for one in listed]
+        [{"sink": name} if isinstance(name, str) else name for name in listed]
         if isinstance(listed, list | tuple)
         else listed
     )
@@ -53,7 +53,7 @@ def _routes(value: Any) -> Any:
 class FlowSettings(Section):
     """A named path from raw to sink topics: filter, enrich, shape, route."""
 
-    name: Name = Field(description="Its name, of its own.")
+    name: Name = Field(description="Its name; no two may have the same.")
     tables: tuple[Name, ...] = Field(
         (), validation_alias=AliasChoices("from", "tables"), description="Tables; empty: all."
     )
@@ -63,7 +63,7 @@ class FlowSettings(Section):
     )
     enrich: tuple[EnrichSettings, ...] = Field((), description="What is added, step by step: see [[flows.enrich]].")
     select: tuple[Path, ...] = Field(
-        (), description="The attributes that stay; empty: all. Key attributes always stay in the key."
+        (), description="The attributes that are kept; empty: all. Key attributes always stay in the key."
     )
     drop: tuple[Path, ...] = Field((), description="Attributes that are left out.")
     rename: dict[NamePath, NewName] = Field(
@@ -87,7 +87,7 @@ class FlowSettings(Section):
         "first", description="Whether a change goes to the first sink whose `where` matches, or to all of them."
     )
     otherwise: SinkName | None = Field(
-        None, description="The sink of what no `where` matches; without it, it is left out."
+        None, description="The sink of changes that no `where` matches; without it, they are left out."
     )
     on_leave: Literal["delete", "tombstone", "ignore"] | None = Field(
         None,
@@ -99,7 +99,7 @@ class FlowSettings(Section):
     key_format: Annotated[KeyFormatSettings, BeforeValidator(as_kind)] = KeyFormatSettings()
     order: Literal["loose", "strict"] = Field(
         "loose",
-        description="strict: after a rejected change, the later ones of its item wait until it was retried or skipped.",
+        description="strict: after a rejected change, the later ones of its item wait until it was retried or discarded.",
     )
     reject_limit: float = Field(
         0.5,

@@ -95,7 +95,7 @@ class FormatSettings(Section):
 
     @property
     def has_schema(self) -> bool:
-        """Whether readers are told a schema, by the registry or in each message."""
+        """Whether readers get a schema, by the registry or in each message."""
         return self.is_registered or self.schemas
 
 

@@ -54,15 +54,15 @@ class KafkaSettings(Section):
         MESSAGE_MAX,
         ge=1 << 20,
         le=64 << 20,
-        description="Bytes of a record at most: `max.message.bytes` of the topics that Headwater creates. A cluster may allow "
+        description="Largest record, in bytes: `max.message.bytes` of the topics that Headwater creates. A cluster may allow "
         "less (Confluent Cloud 8 MiB): then they are created so. What is larger becomes a dead letter.",
     )
     session_timeout: float = Field(
-        SESSION_TIMEOUT, ge=1, le=300, description="Seconds without a heartbeat until a worker is taken for dead."
+        SESSION_TIMEOUT, ge=1, le=300, description="Seconds without a heartbeat until a worker counts as dead."
     )
     group_protocol: Literal["classic", "consumer"] = Field(
         "classic",
-        description="consumer: KIP-848, where the broker shares partitions out and sets the time-outs; Kafka 4.0 or newer.",
+        description="consumer: KIP-848, where the broker assigns partitions and sets the time-outs; Kafka 4.0 or newer.",
     )
     instance_id: Name | None = Field(
         None,

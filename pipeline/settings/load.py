@@ -21,7 +21,7 @@ from pydantic_settings import (
 )
 
 from pipeline.errors import UsageError
-from pipeline.files.toml_lines import line_of
+from pipeline.files.toml_lines import line_of_key
 from pipeline.settings.enrich import (
     ENRICH_KINDS,
     ComputeSettings,
@@ -50,7 +50,7 @@ PARTS = (
     EnvelopeSettings,
     FormatSettings,
 )
-"""What stands in lists."""
+"""What is in lists."""
 NOT_SETTINGS = {"HEADWATER_CONFIG", "HEADWATER_BIN", "HEADWATER_REQUIRE_KAFKA", "HEADWATER_TEST_EXAMPLES"}
 """Variables that begin like settings: where the settings file is, where scripts find the command, switches of the tests."""
 
@@ -63,7 +63,9 @@ def load(**overrides: Any) -> Settings:
     for where, names in (("environment", os.environ), (".env", dotenv_values(".env"))):
         unknown = sorted(name for name in names if name.startswith(ENV_PREFIX) and not _is_setting(name))
         if unknown:
-            raise UsageError("; ".join(f"{where}: {name} is no setting{_guess(name)}" for name in unknown), hint=_HINT)
+            raise UsageError(
+                "; ".join(f"{where}: unknown setting {name}{_guess(name)}" for name in unknown), hint=_HINT
+            )
     try:
         return Settings(**overrides)
     except ValidationError as error:
@@ -73,15 +75,15 @@ def load(**overrides: Any) -> Settings:
         wrong = re.search(r'field "(\w+)"', str(error))
         name = ENV_PREFIX + wrong[1].upper() if wrong else "a variable"
         raise UsageError(f"environment: {name} is not the JSON that was expected", hint=_HINT) from error
-    except (OSError, ValueError) as error:  # a file that cannot be read, or is no TOML
+    except (OSError, ValueError) as error:  # a file that cannot be read, or is not TOML
         raise UsageError(f"{file}: {error}", hint=_HINT) from error
 
 
 _HINT = "docs/reference/settings.md"
 
 
-def place_of(flow: FlowSettings, path: Sequence[str | int]) -> str:
-    """Return file:line of a setting of a flow, '' when the flow does not stand in the settings file as it is."""
+def line_of_setting(flow: FlowSettings, path: Sequence[str | int]) -> str:
+    """Return file:line of a setting of a flow, '' when the flow is not in the settings file as it is."""
     file = config_file(os.environ)
     try:
         text = file.read_text(encoding="utf-8")
@@ -91,7 +93,7 @@ def place_of(flow: FlowSettings, path: Sequence[str | int]) -> str:
     for number, one in enumerate(written):
         with suppress(ValidationError):
             if FlowSettings.model_validate(one) == flow:
-                return f"{file}:{line_of(text, ('flows', number, *path))}"
+                return f"{file}:{line_of_key(text, ('flows', number, *path))}"
     return ""
 
 
@@ -117,7 +119,7 @@ def _guess(variable: str) -> str:
 
 
 def _problems(error: ValidationError, file: Path, text: str) -> list[str]:
-    """Return each problem in words, with its line where it stands in the file; else it may come from the environment."""
+    """Return each problem in words, with its line where it is in the file; else it may come from the environment."""
     found = error.errors(include_url=False, include_input=False)
     places = [one["loc"] for one in found]
     problems = []
@@ -127,7 +129,7 @@ def _problems(error: ValidationError, file: Path, text: str) -> list[str]:
             continue  # what is wrong with the entries is said already
         message = one["msg"].removeprefix("Value error, ")
         said = message.partition(":")[0].split(".")  # what looks at several settings says itself at which of them
-        line = line_of(text, [*loc, *(int(part) if part.isdigit() else part for part in said)])
+        line = line_of_key(text, [*loc, *(int(part) if part.isdigit() else part for part in said)])
         problems.append(_explain(loc, one["type"], message) + (f" ({file}:{line})" if line else ""))
     return problems
 

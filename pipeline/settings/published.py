@@ -1,6 +1,6 @@
-"""What of a flow may not be published: secrets that are written out. Flows stand in clear on the topic <prefix>.flows. Pure.
+"""What of a flow may not be published: secrets in plain text: everybody can read the topic <prefix>.flows. Pure.
 
-Instead of a secret stands where the worker finds it: `env:NAME`, `file:/path`, or `${NAME}` within a header.
+Instead of a secret, they say where the worker finds it: `env:NAME`, `file:/path`, or `${NAME}` within a header.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ VARIABLE = re.compile(r"\$\{(\w+)\}")
 PLACEHOLDER = re.compile(r"\{[^{}]+\}")
 """What is filled in with an attribute of the change."""
 HARMLESS = re.compile(r"[A-Za-z_-]{0,20}")
-"""What may stand beside variables: a scheme, the name of a cookie."""
+"""What is allowed beside variables: a scheme, the name of a cookie."""
 HEADERS = re.compile(
     r"(?:^|[-_])auth(?:$|[-_])|authori[sz]ation|authentication|cookie|token|secret|passw|passphrase|credential|signature|"
     r"session|jwt|bearer|csrf|xsrf|key$|^key|sas$",
@@ -54,7 +54,7 @@ def secrets_in_headers(headers: Mapping[str, str]) -> Iterator[str]:
         else:
             literal = bool(value.strip())
         if literal and (HEADERS.search(name) or SECRETS.search(value.strip())):
-            yield f'the header {name} is written out: {INSTEAD}, or "Bearer ${{NAME}}"'
+            yield f'the header {name} is in plain text: {INSTEAD}, or "Bearer ${{NAME}}"'
 
 
 def secrets_in_url(url: str) -> Iterator[str]:
@@ -71,13 +71,13 @@ def secrets_in_url(url: str) -> Iterator[str]:
         if not value or PARAMETER.fullmatch(value) or PLACEHOLDER.fullmatch(value):
             continue
         if PARAMETERS.search(unquote(name)):
-            yield f"{unquote(name)} in the query of the URL is written out: {INSTEAD}, as in {unquote(name)}=env:NAME"
+            yield f"{unquote(name)} in the query of the URL is in plain text: {INSTEAD}, as in {unquote(name)}=env:NAME"
     if SECRETS.search(unquote(PLACEHOLDER.sub("", url))):
         yield f"the URL holds what looks like a secret: {INSTEAD}, in a header or in the query"
 
 
 def parameters(url: str) -> list[tuple[str, str]]:
-    """Return what of a URL's query names a place, each as it stands there (`name=env:NAME`) and the place."""
+    """Return what of a URL's query names a place, each as it is there (`name=env:NAME`) and the place."""
     _, _, query = url.partition("?")
     pairs = (pair.partition("=") for pair in query.partition("#")[0].split("&"))
     return [(f"{name}={value}", value) for name, _, value in pairs if PARAMETER.fullmatch(value)]

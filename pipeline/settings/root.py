@@ -40,7 +40,7 @@ DEFAULT_FILE = "headwater.toml"
 class WebSettings(Section):
     """The worker's HTTP endpoint: /livez, /readyz, /metrics and Faust's own pages."""
 
-    enabled: bool = Field(True, description="Whether a worker listens.")
+    enabled: bool = Field(True, description="Whether a worker serves HTTP.")
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(6066, ge=0, le=65535, description="Port to listen on; each worker of a machine needs its own.")
 
@@ -57,9 +57,9 @@ class Settings(BaseSettings):
         nested_model_default_partial_update=True,
     )
 
-    prefix: Name = Field("headwater", description="What the names of all topics and of the consumer group begin with.")
+    prefix: Name = Field("headwater", description="How the names of all topics and of the consumer group begin.")
     state_dir: Path = Field(
-        Path(".headwater/state"), description="RocksDB and the transactional ID; one directory a worker."
+        Path(".headwater/state"), description="RocksDB and the transactional ID; one directory for each worker."
     )
     agents: tuple[Name, ...] = Field(
         (), description="The agents that a worker runs; empty: all that the settings have work for."
@@ -74,7 +74,7 @@ class Settings(BaseSettings):
         0.1, ge=0.01, le=5, description="Seconds of work in one transaction; with a backlog up to three times as much."
     )
     processing_guarantee: Literal["exactly_once", "at_least_once"] = Field(
-        "exactly_once", description="at_least_once: without transactions; a crash can double what it had in hand."
+        "exactly_once", description="at_least_once: without transactions; a crash can duplicate what was in progress."
     )
     on_error: Literal["stop", "dead_letter"] = Field(
         "stop",
@@ -129,7 +129,7 @@ class Settings(BaseSettings):
         kind, _, name = wanted[0].partition(".")
         if len(self.agents) > 1:
             raise UsageError(
-                f"{wanted[0]} reads beside the others, in a consumer group of its own: it needs a worker of its own",
+                f"{wanted[0]} has its own consumer group: it needs its own worker",
                 hint=f"headwater run {wanted[0]}",
             )
         known = [one.name for one in kinds[kind]]  # type: ignore[attr-defined]  # all have one

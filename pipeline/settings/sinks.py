@@ -40,7 +40,7 @@ class LakeSettings(Section):
     path: str = Field(
         "",
         description="The directories of files, by the time of the change: {table}, {sink}, {op}, {date}, {hour}, {year}, "
-        "{month}, {day}. Without it a lake keeps what it has begun with, a new one "
+        "{month}, {day}. Without it, a lake keeps the path it began with; a new one has "
         "source_table={table}/changed_date={date}/changed_hour={hour}.",
     )
     table: Literal["parquet", "iceberg"] = Field(
@@ -60,10 +60,12 @@ class LakeSettings(Section):
     namespace: str = Field("headwater", min_length=1, description="With iceberg: the namespace of the tables.")
     max_rows: int = Field(1_000_000, ge=1, description="Rows after which the files of a partition are closed.")
     max_size: int = Field(
-        128 << 20, ge=1 << 16, description="Bytes of Parquet, about, after which the files of a partition are closed."
+        128 << 20,
+        ge=1 << 16,
+        description="About how many bytes of Parquet after which the files of a partition are closed.",
     )
     max_age: float = Field(
-        60.0, gt=0, description="Seconds after which the files of a partition are closed, also when nothing comes."
+        60.0, gt=0, description="Seconds after which the files of a partition are closed, also when it is idle."
     )
     max_span: float = Field(
         0.0, ge=0, description="Seconds between the oldest and the newest change after which files are closed; 0: any."
@@ -71,7 +73,8 @@ class LakeSettings(Section):
     memory: int = Field(
         256 << 20,
         ge=1 << 20,
-        description="Bytes that open files take in a worker; near it the largest are closed early, beyond it reading waits.",
+        description="Bytes of memory for open files in a worker; near it the largest are closed early, beyond it reading "
+        "waits.",
     )
 
     @model_validator(mode="after")
@@ -98,13 +101,13 @@ class LakeSettings(Section):
 class NamedLakeSettings(LakeSettings):
     """One more lake of the sink topics, with settings of its own. It is run by itself: headwater run lake.NAME."""
 
-    name: Name = Field(description="Its name, of its own: headwater run lake.NAME.")
+    name: Name = Field(description="Its name; no two may have the same: headwater run lake.NAME.")
 
 
 class MirrorSettings(Section):
     """Copies sink topics to another Kafka cluster, exactly once. It is run by itself: headwater run mirror."""
 
-    name: Name = Field("mirror", description="Its name, of its own: headwater run mirror.NAME.")
+    name: Name = Field("mirror", description="Its name; no two may have the same: headwater run mirror.NAME.")
     bootstrap_servers: str = Field(min_length=1, description="Brokers of the other cluster, comma-separated host:port.")
     properties: Properties = Field(
         default_factory=dict,
@@ -126,7 +129,7 @@ class MirrorSettings(Section):
         None,
         description="What the other cluster is called there, where the mirror that comes back from it sets `cluster`.",
     )
-    replication_factor: int = Field(3, ge=1, le=32, description="Replicas of topics that are made there.")
+    replication_factor: int = Field(3, ge=1, le=32, description="Replicas of topics that are created there.")
 
     @property
     def conf(self) -> dict[str, Any]:
@@ -153,12 +156,12 @@ def _secret(name: str, value: Any) -> Any:
 class PubSubSettings(Section):
     """Publishes sink topics to Google Pub/Sub, at least once. It is run by itself: headwater run pubsub."""
 
-    name: Name = Field("pubsub", description="Its name, of its own: headwater run pubsub.NAME.")
+    name: Name = Field("pubsub", description="Its name; no two may have the same: headwater run pubsub.NAME.")
     project: str = Field(min_length=1, description="The project of the topics.")
     sinks: tuple[Name, ...] = Field((), description="The sinks whose topics are published; empty: all.")
     topic: Annotated[str, template("topic", "sink", more="~+%")] = Field(
         "{topic}",
-        description="The Pub/Sub topic: {topic} is the Kafka topic's name, {sink} that of the sink. It must be there.",
+        description="The Pub/Sub topic: {topic} is the Kafka topic's name, {sink} that of the sink. It must exist.",
     )
     endpoint: str | None = Field(
         None, description="host:port of a regional endpoint; an emulator is named by PUBSUB_EMULATOR_HOST."
@@ -168,7 +171,7 @@ class PubSubSettings(Section):
 class ReplicaSettings(Section):
     """Keeps another DynamoDB table equal to a captured one. It is run by itself: headwater run replica."""
 
-    name: Name = Field("replica", description="Its name, of its own: headwater run replica.NAME.")
+    name: Name = Field("replica", description="Its name; no two may have the same: headwater run replica.NAME.")
     sinks: tuple[Name, ...] = Field(min_length=1, description="The sinks whose changes are applied.")
     table: Annotated[str, template("table")] = Field(
         "{table}",
@@ -176,7 +179,7 @@ class ReplicaSettings(Section):
     )
     region: str | None = Field(None, description="AWS Region of the replica; without it, boto3's default.")
     endpoint_url: str | None = Field(None, description="Another endpoint than AWS's, as for DynamoDB Local.")
-    role_arn: str | None = Field(None, description="The role to assume, as in another account.")
+    role_arn: str | None = Field(None, description="The role to assume, for example in another account.")
     version: Literal["attribute", "table"] = Field(
         "attribute",
         description="Where an item's version is kept: in an attribute of the item, or in a table of versions beside it.",

@@ -37,19 +37,19 @@ class DynamoDBStreamSettings(Section):
     tags: dict[str, str] = Field(default_factory=dict, description="Tags: each table that carries all of them.")
     start: Literal["trim_horizon", "latest"] | AwareDatetime = Field(
         "trim_horizon",
-        description="Where a stream begins when it is first found: with all it holds (24 h), with what comes, or at a time.",
+        description="Where a stream begins when it is first found: with all it holds (24 h), with new changes, or at a time.",
     )
     region: str | None = Field(None, description="AWS Region; without it, boto3's default.")
-    discovery_interval: float = Field(60.0, ge=0.1, description="Seconds between two looks for new shards and streams.")
+    discovery_interval: float = Field(
+        60.0, ge=0.1, description="Seconds between two searches for new shards and streams."
+    )
     poll_interval: float = Field(
         0.25,
         ge=0.01,
-        description="Seconds until a shard that gave little is asked again; with nothing, longer and longer.",
+        description="Seconds until a shard that had few records is read again; an idle one waits longer and longer.",
     )
-    idle_calls: float = Field(
-        15.0, gt=0, description="GetRecords calls a second that a worker's idle shards make at most together."
-    )
-    threads: int = Field(8, ge=1, le=64, description="GetRecords calls under way at once in a worker.")
+    idle_calls: float = Field(15.0, gt=0, description="Most GetRecords calls a second of all idle shards of a worker.")
+    threads: int = Field(8, ge=1, le=64, description="GetRecords calls at the same time in a worker.")
     snapshot: Literal["none", "initial"] = Field(
         "none", description="initial: each table is scanned once, when its capture has begun; see headwater snapshot."
     )
@@ -66,7 +66,7 @@ class DynamoDBStreamSettings(Section):
         ge=0,
         le=3600,
         description="Seconds after which a change that a scan has read is in the stream for certain; with too few, an item "
-        "may go back for a moment, never for good.",
+        "may be older for a moment, never forever.",
     )
 
     @model_validator(mode="after")
@@ -112,7 +112,7 @@ class KinesisSettings(Section):
     )
     start: Literal["trim_horizon", "latest"] | AwareDatetime = Field(
         "trim_horizon",
-        description="Where a stream begins when it is first found: with all it holds, with what comes, or at a time.",
+        description="Where a stream begins when it is first found: with all it holds, with new records, or at a time.",
     )
     start_after: dict[str, str] = Field(
         default_factory=dict,
@@ -120,16 +120,16 @@ class KinesisSettings(Section):
         "first found: those shards begin behind it, their parents are not read, the others begin as `start` says.",
     )
     region: str | None = Field(None, description="AWS Region; without it, boto3's default.")
-    discovery_interval: float = Field(60.0, ge=0.1, description="Seconds between two looks for new shards and streams.")
+    discovery_interval: float = Field(
+        60.0, ge=0.1, description="Seconds between two searches for new shards and streams."
+    )
     poll_interval: float = Field(
         0.25,
         ge=0.01,
-        description="Seconds until a shard that gave little is asked again; Kinesis takes 5 calls a second and shard.",
+        description="Seconds until a shard that had few records is read again; Kinesis takes 5 calls a second and shard.",
     )
-    idle_calls: float = Field(
-        15.0, gt=0, description="GetRecords calls a second that a worker's idle shards make at most together."
-    )
-    threads: int = Field(8, ge=1, le=64, description="GetRecords calls under way at once in a worker.")
+    idle_calls: float = Field(15.0, gt=0, description="Most GetRecords calls a second of all idle shards of a worker.")
+    threads: int = Field(8, ge=1, le=64, description="GetRecords calls at the same time in a worker.")
 
     @model_validator(mode="after")
     def _an_event_id_needs_fields(self) -> KinesisSettings:

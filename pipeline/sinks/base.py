@@ -7,8 +7,8 @@
    What the destination has of another log of the same name (the topic was recreated, the cluster is another one) says
    nothing of this one: its offsets are compared with none of these.
 2. `add` takes records that are committed to the sink topic, in order, none of them before `position`; in memory alone.
-   A record that can never be written is returned with the reason, and becomes a dead letter; the rest goes on.
-3. `flush` brings what was added to the destination, and returns the offset up to which everything is there for good. Only
+   A record that can never be written is returned with the reason, and becomes a dead letter; the rest continues.
+3. `flush` brings what was added to the destination, and returns the offset up to which everything is there permanently. Only
    then does the group's offset move. It may fail with TransientError anywhere: it is called again, with the same records
    and perhaps more, in this process or, after a crash, in another one. Neither loses or doubles a record.
 4. `close` forgets what was not flushed. It is read again from the group's offset.
@@ -32,11 +32,11 @@ from pipeline.transport.logs import UNKNOWN, Log
 NOTHING = Committed(None)
 """What a group has of a partition that it has never committed."""
 
-Standing = Literal["same", "other", "before", "nothing"]
-"""What a group's offset is of: this log, another one, the log that a version before did not name; or there is none."""
+OffsetIsOf = Literal["same", "other", "before", "nothing"]
+"""What a group's offset is of: this log, another one, the log that an earlier version did not name; or there is none."""
 
 
-def standing(log: Log, committed: Committed, start: int) -> Standing:
+def offset_is_of(log: Log, committed: Committed, start: int) -> OffsetIsOf:
     """Say what a group's offset is of, for a partition whose log is this one and that is read from `start` on."""
     if committed.offset is None:
         return "nothing"
@@ -58,11 +58,11 @@ class Flushed:
     """What a flush did."""
 
     end: int
-    """Everything before this offset is at the destination for good."""
+    """Everything before this offset is at the destination permanently."""
     counts: Mapping[str, int] = field(default_factory=dict)
     """For the metric headwater_delivered: what was written, by kind: files, rows, records, items."""
     rejected: Sequence[Rejected] = ()
-    """Records that the destination refuses for good."""
+    """Records that the destination refuses permanently."""
 
 
 class Writer(ABC):
@@ -106,9 +106,9 @@ class Sink(ABC):
     def open(self, tp: TP, start: int, log: Log = UNKNOWN, committed: Committed = NOTHING) -> Writer:
         """Take a partition over; `start` is the offset from which on the group reads it.
 
-        The first record may lie behind it: ends of transactions, and aborted records, are no records. `log` is the log of
+        The first record may lie behind it: ends of transactions, and aborted records, are not records. `log` is the log of
         the topic, `UNKNOWN` where the broker gives no IDs. `committed` is what the group has committed: an offset of this
-        log, of another one, of a version before (without a log), or nothing; see `standing`.
+        log, of another one, of an earlier version (without a log), or nothing; see `offset_is_of`.
 
         Raises TransientError when the destination may answer later.
         """

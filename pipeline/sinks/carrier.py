@@ -15,7 +15,7 @@ from faust.types import TP
 from models.dead_letter import DeadLetter, Headers
 from pipeline.errors import HeadwaterError, TransientError
 from pipeline.runtime.worker import Worker
-from pipeline.sinks.base import Rejected, Sink, standing
+from pipeline.sinks.base import Rejected, Sink, offset_is_of
 from pipeline.sinks.runner import SinkRunner, SinkStart
 from pipeline.transport import Batch, Slice, clients
 from pipeline.transport.committed import Committed, committed
@@ -49,9 +49,9 @@ class Carrier:
             topics=topics,
             group=worker.settings.group,
         )
-        worker.transport.join(self.runner)
+        worker.transport.add_participant(self.runner)
         worker.transport.renews.update(topics)  # what the destinations have names the log
-        worker.standing.append(self.runner.problems)
+        worker.pause_reasons.append(self.runner.problems)
         worker.at_end.append(self._close)
 
     def gather(self, batch: Batch) -> None:
@@ -67,7 +67,7 @@ class Carrier:
         try:
             client = self._admin()
             log, known = self._worker.transport.log_of(tp.topic), self._committed(client, tp)
-            if known.offset is not None and standing(log, known, first) != "other":
+            if known.offset is not None and offset_is_of(log, known, first) != "other":
                 return SinkStart(min(first, known.offset), log, known)
             low = offsets_of(client, [tp], EARLIEST, SINK_TIMEOUT_S)[tp]
             return SinkStart(min(first, max(0, low)), log, known)
@@ -94,7 +94,7 @@ class Carrier:
         return committed(client, self._worker.settings.group, [tp], timeout=SINK_TIMEOUT_S, patience=SINK_TIMEOUT_S)[tp]
 
     def _close(self) -> None:
-        """Begin nothing more; what is under way is done again by the next owner if the process ends before it."""
+        """Begin nothing more; what is under way is processed again by the next owner if the process ends before it."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         self.sink.close()
 
@@ -105,7 +105,7 @@ class Carrier:
 
     def _reject(self, topic: str, partition: int, rejected: Rejected) -> None:
         record = rejected.record
-        self._worker.reject_letter(
+        self._worker.write_dead_letter(
             DeadLetter(
                 topic,
                 partition,

@@ -151,7 +151,7 @@ class PubSubWriter(Writer):
         return self._end > self._there
 
     def flush(self) -> Flushed:
-        """Publish what waits, oldest first. What is refused for good is left out, and the others of its item go on."""
+        """Publish what waits, oldest first. What is refused permanently is left out, and the others of its item continue."""
         given, rejected = self._waiting[:FLUSH_MESSAGES], list[Rejected]()
         left, suspect, error = self._publish(given)
         for key in suspect:  # one message at fault has failed all that were sent with it: they are sent one by one
@@ -177,7 +177,7 @@ class PubSubWriter(Writer):
         """Hand a message to Google's client; what it refuses at once fails like what the service refuses."""
         try:
             sent: Future[Any] = self._client.publish(
-                self._topic, data(one.record), one.ordering_key, **attributes(one.record)
+                self._topic, data(one.record), one.ordering_key, **message_attributes(one.record)
             )
         except (MessageTooLargeError, TypeError, ValueError) as error:
             sent = Future()
@@ -188,7 +188,7 @@ class PubSubWriter(Writer):
         self, given: Sequence[Unpublished]
     ) -> tuple[list[Unpublished], dict[str, InvalidArgument], Exception | None]:
         """Publish messages; return those that were not, the items of which one was refused, and what else went wrong."""
-        under_way = [(one, self._send(one)) for one in given]
+        under_way = [(incoming, self._send(incoming)) for incoming in given]
         left, refused, error = list[Unpublished](), dict[str, InvalidArgument](), cast("Exception | None", None)
         for one, future in under_way:
             try:
@@ -210,7 +210,7 @@ class PubSubWriter(Writer):
 
 def refusal(record: Message) -> str:
     """Return why Pub/Sub can never take a record, or ''."""
-    found = attributes(record)
+    found = message_attributes(record)
     size = len(data(record)) + sum(len(name) + len(value) + 16 for name, value in found.items()) + KEY_BYTES
     if size + ENVELOPE_BYTES > MESSAGE_BYTES and (size := _size_of(record)) + ENVELOPE_BYTES > MESSAGE_BYTES:
         return f"{size:,} bytes, it takes {MESSAGE_BYTES - ENVELOPE_BYTES:,}"
@@ -226,7 +226,7 @@ def refusal(record: Message) -> str:
 
 def _size_of(record: Message) -> int:
     key = ordering_key(record.key() or b"")
-    message = PubsubMessage(data=data(record), attributes=attributes(record), ordering_key=key)
+    message = PubsubMessage(data=data(record), attributes=message_attributes(record), ordering_key=key)
     return int(PubsubMessage.pb(message).ByteSize())
 
 
@@ -243,7 +243,7 @@ def ordering_key(key: bytes) -> str:
         return hashlib.sha256(key).hexdigest()
 
 
-def attributes(record: Message) -> dict[str, str]:
+def message_attributes(record: Message) -> dict[str, str]:
     """Return the attributes of a message: its headers, as text, and whether it is a tombstone."""
     found = {
         name: text

@@ -1,4 +1,4 @@
-"""Changes on their way into tables, column by column: what is told of them is told of many at once, not of each by itself."""
+"""Changes on their way into tables, column by column: what is said of them is said of many at once, not of each by itself."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Kind:
 
 @dataclass(slots=True)
 class Rows:
-    """Changes as they stand in a partition of a sink topic, in order; all lists have the same length."""
+    """Changes as they are in a partition of a sink topic, in order; all lists have the same length."""
 
     offsets: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
@@ -55,7 +55,7 @@ class Rows:
 
     @property
     def topic(self) -> str:
-        """The sink topic that they stand in; '' where there are none."""
+        """The sink topic that they are in; '' where there are none."""
         return self.records[0].topic() or "" if self.records else ""
 
     @property
@@ -86,12 +86,12 @@ class RowReader:
         self._kinds: dict[tuple[str, ...], Kind] = {}
 
     def read(self, records: Sequence[Message]) -> Iterator[tuple[Rows, list[Rejected]]]:
-        """Yield rows, piece by piece, and beside them the records of the piece that are no changes with a time and a key."""
+        """Yield rows, piece by piece, and beside them the records of the piece that are not changes with a time and a key."""
         for begin in range(0, len(records), PIECE):
             piece = records[begin : begin + PIECE]
             try:
                 yield self._rows(piece), []
-            except Exception:  # noqa: BLE001 - one of them at least; the others go on
+            except Exception:  # noqa: BLE001 - one of them at least; the others continue
                 yield self._one_by_one(piece)
 
     def _one_by_one(self, records: Sequence[Message]) -> tuple[Rows, list[Rejected]]:
@@ -99,7 +99,7 @@ class RowReader:
         for record in records:
             try:
                 rows.extend(self._rows([record]))
-            except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others go on
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others continue
                 rejected.append(Rejected(record, error))
         return rows, rejected
 

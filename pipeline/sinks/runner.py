@@ -1,7 +1,11 @@
 """Runs a sink beside the slices: what is committed is added and flushed in the sink's threads, and offsets follow.
 
 Neither a slow destination nor one that is down holds up a transaction: its partitions are held when too much has gathered,
-everything else in the worker goes on, and the reason stands on the topic <p>.sink-states.
+everything else in the worker continues, and the reason is on the topic <p>.sink-states.
+
+Who calls what: the agent calls `gather` in the slice. After the commit `committed` calls `_carry_on`, which submits
+`_work`. That runs in the sink's thread: `Sink.open`, `Writer.add`, `Writer.flush`. `finish` of the next slice calls `_collect`,
+which takes over what is done, and moves the offset.
 """
 
 from __future__ import annotations
@@ -87,9 +91,9 @@ class _Part:
     not_before: float = 0.0
     failures: int = 0
     failing: str = ""
-    """Why it does not go on, as status shows it."""
+    """Why it is stuck, as status shows it."""
     said: str | None = None
-    """The same, as it stands on the topic; None: a former owner may have said something."""
+    """The same, as it is on the topic; None: a former owner may have said something."""
     recorded: int = 0
     """The offset that the group has."""
 
@@ -229,7 +233,7 @@ class SinkRunner(Participant):
             self.assigned(frozenset({tp}))
 
     def problems(self) -> dict[str, str]:
-        """Return what does not go on, and why, by partition."""
+        """Return what is stuck, and why, by partition."""
         return {f"{tp.topic}[{tp.partition}]": part.failing for tp, part in list(self._parts.items()) if part.failing}
 
     # -- tasks --------------------------------------------------------------------------------------------------------

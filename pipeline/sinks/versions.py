@@ -6,7 +6,7 @@ Of two changes of an item the newer one has the greater version, in whatever ord
 - rank: 0 for a row of a snapshot, 1 for a change; so at equal time a row is older than any change.
 - number: the sequence number, which grows with each change of an item in DynamoDB Streams. Where there is none (what DynamoDB
   delivers into Kinesis, rows) it is the offset in the sink topic, where all changes of an item share a partition: of
-  two changes of the same microsecond the one that stands later wins. That number is the same whenever the record is
+  two changes of the same microsecond the later one wins. That number is the same whenever the record is
   read again.
 
 A row of a snapshot counts as `ROW_AGE` older than it says: its time is that of the clock of the machine that scanned, while
@@ -48,5 +48,5 @@ def _version(time: int, rank: int, number: str) -> str:
     if not 0 <= time < 10**TIME_DIGITS:
         raise ValueError(f"ApproximateCreationDateTime is out of range: {time} microseconds")
     if not (number.isascii() and number.isdecimal()) or len(number) > NUMBER_DIGITS:
-        raise ValueError(f"SequenceNumber is no number of at most {NUMBER_DIGITS} digits: {number!r}")
+        raise ValueError(f"SequenceNumber is not a number of at most {NUMBER_DIGITS} digits: {number!r}")
     return f"{time:0{TIME_DIGITS}d}.{rank}.{number:0>{NUMBER_DIGITS}}"

@@ -28,7 +28,7 @@ class ShardStart(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """The stream of a table, or a stream that is no table's: then the table is its name."""
+    """The stream of a table, or a stream that is not a table's: then the table is its name."""
 
     table: str
     arn: str
@@ -41,7 +41,7 @@ class StreamApi(Protocol):
         """Return the tables to capture now; `known` were captured before."""
 
     def named(self) -> list[str]:
-        """Return the tables that are written out. Asks nobody."""
+        """Return the tables that the settings name. Asks nobody."""
         return []
 
     def stream_of(self, table: str) -> Stream:
@@ -73,7 +73,7 @@ class Pacing(Protocol):
 
     @property
     def discovery_interval(self) -> float:
-        """Seconds between two looks for new shards and streams."""
+        """Seconds between two searches for new shards and streams."""
 
     @property
     def poll_interval(self) -> float:
@@ -85,11 +85,11 @@ class Pacing(Protocol):
 
     @property
     def threads(self) -> int:
-        """Calls under way at once."""
+        """Calls at the same time."""
 
 
 class Unreadable(NamedTuple):
-    """A record that is no change: its bytes as they came, and why; its item key and where it was, if known."""
+    """A record that is not a change: its bytes as they came, and why; its item key and where it was, if known."""
 
     value: bytes
     error: Exception

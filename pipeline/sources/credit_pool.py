@@ -12,8 +12,8 @@ that a worker reads."""
 class CreditPool:
     """The credits of one partition under one claim, and its share of those of all. Lives on the event loop.
 
-    A claim that ends closes its purse: what was read under it and dropped gives the credits of all back at once, and
-    what is given back later counts no more.
+    A claim that ends closes its credit pool: what was read under it and dropped gives the credits of all back at once, and
+    what is given back later no longer counts.
     """
 
     def __init__(self, of_all: asyncio.Semaphore) -> None:
@@ -21,7 +21,7 @@ class CreditPool:
         self._taken, self._closed = 0, False
 
     async def take(self) -> None:
-        """Wait for a credit. A reader is cancelled only when its claim, and so its purse, is over."""
+        """Wait for a credit. A reader is cancelled only when its claim, and so its pool, is over."""
         await self._own.acquire()
         await self._all.acquire()
         self._taken += 1

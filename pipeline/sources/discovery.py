@@ -62,7 +62,7 @@ class Discovery:
         since: Callable[[], float | None],
         start_after: Mapping[str, str],
     ) -> None:
-        """`since`: from when on a new stream's changes are wanted; `start_after`: by shard ID, where another reader ended."""
+        """`since`: from which time on changes of a new stream are wanted; `start_after`: by shard ID, where others ended."""
         self._host, self._api, self._pacing, self._known = host, api, pacing, known
         self._since, self._start_after = since, start_after
         self._look_now = asyncio.Event()
@@ -75,7 +75,7 @@ class Discovery:
         self._look_now.set()
 
     async def run(self) -> None:
-        """Look for ever."""
+        """Look forever."""
         failing: dict[str, str] = {}
         tables: Sequence[str] = ()
         unseen: dict[str, int] = {}
@@ -85,7 +85,7 @@ class Discovery:
                 found = await self._host.call(self._api.tables, self._known.tables())
             except HeadwaterError as error:
                 _say_once(failing, "", error)
-                # Those that are known without asking are read all the same.
+                # Those that are known without asking are read anyway.
                 tables = list(dict.fromkeys([*tables, *self._api.named(), *self._known.tables()]))
             else:
                 failing.pop("", None)
@@ -95,7 +95,7 @@ class Discovery:
                 try:
                     await self._list_table(table)
                 except HeadwaterError as error:
-                    _say_once(failing, table, error)  # the others go on; it may come, the credentials be renewed
+                    _say_once(failing, table, error)  # the others continue; it may come, the credentials be renewed
                 else:
                     failing.pop(table, None)
                 self._host.start_readers()  # not only when all are listed: a look at many takes a while
@@ -153,7 +153,7 @@ class Discovery:
         except VanishedError:
             pass  # the listing is old: the next one does not have it
         except HeadwaterError as error:
-            log.warning("Still trying to begin the stream of %s: %s", stream.table, error)
+            log.warning("Still trying to start the stream of %s: %s", stream.table, error)
         finally:
             if not written and self._begun.get(stream) is claim:
                 del self._begun[stream]  # tried again with the next listing

@@ -34,11 +34,11 @@ def snapshotter(settings: DynamoDBStreamSettings | KinesisSettings) -> Snapshott
     if isinstance(settings, KinesisSettings):
         return None
     scanner, exports = Scanner(settings.region, settings.threads), Exports(settings.region, settings.threads)
-    return Snapshotter(scanner, exports, settings, partial(dynamodb.captures, settings))
+    return Snapshotter(scanner, exports, settings, partial(dynamodb.captures_table, settings))
 
 
 def captures(settings: DynamoDBStreamSettings | KinesisSettings, table: str) -> bool:
     """Say whether a source may bring changes of a table; which tables deliver into a stream only AWS knows."""
     if isinstance(settings, KinesisSettings):
-        return settings.codec == "dynamodb" or kinesis.captures(settings, table)
-    return dynamodb.captures(settings, table)
+        return settings.codec == "dynamodb" or kinesis.captures_stream(settings, table)
+    return dynamodb.captures_table(settings, table)

@@ -20,7 +20,7 @@ from pipeline.limits import HEADROOM, NEVER_TAKEN
 from pipeline.settings.load import load
 from pipeline.settings.root import Settings
 from pipeline.sources.base import Unreadable
-from pipeline.sources.dynamodb.records import refused as refused_record
+from pipeline.sources.dynamodb.records import refused_record
 from pipeline.sources.members import Item, item
 from pipeline.topics.names import Topics
 from pipeline.transport import clients
@@ -57,7 +57,7 @@ class Deadline:
         """Return the seconds that are left; raise OutOfTimeError when none are."""
         left = self._end - time.monotonic()
         if left <= 0:
-            raise OutOfTimeError("the batch is not through and the time-out of the Lambda is near")
+            raise OutOfTimeError("the batch is not done and the time-out of the Lambda is near")
         return left
 
 
@@ -87,12 +87,12 @@ class IngestWriter:
             self._write(found, clock)
         except OutOfTimeError as error:
             first = next((one.sequence for one in found if one.sequence), "")  # '' makes Lambda repeat all of it
-            log.error("%s: all of it is to come again, from %s on", error, first)
+            log.error("%s: everything from %s on will be delivered again", error, first)
             return {"batchItemFailures": [{"itemIdentifier": first}]}
         return {"batchItemFailures": []}
 
     def _write(self, batch: list[Item], clock: Deadline) -> None:
-        """Write a batch. What the broker refuses for its content is looked for, and becomes a dead letter; the others go on."""
+        """Write a batch. What the broker refuses for its content becomes a dead letter; the others continue."""
         refused: dict[int, KafkaError] = {}
         careful = False
         while not self._transact(batch, clock, refused, careful=careful):

@@ -66,7 +66,7 @@ class Listings:
         """Take note that AWS does not know a stream; return the places to forget, when all of it was read.
 
         Switched off more than a day ago, or its table deleted. What was not read to its end there is a gap: so the readers of
-        all shards that are known, begun or not, shall see for themselves that they are gone.
+        all shards that are known, begun or not, see for themselves that they are gone.
         """
         self._gone[arn] = self._gone.get(arn, 0) + 1
         if self._gone[arn] < SAID:
@@ -106,7 +106,7 @@ class Listings:
         if arn in self.of:
             return self.of[arn].shards
         beginning = self._known.beginnings.get(arn)
-        return [] if beginning is None or self._known.of(arn) else [Shard(one) for one in beginning.roots]
+        return [] if beginning is None or self._known.of(arn) else [Shard(root) for root in beginning.roots]
 
     def ask_once(self, keys: Iterable[str]) -> None:
         """Ask for another look for the sake of these, once each."""
@@ -122,7 +122,7 @@ class Listings:
     def waits(self, arn: str, table: str) -> bool:
         """Say whether an older stream of the table is not read to its end: its changes come first."""
         listed = {one for one, listing in self.of.items() if listing.table == table}
-        older = {one for one in listed | self._known.begun(table) if one < arn}  # by their dates
+        older = {name for name in listed | self._known.begun(table) if name < arn}  # by their dates
         # At its start a worker may have listed the table before it knew of the older ones.
         self.ask_once(f"{one}/" for one in older - self.of.keys())
         return not all(map(self.is_drained, older))

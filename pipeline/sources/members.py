@@ -16,8 +16,8 @@ from models.dead_letter import Origin
 from pipeline.settings.root import Settings
 from pipeline.settings.sources import KinesisSettings
 from pipeline.sources.base import Unreadable
-from pipeline.sources.dynamodb.records import item_key, key_in, read_one
-from pipeline.sources.kinesis.records import Put, changes, name_of, plain, read_put
+from pipeline.sources.dynamodb.records import item_key_of, key_in, read_one
+from pipeline.sources.kinesis.records import Put, changes, plain_json, read_put, table_name
 
 if TYPE_CHECKING:
     from pipeline.transport.batch import Record
@@ -35,11 +35,11 @@ class Item(NamedTuple):
 
 
 class NoRecordError(ValueError):
-    """A member of an event that is no record of a stream."""
+    """A member of an event that is not a record of a stream."""
 
 
 class UnreadableError(ValueError):
-    """What a dead letter holds, or what it was mended to, is no record of its stream."""
+    """What a dead letter holds, or what it was corrected to, is not a record of its stream."""
 
 
 def item(member: Any, settings: Settings) -> Item:
@@ -67,15 +67,15 @@ def _of_dynamodb(member: dict[str, Any]) -> Item:
     sequence, value = str(body.get("SequenceNumber", "")), msgspec.json.encode(member)
     part: Record | Unreadable
     try:
-        part = {"key": item_key(msgspec.json.encode(body["Keys"])), "value": value}
+        part = {"key": item_key_of(msgspec.json.encode(body["Keys"])), "value": value}
     except (KeyError, msgspec.DecodeError) as error:
         part = Unreadable(value, error, None, Origin(arn, "", sequence, table_of(arn)))
     return Item(sequence, arn, [part])
 
 
 def _of_kinesis(member: dict[str, Any], settings: Settings) -> Item:
-    arn, found = plain(member["eventSourceARN"]), member["kinesis"]
-    if not name_of(arn):
+    arn, found = plain_json(member["eventSourceARN"]), member["kinesis"]
+    if not table_name(arn):
         raise NoRecordError(f"its eventSourceARN is {arn}")
     shard_id, _, sequence = member["eventID"].partition(":")
     data = base64.b64decode(found["data"], validate=True)
@@ -89,17 +89,17 @@ def _of_kinesis(member: dict[str, Any], settings: Settings) -> Item:
 
 
 def _malformed(member: Any, error: Exception) -> Item:
-    """Return what cannot be read, with all that can be told of where it was."""
+    """Return what cannot be read, with all that is known of where it was."""
     known: dict[str, Any] = member if isinstance(member, dict) else {}
     arn = known.get("eventSourceARN")
-    arn = plain(arn) if isinstance(arn, str) and name_of(arn) else arn if isinstance(arn, str) else ""
+    arn = plain_json(arn) if isinstance(arn, str) and table_name(arn) else arn if isinstance(arn, str) else ""
     shard_id, _, sequence = str(known.get("eventID", "")).rpartition(":")
     for name, field in (("kinesis", "sequenceNumber"), ("dynamodb", "SequenceNumber")):
         inner = known.get(name)
         if isinstance(inner, dict) and isinstance(inner.get(field), str):
             sequence = inner[field]
-    shard_id = shard_id if name_of(arn) else ""
-    origin = Origin(arn or LAMBDA, shard_id, sequence, name_of(arn) or table_of(arn), form=LAMBDA)
+    shard_id = shard_id if table_name(arn) else ""
+    origin = Origin(arn or LAMBDA, shard_id, sequence, table_name(arn) or table_of(arn), form=LAMBDA)
     value = msgspec.json.encode(member)
     return Item(sequence, f"{arn or LAMBDA}/{shard_id}", [Unreadable(value, error, key_in(value), origin)])
 
@@ -112,7 +112,7 @@ def codec_of(settings: Settings, stream: str) -> KinesisSettings:
 
 
 def read_again(settings: Settings, value: bytes, origin: Origin) -> list[Record]:
-    """Read what could not be read, mended or not, as if it came from its place; raise UnreadableError."""
+    """Read what could not be read, corrected or not, as if it came from its place; raise UnreadableError."""
     found = _parts(settings, value, origin)
     records: list[Record] = []
     for part in found:
@@ -133,7 +133,7 @@ def _parts(settings: Settings, value: bytes, origin: Origin) -> list[Record | Un
             return item(msgspec.json.decode(value), settings).parts
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             return [Unreadable(value, error)]
-    stream = name_of(origin.stream)
+    stream = table_name(origin.stream)
     if not stream:
         try:
             return [read_one(value, origin.stream)]
@@ -142,7 +142,7 @@ def _parts(settings: Settings, value: bytes, origin: Origin) -> list[Record | Un
     how = codec_of(settings, stream)
     if how.codec != "dynamodb" and (origin.partition_key is None or not origin.sequence):
         raise UnreadableError(f"its partition key and sequence number are not known, which the codec {how.codec} needs")
-    arn, arrived = plain(origin.stream), origin.arrived or 0.0
+    arn, arrived = plain_json(origin.stream), origin.arrived or 0.0
     put = Put(arn, origin.shard, origin.sequence, origin.partition_key or "", arrived, value)
     most = settings.kafka.max_message_bytes
     return [read_put(put, origin.part, how, most)] if origin.part else list(changes(put, how, most))
@@ -151,7 +151,7 @@ def _parts(settings: Settings, value: bytes, origin: Origin) -> list[Record | Un
 def _codec_name(settings: Settings, origin: Origin) -> str:
     if origin.form == LAMBDA:
         return "a record of a Lambda event"
-    stream = name_of(origin.stream)
+    stream = table_name(origin.stream)
     return f"the codec {codec_of(settings, stream).codec} of {stream}" if stream else "a record of DynamoDB Streams"
 
 

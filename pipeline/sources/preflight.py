@@ -99,7 +99,7 @@ def patiently(looks: Sequence[Callable[[], object]], what: str, patience: Patien
         for look, error in failed:
             refused[id(look)] = 0 if isinstance(error, TransientError) else refused.get(id(look), 0) + 1
         counts = [refused[id(look)] for look, _ in failed]
-        # All that is wrong is told at once, and only what was said twice.
+        # All that is wrong is reported at once, and only what was said twice.
         certain = any(count >= SAID for count in counts) and not any(0 < count < SAID for count in counts)
         if certain or patience.clock() >= deadline:
             raise _all_of([error for _, error in failed], what)

@@ -59,12 +59,12 @@ class ShardReader:
     def __init__(self, host: ShardReaderHost, api: StreamApi, pacing: Pacing) -> None:
         self._host, self._api, self._pacing = host, api, pacing
 
-    async def read(self, shard: ShardOf, start: ShardStart, gaps: tuple[Gap, ...], purse: CreditPool) -> None:
-        """Read a shard from a position to its end. `gaps`: what is lost before it; `purse`: how far it may read ahead."""
+    async def read(self, shard: ShardOf, start: ShardStart, gaps: tuple[Gap, ...], pool: CreditPool) -> None:
+        """Read a shard from a position to its end. `gaps`: what is lost before it; `pool`: how far it may read ahead."""
         host, api = self._host, self._api
         iterator, errors, idle, after, tip_at, told = None, 0, 0, start.after, 0.0, 0.0
         while True:
-            await purse.take()
+            await pool.take()
             offered = False
             try:
                 if iterator is None:
@@ -79,7 +79,7 @@ class ShardReader:
                     tip_at = max(tip_at, tip_of(_last_time(found, asked), idle, asked))
                 if count or finished or (gaps and not found.behind) or (awaited and tip_at > told + TIP_NOTE_S):
                     place = ShardPosition(shard.table, found.last or after, finished, round(asked, 3), round(tip_at, 3))
-                    offered = host.offer(Reading(shard, found, place, gaps, credit=purse.give))
+                    offered = host.offer(Reading(shard, found, place, gaps, credit=pool.give))
                     after, gaps = place.after, ()
                     start, told = ShardStart(after) if after is not None else start, tip_at
                 if finished:  # also when this last answer has records: an answer can carry both
@@ -91,15 +91,15 @@ class ShardReader:
             except ExpiredIteratorError:
                 iterator, pause = None, 0.0
             except TrimmedError as error:
-                log.error("%s: a gap is written down", error)
+                log.error("%s: a gap is recorded", error)
                 iterator, gaps, pause = None, (*gaps, gap_of(shard, "trimmed", after)), self._pacing.poll_interval
                 start, after = ShardStart(), None
             except VanishedError as error:
                 if host.is_gone(shard):
-                    log.error("%s: a gap is written down", error)
+                    log.error("%s: a gap is recorded", error)
                     place = ShardPosition(shard.table, after, finished=True, at=round(time.time(), 3))
                     lost = (*gaps, gap_of(shard, "vanished", after))
-                    offered = host.offer(Reading(shard, NOTHING, place, lost, credit=purse.give))
+                    offered = host.offer(Reading(shard, NOTHING, place, lost, credit=pool.give))
                     return
                 errors += 1  # one answer proves nothing: the shard is asked again, until the listing has said it twice
                 if errors == 3:
@@ -114,7 +114,7 @@ class ShardReader:
                 pause = backoff(errors)
             finally:
                 if not offered:
-                    purse.give()
+                    pool.give()
             if pause:
                 await api.pause(shard, pause)
 

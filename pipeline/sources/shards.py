@@ -1,6 +1,6 @@
 """The lineage of one stream's shards: which may be read now, which are done with.
 
-A shard that rolls over, is split or is merged closes, and its children go on where it ended. An item's changes are in
+A shard that rolls over, is split or is merged closes, and its children continue where it ended. An item's changes are in
 order within a shard and from parents to children, so a child may be read only after its parents were read to their
 ends. This module decides that from two inputs and nothing else: what AWS lists, and the positions that were committed.
 
@@ -64,9 +64,9 @@ class Lineage:
                 self._children[parent].append(shard.shard_id)
 
     def readable(self) -> dict[str, ReadUpTo]:
-        """Return the shards that may be read now and where each goes on, in the order of the listing.
+        """Return the shards that may be read now and where each continues, in the order of the listing.
 
-        A shard may be read when it is not finished and none of its parents is waited for. One that was begun goes on
+        A shard may be read when it is not finished and none of its parents is waited for. One that was begun continues
         although the listing no longer has it: its iterator will tell whether it still exists.
         """
         known = dict.fromkeys([*self._listed, *self._positions])

@@ -79,7 +79,7 @@ class StreamSource(Source):
         """Shards whose places are to be dropped with the next slice."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._looking: asyncio.Task[None] | None = None
-        self._purses: dict[int, CreditPool] = {}
+        self._pools: dict[int, CreditPool] = {}
         self._credits = asyncio.Semaphore(ALL_CREDITS)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._heard = time.monotonic()
@@ -107,8 +107,8 @@ class StreamSource(Source):
             self._looking = self.in_background(asyncio.create_task(self._discovery.run()))
         claim = object()
         self._claims |= dict.fromkeys(claims, claim)
-        # A new purse for each assignment: the credits of what was dropped at the last revocation went with the old one.
-        self._purses |= {partition: CreditPool(self._credits) for partition in claims}
+        # A new credit pool for each assignment: the credits of what was dropped at the last revocation went with the old one.
+        self._pools |= {partition: CreditPool(self._credits) for partition in claims}
         self.in_background(asyncio.create_task(self._claim(claims, claim)))
 
     def revoked(self, partitions: frozenset[TP]) -> None:
@@ -118,8 +118,8 @@ class StreamSource(Source):
         self._forgotten = {shard for shard in self._forgotten if shard.partition not in gone}
         for partition in gone:
             self._claims.pop(partition, None)
-            if partition in self._purses:
-                self._purses[partition].close()
+            if partition in self._pools:
+                self._pools[partition].close()
         for shard in [shard for shard in self._readers if shard.partition in gone]:
             self._readers.pop(shard).cancel()
 
@@ -198,7 +198,7 @@ class StreamSource(Source):
                     start = _start(shard_id, lineage, beginning, places.get(shard_id))
                     missed = () if shard_id in beginning.roots or shard_id in places else lineage.missed(shard_id)
                     gaps = tuple(gap_of(replace(shard, shard_id=parent), "missed") for parent in missed)
-                    reading = self._shard_reader.read(shard, start, gaps, self._purses[shard.partition])
+                    reading = self._shard_reader.read(shard, start, gaps, self._pools[shard.partition])
                     reader = asyncio.create_task(reading)
                     reader.add_done_callback(lambda _, shard=shard: self._api.left(shard))  # type: ignore[misc]
                     self._readers[shard] = self.in_background(reader)
@@ -219,7 +219,7 @@ class StreamSource(Source):
                 self._readers.pop(shard, None)
                 self._listings.asked.discard(shard.key.decode())
 
-    # -- for discovery, readers and snapshots: see `Host` there ---------------------------------------------------------
+    # -- what it is to the others: `DiscoveryHost`, `ShardReaderHost`, `SnapshotHost` -----------------------------------
 
     def offer(self, reading: Reading) -> bool:
         """Bring something into the slices; False: its partition is not this worker's any more."""
@@ -279,7 +279,7 @@ class StreamSource(Source):
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("Unexpected, in the source:", exc_info=error)
-            stop_process(f"the source {self.topic} failed: {error!r}")  # a shard would stand still in silence
+            stop_process(f"the source {self.topic} failed: {error!r}")  # a shard would silently be stuck
 
 
 def _start(shard_id: str, lineage: Lineage, beginning: Beginning, place: ShardPosition | None) -> ShardStart:

@@ -118,8 +118,8 @@ class Buckets(Store):
                 with self._writing():
                     self._families[bucket] = self._db.create_column_family(str(bucket), bucket_options())
             family = self._db.get_column_family_handle(str(bucket))
-            for one in members:
-                batch.put(one, b"", family)
+            for member in members:
+                batch.put(member, b"", family)
         family = self._db.get_column_family_handle(str(newest))
         for name, value in positions.items():
             batch.put(META + name.encode(), str(value).encode(), family)

@@ -14,12 +14,12 @@ from pipeline.transport import clients
 
 FETCH = 5_000
 """Records in one application at most: the write to RocksDB holds the GIL."""
-GONE = KafkaError._AUTO_OFFSET_RESET  # noqa: SLF001 - what the offset policy `error` is told by
+GONE = KafkaError._AUTO_OFFSET_RESET  # noqa: SLF001 - how the offset policy `error` reports it
 CHANGELOG_STUCK_S = 60.0
 """Seconds without a record after which a recovery that has not arrived gives up."""
 
 
-def read(
+def read_changelog(
     conf: Mapping[str, Any],
     tp: TP,
     start: int,
@@ -44,7 +44,7 @@ def read(
             gone = [one for one in messages if (error := one.error()) is not None and error.code() == GONE]
             if gone:
                 raise FatalError(
-                    f"{tp.topic}[{tp.partition}] has no offset {gone[0].offset()} any more: records of it were deleted, or "
+                    f"{tp.topic}[{tp.partition}] no longer has the offset {gone[0].offset()}: records of it were deleted, or "
                     "it was recreated",
                     hint="start the worker again",
                 )
@@ -54,7 +54,7 @@ def read(
                 return
             if time.monotonic() - heard > CHANGELOG_STUCK_S:
                 raise FatalError(
-                    f"recovery of {tp.topic}[{tp.partition}] stands at offset {at} of {end} for {CHANGELOG_STUCK_S:.0f} s: "
+                    f"recovery of {tp.topic}[{tp.partition}] is stuck at offset {at} of {end} for {CHANGELOG_STUCK_S:.0f} s: "
                     f"a transaction there is not decided, or the broker does not answer",
                     hint="headwater check",
                 )

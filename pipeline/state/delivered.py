@@ -37,7 +37,7 @@ decode = msgspec.json.Decoder(State).decode
 
 
 class DeliveredItems:
-    """One partition's memory within a slice; see `steps.snapshot.Memory`."""
+    """One partition's memory within a slice; see `steps.snapshot.DeliveredMemory`."""
 
     def __init__(self, part: TablePartition, on_end: Callable[[], None] = lambda: None) -> None:
         self._part, self._on_end = part, on_end

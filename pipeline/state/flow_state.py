@@ -60,7 +60,7 @@ class JoinEntry(msgspec.Struct, array_like=True, frozen=True):
 
 
 class ReferenceChange(NamedTuple):
-    """A change of a reference: where it stands on the reference topic."""
+    """A change of a reference: where it is on the reference topic."""
 
     table: str
     partition: int
@@ -73,9 +73,9 @@ class Reached(msgspec.Struct, array_like=True, frozen=True):
 
     offset: int
     after: bytes = b""
-    """Of the change at this offset: the index entry behind which it goes on; b'' for its beginning."""
+    """Of the change at this offset: the index entry behind which it continues; b'' for its beginning."""
     log: str = ""
-    """The log of the reference topic that the offset is of; '' in a state of a version before."""
+    """The log of the reference topic that the offset is of; '' in a state of an earlier version."""
 
 
 INDEX = b"x/"
@@ -167,7 +167,7 @@ def _index_of(one: JoinedItem, place: FlowItem) -> bytes:
 
 def _indices(joints: Iterable[JoinedItem], place: FlowItem) -> set[bytes]:
     """Return index entries. Partitioned tables need none: the item's own key is the reference's, so `joined` finds it."""
-    return {_index_of(one, place) for one in joints if not one.table.startswith(PARTITIONED)}
+    return {_index_of(joint, place) for joint in joints if not joint.table.startswith(PARTITIONED)}
 
 
 def _reached_of(table: str, partition: int) -> bytes:
@@ -294,7 +294,7 @@ class FlowState(HeldState):
             missed.extend(_change(table, record) for record in records)
             return True
 
-        changelog.read(self._transport.client_conf(), tp, start, end, apply)
+        changelog.read_changelog(self._transport.client_conf(), tp, start, end, apply)
 
 
 def _change(table: str, record: Message) -> ReferenceChange:

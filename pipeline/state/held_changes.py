@@ -1,7 +1,7 @@
 """Changes that wait: behind a rejected one of their item, where the flow keeps the order, or for a reference.
 
 By partition of raw, on disk, exactly once: what is parked, sent or given up enters the transaction of the slice. An item
-that is blocked has a head entry, which says why; the changes that wait stand in the order of their offsets on raw.
+that is blocked has a head entry, which says why; the changes that wait are in the order of their offsets on raw.
 
 How long a change has waited is counted by the process's own clock, which nobody can set, and not from its time stamp. A worker
 that takes a partition over lets what waits there wait for its whole time again: it may be longer, never shorter.
@@ -34,11 +34,11 @@ class Head(msgspec.Struct, array_like=True, frozen=True):
     item: bytes
     """The item key."""
     offset: int
-    """Where the first of them stands on raw."""
+    """Where the first of them is on raw."""
     reference: tuple[str, bytes] | None = None
     """The table and the key whose item is awaited; None: the first was rejected."""
     wait: float = 0.0
-    """The seconds that it waits at most. In a state of a version before: the end, in seconds since the epoch."""
+    """The seconds that it waits at most. In a state of an earlier version: the end, in seconds since the epoch."""
 
 
 class HeldChange(msgspec.Struct, array_like=True, frozen=True):
@@ -103,13 +103,13 @@ class HeldChanges:
         self._part.write({_head_of(place): encode(head)})
         self._on_block(place, head)
 
-    def park(self, place: FlowItem, waiting: HeldChange) -> None:
+    def hold(self, place: FlowItem, waiting: HeldChange) -> None:
         """Keep a change until its item is free."""
         self._times.since(place, waiting.offset)
         self._part.write({_queue_of(place) + waiting.offset.to_bytes(8, "big"): encode(waiting)})
 
     def free(self, place: FlowItem) -> list[HeldChange]:
-        """Return the changes of an item that wait, in order, with the times since which they do; they are parked no more."""
+        """Return the changes of an item that wait, in order, with the times since which they do; they are no longer parked."""
         entries = self._entries(place)
         found = [_decode_waiting(value) for value in self._part.get_many(entries) if value is not None]
         self._part.write(dict.fromkeys([*entries, _head_of(place)]))
@@ -140,7 +140,7 @@ class HeldChanges:
 
 
 EPOCH_S = 1e9
-"""Seconds above which a wait is an end: in a state of a version before."""
+"""Seconds above which a wait is an end: in a state of an earlier version."""
 
 
 def _wait_of(head: Head) -> float:
@@ -161,7 +161,7 @@ def _queue_of(place: FlowItem) -> bytes:
 
 
 class HeldState(Partitions):
-    """Follows the slices. `lot` is for the transform agent; `release` is called for each item whose wait is over."""
+    """Follows the slices. `held` is for the transform agent; `release` is called for each item whose wait is over."""
 
     def __init__(
         self,
@@ -185,7 +185,7 @@ class HeldState(Partitions):
         self._is_there, self._release, self._clock = is_there, release, clock
         self._is_ready = is_ready
         self._awaiting: dict[tuple[int, FlowItem], tuple[Head, float]] = {}
-        """What waits for references, and until when. May hold what waits no more: a look finds out."""
+        """What waits for references, and until when. May hold what no longer waits: a look finds out."""
         self._times: dict[int, Times] = {}
         """By partition, since when changes wait; of those that were recovered, since then."""
         self._next_look = 0.0
@@ -200,7 +200,7 @@ class HeldState(Partitions):
             )
         return self.all[partition]
 
-    def lot(self, partition: int) -> HeldChanges:
+    def held(self, partition: int) -> HeldChanges:
         """Return what is parked of a partition, the slice under way included."""
 
         def on_block(place: FlowItem, head: Head) -> None:
@@ -211,11 +211,11 @@ class HeldState(Partitions):
 
     def _recovered(self, number: int, partition: TablePartition) -> None:
         self._times[number] = Times(self._clock)
-        for head in self.lot(number).heads():
+        for head in self.held(number).heads():
             if head.reference is not None:
                 place = FlowItem(head.flow, head.item)
                 self._awaiting[number, place] = head, self._clock() + _wait_of(head)
-                for offset in self.lot(number).offsets(place):
+                for offset in self.held(number).offsets(place):
                     self._times[number].since(place, offset)
 
     def due(self) -> bool:
@@ -240,7 +240,7 @@ class HeldState(Partitions):
         """Send what need not wait any more, and write the changelog."""
         if self._awaiting and self._is_ready():
             for number, place in self._over():
-                head = self.lot(number).head(place)
+                head = self.held(number).head(place)
                 if head is None or head.reference is None:
                     self._awaiting.pop((number, place), None)
                 else:

@@ -10,7 +10,7 @@ from faust.types import TP
 from pipeline.state.seen import source_log, source_offset
 from pipeline.state.table_partitions import positions_in
 from pipeline.topics.names import Topics
-from pipeline.topics.read import read
+from pipeline.topics.read import read_topic
 from pipeline.transport.logs import UNKNOWN, Log
 
 OFFSETS_TIMEOUT_S = 20.0
@@ -22,7 +22,7 @@ class Kept(NamedTuple):
     """What the state of an agent knows of a partition that it reads."""
 
     log: Log = UNKNOWN
-    """The log that it is of, as far as it was told."""
+    """The log that it is of, as far as it is known."""
     offset: int | None = None
     """The offset up to which it was read, if it is known exactly."""
 
@@ -45,6 +45,6 @@ def kept(consumer: Consumer, topics: Topics, tp: TP) -> Kept:
 def _last(consumer: Consumer, tp: TP) -> Message | None:
     low, end = consumer.get_watermark_offsets(TopicPartition(*tp), OFFSETS_TIMEOUT_S)
     for first in (max(low, end - LAST), low):  # ends of transactions take offsets, too
-        if records := read(consumer, tp.topic, {tp.partition: first}, None):
+        if records := read_topic(consumer, tp.topic, {tp.partition: first}, None):
             return records[-1]
     return None

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 HOT, HOT_BYTES = 16_384, 1_024
 """Items that are kept in memory, and bytes of one at most: the store takes 2 to 4 us for one."""
 REFERENCE_EVERY_S = 1.0
-"""Seconds between two looks at whether all items must be read anew."""
+"""Seconds between two looks at whether all items must be read again."""
 
 
 @dataclass(slots=True)
@@ -38,7 +38,7 @@ class _Written:
     item: bytes | None
     partition: int
     offset: int | None = None
-    """Where it stands in the topic; None until it was delivered."""
+    """Where it is in the topic; None until it was delivered."""
 
 
 class ReferenceTable(Participant):
@@ -52,7 +52,7 @@ class ReferenceTable(Participant):
         directory: Path,
         on_change: Callable[[Sequence[Message]], None] = lambda records: None,
     ) -> None:
-        """`on_change` is told of records once they are there, in the follower's thread."""
+        """`on_change` gets records once they are there, in the follower's thread."""
         self._on_change = on_change
         self.topic, self.gate = topic, gate
         self._transport, self._path = transport, directory / f"{topic}.db"
@@ -158,7 +158,7 @@ class ReferenceTable(Participant):
         at = {p: offset for p in watermarks if (offset := store.meta(f"offset-{p}")) is not None}
         is_other = not Log.parse(store.text("log")).may_be(self._log)
         if is_other or any(not watermarks[p][0] <= offset <= watermarks[p][1] for p, offset in at.items()):
-            log.warning("The topic %s is not the one that %s was read from: it is read anew", self.topic, self._path)
+            log.warning("The topic %s is not the one that %s was read from: it is read again", self.topic, self._path)
             store.clear()
             at = {}
         return store, at
@@ -187,11 +187,11 @@ class ReferenceTopic(ReferenceTable):
     """A compacted topic of others as a reference table: its values are plain JSON objects."""
 
     def _item(self, record: Message) -> bytes | None:
-        return plain_item(record)
+        return reference_item(record)
 
 
-def plain_item(record: Message) -> bytes | None:
-    """Return the item of a record of plain JSON, in typed JSON; None: it is gone, or it is no object."""
+def reference_item(record: Message) -> bytes | None:
+    """Return the item of a record of plain JSON, in typed JSON; None: it is gone, or it is not an object."""
     value = record.value()
     if not value:
         return None
@@ -199,7 +199,7 @@ def plain_item(record: Message) -> bytes | None:
         return typed_item(value)
     except ValueError as error:
         log.warning(
-            "%s[%s] offset %s is no JSON object, and counts as none: %s",
+            "%s[%s] offset %s is not a JSON object; treated as missing: %s",
             record.topic(),
             record.partition(),
             record.offset(),

@@ -24,14 +24,14 @@ from faust.types import TP
 
 from pipeline.errors import FatalError, HeadwaterError
 from pipeline.state.buckets import Buckets, Turns, bucket_of
-from pipeline.state.changelog import read as read_changelog
+from pipeline.state.changelog import read_changelog
 from pipeline.state.standby import Keeping, Standbys
 from pipeline.transport import Participant, Slice, Transport
 from pipeline.transport.committed import Committed
 from pipeline.transport.fatal import stop_process
 from pipeline.transport.logs import UNKNOWN, Log
 from pipeline.transport.questions import Questions
-from pipeline.transport.starts import accept
+from pipeline.transport.starts import accept_command
 
 if TYPE_CHECKING:
     from pipeline.transport.consumer import Consumer
@@ -47,7 +47,7 @@ TAIL = 10_000
 """Changelog messages that a restart reads again at most for a partition whose memory has not been written."""
 
 
-def compact(event_ids: Sequence[str]) -> list[bytes]:
+def compact_ids(event_ids: Sequence[str]) -> list[bytes]:
     """Return event IDs in a short form: AWS's 32 hex digits as 16 bytes, of any other the BLAKE2b digest in 17."""
     try:
         short = [unhexlify(event_id) for event_id in event_ids]
@@ -76,7 +76,7 @@ class _Partition:
     changelog: int
     """Offset of the last changelog message in the store; -1 for none."""
     log: Log
-    """The log that `upto` is of; `UNKNOWN` in a state of a version before."""
+    """The log that `upto` is of; `UNKNOWN` in a state of an earlier version."""
     changelog_log: Log
     """The log that `changelog` is of."""
     turns: Turns
@@ -150,11 +150,11 @@ class SeenTable(Participant):
     def add_new(self, partition: int, event_ids: Sequence[str]) -> list[bool]:
         """Remember the IDs of a batch; return for each whether it is new. In the transaction's thread.
 
-        They are remembered for a window of the time in which the partition is worked on. An ID that stands twice among
+        They are remembered for a window of the time in which the partition is worked on. An ID that is twice among
         them is new once.
         """
         part = self._partitions[partition]
-        ids = compact(event_ids)
+        ids = compact_ids(event_ids)
         first = dict(zip(reversed(ids), range(len(ids) - 1, -1, -1), strict=True))
         unknown = part.store.unknown(first).difference(*part.pending.values())
         part.pending.setdefault(part.turns.now(), set()).update(unknown)
@@ -252,7 +252,7 @@ class SeenTable(Participant):
                 await self._recover(consumer.questions, tp, part)
             except HeadwaterError as error:
                 stop_process(error.message, hint=error.hint)
-            except Exception as error:  # noqa: BLE001 - the partition would be held for ever
+            except Exception as error:  # noqa: BLE001 - the partition would be held forever
                 stop_process(f"recovery of {tp.topic}[{tp.partition}] failed: {error!r}")
             if self._claims.get(tp.partition) is claim:
                 self._partitions[tp.partition] = part
@@ -293,7 +293,7 @@ class SeenTable(Participant):
                     raise FatalError(
                         f"the state in {path} knows offsets up to {part.upto} of {tp.topic}[{tp.partition}], and the group "
                         f"has committed nothing there: {self._difference(part.log)}",
-                        hint=accept(tp.topic),
+                        hint=accept_command(tp.topic),
                     )
                 return
             if not part.is_at(target, log):
@@ -316,13 +316,13 @@ class SeenTable(Participant):
                 raise FatalError(
                     f"the state in {path} is ahead of the group: it knows offset {part.upto} of {tp.topic}[{tp.partition}], "
                     f"committed is {target}; someone has reset the group's offsets",
-                    hint=f"{accept(tp.topic)}; or rm -r {path} to recover from the changelog {self.changelog}",
+                    hint=f"{accept_command(tp.topic)}; or rm -r {path} to recover from the changelog {self.changelog}",
                 )
             if part.is_behind(target, log):
                 raise FatalError(
                     f"the changelog {self.changelog}[{tp.partition}] ends at source offset {part.upto}, committed is {target}: "
                     f"event IDs are missing",
-                    hint=accept(tp.topic),
+                    hint=accept_command(tp.topic),
                 )
 
     def _difference(self, kept: Log) -> str:
@@ -333,9 +333,9 @@ class SeenTable(Participant):
         return "Kafka has forgotten its offsets (offsets.retention.minutes), or the topic was recreated"
 
     def _read_changelog(self, part: _Partition, partition: int, target: Committed, start: int, end: int) -> None:
-        """Apply the changelog up to its end, but for what stands behind the last message up to the target.
+        """Apply the changelog up to its end, but for what is behind the last message up to the target.
 
-        At least once, a slice that was given up has left that there: it is no part of the state.
+        At least once, a slice that was given up has left that there: it is not part of the state.
         """
         beyond: list[Message] = []
 

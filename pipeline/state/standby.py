@@ -31,7 +31,7 @@ S = TypeVar("S")
 STANDBY_LOOK_S = 10.0
 """Seconds between two looks at who owns what; a rebalance is looked at at once."""
 UNSETTLED_S = 1.0
-"""Seconds until the next look at a group that is being shared out."""
+"""Seconds until the next look at a group whose partitions are being assigned."""
 FETCH = 500
 
 
@@ -73,7 +73,7 @@ class Keeping(Generic[S]):
     open: Callable[[int], S]
     """Open the state of a partition."""
     next_offset: Callable[[S], int]
-    """Say where in the changelog the state goes on."""
+    """Say where in the changelog the state continues."""
     apply: Callable[[S, list[Message]], None]
     """Take committed changelog records in, in order."""
     close: Callable[[S], None]
@@ -108,7 +108,7 @@ class Standbys(Generic[S]):
         self._wanted |= {partition}
 
     def rebalanced(self, consumer: Consumer, owned: Callable[[], Collection[int]]) -> None:
-        """Look anew which partitions to keep a copy of; `owned` are this worker's own."""
+        """Look again which partitions to keep a copy of; `owned` are this worker's own."""
         self._news.set()
         if not self._started:
             self._started = True
@@ -136,7 +136,7 @@ class Standbys(Generic[S]):
                 2 * STANDBY_LOOK_S
             )
         except (KafkaException, concurrent.futures.TimeoutError) as error:
-            log.warning("Standbys of %s: the group cannot be looked at: %r", self.changelog, error)
+            log.warning("Standbys of %s: the group cannot be read: %r", self.changelog, error)
             return None
         if found.state != ConsumerGroupState.STABLE:
             return None
@@ -173,13 +173,17 @@ class Standbys(Generic[S]):
             stop_process(f"the standbys of {self.changelog} failed: {error!r}", hint="df -h; headwater check")
 
     def _go_on_behind(self, consumer: RdConsumer, messages: Sequence[Message]) -> None:
-        """Go on with what retention has left of a changelog: whether a copy has enough its next owner finds out."""
+        """Continue with what retention has left of a changelog: whether a copy has enough its next owner finds out."""
         for message in messages:
             if (error := message.error()) is not None and error.code() == GONE:
                 at = TopicPartition(self.changelog, cast("int", message.partition()))
                 low, _ = consumer.get_watermark_offsets(at, STANDBY_LOOK_S)
                 log.info(
-                    "Standby of %s[%d]: offset %s is gone, on from %d", at.topic, at.partition, message.offset(), low
+                    "Standby of %s[%d]: offset %s is gone, continues from %d",
+                    at.topic,
+                    at.partition,
+                    message.offset(),
+                    low,
                 )
                 consumer.incremental_unassign([at])
                 consumer.incremental_assign([TopicPartition(at.topic, at.partition, low)])

@@ -75,11 +75,11 @@ class TablePartition:
         self.reached = self._store.meta("changelog") or 0
         """The changelog's offset up to which the store holds it."""
         self.log = Log.parse(self._store.text("log"))
-        """The log that this offset is of; `UNKNOWN` in a state of a version before."""
+        """The log that this offset is of; `UNKNOWN` in a state of an earlier version."""
 
     @property
     def positions(self) -> list[SourcePosition]:
-        """Up to where the table knows its sources, as far as it was told: not in a state of a version before."""
+        """Up to where the table knows its sources, as far as is known: not in a state of an earlier version."""
         found = self._store.get(POSITIONS)
         return [] if found is None else _decode(found)
 
@@ -172,7 +172,7 @@ class TablePartition:
 class Partitions(Participant):
     """The partitions of a table on this worker: recovered when they come, written when slices are committed.
 
-    The changelog is the fence: its partitions are shared out with the topics that the table is worked on with, and the
+    The changelog is the fence: its partitions are assigned with the topics that the table is worked on with, and the
     group never reads it. A slice that writes to a partition carries an offset of its changelog, so a worker that has
     lost the partition cannot commit, and a recovery knows of transactions that are not decided.
     """
@@ -259,7 +259,7 @@ class Partitions(Participant):
             if tp.topic not in fences and self._works_on in {None, tp.topic}
         }
         same = {tp: offset for tp, offset in read.items() if tp.partition == number} or read
-        kept = {(one.topic, one.partition): one for one in self.all[number].positions}
+        kept = {(position.topic, position.partition): position for position in self.all[number].positions}
         for tp, offset in same.items():
             log, before = str(self._transport.log_of(tp.topic)), kept.get((tp.topic, tp.partition))
             known = offset if is_known else before.offset if before is not None and before.log == log else 0
@@ -326,7 +326,7 @@ class Partitions(Participant):
                 partition = await self._recover(consumer, tp, claim)
             except HeadwaterError as error:
                 stop_process(error.message, hint=error.hint)
-            except Exception as error:  # noqa: BLE001 - the partition would be held for ever
+            except Exception as error:  # noqa: BLE001 - the partition would be held forever
                 stop_process(f"recovery of {tp.topic}[{tp.partition}] failed: {error!r}")
             if self._claims.get(tp.partition) is claim:
                 self.all = {**self.all, tp.partition: partition}  # others walk through it
@@ -365,7 +365,7 @@ class Partitions(Participant):
             return self._claims.get(tp.partition) is claim
 
         if first < end:
-            await asyncio.to_thread(changelog.read, self._transport.client_conf(), tp, first, end, apply)
+            await asyncio.to_thread(changelog.read_changelog, self._transport.client_conf(), tp, first, end, apply)
         await self._require_known(consumer, tp, partition)
         log.info("Table %s[%d]: offset %d -> %d in %.2f s", *tp, first, end, time.monotonic() - started)
         return partition
@@ -375,7 +375,7 @@ class Partitions(Participant):
         if not self._transport.exactly_once:  # a crash can leave the changelog ahead of the offsets
             return
         mine = {one.topic for one in consumer.assignment() if self._works_on in {None, one.topic}}
-        told = [one for one in partition.positions if one.topic in mine and one.offset > 0]
+        told = [position for position in partition.positions if position.topic in mine and position.offset > 0]
         known = {TP(one.topic, one.partition): one for one in told}
         for source, there in (await consumer.questions.positions(list(known))).items():
             kept = known[source]

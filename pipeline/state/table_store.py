@@ -52,7 +52,7 @@ class TableStore(SerializedStore[Any, Any]):
             sends=getattr(table, "store_sends", False),
             on_recovered=self._rebuild_expiry,
         )
-        app.transport.join(self.partitions)
+        app.transport.add_participant(self.partitions)
 
     async def on_start(self) -> None:
         """Have the changelog made; stop with a clear error when it is missing and may not be made."""
@@ -69,8 +69,8 @@ class TableStore(SerializedStore[Any, Any]):
         if self._count == 0:
             stop_process(
                 f"the changelog {self.partitions.fence} of table {self.table_name} does not exist, and topic_allow_declare is "
-                f"off: it may not be made here",
-                hint="make it, compacted, with as many partitions as the topics that the table is worked on with",
+                f"off: it may not be created here",
+                hint="create it, compacted, with as many partitions as the topics that the table is used with",
             )
 
     def number(self, key: bytes, partition: int | None = None) -> int | None:
@@ -88,7 +88,7 @@ class TableStore(SerializedStore[Any, Any]):
         except KeyError:
             raise FatalError(
                 f"partition {number} of table {self.table_name} is not on this worker: its changelog "
-                f"{self.partitions.fence} has {self._count} partitions, the topic that is worked on another number",
+                f"{self.partitions.fence} has {self._count} partitions, the topic that is processed another number",
                 hint="app.Table(partitions=...) with the topic's number, and a new changelog",
             ) from None
 
@@ -111,7 +111,7 @@ class TableStore(SerializedStore[Any, Any]):
             number = self.number(key, partition)
             if number is None:
                 raise FatalError(
-                    f"table {self.table_name} was written outside of an event: it cannot be told which partition is meant",
+                    f"table {self.table_name} was written outside of an event: the partition is not known",
                     hint="write in an agent, or name the partition: put_many(..., partition=0)",
                 )
             by_number.setdefault(number, {})[key] = value
@@ -170,7 +170,7 @@ class TableStore(SerializedStore[Any, Any]):
         self.partitions.sent(tp.partition, offset)
 
     async def on_recovery_completed(self, active_tps: set[TP], standby_tps: set[TP]) -> None:
-        """Wait for the recovery where someone wants to be told of its end; elsewhere other partitions run meanwhile."""
+        """Wait for the recovery where someone waits for its end; elsewhere other partitions run meanwhile."""
         if self.table._recover_callbacks:
             await self.partitions.recovered()
 

@@ -1,8 +1,8 @@
-"""The tokens of an expression in CEL, and what can be told from them alone. Pure.
+"""The tokens of an expression in CEL, and what is known from them alone. Pure.
 
-CEL's own parser (the binding's) says what an expression means, but gives no tree. What makes an expression faster is told from
+CEL's own parser (the binding's) says what an expression means, but gives no tree. What makes an expression faster is read from
 its tokens: what `&&` joins, and which attributes are read. Tokens are those of the language definition, "Lexis": comments and
-strings of all kinds are one each, so nothing within them is taken for code. In doubt nothing is told, and the whole is asked.
+strings of all kinds are one each, so nothing within them is taken for code. In doubt they say nothing, and the whole is asked.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ OPEN, CLOSE = frozenset("([{"), frozenset(")]}")
 
 
 class Token(NamedTuple):
-    """A token, and where it stands."""
+    """A token, and where it is."""
 
     kind: str
     """string, name, number or sign."""
@@ -51,7 +51,7 @@ def tokens(text: str) -> list[Token]:
     while at < len(text):
         match = LEXIS.match(text, at)
         if match is None:
-            raise ValueError(f"{text[at : at + 10]!r} is no token")
+            raise ValueError(f"{text[at : at + 10]!r} is not a token")
         if match.lastgroup != "blank":
             found.append(Token(str(match.lastgroup), match[0], at, match.end()))
         at = match.end()
@@ -81,7 +81,7 @@ def written(found: Sequence[Token]) -> str:
     return " ".join(token.text for token in found)
 
 
-def attributes(found: Sequence[Token], image: str) -> set[str] | None:
+def attributes_in(found: Sequence[Token], image: str) -> set[str] | None:
     """Return the attributes of an image that an expression reads, by name; None when it may read others, too.
 
     >>> sorted(attributes(tokens("after.total > 5 && has(after.place.city)"), "after"))

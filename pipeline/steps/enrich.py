@@ -174,7 +174,7 @@ def attribute(event: Event, name: str) -> Value | None:
     if (image := event.uncut) is not None:
         try:
             value: Value = _only(first)(image).value
-        except msgspec.DecodeError:  # there is none after the change, or it is no item: seen below
+        except msgspec.DecodeError:  # there is none after the change, or it is not an item: seen below
             pass
         else:
             return None if value is NONE else value

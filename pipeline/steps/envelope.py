@@ -54,7 +54,7 @@ def compile_envelope(settings: EnvelopeSettings) -> Encoder:
 
 
 def _as_aws(event: Event) -> None:
-    """Write the record as AWS gave it, every member that no step has touched byte for byte; `enriched` stands at its end."""
+    """Write the record as AWS gave it, every member that no step has touched byte for byte; `enriched` is at its end."""
     if not event.shaped:
         event.output = event.value
         if event.added:
@@ -101,7 +101,7 @@ def _plain(settings: EnvelopeSettings) -> Callable[[Event], None]:
 
 
 SLOT = msgspec.Raw(b"\0")
-"""Stands in JSON for what differs from change to change: no JSON has that byte."""
+"""Marks in JSON what differs from change to change: no JSON has that byte."""
 
 
 def _debezium(settings: EnvelopeSettings) -> Callable[[Event], None]:

@@ -121,7 +121,7 @@ class Event(msgspec.Struct, eq=False):
 
     @property
     def uncut(self) -> msgspec.Raw | None:
-        """The item after the change in typed JSON, while it stands as it came: one attribute can be read without the others.
+        """The item after the change in typed JSON, while it is as it came: one attribute can be read without the others.
 
         It may be null, or empty, where there is none.
         """
@@ -151,7 +151,7 @@ def each(change: Callable[[Event], None]) -> Step:
                 change(event)
             except TransientError:
                 raise
-            except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others go on
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others continue
                 event.error = error
 
     return step

@@ -33,7 +33,7 @@ import msgspec
 from models.attribute_path import find, parse
 from models.attributes import digits, normal
 from models.change import Change
-from pipeline.steps.cel_tokens import PLAIN_STRING, Token, attributes, conjuncts, free_names, tokens, written
+from pipeline.steps.cel_tokens import PLAIN_STRING, Token, attributes_in, conjuncts, free_names, tokens, written
 from pipeline.steps.project import projection
 
 logging.getLogger("cel").setLevel(logging.CRITICAL)  # what it logs is the reason of a dead letter, too
@@ -57,7 +57,7 @@ EQUALITY = frozenset({"_==_", "_!=_", "@in", "_&&_", "_||_", "!_", "_?_:_", "_[_
 SIZE = "headwater_size"
 """What `size` is called for the binding, which counts the bytes of a string, not its characters as CEL does."""
 Condition = Callable[[bytes, Change], bool]
-"""Takes a change's bytes and the change; raises ExpressionError when it cannot be told."""
+"""Takes a change's bytes and the change; raises ExpressionError when there is no answer."""
 Number: TypeAlias = Callable[[str], Any]
 """Takes a number of DynamoDB, gives what CEL is given for it."""
 Fact: TypeAlias = Callable[[bytes, Change, Number], Any]
@@ -67,7 +67,7 @@ Evaluate = Callable[[bytes, Change, Mapping[str, msgspec.Raw]], Any]
 
 
 class ExpressionError(ValueError):
-    """An expression that cannot be compiled, or cannot be told of a change; says which, and why."""
+    """An expression that cannot be compiled, or has no answer for a change; says which, and why."""
 
 
 def compile_expression(text: str) -> Condition:
@@ -116,7 +116,7 @@ def _fact_test(part: Sequence[Token]) -> Callable[[Change], bool] | None:
         return None
     if not listed or not all(map(PLAIN_STRING, listed)):
         return None
-    constants, wanted = frozenset(one[1:-1] for one in listed), texts[1] != "!="
+    constants, wanted = frozenset(name[1:-1] for name in listed), texts[1] != "!="
     if texts[0] == "op":
         return lambda change: (change.op in constants) is wanted
     return lambda change: (change.table in constants) is wanted
@@ -186,7 +186,7 @@ def compile_value(text: str, names: Sequence[str] = (*NAMES, ENRICHED), shown: s
         if asks_changed:
             given["changed"] = lambda attribute: _changed(change, attribute)
         if asks_enriched:
-            given[ENRICHED] = {name: plain(_decode_value(one), number) for name, one in added.items()}
+            given[ENRICHED] = {name: plain_number(_decode_value(one), number) for name, one in added.items()}
         try:
             return program.execute(given)
         except _FAILURES as error:
@@ -264,7 +264,7 @@ MOST_LONG = 6
 
 
 def _with_long_numbers(shown: str, execute: Callable[[Number], Any], *, compares_order: bool) -> Any:
-    """Return what an expression gives of a change with numbers that CEL has not.
+    """Return what an expression gives of a change with numbers that CEL does not have.
 
     Where numbers are only compared for equality, looked for or passed on, they go as text, with all their digits. Else the
     expression is asked with the doubles below and above each of them: where all give one answer it is the right one. Raise
@@ -329,7 +329,7 @@ def _with_numbers(answer: Any, long: Mapping[str, Decimal]) -> Any:
 
 
 def _reason(error: Exception, change: Change, facts: Mapping[str, Any]) -> str:
-    """Say why an expression could not be told. Of null CEL says no more than that types do not fit."""
+    """Say why an expression has no answer. Of null CEL says no more than that types do not fit."""
     if isinstance(error, KeyError):
         return f"there is no {error}: ask has() first"
     for image in ("after", "before"):
@@ -358,16 +358,16 @@ def _fact(name: str, found: Sequence[Token]) -> Fact:
 
 
 def _image_decoder(name: str, found: Sequence[Token]) -> Callable[[bytes], Any]:
-    """Return what decodes the attributes that an expression names, or the whole image where that cannot be told."""
-    named = attributes(found, name)
+    """Return what decodes the attributes that an expression names, or the whole image where that is not known."""
+    named = attributes_in(found, name)
     return _decode_item if named is None else projection(dict.fromkeys(named, True))
 
 
 def _plain_image(image: bytes | None, decode: Callable[[bytes], Any], number: Number) -> dict[str, Any] | None:
-    return None if image is None else {name: plain(value, number) for name, value in decode(image).items()}
+    return None if image is None else {name: plain_number(value, number) for name, value in decode(image).items()}
 
 
-def plain(value: Mapping[str, Any], number: Number = number_of) -> Any:
+def plain_number(value: Mapping[str, Any], number: Number = number_of) -> Any:
     """Return an attribute value as CEL has it: sets are lists, binary is bytes."""
     ((tag, inner),) = value.items()
     if tag == "N":
@@ -377,18 +377,18 @@ def plain(value: Mapping[str, Any], number: Number = number_of) -> Any:
     if tag == "B":
         return base64.b64decode(inner)
     if tag == "M":
-        return {name: plain(one, number) for name, one in inner.items()}
+        return {name: plain_number(one, number) for name, one in inner.items()}
     if tag == "L":
-        return [plain(one, number) for one in inner]
+        return [plain_number(member, number) for member in inner]
     if tag == "NS":
-        return [number(one) for one in inner]
+        return [number(member) for member in inner]
     if tag == "BS":
-        return [base64.b64decode(one) for one in inner]
+        return [base64.b64decode(member) for member in inner]
     return inner
 
 
 def _changed(change: Change, attribute: str) -> bool:
-    """Say whether what stands at a path is another than before; what came or went is."""
+    """Say whether the value at a path is another than before; what came or went is."""
     path = parse(attribute)
     values = [find({} if image is None else _decode_item(image), path) for image in (change.before, change.after)]
     known = [None if value is None else normal(value) for value in values]

@@ -6,7 +6,7 @@ event patterns". An array matches when one of its elements does; all fields of a
 a field is absent from an array when no element that could be meant has it.
 
 What goes beyond: with `dynamodb`, a leaf named N takes numbers although DynamoDB writes them as text, and `numeric` compares
-any number, with all its digits. AWS compares none beyond 5e9: a flow would lose those changes without a word.
+any number, with all its digits. AWS compares none beyond 5e9: a flow would silently lose those changes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Scalar = Callable[[Any], bool]
 Read = Callable[[Any], int | Decimal | None]
 """Returns the number that a value is to `numeric`, None when it is none."""
 Test = Callable[[Any], int]
-"""Takes what stands at a place, MISSING when nothing does; says NO, YES or ABSENT."""
+"""Takes what is at a place, MISSING when nothing does; says NO, YES or ABSENT."""
 
 NO, YES, ABSENT = 0, 1, 2
 """ABSENT: it matches, and only by what is not there. In an array that takes all elements, not one."""
@@ -70,18 +70,18 @@ def fields(pattern: Mapping[str, Any]) -> dict[str, Any]:
     for name, rest in pattern.items():
         if name == "$or" and isinstance(rest, Sequence):
             for one in rest:
-                merge(found, fields(one))
+                merge_fields(found, fields(one))
         else:
-            merge(found, {name: fields(rest) if isinstance(rest, Mapping) else True})
+            merge_fields(found, {name: fields(rest) if isinstance(rest, Mapping) else True})
     return found
 
 
-def merge(found: dict[str, Any], more: Mapping[str, Any]) -> None:
+def merge_fields(found: dict[str, Any], more: Mapping[str, Any]) -> None:
     """Add the names of another pattern."""
     for name, rest in more.items():
         before = found.get(name)
         if isinstance(before, dict) and isinstance(rest, dict):
-            merge(before, rest)
+            merge_fields(before, rest)
         else:
             found[name] = rest if before is None else True
 
@@ -140,9 +140,9 @@ def _either(patterns: Any, path: str, dynamodb: bool) -> list[Test]:
     place = f"{path}.$or" if path else "$or"
     if not isinstance(patterns, list | tuple) or len(patterns) < 2:
         raise PatternError(f"{place}: expected a list of at least two patterns, got {_shown(patterns)}")
-    for one in patterns:
-        if not isinstance(one, Mapping):
-            raise PatternError(f"{place}: expected patterns, got {_shown(one)}")
+    for pattern in patterns:
+        if not isinstance(pattern, Mapping):
+            raise PatternError(f"{place}: expected patterns, got {_shown(pattern)}")
     return [_object(one, f"{place}.{number}", dynamodb) for number, one in enumerate(patterns)]
 
 
@@ -180,7 +180,7 @@ def _leaf(entries: Sequence[Any], path: str, read: Read) -> Test:
 
 
 def _scalars(value: Any) -> Iterator[Any]:
-    """Yield the values at a leaf: those of an array each; an object is no leaf."""
+    """Yield the values at a leaf: those of an array each; an object is not a leaf."""
     if isinstance(value, list):
         for one in value:
             yield from _scalars(one)
@@ -215,7 +215,7 @@ def _limited(value: Any) -> int | Decimal | None:
 
 
 def _textual(value: Any) -> int | Decimal | None:
-    """Read a number of JSON, or one that stands in text, as under N."""
+    """Read a number of JSON, or one in text, as under N."""
     return _decimal(value) if type(value) is str else _number(value)
 
 

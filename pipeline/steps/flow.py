@@ -16,7 +16,7 @@ from pipeline.steps.route import Router, headers
 Where = Callable[[bytes, Change, Any], bool]
 """Takes a change's bytes, the change, and what `Flow.look` has decoded of it; says whether it matches."""
 Watch = Callable[[str, Sequence[Event]], None]
-"""Is told what each step has made of the events: the step's name, the events that it was given."""
+"""Gets what each step has made of the events: the step's name, the events that it was given."""
 
 
 class WriteStep(Protocol):
@@ -78,7 +78,7 @@ class Result(msgspec.Struct, eq=False):
 
 
 class Told(NamedTuple):
-    """What sinks are told of an item that has left them."""
+    """What sinks get about an item that has left them."""
 
     sinks: Sequence[str]
     message: Event
@@ -104,10 +104,10 @@ class Flow:
     """Gives the last step of a sink."""
     through: WriteStep | None = None
     leaving: Leaving | None = None
-    """Finds the sinks that items have left; None: they are told nothing."""
+    """Finds the sinks that items have left; None: they get nothing."""
 
     def run(self, changes: Iterable[Given], watch: Watch | None = None) -> list[Result]:
-        """Return what becomes of each change that the flow takes, in order; those that it leaves out have no messages."""
+        """Return what happens to each change that the flow takes, in order; those that it leaves out have no messages."""
         picked = self._pick(changes) if self.leaving is None else self._pick_leaving(changes, self.leaving)
         if watch is not None:
             watch("where", [event for result, event in picked if result.taken])
@@ -120,7 +120,7 @@ class Flow:
                     continue  # it goes by its old image
                 try:
                     sinks[number] = self.router(event)
-                except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others go on
+                except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others continue
                     event.error = error
                     result.stage = "to"
         told = self._leave(picked, sinks, cases) if cases else {}
@@ -160,7 +160,7 @@ class Flow:
                     looked = look(value)
                 if where is not None and not where(value, change, looked):
                     continue
-            except Exception as failure:  # noqa: BLE001 - whatever is wrong with one change, the others go on
+            except Exception as failure:  # noqa: BLE001 - whatever is wrong with one change, the others continue
                 error = failure
             event = Event(given.key, value, change, given.at, looked)
             event.error = error
@@ -187,7 +187,7 @@ class Flow:
                     taken = False
                     if not leaving.concerns(change):
                         continue
-            except Exception as failure:  # noqa: BLE001 - whatever is wrong with one change, the others go on
+            except Exception as failure:  # noqa: BLE001 - whatever is wrong with one change, the others continue
                 error = failure
             event = Event(given.key, value, change, given.at, looked)
             event.error, event.gone = error, not taken
@@ -207,7 +207,7 @@ class Flow:
     def _leave(
         self, picked: Sequence[tuple[Result, Event]], sinks: list[tuple[str, ...]], cases: Mapping[int, LeaveCase]
     ) -> dict[int, Told]:
-        """Say where deletions go, and return what is told to the sinks that items have left, by the places of the changes."""
+        """Say where deletions go, and return what the sinks get that items have left, by the places of the changes."""
         leaving = cast("Leaving", self.leaving)
         asked = {number: case for number, case in cases.items() if case.event.error is None}
         for number, case in asked.items():
@@ -339,13 +339,13 @@ def pieces(changes: Iterable[Given], partitioned: frozenset[str], most: int) -> 
     """
     piece: list[Given] = []
     keys: set[bytes | None] = set()
-    for one in changes:
-        if len(piece) >= most or (partitioned and one.key in keys and one.change.table in partitioned):
+    for change in changes:
+        if len(piece) >= most or (partitioned and change.key in keys and change.change.table in partitioned):
             yield piece
             piece = []
             keys.clear()
-        piece.append(one)
+        piece.append(change)
         if partitioned:
-            keys.add(one.key)
+            keys.add(change.key)
     if piece:
         yield piece

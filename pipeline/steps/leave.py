@@ -1,11 +1,11 @@
-"""Find the sinks that an item has left, and make what they are told. Pure.
+"""Find the sinks that an item has left, and make what they get. Pure.
 
 Nothing is remembered: where an item was, the rules say of the old image of its change. They are asked about a *state*: a
 change that leaves the item as the image has it (`MODIFY`, both images equal). So a rule that asks of which kind a change is,
 or what it changes, says the same of every state, and no item leaves a sink because of it.
 
 An item has left the sinks of its old state that the change is not sent to, and that its new state does not lead to. Where
-the old state cannot be told, as a rule or a step fails on it, or as a reference has changed since, all other sinks are told:
+the old state is not known, as a rule or a step fails on it, or as a reference has changed since, all other sinks get it:
 to delete what is not there does no harm.
 """
 
@@ -28,7 +28,7 @@ from pipeline.steps.route import Router, Rule
 Where = Callable[[bytes, Change, Any], bool]
 """Takes a change's bytes, the change, and what the patterns look at of it; says whether the flow takes it."""
 MOVED_TO = "moved_to"
-"""Header of what a sink is told when an item leaves it: the sinks that the item is in now, with commas; '' for none."""
+"""Header of what a sink gets when an item leaves it: the sinks that the item is in now, with commas; '' for none."""
 
 
 class LeaveCase(msgspec.Struct, eq=False):
@@ -41,11 +41,11 @@ class LeaveCase(msgspec.Struct, eq=False):
     unsure: bool = False
     """Whether a reference has changed since the item was sent last: what is added now does not say where that was."""
     is_anywhere: bool = False
-    """Whether nothing says where the item was: all sinks are told that do not have it now."""
+    """Whether nothing says where the item was: all sinks get it that do not have the item now."""
     sinks: tuple[str, ...] = ()
     """Where the change goes."""
     left: tuple[str, ...] = ()
-    """The sinks that are told that the item is no longer there."""
+    """The sinks that learn that the item is no longer there."""
     now: tuple[str, ...] = ()
     """The sinks that the item is in."""
     was: Event | None = None
@@ -53,7 +53,7 @@ class LeaveCase(msgspec.Struct, eq=False):
     ways: Sequence[int] | None = None
     """The rules that the old state goes by; None: the flow leaves that state out."""
     is_open: bool = False
-    """Whether the references decide where the old state was: if the change waits, that may be told otherwise later."""
+    """Whether the references decide where the old state was: if the change waits, that may be different later."""
 
     @property
     def sent(self) -> bool:
@@ -89,9 +89,9 @@ class Leaving:
     may_drop: bool
     """Whether a step may leave changes out."""
     tombstones: bool
-    """Whether a sink is told by key and null, where an envelope has something else for deletions."""
+    """Whether a sink gets key and null, where an envelope has something else for deletions."""
     bare: bool
-    """Whether nothing but the key of what a sink is told is written."""
+    """Whether nothing but the key of what a sink gets is written."""
     as_aws: bool
     """Whether the record itself is written, which then must be one of a deletion."""
 
@@ -101,7 +101,7 @@ class Leaving:
         return self.asks_enriched or self.may_drop
 
     def concerns(self, change: Change) -> bool:
-        """Say whether a change tells where its item was: it has an old image, and a new one if it is no deletion."""
+        """Say whether a change tells where its item was: it has an old image, and a new one if it is not a deletion."""
         body = change.body
         if change.event_name == "MODIFY":
             return body.old_image is not NONE and body.new_image is not NONE
@@ -148,7 +148,7 @@ class Leaving:
                     self._delete(case)
                 else:
                     self._leave(case)
-            except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others go on
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others continue
                 case.event.error = error
         self._stay([case for case in cases if case.left and not case.is_deletion], enrich)
         if self.may_drop and not self.asks_enriched:
@@ -159,7 +159,7 @@ class Leaving:
             case.now = tuple(dict.fromkeys([*case.sinks, *case.now]))
 
     def message(self, case: LeaveCase, *, bare: bool) -> Event:
-        """Return what the sinks that an item has left are told: that it was deleted, with its old image if not `bare`."""
+        """Return what the sinks get that an item has left: that it was deleted, with its old image if not `bare`."""
         event, change = case.event, case.event.change
         gone = _with(change, "REMOVE", new=NONE, old=NONE if bare else change.body.old_image)
         value = _removal(event.value) if self.as_aws and not (bare or case.is_deletion) else event.value
@@ -179,7 +179,7 @@ class Leaving:
             was = self._state(case.event, "OldImage", case.event.change.body.old_image)
             if self._takes(was):
                 case.was = was
-        except Exception:  # noqa: BLE001 - the state cannot be told
+        except Exception:  # noqa: BLE001 - the state is not known
             case.ways = range(len(self.ways))
 
     def _state(self, event: Event, name: str, image: msgspec.Raw) -> Event:
@@ -204,14 +204,14 @@ class Leaving:
         return self.where is None or self.where(state.value, state.change, state.looked)
 
     def _ways(self, state: Event) -> Sequence[int] | None:
-        """Return the rules that a state goes by; all where that cannot be told."""
+        """Return the rules that a state goes by; all where that is not known."""
         if state.gone:
             return None
         found = self._told(state)
         return range(len(self.ways)) if found is None else found
 
     def _told(self, state: Event) -> list[int] | None:
-        """Return the rules that a state goes by; None where that cannot be told."""
+        """Return the rules that a state goes by; None where that is not known."""
         if state.error is not None:
             return None
         try:
@@ -305,7 +305,7 @@ class Leaving:
         return state if taken else None
 
     def _forget_dropped(self, cases: Sequence[LeaveCase], enrich: Callable[[Sequence[Event]], None]) -> None:
-        """Take back what is told of old states that a step leaves out: they were in no sink."""
+        """Take back what was made of old states that a step leaves out: they were in no sink."""
         states = [cast("Event", case.was) for case in cases]
         enrich(states)
         for case, state in zip(cases, states, strict=True):

@@ -68,7 +68,7 @@ class Breaker:
 
     def left_alone(self) -> LookupFailedError:
         """Return the failure of what is not asked."""
-        return LookupFailedError("it has failed often and is left alone for a while")
+        return LookupFailedError("it has failed often and is not called for a while")
 
 
 class AnswerCache:
@@ -116,14 +116,14 @@ def compile_lookup(
 
     def step(events: Sequence[Event]) -> None:
         questions = [question_of(event) for event in events]
-        answers = {one: memory.get(one, unknown) for one in dict.fromkeys(questions) if one is not None}
+        answers = {fromkey: memory.get(fromkey, unknown) for fromkey in dict.fromkeys(questions) if fromkey is not None}
         wanted = [one for one, answer in answers.items() if answer is unknown]
         if wanted:
             until = clock() + BUDGET if memory.keeps(len(wanted)) else float("inf")
             for begin in range(0, len(wanted), AT_ONCE):
                 if clock() > until:
                     raise TransientError(
-                        f"the lookup into {into} takes longer than {BUDGET:g} s for a batch: it goes on later"
+                        f"the lookup into {into} takes longer than {BUDGET:g} s for a batch: it continues later"
                     )
                 answers |= _asked(wanted[begin : begin + AT_ONCE], ask, memory)
         if on_failure == "retry":

@@ -21,7 +21,7 @@ from pipeline.steps.event import Event, Item, Step, Value, each
 from pipeline.steps.secrecy import MaskKey
 
 Change: TypeAlias = Callable[[Any], Any]
-"""Takes an attribute value, decoded; returns what stands there instead, GONE for nothing."""
+"""Takes an attribute value, decoded; returns what replaces it, GONE for nothing."""
 GONE: Any = object()
 KEEPS_APART = {"hash", "tokenise"}
 SETS = {"SS": "S", "NS": "N", "BS": "B"}
@@ -83,7 +83,7 @@ def canonical(value: Any) -> bytes:
     """Return a value in a form in which equal values are equal: 1.0 is 1, sets have no order.
 
     The form is what is hashed, so it is the same with every version of Python and of the libraries: the type tag, and text as
-    it is, or digits as Decimal writes them. Raise ValueError for what is no attribute value.
+    it is, or digits as Decimal writes them. Raise ValueError for what is not an attribute value.
     """
     ((tag, inner),) = value.items()
     if tag == "S":  # nearly always, and needs no parsing of its own
@@ -100,7 +100,7 @@ def _plain(tag: str, inner: Any) -> Any:
     if tag in {"SS", "BS"}:
         return sorted(inner)
     if tag == "L":
-        return [_tagged(one) for one in inner]
+        return [_tagged(member) for member in inner]
     if tag == "M":
         return sorted([name, *_tagged(one)] for name, one in inner.items())
     if tag in {"S", "B", "BOOL", "NULL"}:
@@ -160,11 +160,11 @@ def _within_map(value: Any, path: Path, change: Change) -> Any:
 def _within_set(value: Any, path: Path, change: Change) -> Any:
     """Return a set whose members are all masked, whichever the path names: members of a set have no number.
 
-    What stands there instead is a set of strings; GONE when nothing is left. Anything but a set is changed whole.
+    What replaces it is a set of strings; GONE when nothing is left. Anything but a set is changed whole.
     """
     ((tag, inner),) = value.items()
     if path or tag not in SETS:
         return change(value)
-    masked = [change({SETS[tag]: one}) for one in inner]
+    masked = [change({SETS[tag]: member}) for member in inner]
     left = sorted({one["S"] for one in masked if one is not GONE})
     return {"SS": left} if left else GONE

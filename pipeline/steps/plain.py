@@ -42,7 +42,7 @@ class Tagged(msgspec.Struct, gc=False, forbid_unknown_fields=True):
 
 
 class Strict(msgspec.Struct, gc=False, forbid_unknown_fields=True):
-    """An attribute value that is held against DynamoDB's rules: one type tag, and what may stand under it."""
+    """An attribute value that is checked by DynamoDB's rules: one type tag, and what is allowed under it."""
 
     text: str | None = msgspec.field(name="S", default=None)
     number: str | None = msgspec.field(name="N", default=None)
@@ -72,7 +72,7 @@ def plain_item(image: bytes | msgspec.Raw, numbers: Numbers = "exact") -> dict[s
     try:
         tagged = decode_item(image)
     except msgspec.DecodeError as error:
-        raise ValueError(f"no item: {error}") from error
+        raise ValueError(f"not an item: {error}") from error
     number = WAYS[numbers]
     found: dict[str, Plain] = {}
     for name, value in tagged.items():
@@ -123,7 +123,7 @@ def plain_value(value: bytes | msgspec.Raw, numbers: Numbers = "exact") -> Plain
         _check_value(value)
         tagged = decode_value(value)
     except msgspec.DecodeError as error:
-        raise ValueError(f"no attribute value: {error}") from error
+        raise ValueError(f"not an attribute value: {error}") from error
     return _value(tagged, WAYS[numbers])
 
 
@@ -139,9 +139,9 @@ def exact(text: str) -> Plain:
     try:
         number = Decimal(text)  # "+1", "007": not JSON's spelling
     except ArithmeticError as error:
-        raise ValueError(f"{text!r} is no number") from error
+        raise ValueError(f"{text!r} is not a number") from error
     if not number.is_finite():
-        raise ValueError(f"{text!r} is no number")
+        raise ValueError(f"{text!r} is not a number")
     return msgspec.Raw(str(number).encode())
 
 

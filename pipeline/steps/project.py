@@ -17,7 +17,7 @@ class Number(str):
 def projection(names: Mapping[str, Any]) -> Callable[[bytes], Any]:
     """Return a decoder that keeps these names (see `filter.fields`) and leaves all others out.
 
-    What stands where an object was expected comes as it is: an array whole, with all that its objects have. Numbers with a
+    What is there instead of an object comes as it is: an array whole, with all that its objects have. Numbers with a
     fraction or an exponent come as `Number` where a whole value is asked for.
     """
     return msgspec.json.Decoder(_node(names), float_hook=Number).decode

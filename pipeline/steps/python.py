@@ -18,8 +18,8 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from models.attributes import python_item, python_value, typed
-from pipeline import own_packages
 from pipeline.errors import TransientError, UsageError
+from pipeline.packages import own_packages
 from pipeline.steps.event import Event, Item, Step
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -35,7 +35,7 @@ class Drop:
 DROP: Final = Drop()
 
 
-class Change:
+class ChangeView:
     """A change, as functions see it. Strings are str, numbers Decimal, binary bytes, sets set, null None.
 
     Images are decoded when they are asked for, once.
@@ -133,7 +133,7 @@ def enrich(name: str, *, batch: bool = False) -> Callable[[F], F]:
     return declare
 
 
-def load(modules: Sequence[str]) -> dict[str, Function]:
+def load_functions(modules: Sequence[str]) -> dict[str, Function]:
     """Return the functions that modules declare, by name; they are looked for in the working directory, too, but last.
 
     Raise UsageError for a module that cannot be imported, or that another module of its name hides.
@@ -164,9 +164,9 @@ def load(modules: Sequence[str]) -> dict[str, Function]:
 def _not_imported(module: str, error: Exception, missing: str) -> UsageError:
     """Return what is wrong with a module that raised `error`; `missing` is what could not be imported, if it was that."""
     name = missing.partition(".")[0]
-    for one in own_packages.hidden():
-        if one.name == name:
-            return UsageError(f"modules: {module} needs {missing}, but {one}", hint=RENAME)
+    for hiding in own_packages.hidden():
+        if hiding.name == name:
+            return UsageError(f"modules: {module} needs {missing}, but {hiding}", hint=RENAME)
     return UsageError(
         f"modules: {module} cannot be imported: {type(error).__name__}: {error}",
         hint=f"PYTHONPATH=. python -c 'import {module}'",
@@ -191,11 +191,11 @@ def _one_by_one(function: Function) -> Step:
         for event in events:
             try:
                 with localcontext(NUMBERS):
-                    answer = function.call(Change(event))
+                    answer = function.call(ChangeView(event))
                 _take(function, event, answer)
             except TransientError:
                 raise
-            except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others go on
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others continue
                 event.error = error
 
     return step
@@ -207,7 +207,7 @@ def _whole(function: Function) -> Step:
     def step(events: Sequence[Event]) -> None:
         try:
             with localcontext(NUMBERS):
-                answers = _answers(function, [Change(event) for event in events])
+                answers = _answers(function, [ChangeView(event) for event in events])
         except TransientError:
             raise
         except Exception:  # noqa: BLE001 - which of them is at fault shows when they are given one by one
@@ -216,13 +216,13 @@ def _whole(function: Function) -> Step:
         for event, answer in zip(events, answers, strict=True):
             try:
                 _take(function, event, answer)
-            except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others go on
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others continue
                 event.error = error
 
     return step
 
 
-def _answers(function: Function, changes: list[Change]) -> list[Any]:
+def _answers(function: Function, changes: list[ChangeView]) -> list[Any]:
     answers = function.call(changes)
     if not isinstance(answers, list) or len(answers) != len(changes):
         raise TypeError(f"{function.name} got {len(changes)} changes: it returns a list of as many dicts")

@@ -11,7 +11,7 @@ from models.change import Change
 from pipeline.steps.event import Event, Headers
 
 REPLAY = "replay"
-"""Header of what a replay has written to a live topic: its ID. It stands behind those that every message has."""
+"""Header of what a replay has written to a live topic: its ID. It comes after those that every message has."""
 OPS = {name: op.encode() for name, op in changes.OPS.items()}
 Router = Callable[[Event], tuple[str, ...]]
 """Returns the names of the sinks; none: the change is left out."""

@@ -22,7 +22,7 @@ from models.dead_letter import DeadLetter
 KEY_BYTES = 32
 NONCE_BYTES = 12
 MARK = b"HWS1"
-"""What a sealed letter begins with; then the key's fingerprint, the nonce, the ciphertext."""
+"""What a sealed dead letter begins with; then the key's fingerprint, the nonce, the ciphertext."""
 FINGERPRINT_BYTES = 8
 
 
@@ -75,7 +75,7 @@ class MaskKey:
         """Return what was sealed; raise WrongKeyError when it was with another key, or changed."""
         head, rest = sealed[: len(MARK) + FINGERPRINT_BYTES], sealed[len(MARK) + FINGERPRINT_BYTES :]
         if not is_sealed(sealed):
-            raise WrongKeyError("this is no sealed text")
+            raise WrongKeyError("this is not a sealed text")
         if head[len(MARK) :] != self.fingerprint:
             other = fingerprint_of(sealed)
             raise WrongKeyError(f"it was sealed with the key {other}, this is the key {self.fingerprint.hex()}")
@@ -110,7 +110,7 @@ def seal_letter(key: MaskKey, letter: DeadLetter) -> DeadLetter:
 
 
 def open_letter(key: MaskKey, sealed: bytes) -> Secret:
-    """Return what a sealed letter hides; raise WrongKeyError when the key is another."""
+    """Return what a sealed dead letter hides; raise WrongKeyError when the key is another."""
     return msgspec.msgpack.decode(key.unseal(sealed), type=Secret)
 
 
@@ -125,7 +125,7 @@ def fingerprint_of(sealed: bytes) -> str:
 
 
 def with_value(key: MaskKey, sealed: bytes, value: bytes) -> bytes:
-    """Return a sealed letter with another value; raise WrongKeyError when the key is another."""
+    """Return a sealed dead letter with another value; raise WrongKeyError when the key is another."""
     secret = msgspec.structs.replace(open_letter(key, sealed), value=value)
     return key.seal(msgspec.msgpack.encode(secret))
 

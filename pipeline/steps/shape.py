@@ -43,7 +43,7 @@ def drop(names: Sequence[str]) -> Step:
     return each(leave_out)
 
 
-def rename(names: Mapping[str, str]) -> Step:
+def rename_attributes(names: Mapping[str, str]) -> Step:
     """Return the step that gives attributes new names, in the map in which they are; one that has the new name is replaced."""
     paths = {parse(old): new for old, new in names.items()}
     own = _renaming({path: new for path, new in paths.items() if not is_added(path)})
@@ -102,7 +102,7 @@ def _only(value: Any, paths: list[Path]) -> Any:
         members = {name: one for name, one in kept.items() if one is not GONE}
         return {"M": members} if members else GONE
     elements = [_only(one, some) for n, one in enumerate(value.get("L", ())) if (some := _rests(paths, n))]
-    elements = [one for one in elements if one is not GONE]
+    elements = [element for element in elements if element is not GONE]
     return {"L": elements} if elements else GONE
 
 
@@ -117,7 +117,7 @@ def _without(value: Any, paths: list[Path]) -> Any:
         elements = [
             _without(one, some) if (some := _rests(paths, number)) else one for number, one in enumerate(value["L"])
         ]
-        return {"L": [one for one in elements if one is not GONE]}
+        return {"L": [element for element in elements if element is not GONE]}
     return value
 
 

@@ -1,7 +1,7 @@
 """Join the rows of a snapshot with the changes of the stream: a row counts as long as the stream has not spoken.
 
 A row is what its item was when the scan read it. Once the stream has delivered a change of the item after the snapshot's
-beginning, it delivers all that follow, so the row can add nothing, and could only put the item back: it is dropped. While
+beginning, it delivers all that follow, so the row can add nothing, and could only make the item older: it is dropped. While
 the stream has delivered nothing, no newer change can have come before the row (docs/decisions/0017).
 """
 
@@ -34,15 +34,15 @@ class DeliveredMemory(Protocol):
 
 
 class Admitted(NamedTuple):
-    """Which records of a batch go on; how many rows do, and how many the stream was ahead of."""
+    """Which records of a batch pass; how many rows do, and how many the stream was ahead of."""
 
     keep: list[bool]
     written: int
     superseded: int
 
 
-def join(records: Iterable[tuple[bytes | None, bytes]], memory: DeliveredMemory) -> Admitted:
-    """Follow the keys and values of a partition, in order; marks do not go on, nor do rows that the stream is ahead of."""
+def admit(records: Iterable[tuple[bytes | None, bytes]], memory: DeliveredMemory) -> Admitted:
+    """Follow the keys and values of a partition, in order; marks do not pass, nor do rows that the stream is ahead of."""
     keep: list[bool] = []
     written = superseded = 0
     for key, value in records:
@@ -70,7 +70,7 @@ def join(records: Iterable[tuple[bytes | None, bytes]], memory: DeliveredMemory)
 
 
 def _look(value: bytes) -> tuple[str, SnapshotPart | None]:
-    if value.startswith(b'{"eventID":"snapshot:'):  # a mark, which is no change
+    if value.startswith(b'{"eventID":"snapshot:'):  # a mark, which is not a change
         of = part(value[12 : value.index(b'"', 12)].decode())
         return (of.table if of else ""), of
     change = decode(value)

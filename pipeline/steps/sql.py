@@ -218,7 +218,7 @@ COLUMNS: Mapping[str, Callable[[Event], Any]] = {
 
 
 def _take(answer: pa.Table, events: Sequence[Event]) -> None:
-    """Add what the query gave; nothing is changed when the answer is no good."""
+    """Add what the query gave; nothing is changed when the answer is bad."""
     ids = answer.column("id").to_pylist()
     if len(set(ids)) != len(ids):
         raise QueryError("the query gives more than one row for a change: group by id")

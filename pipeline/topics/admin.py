@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType  # type: ignore[attr-defined]  # the stub forgets
+from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType, TopicMetadata  # type: ignore[attr-defined]  # the stub forgets
 from confluent_kafka.cimpl import NewTopic
 
 from pipeline.errors import FatalError, HeadwaterError, UsageError
@@ -29,11 +29,11 @@ HINTS = {
     KafkaError.INVALID_REPLICATION_FACTOR: "kafka.replication_factor must not exceed the number of brokers; headwater check",
     KafkaError.INVALID_PARTITIONS: "partitions, in headwater.toml",
     KafkaError.TOPIC_EXCEPTION: "prefix, in headwater.toml: letters, digits, . _ - and no other topic that differs in . and _",
-    KafkaError.TOPIC_AUTHORIZATION_FAILED: "allow this user to create topics with the prefix, or make them: headwater topics",
-    KafkaError.CLUSTER_AUTHORIZATION_FAILED: "allow this user to create topics, or make them yourself: headwater topics",
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: "allow this user to create topics with the prefix, or create them: headwater topics",
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED: "allow this user to create topics, or create them yourself: headwater topics",
     KafkaError.POLICY_VIOLATION: "the cluster has a policy for new topics: kafka.max_message_bytes, kafka.replication_factor; "
-    "or make the topics yourself: headwater topics",
-    KafkaError.INVALID_CONFIG: "kafka.max_message_bytes; or make the topic yourself: headwater topics",
+    "or create the topics yourself: headwater topics",
+    KafkaError.INVALID_CONFIG: "kafka.max_message_bytes; or create the topic yourself: headwater topics",
 }
 """What to do when a topic cannot be made, by what the cluster says."""
 NAME_REFUSED = {KafkaError.TOPIC_EXCEPTION, KafkaError.POLICY_VIOLATION, KafkaError.INVALID_CONFIG}
@@ -61,12 +61,12 @@ class TopicState:
 
     @property
     def problem(self) -> str:
-        """What is wrong with it, or ''. A missing topic is no problem: a worker makes it."""
+        """What is wrong with it, or ''. A missing topic is fine: a worker creates it."""
         if self.partitions in {0, self.wanted.partitions}:
             return ""
         return (
             f"the topic {self.wanted.name} has {self.partitions} partitions, the settings say {self.wanted.partitions}: "
-            "the number is part of the state (an event ID would be parted from its entry)"
+            "the number is part of the state (an event ID would be separated from its entry)"
         )
 
 
@@ -79,7 +79,7 @@ class TopicRefusedError(FatalError):
 
     def __init__(self, name: str, error: KafkaError) -> None:
         super().__init__(
-            f"the topic {name} cannot be made: {error.str()}", hint=HINTS.get(error.code(), "headwater check")
+            f"the topic {name} cannot be created: {error.str()}", hint=HINTS.get(error.code(), "headwater check")
         )
         self.is_for_its_name = error.code() in NAME_REFUSED
         """Whether another topic could be made."""
@@ -129,6 +129,15 @@ def look(client: Admin, topics: Iterable[Topic], *, timeout: float = ADMIN_TIMEO
             ]
 
 
+def names_in(client: Admin) -> dict[str, TopicMetadata]:
+    """Return all topics of the cluster by name; raise FatalError when it cannot be reached."""
+    try:
+        return dict(client.list_topics(timeout=ADMIN_TIMEOUT_S).topics)
+    except KafkaException as error:
+        client.poll(0)
+        raise unreachable(error, client.refusal) from error
+
+
 def look_again(client: Admin, topics: Sequence[Topic], *, timeout: float = ADMIN_TIMEOUT_S) -> list[TopicState]:
     """Return what is there when topics were made a moment ago: a broker hears of them a little later than it says so."""
     deadline = time.monotonic() + timeout
@@ -145,7 +154,7 @@ def unreachable(error: KafkaException, refusal: str = "") -> HeadwaterError:
         return UnreachableError(f"Kafka refuses this client: {refusal}", hint="headwater check ([kafka.properties])")
     return UnreachableError(
         f"Kafka cannot be reached: {error.args[0].str()}",
-        hint="headwater check (kafka.bootstrap_servers, HEADWATER_KAFKA__BOOTSTRAP_SERVERS); headwater local up",
+        hint="headwater check, which names the address of kafka.bootstrap_servers; or headwater local up",
     )
 
 
@@ -157,13 +166,13 @@ def ensure(client: Admin, topics: Iterable[Topic], replication: int) -> list[str
     found = look(client, topics)
     for problem in (topic.problem for topic in found):
         if problem:
-            raise FatalError(problem, hint="set partitions to the topic's number, or drain and make new topics")
+            raise FatalError(problem, hint="set partitions to the topic's number, or drain and create new topics")
     missing = [topic.wanted for topic in found if topic.partitions == 0]
     refused = refusals(client, missing, replication)
     if any(error.code() in LIMITED for error in refused.values()):
         missing, allowed = lowered(client, missing, refused, replication)
         if allowed:
-            log.warning("%s: topics are made so. Set kafka.max_message_bytes = %d", allowed, allowed.size)
+            log.warning("%s: topics are created with it. Set kafka.max_message_bytes = %d", allowed, allowed.size)
         refused = refusals(client, missing, replication)
     for name, error in refused.items():
         raise TopicRefusedError(name, error)

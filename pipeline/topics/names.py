@@ -154,7 +154,7 @@ class Topics:
             Topic(self.gaps, 1, "changes known to be lost", kept),
             *(Topic(name, count, f"items of {table}", compacted) for table, name in self.references.items()),
             Topic(self.flows, 1, "versions of the flows, and who runs which", compacted),
-            Topic(self.retry, count, "rejected changes to be tried again", {**kept, **beside}, HEADROOM),
+            Topic(self.retry, count, "rejected changes to be retried", {**kept, **beside}, HEADROOM),
             Topic(
                 self.flow_state,
                 count,
@@ -162,7 +162,7 @@ class Topics:
                 {**compacted, **beside},
                 HEADROOM,
             ),
-            Topic(self.dead_letter_states, 1, "which dead letters are done with", compacted),
+            Topic(self.dead_letter_states, 1, "which dead letters were retried or discarded", compacted),
             Topic(self.replays, 1, "replays, and how far they are", compacted),
             Topic(self.lake_schemas, 1, "columns of the tables in the lake", compacted),
             Topic(

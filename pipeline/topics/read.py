@@ -19,7 +19,7 @@ READ_TIMEOUT_S = 20.0
 
 @contextmanager
 def reading(settings: Settings, group: str = "") -> Iterator[Consumer]:
-    """Give a consumer that stands outside the group; raise FatalError when the cluster cannot be reached."""
+    """Give a consumer that is outside the group; raise FatalError when the cluster cannot be reached."""
     consumer = kafka_clients.consumer(settings.kafka.conf, group or settings.prefix, enable_partition_eof=True)
     try:
         yield consumer
@@ -40,15 +40,17 @@ def latest(records: Iterable[Message]) -> dict[bytes, bytes]:
     return found
 
 
-def read(consumer: Consumer, topic: str, start: Mapping[int, int], most: int | None) -> list[Message]:
+def read_topic(consumer: Consumer, topic: str, start: Mapping[int, int], most: int | None) -> list[Message]:
     """Read a topic from these offsets to its end as of now, `most` records at most.
 
     Raise FatalError when nothing more comes before the end.
     """
-    return list(each(consumer, topic, start) if most is None else islice(each(consumer, topic, start), most))
+    return list(
+        each_record(consumer, topic, start) if most is None else islice(each_record(consumer, topic, start), most)
+    )
 
 
-def each(consumer: Consumer, topic: str, start: Mapping[int, int]) -> Iterator[Message]:
+def each_record(consumer: Consumer, topic: str, start: Mapping[int, int]) -> Iterator[Message]:
     """Yield the records of a topic from these offsets to its end as of now; none is kept.
 
     Raises FatalError when nothing more comes before the end.
@@ -65,7 +67,7 @@ def each(consumer: Consumer, topic: str, start: Mapping[int, int]) -> Iterator[M
                 deadline = time.monotonic() + READ_TIMEOUT_S
             elif time.monotonic() > deadline:
                 raise FatalError(
-                    f"reading {topic}: nothing has come for {READ_TIMEOUT_S:.0f} s", hint="headwater check"
+                    f"reading {topic}: nothing has arrived for {READ_TIMEOUT_S:.0f} s", hint="headwater check"
                 )
             for message in found:
                 error = message.error()

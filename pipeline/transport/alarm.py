@@ -1,4 +1,4 @@
-"""Waiting for news, but not for ever."""
+"""Waiting for news, but not forever."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ queues of all held partitions together above which all of them are."""
 
 
 Run = tuple[list[Any], int]
-"""Records in order, and the bytes of their values. What sources offer is no message of Kafka and counts as nothing: it is
+"""Records in order, and the bytes of their values. What sources offer is not a message of Kafka and counts as nothing: it is
 bounded by themselves."""
 
 
@@ -38,8 +38,8 @@ class Backlog:
         self.queues: dict[TP, deque[Run]] = {}
         self.held: dict[TP, set[str]] = {}
         """Partitions that do not run, and for whom: each holder releases for itself."""
-        self.standing: frozenset[TP] = frozenset()
-        """Partitions that stand still with a long queue: the reader pauses them."""
+        self.paused: frozenset[TP] = frozenset()
+        """Partitions that are idle with a long queue: the reader pauses them."""
         self.has_room = threading.Event()
         """Clear while the queues hold so much that the reader must slow down. The one thing here that its thread looks at."""
         self.has_room.set()
@@ -103,15 +103,15 @@ class Backlog:
         return any(queue and tp not in self.held and allowed(tp) for tp, queue in self.queues.items())
 
     def measure(self) -> None:
-        """Decide anew whether the reader must slow down and which partitions to pause."""
+        """Decide again whether the reader must slow down and which partitions to pause."""
         records = size = held_records = held_size = 0
-        standing = set()
+        paused = set()
         for tp, (count, weight) in self._sizes.items():
             if is_virtual(tp.topic):
                 continue
-            share = 2 if tp in self.standing else 1  # paused until half of it has gone
+            share = 2 if tp in self.paused else 1  # paused until half of it has gone
             if count * share > PARTITION_FULL or weight * share > PARTITION_BYTES:
-                standing.add(tp)
+                paused.add(tp)
             elif tp not in self.held:
                 records += count
                 size += weight
@@ -121,9 +121,9 @@ class Backlog:
         share = 2 if self._crowded else 1
         self._crowded = held_records * share > PARTITION_FULL or held_size * share > PARTITION_BYTES
         if self._crowded:
-            standing.update(tp for tp in self.held if not is_virtual(tp.topic))
-        if standing != self.standing:
-            self.standing = frozenset(standing)
+            paused.update(tp for tp in self.held if not is_virtual(tp.topic))
+        if paused != self.paused:
+            self.paused = frozenset(paused)
         if records > FULL or size > FULL_BYTES:
             self.has_room.clear()
         else:

@@ -35,11 +35,11 @@ class BaseTransport(base.Transport):
     - `exactly_once`; False: at least once, without transactions;
     - `message_max`: bytes of a record that may be written;
     - `group_protocol`: classic, or consumer (KIP-848);
-    - `renews`: topics whose readers begin anew when they were recreated, because what they write names the log; others stop;
+    - `renews`: topics whose readers begin again when they were recreated, because what they write names the log; others stop;
     - `tell_loss` writes down, in the slice, what retention has taken unread;
     - `leaves_out`: whether a record may be left out for an error, because its agent writes away what comes with an `error`;
       else the worker stops;
-    - `join` state and sources.
+    - `add_participant`: state and sources.
     """
 
     default_port = 9092
@@ -88,7 +88,7 @@ class BaseTransport(base.Transport):
         """Return the log that a topic was when this worker subscribed to it; `UNKNOWN` for others."""
         return self.logs.get(topic, UNKNOWN)
 
-    def join(self, participant: Participant) -> None:
+    def add_participant(self, participant: Participant) -> None:
         """Let state or a source follow the slices."""
         self.transaction.participants.append(participant)
 
@@ -118,7 +118,7 @@ class BaseTransport(base.Transport):
         }
 
     def _group_conf(self) -> dict[str, Any]:
-        """Return how partitions are shared out: by `range`, so that equal numbers of all topics meet on one worker."""
+        """Return how partitions are assigned: by `range`, so that equal numbers of all topics meet on one worker."""
         if self.group_protocol == "consumer":
             return {"group.protocol": "consumer", "group.remote.assignor": "range"}  # the broker sets the time-outs
         return {
@@ -163,6 +163,6 @@ class BaseTransport(base.Transport):
                 admin.create_topics([new])[topic].result(float(want_seconds(timeout)))
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS or ensure_created:
-                    stop_process(f"the topic {topic} cannot be made: {error.args[0].str()}", hint="headwater check")
+                    stop_process(f"the topic {topic} cannot be created: {error.args[0].str()}", hint="headwater check")
 
         await asyncio.to_thread(create)

@@ -1,6 +1,6 @@
 """From where the partitions of a worker are read: at the assignment, after a former owner's transaction, behind a gap.
 
-What the offset is, is decided in `starts`, which is pure. Here is asked, waited and told.
+What the offset is, is decided in `starts`, which is pure. This module asks, waits and reports.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pipeline.transport.starts import LostRecords, PartitionState, start_of
 log = logging.getLogger(__name__)
 
 GAP = "gap"
-"""Holds partitions of which retention has taken records, until that is written down."""
+"""Holds partitions of which retention has taken records, until that is recorded."""
 
 
 class Restarts(Protocol):
@@ -101,7 +101,7 @@ class Beginnings:
         await self._restart(tp, self._start(tp, replace(there, committed=committed)), claim)
 
     def _start(self, tp: TP, there: PartitionState) -> int:
-        """Decide on the offset; raise FatalError where it cannot be known. A loss holds the partition until it is told."""
+        """Decide on the offset; raise FatalError where it cannot be known. A loss holds the partition until it is reported."""
         if self._host.is_changelog(tp):
             return there.low
         pinned = self._transport.log_of(tp.topic)
@@ -132,7 +132,7 @@ class Beginnings:
             await asyncio.sleep(0.05)
 
     def gone(self, tp: TP, offset: int) -> None:
-        """Go on with what is left: retention has overtaken this worker at an offset."""
+        """Continue with what is left: retention has overtaken this worker at an offset."""
         if (claim := self._claims.get(tp)) is not None:
             self._host.in_background(self._go_on_behind(tp, offset, claim))
 
@@ -152,7 +152,7 @@ class Beginnings:
         await self._restart(tp, start, claim)
 
     def _is_free(self, tp: TP) -> bool:
-        """Say whether the loss of a partition can be told: its state is there, and all that was read before is done."""
+        """Say whether the loss of a partition can be reported: its state is there, and all that was read before is done."""
         return self._host.is_held_by_none_but(tp, GAP) and not any(
             participant.waits(tp) for participant in self._transport.participants
         )
@@ -161,7 +161,7 @@ class Beginnings:
         self._transport.tell_loss(lost)
 
     def _told(self, lost: LostRecords) -> None:
-        """Let a partition go on behind its gap; in the transaction's thread."""
+        """Let a partition continue behind its gap; in the transaction's thread."""
 
         def go_on() -> None:
             for participant in self._transport.participants:

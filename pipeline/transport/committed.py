@@ -1,6 +1,6 @@
 """The offsets that a group has committed, each with the log that it is of.
 
-What this version commits carries the log in the offset's metadata. An offset without one is of a version before, or was set
+What this version commits carries the log in the offset's metadata. An offset without one is of an earlier version, or was set
 by hand (kafka-consumer-groups.sh): it is taken to be of the log that is there now.
 """
 
@@ -34,7 +34,7 @@ class Committed(NamedTuple):
     offset: int | None
     """The offset of the next record to read; None: nothing was committed, or Kafka has forgotten it."""
     log: Log = UNKNOWN
-    """The log that it is of; `UNKNOWN` for one of a version before, or set by hand."""
+    """The log that it is of; `UNKNOWN` for one of an earlier version, or set by hand."""
     is_stable: bool = True
     """False: a transaction has sent another offset and is not decided yet."""
     mark: str = ""

@@ -85,7 +85,7 @@ class Consumer(faust_consumer.Consumer):
             if time.monotonic() > deadline:
                 stop_process(
                     f"topics that agents or tables read do not exist: {', '.join(missing)}",
-                    hint="make them, with as many partitions as the topics they are worked on with",
+                    hint="create them, with as many partitions as the topics they are used with",
                 )
             await asyncio.sleep(0.2)
 
@@ -108,7 +108,7 @@ class Consumer(faust_consumer.Consumer):
                 self.backlog.held.pop(tp, None)
         self.slices.news.set()
 
-    def stand(self, tps: Iterable[TP], holder: str, reason: str) -> None:
+    def give_up_and_hold(self, tps: Iterable[TP], holder: str, reason: str) -> None:
         """Give the slice under way up, and keep partitions back until they are released: no record of them is at fault."""
         self.hold(tps, holder)
         self.slices.give_up_slice(reason)
@@ -135,7 +135,7 @@ class Consumer(faust_consumer.Consumer):
         async def run() -> None:
             try:
                 await work
-            except Exception as error:  # noqa: BLE001 - the partition would be idle in silence
+            except Exception as error:  # noqa: BLE001 - the partition would silently be idle
                 await self.slices.give_up("finding the offset to read from", error)
 
         task = asyncio.ensure_future(run())
@@ -200,7 +200,7 @@ class Consumer(faust_consumer.Consumer):
         assignor._assignment = ClientAssignment(actives=actives, standbys={})  # noqa: SLF001
         assignor._topic_groups = dict.fromkeys(actives, 0)  # noqa: SLF001
 
-    # -- slices: see `Host` there -------------------------------------------------------------------------------------
+    # -- slices: see `SlicesHost` -------------------------------------------------------------------------------------
 
     @property
     def between_slices(self) -> asyncio.Lock:
@@ -260,7 +260,7 @@ class Consumer(faust_consumer.Consumer):
             self._acked.pop(tp, None)
             self._acked_index.pop(tp, None)
 
-    def standing(self) -> float:
+    def seconds_without_commit(self) -> float:
         """Return the seconds since which there is work and nothing of it was committed."""
         return self.slices.seconds_without_commit()
 
@@ -286,7 +286,7 @@ class Consumer(faust_consumer.Consumer):
         await self.reader.close()
 
     async def commit_and_end_transactions(self) -> None:
-        """Stop without waiting for the agents is the same here: what is not acked is done again."""
+        """Stop without waiting for the agents is the same here: what is not acked is processed again."""
         await self.wait_empty()
 
     async def commit(self, topics: Any = None, start_new_transaction: bool = True) -> bool:

@@ -1,4 +1,4 @@
-"""The end of a process that must not go on: a fatal error, or a commit whose outcome is unknown."""
+"""The end of a process that must not continue: a fatal error, or a commit whose outcome is unknown."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from typing import NoReturn
 log = logging.getLogger(__name__)
 
 
-def stop_process(reason: str, *, hint: str = "start the worker again: it finds the truth in the broker") -> NoReturn:
+def stop_process(
+    reason: str, *, hint: str = "start the worker again: it asks the broker what was committed"
+) -> NoReturn:
     """End this process at once, with the reason on stderr and exit code 1.
 
-    No graceful shutdown: that could commit. Whatever was not committed is done again by the next owner.
+    No graceful shutdown: that could commit. Whatever was not committed is processed again by the next owner.
     """
     log.critical("headwater: %s (try: %s)", reason, hint)
     logging.shutdown()

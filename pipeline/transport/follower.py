@@ -20,8 +20,8 @@ from pipeline.transport.logs import UNKNOWN, Log, logs_of
 log = logging.getLogger(__name__)
 
 QUIET_S = 30.0
-"""Seconds without a record after which the consumer is made anew: one was seen that did not come back after a broker's
-restart, and from outside it cannot be told from a quiet topic."""
+"""Seconds without a record after which the consumer is recreated: one was seen that did not come back after a broker's
+restart, and from outside it looks like a quiet topic."""
 
 
 class Follower:
@@ -78,7 +78,7 @@ class Follower:
             stop_process(f"reading the topic {self.topic} failed: {error!r}")
 
     def _follow(self, consumer: RdConsumer) -> None:
-        """Read on from where the last consumer was, until there is nothing for long."""
+        """Read on from where the last consumer was, until there is nothing for a long time."""
         at = {**self._start_at, **self.reached}
         partitions = self._wait_for_partitions(consumer)
         consumer.assign([TopicPartition(self.topic, p, at.get(p, OFFSET_BEGINNING)) for p in partitions])
@@ -99,7 +99,7 @@ class Follower:
             if not before.may_be(now):
                 stop_process(
                     f"the topic {self.topic} changed while this worker ran: {before.difference(now)}",
-                    hint="start the worker again: it reads the topic anew",
+                    hint="start the worker again: it reads the topic again",
                 )
             self._log = now
 
@@ -128,9 +128,9 @@ class Follower:
                 reached[cast("int", message.partition())] = at
             elif error.code() == KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001
                 stop_process(
-                    f"{self.topic}[{message.partition()}] has no offset {at} any more: records of it were deleted, or it was "
+                    f"{self.topic}[{message.partition()}] no longer has the offset {at}: records of it were deleted, or it was "
                     "recreated",
-                    hint="start the worker again: it reads the topic anew",
+                    hint="start the worker again: it reads the topic again",
                 )
             else:
                 log.warning("reading %s: %s", self.topic, error)

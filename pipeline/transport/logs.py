@@ -1,6 +1,6 @@
 """Which log a position is in: an offset means something in one topic of one cluster, and nothing in another of the same name.
 
-Kafka gives every cluster an ID and, since version 2.8, every topic one: a topic that was deleted and made again has another.
+Kafka gives every cluster an ID and, since version 2.8, every topic one: a recreated topic has another.
 Brokers without topic IDs say nothing but the cluster: there a recreated topic is noticed by offsets beyond its end alone.
 """
 
@@ -35,7 +35,7 @@ class Log(NamedTuple):
 
     @classmethod
     def parse(cls, text: str | None) -> Log:
-        """Return the log of a text; `UNKNOWN` for anything else: somebody else's, or that of a version before."""
+        """Return the log of a text; `UNKNOWN` for anything else: somebody else's, or that of an earlier version."""
         cluster, slash, topic_id = (text or "").partition("/")
         return cls(cluster, topic_id) if slash and " " not in topic_id else UNKNOWN
 
@@ -64,7 +64,7 @@ def logs_of(client: AdminClient, topics: Iterable[str], *, timeout: float = LOGS
 
 
 class Pinned:
-    """The logs that a worker began with, held against those that are there now. In one thread."""
+    """The logs that a worker began with, compared with those that are there now. In one thread."""
 
     def __init__(self, conf: Mapping[str, Any], log_of: Callable[[str], Log]) -> None:
         self._conf, self._log_of = conf, log_of

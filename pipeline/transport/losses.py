@@ -1,4 +1,4 @@
-"""What retention has taken before it was read: told once, in the transaction that goes on behind it."""
+"""What retention has taken before it was read: reported once, in the transaction that continues behind it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.transport.starts import LostRecords
 class Losses(Participant):
     """Follows the slices before all others: state that keeps the offset of a partition sees the one behind the gap.
 
-    While a loss is not told its partition is held, so nothing of it is in the slice that tells it.
+    While a loss is not reported its partition is held, so nothing of it is in the slice that tells it.
     """
 
     def __init__(
@@ -30,22 +30,22 @@ class Losses(Participant):
 
     @property
     def waiting(self) -> list[LostRecords]:
-        """Those that are not told yet."""
+        """Those that are not reported yet."""
         return list(self._waiting.values())
 
     def due(self) -> bool:
-        """Say whether a loss can be told now."""
+        """Say whether a loss can be reported now."""
         return any(self._is_free(tp) for tp in self._waiting)
 
     def finish(self, work: Slice) -> None:
-        """Tell what can be told, and move the offset behind it."""
+        """Report what can be reported, and move the offset behind it."""
         self._telling = [lost for lost in self.waiting if self._is_free(lost.tp)]
         for lost in self._telling:
             self._tell(lost)
             work.offsets[lost.tp] = lost.end
 
     def committed(self, work: Slice) -> None:
-        """Let the partitions go on."""
+        """Let the partitions continue."""
         for lost in self._telling:
             self._waiting.pop(lost.tp, None)
             self._over(lost)

@@ -31,7 +31,7 @@ class Slice:
 
 
 class Participant:
-    """Follows the slices of a worker. Register with `transport.join(participant)` before the worker starts.
+    """Follows the slices of a worker. Register with `transport.add_participant(participant)` before the worker starts.
 
     Guarantees: for each slice `finish` is called once, before the flush, unless the slice was given up earlier; then
     exactly one of `committed` and `aborted`. These three run in the transaction's thread, one at a time, never
@@ -39,7 +39,7 @@ class Participant:
     """
 
     fence: str = ""
-    """A topic whose partitions are shared out with the others and never read by the group: who owns one owns what it
+    """A topic whose partitions are assigned with the others and never read by the group: who owns one owns what it
     stands for. An offset of it in `work.offsets` keeps a worker from committing that has lost the partition. '' for none."""
 
     positions_of: Collection[str] = ()
@@ -49,7 +49,7 @@ class Participant:
         """Partitions that this worker did not have and now has."""
 
     def revoked(self, partitions: frozenset[TP]) -> None:
-        """Partitions that this worker has no more. Their last slice has been committed or aborted."""
+        """Partitions that this worker no longer has. Their last slice has been committed or aborted."""
 
     def due(self) -> bool:
         """Say whether there is something to finish although nothing was delivered."""
@@ -60,7 +60,7 @@ class Participant:
         return False
 
     def skipped(self, tp: TP, offset: int) -> None:
-        """Go on behind records of a partition that are gone; the gap is written down.
+        """Continue behind records of a partition that are gone; the gap is recorded.
 
         On the event loop; nothing of the partition is under way. `offset` is that of the first record that is left.
         """

@@ -93,7 +93,7 @@ class Producer(FaustProducer):
                     raise too_bad(error.args[0], topic, key, value) from error
                 self.transaction.spoil_or_raise(error)
                 future.set_exception(error)
-                future.exception()  # nobody has to ask: the slice is done again
+                future.exception()  # nobody has to ask: the slice is processed again
                 return future
             else:
                 self._unreported += 1

@@ -1,6 +1,6 @@
-"""The one thread that owns librdkafka's consumer and polls it for ever.
+"""The one thread that owns librdkafka's consumer and polls it forever.
 
-Rebalances are served at once and `max.poll.interval.ms` never bites. No other thread may call the handle: the binding
+Rebalances are handled immediately and `max.poll.interval.ms` never expires. No other thread may call the handle: the binding
 lets one caller in at a time and the others starve, so they hand in commands (`call`) and read `membership`.
 """
 
@@ -43,7 +43,7 @@ def is_member(metadata: bytes) -> bool:
     """Say whether group metadata names a membership.
 
     The bytes are opaque to the API: `CGMDv2:`, int32 generation in machine order (with KIP-848 the member's epoch), group,
-    NUL, member, NUL. What a client holds after it was put out of the group (generation -1, no member) the broker would
+    NUL, member, NUL. What a client holds after it was evicted from the group (generation -1, no member) the broker would
     ACCEPT, unfenced. Both count from 1: a KIP-848 member that is about to join has a name and epoch 0.
     """
     _, member, *_ = metadata[11:].split(b"\0")
@@ -60,8 +60,8 @@ class Reader:
     """Owns the consumer. The callbacks run on the event loop; `starts` and `rebalance` are waited for by the thread.
 
     Nothing is read before it is said from where: `starts` gives the offsets of new partitions, `restart` those of others. A
-    partition whose offset is not known yet is no part of librdkafka's assignment, and no offset there is a logical one like
-    OFFSET_END: the broker's answer to what a logical one is may come after the partition was assigned anew, and moves it.
+    partition whose offset is not known yet is not part of librdkafka's assignment, and no offset there is a logical one like
+    OFFSET_END: the broker's answer to what a logical one is may come after the partition was assigned again, and moves it.
     """
 
     def __init__(
@@ -80,12 +80,12 @@ class Reader:
         self.membership: bytes | None = None
         """Group metadata as of now, or None without a membership."""
         self.lost = 0
-        """How often partitions were lost without a word: a slice that saw it move must abort."""
+        """How often partitions were lost silently: a slice that saw it move must abort."""
         self._conf, self._backlog, self._incremental = dict(conf), backlog, incremental
         self._never_read = never_read
         self._on_records, self._on_end, self._rebalance = on_records, on_end, rebalance
         self._on_gone, self._starts = on_gone, starts
-        """`on_gone` is told of a partition and an offset that its log does not have: it stands still until its restart."""
+        """`on_gone` gets a partition and an offset that its log does not have: it is idle until its restart."""
         self._commands: deque[tuple[Callable[[RdConsumer], Any], asyncio.Future[Any]]] = deque()
         self._paused: frozenset[TP] = frozenset()
         self._owned: set[TP] = set()
@@ -129,7 +129,7 @@ class Reader:
             self._from.update((tp, p.offset) for tp, p in zip(others, places, strict=True) if p.offset >= 0)
             rd.assign(_at(self._from | new))
         self._from.update(new)
-        # A pause outlives an assignment; what must stand is paused again.
+        # A pause outlives an assignment; what must be paused is paused again.
         rd.resume(_at(new if self._incremental else self._from))
         self._paused = frozenset()
         return True
@@ -189,7 +189,7 @@ class Reader:
             self._membership_read_at = now
             metadata = consumer.consumer_group_metadata()
             self.membership = metadata if is_member(metadata) else None
-        wanted = self._backlog.standing
+        wanted = self._backlog.paused
         if wanted != self._paused:
             for change, partitions in (
                 (consumer.pause, wanted - self._paused),
@@ -224,12 +224,12 @@ class Reader:
     def _report(self, consumer: RdConsumer, message: Message, error: KafkaError) -> None:
         if error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - the documented name of the code
             self._loop.call_soon_threadsafe(self._on_end, _partition(message), cast("int", message.offset()))
-        elif error.code() == KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001 - what the offset policy `error` is told by
+        elif error.code() == KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001 - how the offset policy `error` reports it
             self._is_gone(consumer, _partition(message), cast("int", message.offset()))
         elif error.fatal() or error.code() == KafkaError._FATAL:  # noqa: SLF001 - what wraps a fatal error is not flagged so
             name = self._conf.get("group.instance.id")
             stop_process(
-                f"the Kafka consumer failed for good: {error.str()}",
+                f"the Kafka consumer failed permanently: {error.str()}",
                 hint=f"kafka.instance_id {name!r} must be this worker's alone, and is taken until a worker that was killed has "
                 "timed out; start again"
                 if name
@@ -239,7 +239,7 @@ class Reader:
             log.warning("Kafka consumer: %s", error)
 
     def _is_gone(self, consumer: RdConsumer, tp: TP, offset: int) -> None:
-        """Leave a partition out until its restart: assigned at the same offset again, it would be told again."""
+        """Leave a partition out until its restart: assigned at the same offset again, it would be reported again."""
         if self._from.pop(tp, None) is None:
             return
         if self._incremental:
@@ -298,7 +298,7 @@ class Reader:
             )
         except HeadwaterError as error:
             stop_process(error.message, hint=error.hint)
-        except Exception as error:  # noqa: BLE001 - a half-done rebalance cannot be mended from here
+        except Exception as error:  # noqa: BLE001 - a half-done rebalance cannot be repaired from here
             stop_process(f"{name} failed: {error!r}")
 
 

@@ -37,12 +37,12 @@ BACKLOG_INTERVALS = 3
 SLICE_RECORDS, SLICE_BYTES = 30_000, 32 << 20
 """Records, and bytes of their values, in a slice at most."""
 ABORTED_IN_A_ROW = 100
-"""Slices aborted in a row after which something is wrong for good: the worker stops and says what."""
+"""Slices aborted in a row after which something is permanently wrong: the worker stops and says what."""
 REFUSED_PAUSE_S = 0.2
-"""Seconds to wait after a slice that the broker refused: a worker that was put out hears of it a moment later."""
+"""Seconds to wait after a slice that the broker refused: a worker that was evicted hears of it a moment later."""
 END_DEADLINE_S = 60.0
 """Seconds after which the end of a slice is given up: a transaction is aborted by its coordinator long before, and librdkafka
-has been seen to wait for ever when the coordinator of the group had died."""
+has been seen to wait forever when the coordinator of the group had died."""
 STOP_DEADLINE_S = 8.0
 """Seconds that a stopping worker waits for what the agents have in hand."""
 
@@ -160,7 +160,7 @@ class Slices:
 
         The agent acks the batch as usual. It is delivered again record by record, then the guilty one alone, `error` set.
         """
-        log.error("An agent failed at %r; its records are done again one by one:", batch, exc_info=error)
+        log.error("An agent failed at %r; its records are processed again one by one:", batch, exc_info=error)
         self._transaction.spoil(f"an agent failed at {batch!r}")
         return self.poison.blame(batch, error)
 
@@ -177,7 +177,7 @@ class Slices:
         if self._transaction.open:  # not when it failed after the commit
             await self._abort(reason)
         stop_process(
-            reason, hint=getattr(error, "hint", "") or "start the worker again: it finds the truth in the broker"
+            reason, hint=getattr(error, "hint", "") or "start the worker again: it asks the broker what was committed"
         )
 
     # -- the loop -----------------------------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ class Slices:
                     self._moved = time.monotonic()
                     self.news.clear()
                     await wait_at_most(self.news, 0.01 if self._host.app.rebalancing else 0.1)
-        except Exception as error:  # noqa: BLE001 - without its slices a worker would be idle in silence
+        except Exception as error:  # noqa: BLE001 - without its slices a worker would silently be idle
             await self.give_up("the slices", error)
 
     def _is_work(self) -> bool:
@@ -268,7 +268,7 @@ class Slices:
     def _is_in_hand(self) -> bool:
         """Say whether a stopping worker must wait for an agent: one that has taken a message and not acked it.
 
-        Faust has cleared the queues by then: what was in them is done again by the next owner.
+        Faust has cleared the queues by then: what was in them is processed again by the next owner.
         """
         return time.monotonic() < self._stop_by and any(
             not message.acked and getattr(message, "started", not isinstance(message.value, Batch))

@@ -1,7 +1,7 @@
 """Slices that last too long: who takes the time, and which record is at fault.
 
-A slice that lasts longer than its transaction may is aborted and done again in smaller parts. A record that takes too long by
-itself, twice, is left out where its agent writes it away; else the worker stops and names it.
+A slice that lasts longer than its transaction may is aborted and processed again in smaller parts. A record that takes
+too long by itself, twice, is left out where its agent writes it away; else the worker stops and names it.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Slow:
         self._late_alone: dict[TP, tuple[int, int]] = {}
         """The record of a partition that took too long by itself, by its offset, and how often."""
         self._suspects: dict[TP, Suspects] = {}
-        """Where a batch took too long: other partitions go on as usual, so that the next slices say nothing of it."""
+        """Where a batch took too long: other partitions continue as usual, so that the next slices say nothing of it."""
         self._at_work: tuple[ConsumerMessage | None, float] = None, 0.0
         """What the agents work on, and the seconds since they began it."""
         self._longest: tuple[ConsumerMessage | None, float] = None, 0.0
@@ -111,7 +111,7 @@ class Slow:
             self._late_at = self._doing()
             waiting = f"; {self._named(current)}" if current is not None else ""
             self._transaction.spoil(f"it took more than {patience:.0f} s{waiting}")
-            log.warning("A slice lasts for more than %.0f s, and will be done again%s", patience, waiting)
+            log.warning("A slice takes more than %.0f s and will be processed again%s", patience, waiting)
         if self._waited > UNACKED_DEADLINE_S and unacked:
             self._stop(unacked[0])
 
@@ -150,7 +150,7 @@ class Slow:
             return
         error = TooSlowError(
             f"{self._named(message)} took {seconds:.1f} s by itself, {times} times; a slice may last {patience:.0f} s",
-            hint='raise "transaction.timeout.ms" of [kafka.properties], or make the step quicker',
+            hint='raise "transaction.timeout.ms" of [kafka.properties], or make the step faster',
         )
         if not (isinstance(batch, Batch) and self._leave_out(batch, error)):
             raise error

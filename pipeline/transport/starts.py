@@ -74,21 +74,21 @@ def start_of(
         raise FatalError(
             f"the group {group} has read {tp.topic}[{tp.partition}] up to offset {committed.offset} of another log: "
             f"{committed.log.difference(log)}",
-            hint=accept(tp.topic),
+            hint=accept_command(tp.topic),
         )
     if committed.offset > there.end:
-        if renews and not committed.log.topic_id:  # a version before has committed it, in a log that is gone
+        if renews and not committed.log.topic_id:  # an earlier version has committed it, in a log that is gone
             return PartitionStart(there.low, is_renewed=True)
         raise FatalError(
             f"the group {group} has committed offset {committed.offset} of {tp.topic}[{tp.partition}], which ends at "
             f"{there.end}: records were lost there, or the topic was recreated",
-            hint=accept(tp.topic),
+            hint=accept_command(tp.topic),
         )
     if committed.offset < there.low:
         return PartitionStart(there.low, LostRecords(tp, log, group, committed.offset, there.low))
     return PartitionStart(committed.offset)
 
 
-def accept(topic: str) -> str:
-    """Return the command that goes on with a topic as it is now."""
+def accept_command(topic: str) -> str:
+    """Return the command that continues with a topic as it is now."""
     return f"headwater positions accept {topic}; docs/how-to/trouble.md"

@@ -1,7 +1,7 @@
 """The producer of a worker: one Kafka transaction a slice, or, at least once, one flush and then the offsets.
 
-The transactional ID belongs to the state directory, whose lock keeps a second worker out: a restart at once aborts what
-its predecessor left open. For the same reason a producer that the broker has fenced off is made anew: with the lock held
+The transactional ID belongs to the state directory, whose lock keeps a second worker out: a restart immediately aborts what
+its predecessor left open. For the same reason a producer that the broker has fenced off is recreated: with the lock held
 it was the coordinator itself that ended a transaction which had been open for too long.
 """
 
@@ -43,7 +43,7 @@ TIMEOUT_MS = 15_000
 WORK_SHARE = 2 / 3
 """The part of that time which the agents' work may take; the rest is for delivery and commit."""
 RENEWALS, RENEWALS_WITHIN = 3, 60.0
-"""Producers that are made anew within so many seconds at most: more often, somebody else has our transactional ID."""
+"""Producers that are recreated within so many seconds at most: more often, somebody else has our transactional ID."""
 TRANSACTION_TIMEOUT_S = 30.0
 """Seconds that one call to the broker may take."""
 ABORT_TIMEOUT_S = 5.0
@@ -158,7 +158,7 @@ class Transaction:
         """The last connection that the producer in use has lost, or None."""
         self._made_at = self._begun_at = 0.0
         self._mark = ""
-        """Stands with the offsets of a slice, and of no other."""
+        """Given with the offsets of a slice, and of no other."""
         self._undelivered_for: KafkaError | None = None
         """Why a record was not delivered, where there are no transactions."""
 
@@ -194,7 +194,7 @@ class Transaction:
             **({"transaction.timeout.ms": TIMEOUT_MS} if self._exactly_once else {}),
             **({"batch.num.messages": 1} if self.careful else {}),  # a batch is refused whole
         }
-        # A transaction fails with a record that cannot be delivered; plain producing must be told.
+        # A transaction fails with a record that cannot be delivered; plain producing says so in a callback.
         plain = {"enable.idempotence": True, "on_delivery": self._undelivered}
         owned = {"transactional.id": self._name} if self._exactly_once else plain
         # As Java clients do: equal keys of all writers must meet.
@@ -221,7 +221,7 @@ class Transaction:
         return producer
 
     def _on_error(self, error: KafkaError) -> None:
-        """Note that a connection was lost: librdkafka may know the group's coordinator no more, and wait for it for ever."""
+        """Note that a connection was lost: librdkafka may no longer know the group's coordinator, and wait for it forever."""
         if self._exactly_once and error.code() in {KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN}:  # noqa: SLF001
             self._cut_off = error
 
@@ -377,7 +377,7 @@ class Transaction:
             with suppress(KafkaException), raising_kafka_errors():
                 self._flushed(REPORTED_S)  # the reports say which one it was
         else:
-            log.warning("the broker refuses a record: %s; it is looked for, the others go on", cause.str())
+            log.warning("the broker refuses a record: %s; the worker finds it, the others continue", cause.str())
         self.careful = max(self.careful, records, 1)
         self._replace()
 
@@ -514,7 +514,7 @@ class Transaction:
     def commit(self, work: Slice, membership: bytes | None) -> bool:
         """End the slice: commit its outputs, changelogs and offsets together. False: it was aborted instead."""
         if self.spoiled is not None or membership is None:
-            self.abort(work, self.spoiled or "the worker is no member of the group")
+            self.abort(work, self.spoiled or "the worker is not a member of the group")
             return False
         step = "finish"
         try:
@@ -539,7 +539,7 @@ class Transaction:
             step = "logs"
             if why := changed():
                 self.abort(work, why)
-                stop_process(why, hint="start the worker again: it goes on, or says what to do")
+                stop_process(why, hint="start the worker again: it continues, or says what to do")
             step = "offsets"
             self._mark = f"{self._name[-12:]}.{time.monotonic_ns():x}"
             at = [
@@ -567,7 +567,7 @@ class Transaction:
                     return True
                 self.open = False  # the broker has aborted it already
             if failure.fatal() and not self._exactly_once:
-                stop_process(f"the producer failed for good: {failure}")
+                stop_process(f"the producer failed permanently: {failure}")
             self.abort(work, f"refused at its {step}: {failure}")
             return False
         self._committed(work)
@@ -583,7 +583,7 @@ class Transaction:
             participant.committed(work)
 
     def _outcome(self, work: Slice, failure: KafkaError) -> bool:
-        """Say whether a commit that has failed was done all the same, as the group's offsets tell; stop where they do not.
+        """Say whether a commit that has failed was done anyway, as the group's offsets tell; stop where they do not.
 
         The new producer waits until the coordinator has ended what the old one had open.
         """
@@ -603,10 +603,10 @@ class Transaction:
         return False
 
     def _careful_done(self, records: int) -> None:
-        """Go on as usual when the records are done among which one was refused."""
+        """Continue as usual when the records are done among which one was refused."""
         self.careful = max(0, self.careful - max(records, 1))
         if not self.careful:
-            log.info("the broker takes all records again")
+            log.info("the broker accepts all records again")
             self._replace()
 
     def _commit_without_transaction(self, at: Sequence[TopicPartition]) -> None:
@@ -616,7 +616,7 @@ class Transaction:
 
     def abort(self, work: Slice, reason: str) -> None:
         """Give the slice up. Never purge first: that breaks the producer's sequence numbers."""
-        log.warning("slice aborted, its records will be done again: %s", reason)
+        log.warning("slice aborted, its records will be processed again: %s", reason)
         self.last_abort = reason
         if self.open:
             cause = self._cause()
@@ -690,8 +690,8 @@ def too_bad(error: KafkaError, topic: str | None, key: bytes | None, value: byte
 class raising_kafka_errors:  # noqa: N801 - used as a function
     """Raises what librdkafka meant, as a KafkaException.
 
-    The binding raises a fatal error in any call during which it hears of it, as a KafkaError, which is no exception at all: no
-    `except` with a class catches it. Together with a delivery report it makes it a SystemError.
+    The binding raises a fatal error in any call during which it hears of it, as a KafkaError, which is not an exception at
+    all: no `except` with a class catches it. Together with a delivery report it makes it a SystemError.
     """
 
     def __enter__(self) -> None:

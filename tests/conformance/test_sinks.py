@@ -41,7 +41,7 @@ from pipeline.sinks.replica.sink import Replica
 from pipeline.sinks.replica.table import ReplicaTable
 from pipeline.topics.admin import admin, ensure
 from pipeline.topics.names import Topic
-from pipeline.topics.read import read
+from pipeline.topics.read import read_topic
 from pipeline.transport import clients
 from pipeline.transport.committed import Committed
 from pipeline.transport.logs import UNKNOWN, Log
@@ -231,7 +231,7 @@ def mirror(stack: Endpoints) -> Destination:
     def content() -> list[str]:
         consumer = clients.consumer(conf, name, enable_partition_eof=True)
         try:
-            found = read(consumer, name, {0: OFFSET_BEGINNING}, None)
+            found = read_topic(consumer, name, {0: OFFSET_BEGINNING}, None)
         finally:
             consumer.close()
         return sorted(json.loads(one.value() or b"")["eventID"] for one in found)

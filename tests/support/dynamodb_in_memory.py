@@ -60,7 +60,7 @@ class FakeDynamoDB:
         self._call([("Delete", operation)], "ConditionalCheckFailedException")
 
     def transact_write_items(self, TransactItems: Any) -> None:  # noqa: N803 - as boto3 names it
-        self._call([next(iter(one.items())) for one in TransactItems], "TransactionCanceledException")
+        self._call([next(iter(TransactItem.items())) for TransactItem in TransactItems], "TransactionCanceledException")
 
     def _call(self, operations: list[tuple[str, Any]], failure: str) -> None:
         self.trouble("before")

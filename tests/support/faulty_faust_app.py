@@ -126,9 +126,9 @@ if AGENT == "copy_slowly":
             (DIRECTORY / "worst").write_text(f"{worst}")
 
     app.task(watch_the_loop)
-    transport.join(SlowBroker())
+    transport.add_participant(SlowBroker())
 if AGENT == "copy_terminated":
-    transport.join(Terminated())
+    transport.add_participant(Terminated())
 
 function = AGENTS[AGENT.removesuffix("_slowly").removesuffix("_terminated")]
 app.agent(words, name=AGENT, concurrency=3 if AGENT == "hold_one" else 1)(function)

@@ -13,7 +13,7 @@ from confluent_kafka import Message
 from faust.types import TP
 
 from pipeline.sinks.lake.iceberg.columns import columns_of
-from pipeline.sinks.lake.iceberg.maintain import Ages, maintain
+from pipeline.sinks.lake.iceberg.maintain import Ages, maintain_tables
 from pipeline.sinks.lake.iceberg.sink import IcebergSink
 from pipeline.sinks.lake.layouts.columns import item_of
 from pipeline.sinks.lake.sink import Rotation
@@ -132,7 +132,7 @@ def kept_table(directory: Path, mode: Mode) -> IcebergSink:
     directory.mkdir()
     sink = sink_of(directory, mode)
     bring(sink, 0, CHANGES // 2)
-    kept = maintain(catalog_of(directory), "n", ages=ALL, now=datetime.now(UTC) + timedelta(days=9), fewest=2)
-    assert sum(one.compacted + one.orphans for one in kept.tables) > 0
+    kept = maintain_tables(catalog_of(directory), "n", ages=ALL, now=datetime.now(UTC) + timedelta(days=9), fewest=2)
+    assert sum(table.compacted + table.orphans for table in kept.tables) > 0
     bring(sink, CHANGES // 2, CHANGES)
     return sink

@@ -42,9 +42,9 @@ def restore(conf: dict[str, Any], variant: str, state: Path, lake: Path) -> None
     """
     client, topics, offsets = admin(conf), topics_of(variant), offsets_of(variant)
     records = [one for topic in topics.values() for partition in topic["partitions"] for one in partition["records"]]
-    later = int(time.time() * 1000) - max(one["timestamp"] for one in records)
-    for one in records:
-        one["timestamp"] += later
+    later = int(time.time() * 1000) - max(record["timestamp"] for record in records)
+    for record in records:
+        record["timestamp"] += later
     forget(client, list(topics), list(offsets))
     wanted = [Topic(name, len(topic["partitions"]), "of before", topic["config"]) for name, topic in topics.items()]
     until(lambda: made(client, wanted), "the topics")
@@ -55,7 +55,10 @@ def restore(conf: dict[str, Any], variant: str, state: Path, lake: Path) -> None
     for group, by_topic in offsets.items():
         tps = [TopicPartition(name, int(p), at) for name, parts in by_topic.items() for p, at in parts.items()]
         (future,) = client.alter_consumer_group_offsets([ConsumerGroupTopicPartitions(group, tps)]).values()
-        assert all(one.error is None and not one.metadata for one in future.result(20).topic_partitions)
+        assert all(
+            topic_partition.error is None and not topic_partition.metadata
+            for topic_partition in future.result(20).topic_partitions
+        )
     for archive, directory in (("state", state), ("lake", lake)):
         with tarfile.open(FIXTURES / variant / f"{archive}.tar.gz") as tar:
             tar.extractall(directory, filter="data")
@@ -139,13 +142,13 @@ class Writer:
         tp = TopicPartition(topic, partition, 0)
         until(lambda: reader.get_watermark_offsets(tp) == (0, end), f"{topic}[{partition}]: the end {end}")
         reader.assign([tp])
-        for one in records:
+        for record in records:
             message = reader.poll(20)
             assert message is not None
             assert (message.offset(), message.key(), message.value()) == (
-                one["offset"],
-                data(one["key"]),
-                data(one["value"]),
+                record["offset"],
+                data(record["key"]),
+                data(record["value"]),
             )
         reader.close()
 
@@ -153,11 +156,11 @@ class Writer:
 def runs_of(records: Sequence[Record]) -> list[list[Record]]:
     """Return records in runs of offsets that follow each other."""
     runs: list[list[Record]] = []
-    for one in records:
-        if runs and runs[-1][-1]["offset"] + 1 == one["offset"]:
-            runs[-1].append(one)
+    for record in records:
+        if runs and runs[-1][-1]["offset"] + 1 == record["offset"]:
+            runs[-1].append(record)
         else:
-            runs.append([one])
+            runs.append([record])
     return runs
 
 

@@ -47,7 +47,7 @@ class Registry:
             if not 0 < number <= len(versions):
                 return 404, {"error_code": 40401, "message": "Subject or version not found"}
             return 200, versions[number - 1]
-        same = [one for one in versions if one["schema"] == body["schema"]]
+        same = [version for version in versions if version["schema"] == body["schema"]]
         if len(path) == 2:
             return (200, same[0]) if same else (404, {"error_code": 40403, "message": "Schema not found"})
         if (happens := self.before_register) is not None:
@@ -79,7 +79,7 @@ def goes_with(old: dict[str, Any], new: dict[str, Any]) -> bool:
         return True  # anything goes
     if "oneOf" in new:
         branches = old.get("oneOf", [old])
-        return all(any(goes_with(one, other) for other in new["oneOf"]) for one in branches)
+        return all(any(goes_with(branch, other) for other in new["oneOf"]) for branch in branches)
     if old.get("type") != new.get("type") or "oneOf" in old:
         return False
     before, after = old.get("properties", {}), new.get("properties", {})

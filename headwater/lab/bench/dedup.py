@@ -76,10 +76,10 @@ class DedupResults:
         """Return the medians of a system; missing and doubled are sums."""
         rounds = self.rounds[key]
         return DedupRound(
-            statistics.median(one.records_per_s for one in rounds),
-            statistics.median(one.cpu_s_per_million for one in rounds),
-            statistics.median(one.rss_mib for one in rounds),
-            LoadOutcome(sum(one.outcome.missing for one in rounds), sum(one.outcome.doubled for one in rounds)),
+            statistics.median(turn.records_per_s for turn in rounds),
+            statistics.median(turn.cpu_s_per_million for turn in rounds),
+            statistics.median(turn.rss_mib for turn in rounds),
+            LoadOutcome(sum(turn.outcome.missing for turn in rounds), sum(turn.outcome.doubled for turn in rounds)),
         )
 
     def as_json(self) -> dict[str, Any]:

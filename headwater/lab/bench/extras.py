@@ -116,7 +116,7 @@ def slowest_recovery(log: str) -> float:
     """Return the seconds of the slowest of the partitions, which recover at the same time, from a worker's log."""
     found = [float(seconds) for _, seconds in RECOVERED.findall(log)]
     if len(found) != PARTITIONS:
-        raise HeadwaterError(f"{len(found)} of {PARTITIONS} partitions told of a recovery from nothing")
+        raise HeadwaterError(f"{len(found)} of {PARTITIONS} partitions reported a recovery from nothing")
     return max(found)
 
 

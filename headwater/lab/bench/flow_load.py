@@ -56,7 +56,7 @@ def record(number: int) -> tuple[bytes, bytes]:
 
 
 def customer(number: int) -> tuple[bytes, bytes]:
-    """Return reference key and item of a customer, as they stand on a reference topic."""
+    """Return reference key and item of a customer, as they are on a reference topic."""
     name = f"c-{number:05d}"
     item = f'{{"customer_id":{{"S":"{name}"}},"name":{{"S":"Customer {number}"}},"tier":{{"S":"gold"}},"since":{{"N":"2019"}}}}'
     return f'{{"S":"{name}"}}'.encode(), item.encode()

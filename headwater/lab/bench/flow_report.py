@@ -19,7 +19,7 @@ def rows(results: FlowResults) -> list[tuple[str, ...]]:
         median = results.median(task, system)
         if median is None:
             continue
-        paces = [one.per_s for one in rounds]
+        paces = [turn.per_s for turn in rounds]
         found.append(
             (
                 task,

@@ -99,9 +99,9 @@ class FlowResults:
         if not rounds:
             return None
         return FlowRound(
-            statistics.median(one.per_s for one in rounds),
-            statistics.median(one.cpu_us for one in rounds),
-            LoadOutcome(sum(one.outcome.missing for one in rounds), sum(one.outcome.doubled for one in rounds)),
+            statistics.median(turn.per_s for turn in rounds),
+            statistics.median(turn.cpu_us for turn in rounds),
+            LoadOutcome(sum(turn.outcome.missing for turn in rounds), sum(turn.outcome.doubled for turn in rounds)),
         )
 
     def as_json(self) -> dict[str, dict[str, int]]:
@@ -239,7 +239,7 @@ def _follow(progress: MeasuredProgress, process: Process, count: int) -> tuple[A
 
 
 def check(place: SystemPlace, task: str, count: int, topic: str = "") -> LoadOutcome:
-    """Hold the event IDs on the sink topic, or another one, by their headers, against those that must be there."""
+    """Compare the event IDs on the sink topic, or another one, by their headers, with those that must be there."""
     wanted = {flow_load.event_id(n).encode() for n in range(count) if task not in FILTERS or flow_load.is_wanted(n)}
     found = [dict(headers)["event_id"] for headers in load.read_headers(place.servers, topic or place.output)]
     once = set(found)

@@ -1,7 +1,7 @@
 """The benchmark `ingest`: a canned stream into the ingest topic, by a plain boto3 loop and by a real worker, in one run.
 
 Each run has fresh topics, state and server. Its pace is taken from the first committed positions that are seen to those of
-the last records; the output is read and held against what the stream had.
+the last records; the output is read and compared with what the stream had.
 """
 
 from __future__ import annotations
@@ -96,10 +96,10 @@ class IngestResults:
         """Return the medians of a system; missing and doubled are sums."""
         rounds = self.rounds[key]
         return IngestRound(
-            statistics.median(one.changes_per_s for one in rounds),
-            statistics.median(one.cpu_s_per_million for one in rounds),
-            statistics.median(one.server_cpu_s_per_million for one in rounds),
-            LoadOutcome(sum(one.outcome.missing for one in rounds), sum(one.outcome.doubled for one in rounds)),
+            statistics.median(turn.changes_per_s for turn in rounds),
+            statistics.median(turn.cpu_s_per_million for turn in rounds),
+            statistics.median(turn.server_cpu_s_per_million for turn in rounds),
+            LoadOutcome(sum(turn.outcome.missing for turn in rounds), sum(turn.outcome.doubled for turn in rounds)),
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -299,7 +299,7 @@ class IngestProgress:
             if first is not None and done >= end:
                 return read(done).since(first)
             if not process.alive() or time.monotonic() - moved > STILL_SECONDS:
-                why = "ended" if not process.alive() else f"stands still for {STILL_SECONDS:.0f} s"
+                why = "ended" if not process.alive() else f"makes no progress for {STILL_SECONDS:.0f} s"
                 raise HeadwaterError(f"{process.name} {why} at {done} of {end} changes", hint=f"less {process.log}")
 
 

@@ -16,7 +16,7 @@ def rows(results: IngestResults) -> list[tuple[str, ...]]:
     found: list[tuple[str, ...]] = []
     for key, rounds in results.rounds.items():
         median = results.median(key)
-        paces = [one.changes_per_s for one in rounds]
+        paces = [turn.changes_per_s for turn in rounds]
         found.append(
             (
                 title(key),

@@ -38,7 +38,7 @@ from pipeline.sinks.lake.layouts import Layout
 from pipeline.sinks.lake.layouts.columns import ColumnsLayout, TableSchema
 from pipeline.sinks.lake.layouts.envelope import EnvelopeLayout
 from pipeline.sinks.lake.objects import Objects
-from pipeline.sinks.lake.verify import verify
+from pipeline.sinks.lake.verify import verify_lake
 from pipeline.sinks.rows import RowReader
 
 Say = Callable[[str], None]
@@ -155,7 +155,7 @@ class _Bench:
                 progress.follow(process, self._options.messages, begin=progress.committed() - 1)
         finally:
             processes.stop([process])
-        checked = verify(Objects(url))
+        checked = verify_lake(Objects(url))
         if checked.problems or checked.rows != self._options.messages:
             said = f"{checked.rows} of {self._options.messages} rows, {len(checked.problems)} problems"
             self._results.failures.append(f"{layout}, {url}: {said}")
@@ -222,7 +222,7 @@ class _Bench:
 
 
 def _rows(url: str) -> int:
-    return verify(Objects(url), whole=False).rows
+    return verify_lake(Objects(url), whole=False).rows
 
 
 def _topic(place: SystemPlace) -> str:

@@ -111,7 +111,7 @@ class MeasuredProgress:
                     return MeasuredPace(0, 0.0)
                 return MeasuredPace(end - first[0], now - first[1])
             if not process.alive() or now - moved > STILL_SECONDS:
-                why = "ended" if not process.alive() else f"stands still for {STILL_SECONDS:.0f} s"
+                why = "ended" if not process.alive() else f"makes no progress for {STILL_SECONDS:.0f} s"
                 raise HeadwaterError(f"{process.name} {why} at {done} of {end} records", hint=f"less {process.log}")
             time.sleep(POLL)
 

@@ -1,6 +1,6 @@
 """The benchmark `mirror`: a sink topic copied to another cluster, by Headwater's worker and by a plain loop, in one run.
 
-Both clusters are one broker on this machine. The input is preloaded once; each run has a group, a topic over there and state
+Both clusters are one broker on this machine. The input is preloaded once; each run has a group, a topic there and state
 of its own. Progress is what the other cluster knows; pace is taken from the first of it that is seen.
 """
 
@@ -62,7 +62,7 @@ class MirrorResults:
 
     def per_s(self, system: str) -> float:
         """Return the median pace of a system, in records a second."""
-        return statistics.median(one.per_s for one in self.rounds[system])
+        return statistics.median(turn.per_s for turn in self.rounds[system])
 
     def as_json(self) -> dict[str, int]:
         """Return the object that `--json` prints."""
@@ -72,7 +72,7 @@ class MirrorResults:
     def failures(self) -> list[str]:
         """What is wrong with the copies."""
         sums = {
-            name: (sum(one.outcome.missing for one in rounds), sum(one.outcome.doubled for one in rounds))
+            name: (sum(turn.outcome.missing for turn in rounds), sum(turn.outcome.doubled for turn in rounds))
             for name, rounds in self.rounds.items()
         }
         return [
@@ -160,7 +160,7 @@ def preload(servers: str, count: int) -> None:
 
 
 def check(servers: str, topic: str, count: int) -> LoadOutcome:
-    """Hold the event IDs that are there against those that were written."""
+    """Compare the event IDs that are there with those that were written."""
     found = [dict(headers)["event_id"] for headers in load.read_headers(servers, topic)]
     return LoadOutcome(count - len(set(found)), len(found) - len(set(found)))
 
@@ -187,8 +187,8 @@ def _headwater(place: SystemPlace, other: str) -> Process:
 def show(results: MirrorResults, console: Console) -> None:
     """Print the paces and their ratio."""
     for system, rounds in results.rounds.items():
-        paces = ", ".join(f"{one.per_s:,.0f}" for one in rounds)
-        cpu = statistics.median(one.cpu_us for one in rounds)
+        paces = ", ".join(f"{turn.per_s:,.0f}" for turn in rounds)
+        cpu = statistics.median(turn.cpu_us for turn in rounds)
         console.print(f"{system}: {results.per_s(system):,.0f}/s ({paces}), {cpu:.1f} us CPU a record", highlight=False)
     if results.per_s("limit"):
         ratio = results.per_s("headwater") / results.per_s("limit")

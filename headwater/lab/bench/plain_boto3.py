@@ -30,7 +30,7 @@ def plain(value: object) -> int:
     """Return a time as the API wrote it, before boto3 made an object of it."""
     if isinstance(value, datetime):
         return int(value.timestamp())
-    raise TypeError(f"no JSON: {value!r}")
+    raise TypeError(f"not JSON: {value!r}")
 
 
 def main(servers: str, name: str, output: str, positions: str, url: str) -> None:

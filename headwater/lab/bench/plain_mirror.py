@@ -3,7 +3,7 @@
 Records with key, headers, timestamp and partition, and the positions, in one transaction of the other cluster each 100 ms.
 It knows no loops, refuses no topic, holds no partition back, and does not fence a former owner of a partition.
 
-Arguments: servers, group, topic; servers and topic over there.
+Arguments: servers, group, topic; servers and topic there.
 """
 
 from __future__ import annotations

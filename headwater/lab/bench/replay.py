@@ -52,10 +52,10 @@ class ReplayResults:
     def failures(self) -> list[str]:
         """What is wrong with the outputs."""
         return [
-            f"{system}: {one.missing} missing, {one.doubled} doubled"
+            f"{system}: {outcome.missing} missing, {outcome.doubled} doubled"
             for system, outcomes in self.outcomes.items()
-            for one in outcomes
-            if one.missing or one.doubled
+            for outcome in outcomes
+            if outcome.missing or outcome.doubled
         ]
 
 

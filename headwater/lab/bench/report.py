@@ -35,7 +35,7 @@ def rows(results: DedupResults) -> list[tuple[str, ...]]:
     found: list[tuple[str, ...]] = []
     for key, rounds in results.rounds.items():
         median = results.median(key)
-        paces = [one.records_per_s for one in rounds]
+        paces = [turn.records_per_s for turn in rounds]
         found.append(
             (
                 results.titles[key],
@@ -100,7 +100,7 @@ def picture(results: DedupResults) -> Figure:
     figure = Figure(figsize=(9, 1.4 + 0.42 * len(keys)), layout="constrained")
     axes = figure.subplots()
     for place, key in enumerate(keys):
-        median, paces = results.median(key), [one.records_per_s for one in results.rounds[key]]
+        median, paces = results.median(key), [turn.records_per_s for turn in results.rounds[key]]
         spread = [[median.records_per_s - min(paces)], [max(paces) - median.records_per_s]]
         color = OWN if key.startswith("headwater") else OTHER
         axes.barh(place, median.records_per_s, xerr=spread, color=color, ecolor="#1b1f24", capsize=3)

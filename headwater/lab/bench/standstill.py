@@ -1,4 +1,4 @@
-"""How long partitions stand still when a worker joins and when it leaves: those that stay with the other, those that move.
+"""How long partitions are idle when a worker joins and when it leaves: those that stay with the other, those that move.
 
 Measured at the output, by a committed reader: the longest time between two receipts of a partition around the event.
 """
@@ -35,7 +35,7 @@ Say = Callable[[str], None]
 
 
 def standstill(place: SystemPlace, say: Say, rounds: int = ROUNDS) -> dict[str, float]:
-    """Return the seconds that partitions stand still at 5,000/s while a second worker joins and leaves by SIGTERM.
+    """Return the seconds that partitions are idle at 5,000/s while a second worker joins and leaves by SIGTERM.
 
     Each is the median over the rounds of the longest standstill of any partition in a round.
     """
@@ -161,7 +161,7 @@ class _Group:
         return max((longest(self._receipts.times[partition], begin, end) for partition in partitions), default=0.0)
 
     def _owners(self) -> dict[int, str]:
-        """Return the owner of each partition of the input; nothing while the group is being shared out."""
+        """Return the owner of each partition of the input; nothing while partitions are being assigned."""
         try:
             group = self._admin.describe_consumer_groups([self._place.prefix])[self._place.prefix].result(10)
         except (KafkaException, TimeoutError):

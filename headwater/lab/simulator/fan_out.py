@@ -90,14 +90,18 @@ class FanOut:
             found = self.consumers.get(arn)
         else:
             wanted = (request["ConsumerName"], self._kinesis.stream(request)[0])
-            found = next((one for one in self.consumers.values() if (one.name, one.stream) == wanted), None)
+            found = next(
+                (consumer for consumer in self.consumers.values() if (consumer.name, consumer.stream) == wanted), None
+            )
         if found is None:
             raise ApiError("ResourceNotFoundException", "Consumer not found")
         return found
 
     def _list(self, request: Request) -> bytes:
         name, _ = self._kinesis.stream(request)
-        return encode({"Consumers": [one.described() for one in self.consumers.values() if one.stream == name]})
+        return encode(
+            {"Consumers": [consumer.described() for consumer in self.consumers.values() if consumer.stream == name]}
+        )
 
     # -- subscriptions ------------------------------------------------------------------------------------------------
 

@@ -97,7 +97,7 @@ class SimulatedStream:
 
     def taker(self, hash_key: int) -> SimulatedShard:
         """Return the shard that takes this hash key."""
-        return next(one for one in self.open if one.low <= hash_key < one.high)
+        return next(shard for shard in self.open if shard.low <= hash_key < shard.high)
 
     def put(self, hash_key: int, event_id: str, body: Callable[[int], bytes]) -> SimulatedRecord:
         """Add a record to the shard that takes this hash key; `body` makes its JSON from its sequence number."""
@@ -113,7 +113,7 @@ class SimulatedStream:
         self.open.remove(shard)
 
     def roll(self, shard: SimulatedShard) -> None:
-        """Close a shard; one child goes on."""
+        """Close a shard; one child continues it."""
         self.close(shard)
         self._add(shard.low, shard.high, (shard.shard_id,))
 
@@ -135,7 +135,7 @@ class SimulatedStream:
         return True
 
     def trim(self, shard: SimulatedShard, count: int) -> None:
-        """Drop the oldest records of a shard; a closed one of which nothing is left is known no more."""
+        """Drop the oldest records of a shard; a closed one of which nothing is left is no longer known."""
         gone, shard.records = shard.records[:count], shard.records[count:]
         if gone:
             shard.gone += len(gone)

@@ -1,6 +1,6 @@
 """The calls of Kinesis Data Streams that a reader makes, answered from a world whose tables deliver into streams.
 
-A position whose record was trimmed is no error: the iterator begins with what is left. So it is said of AWS; not verified.
+A position whose record was trimmed is not an error: the iterator begins with what is left. So it is said of AWS; not verified.
 """
 
 from __future__ import annotations

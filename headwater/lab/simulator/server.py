@@ -38,7 +38,7 @@ class SimulatorOptions:
     rate: int = 1_000
     """Changes a second; 0: the world changes only by `Running.do`."""
     changes: int | None = None
-    """Changes after which nothing happens any more; None: it goes on."""
+    """Changes after which nothing happens any more; None: no end."""
     iterator_seconds: float = 900.0
     """How long an iterator lives."""
     subscription_seconds: float = 300.0
@@ -102,7 +102,7 @@ class Simulator:
             for _ in range(min(wanted - world.made, 1_000)):
                 world.step()
             await asyncio.sleep(TICK)
-        await asyncio.Event().wait()  # it goes on to answer
+        await asyncio.Event().wait()  # it keeps answering
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         target = request.headers.get("X-Amz-Target", "")

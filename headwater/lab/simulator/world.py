@@ -265,7 +265,7 @@ class World:
 
     def _after_reshaping(self, stream: SimulatedStream, before: list[SimulatedShard]) -> None:
         self.widest = max(self.widest, len(stream.open))
-        for born in [one for one in stream.open if one not in before]:
+        for born in [shard for shard in stream.open if shard not in before]:
             self._list_late(stream, born)
         for closed in [one for one in before if not one.is_open]:
             self._forget_late(stream, closed)
@@ -300,7 +300,7 @@ class World:
 
     def _trim_suddenly(self, stream: SimulatedStream) -> None:
         if _is_untouched(stream):
-            return  # what was trimmed before a stream was found is nobody's loss, but could not be told from one
+            return  # what was trimmed before a stream was found is nobody's loss, but would look like one
         shard = self._dice.choice(list(stream.shards.values()))
         stream.trim(shard, len(shard.records) // 2)
 

@@ -1,8 +1,8 @@
-"""Tends the directories of a lake: makes few large files of many small ones, and takes away what is left over.
+"""Compacts the directories of a lake: makes few large files of many small ones, and removes what is left over.
 
 Only files whose offsets are committed are touched: what may still be tried again keeps its name. Of each directory the large
-files are written first. Then the manifest is changed in one step: they come, and the small ones and their entries count no
-more. Then the small files are deleted, and their entries last: a directory that has entries is looked at by the next run. So a
+files are written first. Then the manifest is changed in one step: they come, and the small ones and their entries no longer
+count. Then the small files are deleted, and their entries last: a directory that has entries is looked at by the next run. So a
 run may end anywhere. Readers of what is listed see each row once at any time; readers by listing see rows twice for a moment.
 
 A file that nothing lists is deleted only when each of its rows is in a file that is listed.
@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from pipeline.sinks.lake import manifests
 from pipeline.sinks.lake.layouts.columns import united
-from pipeline.sinks.lake.manifests import Content, File, FileRange, FirstRow, Names
+from pipeline.sinks.lake.manifests import Content, File, FileRange, Names, RowsBegin
 from pipeline.sinks.lake.objects import Objects, StoredObject
 from pipeline.sinks.lake.parquet import RANGE, range_of
 from pipeline.sinks.lake.paths import mark_of, origin_of
@@ -79,7 +79,7 @@ def compact(
     """Tend the directories below a prefix; files of `size` bytes or more stay, and those with changes after a time.
 
     What is committed must be known before this is called. `at_rest`: no worker writes to the lake any more. `require` is called
-    before each change, and raises where this run may go on no longer.
+    before each change, and raises where this run may not continue.
     """
 
     def is_done(origin: FileRange) -> bool:
@@ -98,7 +98,7 @@ def compact(
     for one in found:
         if one.path.endswith(manifests.SUFFIX):
             files[one.path.rpartition("/")[0]].append(one)
-    busy = sorted(one for one in names.keys() | files.keys() if _is_busy(names.get(one, Names()), len(files[one])))
+    busy = sorted(name for name in names.keys() | files.keys() if _is_busy(names.get(name, Names()), len(files[name])))
     for number, directory in enumerate(busy):
         tended = _Directory(objects, directory, files[directory], is_done, size, older_than_us, dry_run)
         done = tended.tend(names.get(directory, Names()), require)
@@ -108,7 +108,7 @@ def compact(
 
 
 def _is_busy(names: Names, files: int) -> bool:
-    """Say whether there may be something to do, by names alone: a directory that was tended has one file, and no entries."""
+    """Say whether there may be something to do, by names alone: a directory that was compacted has one file, and no entries."""
     return files > 1 or len(names.entries) > (0 if names.manifest else 1)
 
 
@@ -187,7 +187,7 @@ class _Directory:
     def _is_whole(self, group: Sequence[File]) -> bool:
         """Say whether files can be merged: there are several, and all are there."""
         missing = {file.path for file in group} - {one.path for one in self._there}
-        self._left += [f"{path} is listed and not there: headwater lake verify" for path in sorted(missing)]
+        self._left += [f"{path} is listed but missing: headwater lake verify" for path in sorted(missing)]
         return len(group) > 1 and not missing
 
     @staticmethod
@@ -257,15 +257,15 @@ class _Directory:
         if not self._is_done(begun):
             return False  # its flush is under way, or will be taken over
         mark = mark_of(Log.parse(covered.log)) or named.mark
-        same = FirstRow(named.topic, named.partition, mark, named.offset)
+        same = RowsBegin(named.topic, named.partition, mark, named.offset)
         if manifests.merged_rows(listed).get(same, -1) >= covered.end:
             return True
         rows = _rows_in(found)
         for file in listed:
             ranges = [
-                range(one.first, one.end)
-                for one in file.origins
-                if (one.topic, one.partition) == (named.topic, named.partition) and self._is_done(one)
+                range(origin.first, origin.end)
+                for origin in file.origins
+                if (origin.topic, origin.partition) == (named.topic, named.partition) and self._is_done(origin)
             ]
             mine = {row for row in rows if any(row[0] in some for some in ranges)}
             if mine and (stored := self._objects.find(file.path)) is not None:

@@ -17,7 +17,7 @@ from pipeline.settings.sinks import LakeSettings, group_of
 from pipeline.sinks.lake.verify import Carried, LostOffsets
 from pipeline.topics.admin import admin, unreachable
 from pipeline.topics.names import Topics
-from pipeline.topics.read import read
+from pipeline.topics.read import read_topic
 from pipeline.transport import clients
 from pipeline.transport.committed import committed
 from pipeline.transport.logs import logs_of
@@ -112,7 +112,7 @@ def lost(settings: Settings) -> list[LostOffsets]:
         partitions = consumer.list_topics(timeout=LAKES_TIMEOUT_S).topics
         if topic not in partitions:
             return []
-        records = read(consumer, topic, dict.fromkeys(partitions[topic].partitions, OFFSET_BEGINNING), None)
+        records = read_topic(consumer, topic, dict.fromkeys(partitions[topic].partitions, OFFSET_BEGINNING), None)
     except KafkaException as error:
         raise unreachable(error) from error
     finally:

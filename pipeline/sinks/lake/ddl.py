@@ -79,8 +79,8 @@ class Registered:
     """URL of its newest metadata."""
 
 
-def tables_of(objects: Objects, template: str) -> Iterator[Files]:
-    """Yield the tables of a lake of files; raise UsageError where its directories are no table's."""
+def lake_tables(objects: Objects, template: str) -> Iterator[Files]:
+    """Yield the tables of a lake of files; raise UsageError where its directories are not a table's."""
     parts = template.split("/")
     place = next(number for number, part in enumerate(parts) if "{table}" in part)
     above, below = parts[: place + 1], parts[place + 1 :]
@@ -110,11 +110,11 @@ def _pattern(part: str) -> str:
 
 
 def _directories(objects: Objects, depth: int, above: str = "") -> Iterator[str]:
-    for one in objects.directories(above):
+    for directory in objects.directories(above):
         if depth > 1:
-            yield from _directories(objects, depth - 1, one)
+            yield from _directories(objects, depth - 1, directory)
         else:
-            yield one
+            yield directory
 
 
 def _schema(objects: Objects, directory: str) -> pa.Schema | None:
@@ -175,13 +175,13 @@ def _type(engine: str, kind: pa.DataType) -> str:
 
 
 def _columns(table: Files, engine: str, quoted: Callable[[str], str]) -> tuple[list[str], str]:
-    """Return the columns as an engine declares them, and a comment on those that it has not."""
+    """Return the columns as an engine declares them, and a comment on those that it does not have."""
     lines, left_out = [], []
-    for one in table.schema:
-        if (kind := _type(engine, one.type)) and (name := quoted(one.name)):
+    for field in table.schema:
+        if (kind := _type(engine, field.type)) and (name := quoted(field.name)):
             lines.append(f"  {name} {kind}")
         else:
-            left_out.append(one.name)
+            left_out.append(field.name)
     words = ", ".join(repr(name) for name in left_out)
     return lines, f"-- Without a name or a type here: {words}\n" if left_out else ""
 

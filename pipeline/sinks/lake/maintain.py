@@ -46,7 +46,7 @@ class Lease:
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
 
     def take(self) -> None:
-        """Take it, or go on holding it."""
+        """Take it, or keep it."""
         self._set(is_mine=False)
 
     def require(self) -> None:
@@ -125,7 +125,7 @@ class Maintained:
         return {name: getattr(self, name) for name in names} | {"requests": self.requests.json()}
 
 
-def maintain(
+def maintain_lake(
     objects: Objects,
     name: str,
     carried: Iterable[Carried],

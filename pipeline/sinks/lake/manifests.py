@@ -9,8 +9,8 @@
 
 A directory's files are those of its manifest and its entries, without those whose rows are in a large file: one that
 maintenance has made names the topic, partition, log and offsets of all that it was made of. What has the same first offset,
-and does not reach further, is in it. So entries that are left over, or that a worker who was away for long writes once more,
-show no row twice.
+and does not reach further, is in it. So entries that are left over, or that are written again by a worker that was away
+for a long time, show no row twice.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class FileRange(msgspec.Struct, frozen=True):
     end: int
     """... and before this one."""
     log: str = ""
-    """The log that the offsets are of; '' where a version before has written it, or where the broker gives no IDs."""
+    """The log that the offsets are of; '' where an earlier version has written it, or where the broker gives no IDs."""
 
 
 class File(msgspec.Struct, frozen=True):
@@ -97,7 +97,7 @@ class Manifest(msgspec.Struct):
     gaps: list[ManifestGap] = msgspec.field(default_factory=list)
 
 
-class FirstRow(NamedTuple):
+class RowsBegin(NamedTuple):
     """Where the rows of a file begin: a record is in one directory, and no other file there begins with it."""
 
     topic: str
@@ -134,7 +134,7 @@ class Content:
 # -- writing ----------------------------------------------------------------------------------------------------------
 
 
-def path_of(directory: str) -> str:
+def manifest_path(directory: str) -> str:
     """Return the path of a directory's manifest."""
     return f"{directory}/{NAME}"
 
@@ -176,7 +176,7 @@ def exchange(objects: Objects, directory: str, *, added: Sequence[File], removed
 
     def change(old: bytes | None) -> bytes | None:
         nonlocal done
-        manifest = Manifest(directory) if old is None else decode(old)
+        manifest = Manifest(directory) if old is None else decode_manifest(old)
         files = {file.path: file for file in manifest.files if file.path not in gone}
         new = [file for file in added if file.path not in files or not _names_logs(files[file.path])]
         merged = merged_rows(files.values())
@@ -193,15 +193,15 @@ def exchange(objects: Objects, directory: str, *, added: Sequence[File], removed
         content = msgspec.json.encode(changed)
         return None if content == old else content
 
-    objects.change(path_of(directory), change)
+    objects.change(manifest_path(directory), change)
     return done
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
-def decode(content: bytes) -> Manifest:
-    """Read a manifest. Where a worker of a version before has left the logs out of it, the names of files have them."""
+def decode_manifest(content: bytes) -> Manifest:
+    """Read a manifest. Where a worker of an earlier version has left the logs out of it, the names of files have them."""
     found = msgspec.json.decode(content, type=Manifest)
     found.files = [file if _names_logs(file) else _named(file) for file in found.files]
     return found
@@ -245,15 +245,15 @@ def contents(objects: Objects, directories: Mapping[str, Names], *, broken: Brok
     """
     left = dict(directories)
     for _ in range(CHANGE_ATTEMPTS):
-        manifests = objects.find_all(path_of(directory) for directory, names in left.items() if names.manifest)
+        manifests = objects.find_all(manifest_path(directory) for directory, names in left.items() if names.manifest)
         some = {
-            directory: _begin(directory, names, manifests.get(path_of(directory)), broken)
+            directory: _begin(directory, names, manifests.get(manifest_path(directory)), broken)
             for directory, names in left.items()
         }
         wanted = [
             path
             for directory, names in left.items()
-            for path in (*(one for one in names.entries if one not in some[directory].spent), *names.gaps)
+            for path in (*(entry for entry in names.entries if entry not in some[directory].spent), *names.gaps)
         ]
         found = objects.find_all(wanted)
         again: list[str] = []
@@ -283,9 +283,9 @@ def _begin(directory: str, names: Names, manifest: bytes | None, broken: Broken 
     content = Content(directory, Manifest(directory))
     if manifest is not None:
         try:
-            content.manifest = decode(manifest)
+            content.manifest = decode_manifest(manifest)
         except msgspec.MsgspecError as error:
-            _tell(path_of(directory), error, broken)
+            _tell(manifest_path(directory), error, broken)
     known = {file.path for file in content.manifest.files if _names_logs(file)}
     content.spent.update(path for path in names.entries if file_of(path) in known)
     return content
@@ -329,21 +329,24 @@ def is_merged(file: File) -> bool:
     return origin_of(file.path) is None
 
 
-def merged_rows(files: Iterable[File]) -> dict[FirstRow, int]:
+def merged_rows(files: Iterable[File]) -> dict[RowsBegin, int]:
     """Return which files' rows are in large ones, and up to which offset."""
-    found: dict[FirstRow, int] = {}
+    found: dict[RowsBegin, int] = {}
     for file in filter(is_merged, files):
         for rows, origin in zip(rows_of(file), file.origins, strict=True):
             found[rows] = max(origin.end, found.get(rows, 0))
     return found
 
 
-def rows_of(file: File) -> list[FirstRow]:
+def rows_of(file: File) -> list[RowsBegin]:
     """Return what tells the rows of a file."""
-    return [FirstRow(one.topic, one.partition, mark_of(Log.parse(one.log)), one.first) for one in file.origins]
+    return [
+        RowsBegin(origin.topic, origin.partition, mark_of(Log.parse(origin.log)), origin.first)
+        for origin in file.origins
+    ]
 
 
-def _is_in(file: File, merged: Mapping[FirstRow, int]) -> bool:
+def _is_in(file: File, merged: Mapping[RowsBegin, int]) -> bool:
     """Say whether all rows of a file are in large ones. One that reaches further counts: it was written once more."""
     found = list(zip(rows_of(file), file.origins, strict=True))
     return bool(found) and all(merged.get(rows, -1) >= origin.end for rows, origin in found)

@@ -41,7 +41,7 @@ AT_ONCE = 16
 PAGE = 1_000
 """Objects of one LIST request, and of one request of S3 that deletes several."""
 LOCK = ".lock"
-"""The file that stands in for conditional puts in a directory."""
+"""The file that replaces conditional puts in a directory."""
 XML = re.compile(r"<\?xml.*?<Error>.*?</Error>|<Error>.*?</Error>", re.DOTALL)
 LONGEST = 1_000
 """Characters of an error's cause at most."""
@@ -134,7 +134,7 @@ class Objects:
             except ERRORS as error:
                 raise self._explain(path, error) from error
             return
-        raise TransientError(f"the lake {self.url}, object {path}: others change it all the time")
+        raise TransientError(f"the lake {self.url}, object {path}: others keep changing it")
 
     def _change_locally(self, path: str, change: Callable[[bytes | None], bytes | None]) -> None:
         """Change a file under a lock: a directory knows no conditional put."""
@@ -251,7 +251,7 @@ class Objects:
 
     def paths(self, prefix: str = "") -> list[str]:
         """Return the paths of all objects below a prefix, sorted; not that of a directory's lock."""
-        return [one.path for one in self.listed(prefix)]
+        return [name.path for name in self.listed(prefix)]
 
     def _explain(self, path: str, error: Exception) -> HeadwaterError:
         what = f"the lake {self.url}, object {path}: {cause_of(error)}"
@@ -272,7 +272,7 @@ def cause_of(error: Exception) -> str:
     said, _, debug = str(error).strip().partition("Debug source:")
     words = " ".join(XML.sub(_of_xml, said).split()) or type(error).__name__
     hidden = re.findall(r'message: "((?:[^"\\]|\\.)*)"', debug)
-    found = ": ".join([words, *dict.fromkeys(one for one in hidden if one not in words)])
+    found = ": ".join([words, *dict.fromkeys(hiding for hiding in hidden if hiding not in words)])
     return found if len(found) <= LONGEST else f"{found[:LONGEST]} ..."
 
 

@@ -31,7 +31,7 @@ class Range(msgspec.Struct, frozen=True):
     end: int
     paths: list[str]
     log: str = ""
-    """The log that they are of; '' where a version before has written the file, or where the broker gives no IDs."""
+    """The log that they are of; '' where an earlier version has written the file, or where the broker gives no IDs."""
 
 
 class FirstRow(NamedTuple):
@@ -129,7 +129,7 @@ class OpenFile:
         self._rows, self._rows_bytes = Rows(), 0
 
     def _tables_of(self, rows: Rows) -> list[pa.Table]:
-        """Return tables of rows; whatever is wrong with one of them, the others go on."""
+        """Return tables of rows; whatever is wrong with one of them, the others continue."""
         try:
             return [self._layout.table(self.table_name, self._partition, rows)]
         except TransientError:
@@ -172,12 +172,12 @@ class OpenFile:
         self._writer.write_table(table, row_group_size=max(GROUP_ROWS, table.num_rows))
 
     def _open_again(self) -> None:
-        """Go on with a file that was closed, for a range that somebody else had begun otherwise."""
+        """Continue with a file that was closed, for a range that somebody else had begun otherwise."""
         if self._writer is not None and not self._writer.is_open:
             self._append(self._take_back())
 
     def _take_back(self) -> pa.Table:
-        """Return the row groups that were written, and begin anew."""
+        """Return the row groups that were written, and begin again."""
         cast("pq.ParquetWriter", self._writer).close()
         self._writer = None
         table = pq.read_table(io.BytesIO(self._buffer.getvalue()))

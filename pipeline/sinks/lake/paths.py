@@ -16,11 +16,11 @@ from pipeline.transport.logs import Log
 HOUR = 3_600_000_000
 """An hour in microseconds."""
 NAME = re.compile(r"^(?P<topic>[^+]+)\+(?:(?P<mark>[^+]+)\+)?(?P<partition>\d+)\+(?P<offset>\d{20})\.parquet$")
-"""Without a mark: written by a version before, or where the broker gives no IDs."""
+"""Without a mark: written by an earlier version, or where the broker gives no IDs."""
 DEFAULT = "source_table={table}/changed_date={date}/changed_hour={hour}"
 """Directories of a new lake. Readers take their names for columns, in place of attributes of the same name."""
 FORMER = "table={table}/date={date}/hour={hour}"
-"""Those of a lake that a version before has begun."""
+"""Those of a lake that an earlier version has begun."""
 KEY = re.compile(r"(?:^|/)([^/={}]+)=")
 LONGEST, KEPT = 200, 160
 """Bytes of a table's name in a path at most; of a longer one so many stay, and a digest follows."""
@@ -80,7 +80,7 @@ class Directories:
     def _fill(self, table: str, ts_us: int, op: str) -> str:
         at = datetime.fromtimestamp(ts_us // 1_000_000, UTC)
         return self._template.format(
-            table=escaped(table),
+            table=escaped_path(table),
             sink=self._sink,
             op=op,
             date=f"{at:%Y-%m-%d}",
@@ -91,7 +91,7 @@ class Directories:
         )
 
 
-def escaped(table: str) -> str:
+def escaped_path(table: str) -> str:
     """Return a table's name as one part of a path. Names that DynamoDB allows stay as they are.
 
     Other characters are percent-encoded as UTF-8, so are the dots of a name of dots alone. Of what is longer than `LONGEST`
@@ -110,7 +110,7 @@ def mark_of(log: Log) -> str:
     return log.topic_id or quote(log.cluster, safe="")
 
 
-def name_of(topic: str, partition: int, offset: int, mark: str = "") -> str:
+def file_name(topic: str, partition: int, offset: int, mark: str = "") -> str:
     """Return the name of the file of a log whose first record has this offset."""
     return f"{topic}+{mark}+{partition}+{offset:020d}.parquet" if mark else f"{topic}+{partition}+{offset:020d}.parquet"
 

@@ -1,4 +1,4 @@
-"""Series: the offsets of one partition of one log that a lake holds, without a hole. Where each begins is written down once.
+"""Series: the offsets of one partition of one log that a lake holds, without a hole. Where each begins is recorded once.
 
 Beside the tables' directories is `_series/`, whose objects are written once and never changed:
 
@@ -30,7 +30,7 @@ class Series(msgspec.Struct, frozen=True):
     begin: int
     """The first offset that the lake is to hold."""
     follows: bool
-    """Whether it goes on from what a version before has written of the same log, without naming it."""
+    """Whether it continues what an earlier version has written of the same log, without naming it."""
     at: float
     """When it was begun, in seconds since the epoch."""
     former_log: str = ""
@@ -49,7 +49,7 @@ class Rowless(msgspec.Struct, frozen=True):
     end: int
 
 
-def begin(objects: Objects, mark: str, series: Series) -> None:
+def begin_series(objects: Objects, mark: str, series: Series) -> None:
     """Write down where a series begins, if that is not known yet."""
     objects.create(f"{_path(series.topic, mark, series.partition)}.json", msgspec.json.encode(series))
 
@@ -60,10 +60,10 @@ def leave_out(objects: Objects, mark: str, rowless: Rowless) -> None:
     objects.create(f"{place}+{rowless.begin:020d}-{rowless.end:020d}.json", msgspec.json.encode(rowless))
 
 
-def path_of(objects: Objects, configured: str) -> str:
+def series_path(objects: Objects, configured: str) -> str:
     """Return the template of a lake's directories: what is set, else what the lake has begun with, whoever asks first.
 
-    A version before has not written it down: its files are below `table=`, and its series are there before them.
+    An earlier version has not written it down: its files are below `table=`, and its series are there before them.
     """
     if configured:
         return configured
@@ -82,12 +82,12 @@ def known_path(objects: Objects, configured: str) -> str:
 
 
 def _begun_with(objects: Objects) -> str:
-    """Return the template of a lake that has written down none."""
-    begun = any(one == DIRECTORY or one.startswith("table=") for one in objects.directories())
+    """Return the template of a lake that has recorded none."""
+    begun = any(directory == DIRECTORY or directory.startswith("table=") for directory in objects.directories())
     return paths.FORMER if begun else paths.DEFAULT
 
 
-def read(objects: Objects) -> Iterator[Series | Rowless]:
+def read_series(objects: Objects) -> Iterator[Series | Rowless]:
     """Yield all that is known of series."""
     for path in objects.paths(DIRECTORY):
         if path == PATH:

@@ -5,8 +5,8 @@ first row, says in its footer where the range ends; it is written only if there 
 Whoever finds it there (an earlier try, a former owner, a zombie) takes over its range: the same rows make the same files,
 and what is missing of them is written. The committed offset moves when all are there and listed, each by its entry.
 
-Names carry the log: files of a topic that was recreated, or of another cluster, are others at the same offsets. Files of a
-version before have names without it. Where a flush that such a version has begun may be found, one is known by the event ID
+Names carry the log: files of a topic that was recreated, or of another cluster, are others at the same offsets. Files of an
+earlier version have names without it. Where a flush that such a version has begun may be found, one is known by the event ID
 of its first row; and the first flush after an offset without a log takes names of that form, so that a worker of that
 version that wakes up late finds them.
 """
@@ -24,12 +24,12 @@ from confluent_kafka import Message
 from faust.types import TP
 
 from pipeline.errors import FatalError
-from pipeline.sinks.base import NOTHING, Flushed, Rejected, Sink, Writer, standing
+from pipeline.sinks.base import NOTHING, Flushed, Rejected, Sink, Writer, offset_is_of
 from pipeline.sinks.lake import manifests, series
 from pipeline.sinks.lake.layouts import Layout
 from pipeline.sinks.lake.objects import Objects
 from pipeline.sinks.lake.parquet import OpenFile, Range, first_row_in, range_in
-from pipeline.sinks.lake.paths import Directories, keys_of, mark_of, name_of
+from pipeline.sinks.lake.paths import Directories, file_name, keys_of, mark_of
 from pipeline.sinks.moves import Moves
 from pipeline.sinks.rows import RowReader
 from pipeline.transport.committed import Committed
@@ -92,7 +92,7 @@ class LakeSink(Sink):
         """Find out how the lake's directories are called, once."""
         if self._laid_out:
             return
-        self._path = path = series.path_of(self.objects, self._path)
+        self._path = path = series.series_path(self.objects, self._path)
         if "{sink}" in path:  # each sink has a directory of its own: an item that has left one is not there any more
             self.moves = Moves(())
         self.layout.reserve(keys_of(path))
@@ -123,7 +123,7 @@ class LakeWriter(Writer):
         self._log, self._mark = source, mark_of(source)
         self._former = _Former.of(source, committed, start)
         self._series: series.Series | None = _series(tp, start, source, committed)
-        """To be written down; None: it is."""
+        """To be recorded; None: it is."""
         self._rejected: list[Rejected] = []
         """Records that cannot be written, of ranges that are not done yet."""
         self._open: dict[str, OpenFile] = {}
@@ -211,7 +211,7 @@ class LakeWriter(Writer):
         return self._done({"files": written, "rows": rows} if written else {})
 
     def _leave_out(self) -> Flushed:
-        """Go on beyond records that were all refused; the lake tells that there are no rows of them."""
+        """Continue beyond records that were all refused; the lake tells that there are no rows of them."""
         if self._taken > self._begin:
             self._begin_series()
             rowless = series.Rowless(self._tp.topic, self._tp.partition, str(self._log), self._begin, self._taken)
@@ -229,7 +229,7 @@ class LakeWriter(Writer):
 
     def _begin_series(self) -> None:
         if self._series is not None:
-            series.begin(self._lake.objects, self._mark, self._series)
+            series.begin_series(self._lake.objects, self._mark, self._series)
             self._series = None
 
     def _path(self, sealed: _Sealed, number: int) -> str:
@@ -237,10 +237,10 @@ class LakeWriter(Writer):
         return self._path_of(directory, file, sealed.mark)
 
     def _path_of(self, directory: str, file: OpenFile, mark: str) -> str:
-        return f"{directory}/{name_of(self._tp.topic, self._tp.partition, file.first_offset, mark)}"
+        return f"{directory}/{file_name(self._tp.topic, self._tp.partition, file.first_offset, mark)}"
 
     def _mark_for(self, sealed: _Sealed) -> str:
-        """Return the mark of a range's files: the log's, or that of a version before which has begun it, or may have."""
+        """Return the mark of a range's files: the log's, or that of an earlier version which has begun it, or may have."""
         (directory, file), objects, former = sealed.files[0], self._lake.objects, self._former
         if former is None or objects.exists(self._path_of(directory, file, self._mark)):
             return self._mark
@@ -328,7 +328,7 @@ class LakeWriter(Writer):
 
 @dataclass
 class _Former:
-    """Names of files that a version before, which did not know the log, may have begun at the offset that comes next."""
+    """Names of files that an earlier version, which did not know the log, may have begun at the offset that comes next."""
 
     marks: tuple[str, ...]
     may_write: bool
@@ -339,7 +339,7 @@ class _Former:
     @classmethod
     def of(cls, source: Log, committed: Committed, start: int) -> _Former | None:
         """Return them; None where all names are ours."""
-        its = standing(source, committed, start)
+        its = offset_is_of(source, committed, start)
         own, known = mark_of(source), mark_of(committed.log)
         marks = dict.fromkeys([*([known] if its != "other" else []), "", mark_of(Log(source.cluster))])
         marks.pop(own, None)
@@ -353,6 +353,6 @@ class _Former:
 
 
 def _series(tp: TP, start: int, source: Log, committed: Committed) -> series.Series:
-    its = standing(source, committed, start)
+    its = offset_is_of(source, committed, start)
     former = (str(committed.log), committed.offset or 0) if its == "other" else ("", -1)
     return series.Series(*tp, str(source), start, its == "before", round(time.time(), 3), *former)

@@ -76,7 +76,7 @@ class LostOffsets(NamedTuple):
     log: str
 
 
-def verify(
+def verify_lake(
     objects: Objects,
     prefix: str = "",
     *,
@@ -95,7 +95,7 @@ def verify(
     there = {path for path in objects.paths(prefix) if path.endswith(".parquet")}
     known_now = _Now(objects)
     problems += [
-        Problem("not listed", path, "nothing lists it: its flush is under way, or a worker was away for long")
+        Problem("not listed", path, "nothing lists it: its flush is under way, or a worker was away for a long time")
         for path in sorted(there - {file.path for file in files})
         if not known_now.lists(path)
     ]
@@ -111,7 +111,7 @@ def verify(
     known = [*lost, *(LostOffsets(gap.topic, gap.partition, gap.first, gap.last, gap.log) for gap in gaps if gap.topic)]
     explained: list[Problem] = []
     if not prefix:  # else the neighbours are not seen
-        begun, rowless = series.of_kind(series.read(objects))
+        begun, rowless = series.of_kind(series.read_series(objects))
         for hole in _holes(files, begun, rowless, carried, known):
             (explained if hole.is_lost else problems).append(hole.problem)
         problems += _doubled(listed.origins, begun)
@@ -151,9 +151,9 @@ class ListedOrigins:
     def __init__(self, origins: Iterable[FileRange]) -> None:
         self.origins = sorted(set(origins), key=lambda one: (one.topic, one.partition, one.log, one.begin, one.first))
         self._places = {
-            (one.topic, one.partition, one.first, mark)
-            for one in self.origins
-            for mark in {mark_of(Log.parse(one.log)), ""}  # a file of a version before has a name without the log
+            (origin.topic, origin.partition, origin.first, mark)
+            for origin in self.origins
+            for mark in {mark_of(Log.parse(origin.log)), ""}  # a file of an earlier version has a name without the log
         }
 
     def has(self, path: str) -> bool:
@@ -235,7 +235,7 @@ def holes(
     objects: Objects, files: Sequence[File], carried: Iterable[Carried], lost: Iterable[LostOffsets]
 ) -> Iterator[Hole]:
     """Yield what is missing in a lake whose manifests list these files."""
-    begun, rowless = series.of_kind(series.read(objects))
+    begun, rowless = series.of_kind(series.read_series(objects))
     return (hole for hole in _holes(files, begun, rowless, carried, lost) if not hole.is_lost)
 
 
@@ -249,15 +249,15 @@ def _holes(
     """Yield the offsets that should be in a file and are in none."""
     pieces: dict[Key, list[Piece]] = {}
     for file in files:
-        for one in file.origins:
-            piece = Piece(one.begin, one.end, file.oldest, file.newest)
-            pieces.setdefault((one.topic, one.partition, mark_of(Log.parse(one.log))), []).append(piece)
+        for origin in file.origins:
+            piece = Piece(origin.begin, origin.end, file.oldest, file.newest)
+            pieces.setdefault((origin.topic, origin.partition, mark_of(Log.parse(origin.log))), []).append(piece)
     for none in rowless:
         key = none.topic, none.partition, mark_of(Log.parse(none.log))
         pieces.setdefault(key, []).append(Piece(none.begin, none.end))
     beginnings = {(one.topic, one.partition, mark_of(Log.parse(one.log))): one for one in begun}
     now = {(found.topic, found.partition, mark_of(found.log)): found for found in carried}
-    for key in {*beginnings, *now}:  # what a version before has written belongs to the log that it went on with
+    for key in {*beginnings, *now}:  # what an earlier version has written belongs to the log that it continued with
         follows = beginnings[key].follows if key in beginnings else now[key].committed.log == UNKNOWN
         if follows and key[2] and (former := pieces.pop((*key[:2], ""), None)):
             pieces.setdefault(key, []).extend(former)

@@ -39,7 +39,7 @@ class MirrorPosition(NamedTuple):
     refused: frozenset[int] = frozenset()
     """Offsets of the last transaction's records that were left out: the cluster refuses them."""
     log: Log = UNKNOWN
-    """The log, here, that the offsets are of; `UNKNOWN` for a position of a version before, or one that was set by hand."""
+    """The log, here, that the offsets are of; `UNKNOWN` for a position of an earlier version, or one that was set by hand."""
     there: Log = UNKNOWN
     """The log that the records went to; likewise."""
 
@@ -92,8 +92,8 @@ class OtherCluster:
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                     raise FatalError(
-                        f"the topic {name} cannot be made in {self}: {error.args[0].str()}",
-                        hint=f"mirrors.replication_factor; or make it yourself: kafka-topics.sh --create --topic {name} "
+                        f"the topic {name} cannot be created in {self}: {error.args[0].str()}",
+                        hint=f"mirrors.replication_factor; or create it yourself: kafka-topics.sh --create --topic {name} "
                         f"--partitions {topics[0].partitions}",
                     ) from error
         return str(cluster or "")
@@ -161,7 +161,7 @@ class OtherCluster:
         return False
 
     def explain(self, error: KafkaException, what: str) -> HeadwaterError:
-        """Return what a failure means: to be tried again, or that we are refused for good."""
+        """Return what a failure means: to be tried again, or that we are refused permanently."""
         failure: KafkaError = error.args[0]
         refusal, self._refusal = self._refusal, ""
         if refusal or failure.code() in FORBIDDEN:
@@ -182,7 +182,7 @@ class OtherCluster:
 
 
 def metadata_of(position: MirrorPosition) -> str:
-    """Return the metadata of a position: the offsets that were left out, and the logs. A version before reads the former."""
+    """Return the metadata of a position: the offsets that were left out, and the logs. An earlier version reads the former."""
     logs = [f"{name}={log}" for name, log in (("log", position.log), ("there", position.there)) if log != UNKNOWN]
     return ",".join([*map(str, sorted(position.refused)), *logs])
 

@@ -1,11 +1,11 @@
 """Sink topics on another Kafka cluster: every record once, in its partition, in order.
 
 A flush is ONE transaction of the other cluster: the records, and how far they go (the offset after the last of them, here) as
-an offset of a group over there. So records and position are there together, or neither. Each partition has a transactional ID
+an offset of a group there. So records and position are there together, or neither. Each partition has a transactional ID
 of its own: who opens it fences off the former owner and decides what that one left open, and then reads the position. The
 same is done after every failure, so that a commit whose outcome is unknown has one.
 
-A record that the other cluster refuses for good is left out. Its offset is kept with the position until the dead letter is
+A record that the other cluster refuses permanently is left out. Its offset is kept with the position until the dead letter is
 written here: no crash between the two clusters loses it.
 
 With the position are the logs that it is between, here and there. Where the topic here was recreated, the position says
@@ -30,7 +30,7 @@ from faust.types import TP
 from pipeline.errors import FatalError, RejectedError, TransientError, UsageError
 from pipeline.limits import MESSAGE_MAX
 from pipeline.settings.sinks import MirrorSettings
-from pipeline.sinks.base import NOTHING, Flushed, Rejected, Sink, Writer, standing
+from pipeline.sinks.base import NOTHING, Flushed, Rejected, Sink, Writer, offset_is_of
 from pipeline.sinks.mirror.other_cluster import OTHER_CLUSTER_TIMEOUT_S, MirrorPosition, OtherCluster, metadata_of
 from pipeline.topics.admin import admin, look
 from pipeline.topics.names import Topic
@@ -50,7 +50,7 @@ CAREFUL, MOST_REFUSED = 1_000, 100
 NEVER_TAKEN_THERE = {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_TIMESTAMP, KafkaError.INVALID_RECORD}
 """What a broker says of a record that it will never take."""
 REMEMBERED_S = 86_400.0
-"""Seconds after which a position is written anew: a cluster forgets those that are old (offsets.retention.minutes)."""
+"""Seconds after which a position is written again: a cluster forgets those that are old (offsets.retention.minutes)."""
 MIRROR_CUT_OFF_AFTER_S = 5.0
 """Seconds that a producer is used at least, whatever connections it loses: see docs/decisions/0010."""
 MIRROR_LOOK_S = 0.2
@@ -121,14 +121,14 @@ class Mirror(Sink):
         self.passed = frozenset((MIRRORED_FROM, one.encode()) for one in names)
 
     def open(self, tp: TP, start: int, log: Log = UNKNOWN, committed: Committed = NOTHING) -> Writer:
-        """Fence off the former owner, and go on from what is there."""
+        """Fence off the former owner, and continue from what is there."""
         writer = MirrorWriter(self, tp, log)
         writer.take_over()
         try:
             known, end = self._known_here(tp)
         except KafkaException as error:
             raise TransientError(f"{tp.topic}[{tp.partition}]: {error.args[0].str()}") from error
-        if standing(log, committed, start) == "other":
+        if offset_is_of(log, committed, start) == "other":
             known = None
         self._require_plausible(writer, known, end, log)
         writer.begin(known or 0)
@@ -145,17 +145,17 @@ class Mirror(Sink):
         return at.offset if at.offset >= 0 else None, end
 
     def _require_plausible(self, writer: MirrorWriter, committed: int | None, end: int, here: Log) -> None:
-        """Raise FatalError where going on from the position that was found would leave records out, or double them.
+        """Raise FatalError where continuing from the position that was found would leave records out, or duplicate them.
 
         This cluster's offset follows the other's position: it is never beyond it. It may be beyond the markers of
-        transactions, so that the first record given is no measure.
+        transactions, so that the first record given does not say.
         """
         there = writer.there
         reset = f"kafka-consumer-groups.sh --bootstrap-server {self.other} --group {self.id} --topic {there}"
         found, now = writer.found, writer.log_there
         if found is not None and not found.there.may_be(now):
             raise FatalError(
-                f"{there} of {self.other}: the position {found.offset} is of another topic of this name over there: "
+                f"{there} of {self.other}: the position {found.offset} is of another topic of this name there: "
                 f"{found.there.difference(now)}",
                 hint=f"{reset} --reset-offsets --to-offset {committed or 0} --execute (0 copies all of it again)",
             )
@@ -171,7 +171,7 @@ class Mirror(Sink):
         if writer.position_there is None and committed is not None:
             raise FatalError(
                 f"{there} of {self.other}: the position is gone, and this cluster says that everything before "
-                f"{committed} was copied: was the topic made anew, or the position forgotten (offsets.retention.minutes)?",
+                f"{committed} was copied: was the topic recreated, or the position forgotten (offsets.retention.minutes)?",
                 hint=f"{reset} --reset-offsets --to-offset {committed} --execute (0 copies all of it again)",
             )
         if writer.position_there is None and self._holds_ours(writer):
@@ -183,8 +183,8 @@ class Mirror(Sink):
         if writer.position_there is not None and not (committed or 0) <= writer.position_there <= end:
             raise FatalError(
                 f"{there} of {self.other}: its position is {writer.position_there}, and this cluster says that everything "
-                f"before {committed or 0} was copied, of {end}: was one of them restored or its topic made anew?",
-                hint=f"{reset} --reset-offsets --to-offset {committed or 0} --execute goes on from here, and leaves out "
+                f"before {committed or 0} was copied, of {end}: was one of them restored or its topic recreated?",
+                hint=f"{reset} --reset-offsets --to-offset {committed or 0} --execute continues from here, and skips "
                 "what is missing there; docs/how-to/mirror-to-another-cluster.md",
             )
 
@@ -218,9 +218,9 @@ class MirrorWriter(Writer):
         self._left_out: frozenset[int] = frozenset()
         """Offsets before the position that are not there: refused."""
         self._refused: dict[int, Rejected] = {}
-        """Those that are not told yet."""
+        """Those that are not reported yet."""
         self._is_unnamed = False
-        """Whether the position does not say of which log it is: then it is written anew, and says so."""
+        """Whether the position does not say of which log it is: then it is written again, and says so."""
         self._cut_off: KafkaError | None = None
         self._made_at = self._written_at = 0.0
         self._careful = False
@@ -228,7 +228,7 @@ class MirrorWriter(Writer):
     # -- the contract -------------------------------------------------------------------------------------------------
 
     def begin(self, committed: int) -> None:
-        """Begin where this cluster's offset stands: records that were refused after it become dead letters yet."""
+        """Begin at this cluster's offset: records that were refused after it become dead letters yet."""
         there, self._told = self._there, committed
         self.position = min([there, *(offset for offset in self._left_out if offset >= committed)])
 
@@ -246,14 +246,14 @@ class MirrorWriter(Writer):
         return self._size
 
     def is_due(self, now: float) -> bool:
-        """Say yes as soon as there is anything, or the position is to be written anew."""
+        """Say yes as soon as there is anything, or the position is to be written again."""
         is_old = self._is_unnamed or now > self._written_at + REMEMBERED_S
         return self._end > self._told or (self._told == self._there and is_old)
 
     def flush(self) -> Flushed:
         """Write a transaction. After a failure, first find out what is there.
 
-        What was found there is told before anything else is written: the next position forgets what the last one left out.
+        What was found there is reported before anything else is written: the next position forgets what the last one left out.
         """
         while True:
             if self._producer is not None and self._lost_connection():
@@ -311,7 +311,7 @@ class MirrorWriter(Writer):
         if before is not None and (found is None or found.offset < before):
             raise FatalError(
                 f"{self.there} of {self._mirror.other}: its position was {before} and is "
-                f"{'gone' if found is None else found.offset}: was the topic made anew?",
+                f"{'gone' if found is None else found.offset}: was the topic recreated?",
                 hint="start the mirror again: it says what to do",
             )
         if found is not None:
@@ -351,7 +351,7 @@ class MirrorWriter(Writer):
             raise
         until = self._clock() + OTHER_CLUSTER_TIMEOUT_S
         while left := _flush(producer, MIRROR_LOOK_S):
-            _require_whole(producer)  # what stands behind a record that was refused is never sent
+            _require_whole(producer)  # what is behind a record that was refused is never sent
             if self._clock() > until:
                 why = f", {self._cut_off.str()}" if self._cut_off is not None else ""
                 raise TransientError(f"{self.there}: {self._mirror.other} has not taken {left} records{why}")

@@ -51,7 +51,7 @@ class ReplicaWrite:
         return None if self.image is None else {**_for_client(self.image), **self.key()}
 
 
-def write(record: Message, replica: ReplicaSettings) -> ReplicaWrite:
+def write_of(record: Message, replica: ReplicaSettings) -> ReplicaWrite:
     """Return what a record of a sink topic does; raise ValueError or RejectedError when that cannot be known."""
     change = decode(cast("bytes", record.value()))
     if change.op != "d" and change.after is None:
@@ -79,8 +79,8 @@ def target(template: str, table: str) -> str:
 def newest_first(writes: Iterable[ReplicaWrite]) -> list[list[ReplicaWrite]]:
     """Return the writes item by item, of each the newest first: the others count only when that one is refused."""
     items: dict[ReplicaItem, list[ReplicaWrite]] = {}
-    for one in writes:
-        items.setdefault(one.place, []).append(one)
+    for write in writes:
+        items.setdefault(write.place, []).append(write)
     return [sorted(some, key=lambda one: one.version, reverse=True) for some in items.values()]
 
 

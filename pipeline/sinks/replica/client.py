@@ -23,7 +23,7 @@ from pipeline.settings.root import Settings
 from pipeline.settings.sinks import ReplicaSettings
 from pipeline.settings.sources import DynamoDBStreamSettings
 from pipeline.sinks.replica.changes import target
-from pipeline.sources.dynamodb.streams import captures, is_pattern
+from pipeline.sources.dynamodb.streams import captures_table, is_pattern
 from pipeline.topics.names import Topics
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def connect(settings: ReplicaSettings, threads: int) -> DynamoDBClient:
         made = boto3.session.Session(region_name=settings.region, botocore_session=session)
         return made.client("dynamodb", endpoint_url=settings.endpoint_url, config=config)
     except aws.ERRORS as error:
-        known = aws.explain(error, f"the replica {settings.name}")
+        known = aws.explained_aws(error, f"the replica {settings.name}")
         if isinstance(known, aws.CredentialsError):
             raise known from error
         raise FatalError(
@@ -102,11 +102,11 @@ def sources(
     for flow in settings.flows:
         if set(Topics(settings, [flow]).sinks) & set(replica.sinks):
             for table in flow.tables or [name for source in reading for name in naming(source)]:
-                found[table] = next((source for source in reading if captures(source, table)), None)
+                found[table] = next((source for source in reading if captures_table(source, table)), None)
     return found
 
 
-def preflight(settings: Settings, replica: ReplicaSettings, client: DynamoDBClient) -> None:
+def replica_preflight(settings: Settings, replica: ReplicaSettings, client: DynamoDBClient) -> None:
     """Look at the tables; raise FatalError when one is not there or has another key.
 
     What it cannot tell it leaves: tables found by patterns, and sources that do not answer. A replica must begin also when its
@@ -123,8 +123,8 @@ def preflight(settings: Settings, replica: ReplicaSettings, client: DynamoDBClie
             )
         if source is not None and (own := _shape_of_source(table, source)) not in {None, shape}:
             raise FatalError(
-                f"the replica {replica.name}: the table {there} has the key {_words(shape)}, the table {table} that it shall "
-                f"equal has {_words(own or ())}",
+                f"the replica {replica.name}: the table {there} has the key {_words(shape)}, its source table {table} "
+                f"has {_words(own or ())}",
                 hint=f"aws dynamodb describe-table --table-name {there}",
             )
     if replica.version == "attribute" and not replica.tombstone_seconds:
@@ -155,7 +155,7 @@ def _shape(client: DynamoDBClient, table: str, hint: str) -> Shape:
     try:
         found = client.describe_table(TableName=table)["Table"]
     except aws.ERRORS as error:
-        known = aws.explain(error, f"the table {table} of the replica", listing=hint)
+        known = aws.explained_aws(error, f"the table {table} of the replica", listing=hint)
         if isinstance(known, TransientError):
             raise known from error
         raise FatalError(known.message, hint=known.hint) from error

@@ -22,7 +22,7 @@ from pipeline.errors import HeadwaterError, RejectedError, TransientError
 from pipeline.settings.sinks import ReplicaSettings
 from pipeline.sinks.base import NOTHING, Flushed, Rejected, Sink, Writer
 from pipeline.sinks.moves import Moves
-from pipeline.sinks.replica.changes import ReplicaItem, ReplicaWrite, newest_first, write
+from pipeline.sinks.replica.changes import ReplicaItem, ReplicaWrite, newest_first, write_of
 from pipeline.sinks.replica.table import ReplicaTable
 from pipeline.transport.committed import Committed
 from pipeline.transport.logs import UNKNOWN, Log
@@ -61,17 +61,17 @@ class ReplicaWriter(Writer):
         self._rejected: list[Rejected] = []
 
     def add(self, records: Sequence[Message], end: int) -> Sequence[Rejected]:
-        """Take records; those that are no changes are rejected."""
+        """Take records; those that are not changes are rejected."""
         rejected, writes = [], []
         for record in records:
             try:
-                one = write(record, self._settings)
+                one = write_of(record, self._settings)
                 if one.image is not None or not self._moves.stays(record):
                     writes.append(one)
-            except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others go on
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others continue
                 rejected.append(Rejected(record, error))
         self._writes += writes
-        self._size += sum(len(one.record) for one in writes)
+        self._size += sum(len(write.record) for write in writes)
         self._end = end
         return rejected
 
@@ -107,7 +107,7 @@ class ReplicaWriter(Writer):
             raise errors[0]
         # Of a table that throttles, what was done counts: the rest is tried at once, and not later and later.
         self._writes, self._given = self._writes[left:], len(given) - left
-        self._size -= sum(len(one.record) for one in given[:left])
+        self._size -= sum(len(incoming.record) for incoming in given[:left])
         self._there = cast("int", self._writes[0].record.offset()) if self._writes else self._end
         flushed = Flushed(self._there, dict(self._counts), tuple(self._rejected))
         self._counts, self._rejected = Counter(), []
@@ -119,14 +119,14 @@ class ReplicaWriter(Writer):
         """Apply the first of the writes of an item that the table takes; in a thread of the calls."""
         applied = _Applied()
         try:
-            for one in writes:
+            for write in writes:
                 if halt.is_set():
                     return applied
                 try:
-                    applied.kinds.append(self._table.apply(one))
+                    applied.kinds.append(self._table.apply(write))
                     break
                 except RejectedError as error:
-                    applied.rejected.append(Rejected(one.record, error))
+                    applied.rejected.append(Rejected(write.record, error))
         except HeadwaterError as error:
             halt.set()  # the items that are not begun are tried with this one again
             applied.error = error

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from botocore.exceptions import ClientError, ParamValidationError
 
 from pipeline.errors import FatalError, HeadwaterError, RejectedError, TransientError
-from pipeline.services.aws import ERRORS, explain
+from pipeline.services.aws import ERRORS, explained_aws
 from pipeline.settings.sinks import ReplicaSettings
 from pipeline.sinks.replica.changes import ReplicaItem, ReplicaWrite
 from pipeline.sinks.replica.client import EXPIRES, VERSION_KEY
@@ -70,8 +70,8 @@ class ReplicaTable:
         what = f"the table {write.place.table} of the replica {self._settings.name}"
         try:
             key, item = write.key(), write.item()
-        except Exception as error:  # whatever is wrong with it, it is no item
-            raise RejectedError(f"{what}: this is no item of DynamoDB: {error}") from error
+        except Exception as error:  # whatever is wrong with it, it is not an item
+            raise RejectedError(f"{what}: this is not an item of DynamoDB: {error}") from error
         try:
             if self._settings.version == "table":
                 self._with_its_version(write, key, item)
@@ -166,7 +166,7 @@ def _codes(error: ClientError) -> set[str]:
 
 
 def _is_stale(error: Exception) -> bool:
-    """Say whether a condition does not hold: the item is as new already, or newer. Versions grow, so that is for good."""
+    """Say whether a condition does not hold: the item is as new already, or newer. Versions grow, so that is final."""
     return isinstance(error, ClientError) and bool(
         _codes(error) & {"ConditionalCheckFailedException", "ConditionalCheckFailed"}
     )
@@ -185,10 +185,10 @@ def meaning(error: Exception, what: str) -> HeadwaterError:
         if "ResourceNotFoundException" in codes:
             return FatalError(
                 f"{what}, or its table of versions, does not exist",
-                hint="make it with the key of its source, see docs/how-to/replicate-a-table.md; then start the worker again",
+                hint="create it with the key of its source, see docs/how-to/replicate-a-table.md; then start the worker again",
             )
         if codes & {"AccessDeniedException", "AccessDenied"}:
             return FatalError(
                 f"{what}: permission is missing: {message}", hint="docs/how-to/replicate-a-table.md, permissions"
             )
-    return explain(error, what)
+    return explained_aws(error, what)

@@ -1,7 +1,7 @@
-"""Compares the tables of a replica with those that they shall equal: `headwater replica verify`.
+"""Compares the tables of a replica with those that they copy: `headwater replica verify`.
 
 Both are scanned, strongly consistent. Of each item a line with its key and a digest goes to one of `BUCKETS` temporary files by
-its key; then the files of one bucket after the other are held against each other. So memory holds one bucket, and the disk
+its key; then the files of one bucket after the other are compared. So memory holds one bucket, and the disk
 some 100 bytes an item and side.
 
 What differs is looked at again a few times, on both sides: it counts as equal once the replica has something that the source
@@ -71,7 +71,7 @@ class Compared:
 
     replica: str
     tables: list[str]
-    """What it shall equal."""
+    """What it is a copy of."""
     items: int = 0
     replicated: int = 0
     missing: Difference = field(default_factory=Difference)
@@ -90,7 +90,7 @@ class Compared:
         return {**asdict(self), "equal": self.equal}
 
 
-def verify(
+def verify_replica(
     settings: Settings,
     replica: ReplicaSettings,
     segments: int,
@@ -138,7 +138,7 @@ class Side:
     """A table as one side of a comparison. Thread-safe."""
 
     def __init__(self, client: DynamoDBClient, table: str, what: str, ours: str | None) -> None:
-        """`ours` is the attribute that is no difference."""
+        """`ours` is the attribute that does not count as a difference."""
         self._client, self.table, self._what, self._ours = client, table, what, ours
         found = self._ask(lambda: client.describe_table(TableName=table), time.sleep)["Table"]
         self._keys = sorted(key["AttributeName"] for key in found["KeySchema"])
@@ -174,7 +174,7 @@ class Side:
             try:
                 return call()
             except aws.ERRORS as error:
-                raise aws.explain(error, self._what) from error
+                raise aws.explained_aws(error, self._what) from error
 
         try:
             return times(CALL_ATTEMPTS, lambda error: isinstance(error, TransientError), sleep=pause)(attempt)

@@ -25,7 +25,7 @@ def too_large(size: int, most: int) -> RejectedError:
     )
 
 
-def refused(record: Record, error: Exception) -> Unreadable:
+def refused_record(record: Record, error: Exception) -> Unreadable:
     """Return a record that the ingest topic does not take as what cannot be read, with its place if it says one."""
     value = bytes(record["value"])
     return Unreadable(value, error, record["key"], Origin("", sequence=_sequence(msgspec.Raw(value)) or ""))
@@ -65,7 +65,7 @@ _decode_record = msgspec.json.Decoder(_Record).decode
 _decode_keys = msgspec.json.Decoder(dict[str, dict[str, str]]).decode
 
 
-def cut(body: bytes, stream_arn: str) -> Cut:
+def cut_answer(body: bytes, stream_arn: str) -> Cut:
     """Cut a body; a record that cannot be read comes back as unreadable, it never stops the others.
 
     Raises msgspec.DecodeError when the body itself is not what GetRecords answers.
@@ -85,7 +85,7 @@ def _cut_whole(body: bytes, answer: _Body, head: bytes) -> Cut:
     found = _decode_positions(body).records
     records = [
         {
-            "key": item_key(bytes(one.dynamodb.keys)),
+            "key": item_key_of(bytes(one.dynamodb.keys)),
             "value": head + memoryview(_as_lambda_spells(raw) if one.identity else raw)[1:],
         }
         for one, raw in zip(found, answer.records, strict=True)
@@ -100,7 +100,7 @@ def _cut_one_by_one(answer: _Body, head: bytes) -> Cut:
     for raw in answer.records:
         try:
             position = _decode_record(raw).dynamodb
-            key = item_key(bytes(position.keys))
+            key = item_key_of(bytes(position.keys))
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             sequence = _sequence(raw)
             origin = Origin("", sequence=sequence or "")
@@ -114,7 +114,7 @@ def _cut_one_by_one(answer: _Body, head: bytes) -> Cut:
 
 
 @lru_cache(maxsize=65_536)
-def item_key(keys: bytes) -> bytes:
+def item_key_of(keys: bytes) -> bytes:
     """Return the item key: the key attributes as canonical JSON, sorted by name."""
     return canonical(_decode_keys(keys))
 
@@ -122,7 +122,7 @@ def item_key(keys: bytes) -> bytes:
 def key_in(value: bytes) -> bytes | None:
     """Return the item key of what may be a record, None when it has none that can be read."""
     try:
-        return item_key(bytes(_decode_keyed(value).dynamodb.keys))
+        return item_key_of(bytes(_decode_keyed(value).dynamodb.keys))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
@@ -136,7 +136,7 @@ def read_one(value: bytes, stream_arn: str) -> Record:
     position = _decode_record(value).dynamodb
     named = b'"eventSourceARN"' in value and "eventSourceARN" in msgspec.json.decode(value, type=dict[str, msgspec.Raw])
     head = b"{" if named else b'{"eventSourceARN":' + msgspec.json.encode(stream_arn) + b","
-    return {"key": item_key(bytes(position.keys)), "value": head + _as_lambda_spells(msgspec.Raw(value))[1:]}
+    return {"key": item_key_of(bytes(position.keys)), "value": head + _as_lambda_spells(msgspec.Raw(value))[1:]}
 
 
 def _as_lambda_spells(raw: msgspec.Raw) -> bytes:

@@ -12,10 +12,10 @@ import msgspec
 from botocore.exceptions import ClientError
 
 from pipeline.errors import FatalError, TransientError
-from pipeline.services.aws import ERRORS, client, explain, take_body, taken_body
+from pipeline.services.aws import ERRORS, client, explained_aws, take_body, taken_body
 from pipeline.settings.sources import DynamoDBStreamSettings
 from pipeline.sources.base import Cut, ShardStart, Stream, StreamApi
-from pipeline.sources.dynamodb.records import cut
+from pipeline.sources.dynamodb.records import cut_answer
 from pipeline.sources.shard_positions import ShardOf
 from pipeline.sources.shards import Shard
 
@@ -30,7 +30,7 @@ ANSWER_RECORDS = 1_000
 
 
 class DynamoDBStreams(StreamApi):
-    """The calls that the source needs (see `streams.StreamApi`)."""
+    """The calls that the source needs (see `sources.base.StreamApi`)."""
 
     def __init__(self, settings: DynamoDBStreamSettings) -> None:
         self._settings = settings
@@ -64,7 +64,7 @@ class DynamoDBStreams(StreamApi):
         return list(dict.fromkeys(found))
 
     def named(self) -> list[str]:
-        """Return those that are written out."""
+        """Return those that the settings name."""
         return list(dict.fromkeys(name for name in self._settings.tables if not is_pattern(name)))
 
     def _listed(self) -> Iterator[str]:
@@ -72,7 +72,7 @@ class DynamoDBStreams(StreamApi):
             for page in self._tables.get_paginator("list_tables").paginate():
                 yield from page["TableNames"]
         except ERRORS as error:
-            raise explain(error, "the list of tables") from error
+            raise explained_aws(error, "the list of tables") from error
 
     def _tagged(self) -> Iterator[str]:
         tagging: ResourceGroupsTaggingAPIClient = client("resourcegroupstaggingapi", self._settings.region, 1)
@@ -82,7 +82,7 @@ class DynamoDBStreams(StreamApi):
             for page in pages.paginate(TagFilters=filters, ResourceTypeFilters=["dynamodb:table"]):
                 yield from (found["ResourceARN"].rpartition("/")[2] for found in page["ResourceTagMappingList"])
         except ERRORS as error:
-            raise explain(error, f"the tables with the tags {self._settings.tags}") from error
+            raise explained_aws(error, f"the tables with the tags {self._settings.tags}") from error
 
     # -- their streams ------------------------------------------------------------------------------------------------
 
@@ -91,7 +91,7 @@ class DynamoDBStreams(StreamApi):
         try:
             found = self._tables.describe_table(TableName=table)["Table"]
         except ERRORS as error:
-            raise explain(error, f"the table {table}") from error
+            raise explained_aws(error, f"the table {table}") from error
         view = found.get("StreamSpecification", {}).get("StreamViewType", "")
         arn = found.get("LatestStreamArn", "")
         enable = (
@@ -111,7 +111,7 @@ class DynamoDBStreams(StreamApi):
         """Say whether a stream is one of DynamoDB's, of a table that the settings may mean."""
         _, _, resource = arn.partition(":table/")
         table = resource.partition("/")[0]
-        return bool(table) and captures(self._settings, table)
+        return bool(table) and captures_table(self._settings, table)
 
     def shards_of(self, arn: str) -> list[Shard]:
         """Return the whole listing of a stream's shards, all pages of it."""
@@ -122,7 +122,7 @@ class DynamoDBStreams(StreamApi):
                     StreamArn=arn, **cast("Any", {"ExclusiveStartShardId": start} if start else {})
                 )["StreamDescription"]
             except ERRORS as error:
-                raise explain(error, f"the stream {arn}") from error
+                raise explained_aws(error, f"the stream {arn}") from error
             for shard in page.get("Shards", []):
                 parent = shard.get("ParentShardId")
                 first = shard.get("SequenceNumberRange", {}).get("StartingSequenceNumber")
@@ -142,27 +142,27 @@ class DynamoDBStreams(StreamApi):
                 # The starting number of a shard serves to notice what was trimmed; where it is refused, read what is there.
                 refused = error.response.get("Error", {}).get("Code") == "ValidationException"
                 if not (refused and start.first):
-                    raise explain(error, f"the shard {shard_id} of {arn}") from error
+                    raise explained_aws(error, f"the shard {shard_id} of {arn}") from error
             except ERRORS as error:
-                raise explain(error, f"the shard {shard_id} of {arn}") from error
+                raise explained_aws(error, f"the shard {shard_id} of {arn}") from error
             else:
                 return answer["ShardIterator"]
-        raise FatalError(f"the shard {shard_id} of {arn}: there is no place to begin at")
+        raise FatalError(f"the shard {shard_id} of {arn}: there is no position to start from")
 
     def records(self, iterator: str, shard: ShardOf) -> Cut:
         """Return a GetRecords answer, cut into changes; its checksum has been checked."""
         try:
             answer = self._streams.get_records(ShardIterator=iterator, Limit=ANSWER_RECORDS)
         except ERRORS as error:
-            raise explain(error, str(shard)) from error
+            raise explained_aws(error, str(shard)) from error
         body = taken_body(answer, str(shard))
         try:
-            return cut(body, shard.arn)
+            return cut_answer(body, shard.arn)
         except msgspec.DecodeError as error:
             raise TransientError(f"{shard}: the answer of GetRecords cannot be read: {error}") from error
 
 
-def captures(settings: DynamoDBStreamSettings, table: str) -> bool:
+def captures_table(settings: DynamoDBStreamSettings, table: str) -> bool:
     """Say whether the settings may mean a table; which tags it carries only AWS knows."""
     return bool(settings.tags) or any(fnmatchcase(table, name) for name in settings.tables)
 

@@ -1,6 +1,6 @@
 """Kinesis Data Streams as AWS offers them: which streams, their shards, their records.
 
-A stream that is deleted and made anew has the same ARN, and its shards the same IDs, but nothing else in common. So here
+A stream that is deleted and recreated has the same ARN, and its shards the same IDs, but nothing else in common. So here
 a stream's ARN carries the second of its creation, `arn:aws:kinesis:region:account:stream/NAME/1795474571`: then the two
 are two streams of one name, and what lies between them is a gap, as with a table's stream that was off.
 """
@@ -20,11 +20,11 @@ from botocore.exceptions import ClientError
 
 from pipeline.errors import HeadwaterError, TransientError
 from pipeline.limits import MESSAGE_MAX
-from pipeline.services.aws import ERRORS, TrimmedError, VanishedError, client, explain, take_body, taken_body
+from pipeline.services.aws import ERRORS, TrimmedError, VanishedError, client, explained_aws, take_body, taken_body
 from pipeline.settings.sources import KinesisSettings
 from pipeline.sources.base import Cut, ShardStart, Stream, StreamApi
 from pipeline.sources.dynamodb.streams import is_pattern
-from pipeline.sources.kinesis.records import Answer, cut, name_of, plain, read
+from pipeline.sources.kinesis.records import Answer, cut_kinesis, plain_json, read_record, table_name
 from pipeline.sources.kinesis.resequence import Window, Windowed
 from pipeline.sources.shard_positions import ShardOf
 from pipeline.sources.shards import Shard
@@ -52,7 +52,7 @@ class At(str):
 
 
 class KinesisStreams(StreamApi):
-    """The calls that the source needs (see `streams.StreamApi`)."""
+    """The calls that the source needs (see `sources.base.StreamApi`)."""
 
     def __init__(self, settings: KinesisSettings, most: int = MESSAGE_MAX) -> None:
         """`most`: bytes of a record on the ingest topic; what makes a larger one is a dead letter."""
@@ -80,7 +80,7 @@ class KinesisStreams(StreamApi):
         return list(dict.fromkeys(found))
 
     def named(self) -> list[str]:
-        """Return those that are written out."""
+        """Return those that the settings name."""
         return list(dict.fromkeys(name for name in self._settings.streams if not is_pattern(name)))
 
     def _listed(self) -> Iterator[str]:
@@ -88,14 +88,14 @@ class KinesisStreams(StreamApi):
             for page in self._streams.get_paginator("list_streams").paginate():
                 yield from page["StreamNames"]
         except ERRORS as error:
-            raise explain(error, "the list of streams", listing=LIST) from error
+            raise explained_aws(error, "the list of streams", listing=LIST) from error
 
     def stream_of(self, table: str) -> Stream:
         """Return the stream of this name as it is now."""
         try:
             found = self._streams.describe_stream_summary(StreamName=table)["StreamDescriptionSummary"]
         except ERRORS as error:
-            raise explain(error, f"the stream {table}", listing=LIST) from error
+            raise explained_aws(error, f"the stream {table}", listing=LIST) from error
         arn = found["StreamARN"]
         self._newest[arn] = f"{arn}/{found['StreamCreationTimestamp'].timestamp():.0f}"
         if cast("dict[str, Any]", found).get("RecordDistributionStrategy") == "AUTO" and arn not in self._warned:
@@ -109,33 +109,33 @@ class KinesisStreams(StreamApi):
 
     def owns(self, arn: str) -> bool:
         """Say whether a stream is one of Kinesis, of a name that the settings mean."""
-        name = name_of(arn)
-        return bool(name) and captures(self._settings, name)
+        name = table_name(arn)
+        return bool(name) and captures_stream(self._settings, name)
 
     def shards_of(self, arn: str) -> list[Shard]:
-        """Return the whole listing of a stream's shards, all pages of it; raise VanishedError when it was made anew."""
+        """Return the whole listing of a stream's shards, all pages of it; raise VanishedError when it was recreated."""
         self._require_newest(arn)
         shards: list[Shard] = []
-        page: Any = {"StreamARN": plain(arn)}
+        page: Any = {"StreamARN": plain_json(arn)}
         while page:
             try:
                 answer = self._streams.list_shards(**page)
             except ERRORS as error:
-                raise explain(error, f"the stream {arn}", listing=LIST) from error
+                raise explained_aws(error, f"the stream {arn}", listing=LIST) from error
             shards += [_shard(cast("dict[str, Any]", shard)) for shard in answer.get("Shards", [])]
             page = {"NextToken": answer["NextToken"]} if answer.get("NextToken") else None
         return shards
 
     def _require_newest(self, arn: str) -> None:
-        if plain(arn) not in self._newest:
-            self.stream_of(name_of(arn))
-        if self._newest.get(plain(arn)) != arn:
+        if plain_json(arn) not in self._newest:
+            self.stream_of(table_name(arn))
+        if self._newest.get(plain_json(arn)) != arn:
             raise VanishedError(f"the stream {arn} was deleted; another one has its name", hint=LIST)
 
     def _told(self, error: HeadwaterError, arn: str) -> HeadwaterError:
         """Return the error; when something is gone the stream may be another one now: the next call looks at that."""
         if isinstance(error, VanishedError):
-            self._newest.pop(plain(arn), None)
+            self._newest.pop(plain_json(arn), None)
         return error
 
     # -- reading ------------------------------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ class KinesisStreams(StreamApi):
     def iterator(self, arn: str, shard_id: str, start: ShardStart) -> str:
         """Return an iterator that begins with the record at the position, which `records` expects and leaves out.
 
-        When the record that it should go on after is gone, Kinesis itself says nothing: it begins with what is left.
+        When the record that it should continue after is gone, Kinesis itself says nothing: it begins with what is left.
         """
         self._require_newest(arn)
         where: Any
@@ -159,10 +159,10 @@ class KinesisStreams(StreamApi):
         what = f"the shard {shard_id} of {arn}"
         try:
             answer = self._streams.get_shard_iterator(
-                StreamARN=plain(arn), ShardId=shard_id, ShardIteratorType=kind, **where
+                StreamARN=plain_json(arn), ShardId=shard_id, ShardIteratorType=kind, **where
             )
         except ERRORS as error:
-            raise self._told(refused(error, what, "StartingSequenceNumber" in where), arn) from error
+            raise self._told(refused_stream(error, what, "StartingSequenceNumber" in where), arn) from error
         return answer["ShardIterator"]
 
     def records(self, iterator: str, shard: ShardOf) -> Cut:
@@ -181,7 +181,7 @@ class KinesisStreams(StreamApi):
     def _cut(self, answer: Answer, iterator: str) -> Cut:
         """Cut an answer that the iterator gave; with `resequence`, hold back what is not due."""
         if not isinstance(iterator, Windowed):
-            return cut(answer, self._settings, self._most)
+            return cut_kinesis(answer, self._settings, self._most)
         found = iterator.window.take(answer, self._settings, self._most)
         following = found.next_iterator
         return found._replace(next_iterator=None if following is None else Windowed.of(following, iterator.window))
@@ -196,10 +196,12 @@ class KinesisStreams(StreamApi):
         try:
             answer = self._streams.get_records(ShardIterator=iterator, Limit=most)
         except ERRORS as error:
-            raise self._told(explain(error, str(shard), listing=LIST), shard.arn) from error
+            raise self._told(explained_aws(error, str(shard), listing=LIST), shard.arn) from error
         body = taken_body(answer, str(shard))
         try:
-            return read(body, plain(shard.arn), shard.shard_id)._replace(asked=asked, heard=time.monotonic())
+            return read_record(body, plain_json(shard.arn), shard.shard_id)._replace(
+                asked=asked, heard=time.monotonic()
+            )
         except msgspec.DecodeError as error:
             raise TransientError(f"{shard}: the answer of GetRecords cannot be read: {error}") from error
 
@@ -222,7 +224,7 @@ def _expected(iterator: str) -> str | None:
     return text.expected if isinstance(text, At) else None
 
 
-def captures(settings: KinesisSettings, stream: str) -> bool:
+def captures_stream(settings: KinesisSettings, stream: str) -> bool:
     """Say whether the settings mean a stream."""
     return any(fnmatchcase(stream, name) for name in settings.streams)
 
@@ -232,9 +234,9 @@ def _shard(found: dict[str, Any]) -> Shard:
     return Shard(found["ShardId"], tuple(parents), found.get("SequenceNumberRange", {}).get("StartingSequenceNumber"))
 
 
-def refused(error: Exception, what: str, at_a_number: bool) -> HeadwaterError:
+def refused_stream(error: Exception, what: str, at_a_number: bool) -> HeadwaterError:
     """Return an error in our meanings: a sequence number that Kinesis does not know any more was trimmed."""
     code = error.response.get("Error", {}).get("Code") if isinstance(error, ClientError) else ""
     if code == "InvalidArgumentException" and at_a_number:
-        return TrimmedError(f"{what}: Kinesis does not know the position any more: {error}")
-    return explain(error, what, listing=LIST)
+        return TrimmedError(f"{what}: Kinesis no longer knows the position: {error}")
+    return explained_aws(error, what, listing=LIST)

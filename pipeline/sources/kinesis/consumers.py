@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from botocore.exceptions import ClientError
 
 from pipeline.errors import FatalError, HeadwaterError, TransientError
-from pipeline.services.aws import ERRORS, VanishedError, explain
+from pipeline.services.aws import ERRORS, VanishedError, explained_aws
 
 if TYPE_CHECKING:
     from mypy_boto3_kinesis import KinesisClient
@@ -81,7 +81,7 @@ class Consumers:
         return self._consumer.startswith("arn:")
 
     def _explain(self, error: Exception, stream_arn: str) -> HeadwaterError:
-        return explain(error, f"the consumer {self._consumer} of {stream_arn}", listing=self._hint(stream_arn))
+        return explained_aws(error, f"the consumer {self._consumer} of {stream_arn}", listing=self._hint(stream_arn))
 
     def _hint(self, stream_arn: str) -> str:
         return f"aws kinesis list-stream-consumers --stream-arn {stream_arn}"

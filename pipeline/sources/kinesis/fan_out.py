@@ -1,7 +1,7 @@
 """Enhanced fan-out: Kinesis pushes the records of a shard to a registered consumer, over a subscription of five minutes.
 
 A thread a shard holds the subscription, renews it, and hands its events over to the reader, which takes them as it takes
-answers of GetRecords: see `streams`. Places, gaps and credits are the same; one way of reading can follow the other.
+answers of GetRecords: see `shard_reader`. Places, gaps and credits are the same; one way of reading can follow the other.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from pipeline.limits import MESSAGE_MAX
 from pipeline.services.aws import ERRORS, ExpiredIteratorError, NothingYetError, TrimmedError, VanishedError, client
 from pipeline.settings.sources import KinesisSettings
 from pipeline.sources.base import Cut, ShardStart, Stream
-from pipeline.sources.kinesis.api import KinesisStreams, behind, refused
+from pipeline.sources.kinesis.api import KinesisStreams, behind, refused_stream
 from pipeline.sources.kinesis.consumers import Consumers
 from pipeline.sources.kinesis.pushed import Connection, take_stream
-from pipeline.sources.kinesis.records import Answer, name_of, plain, read_event
+from pipeline.sources.kinesis.records import Answer, plain_json, read_event, table_name
 from pipeline.sources.kinesis.subscription import Subscription
 from pipeline.sources.shard_positions import ShardOf
 
@@ -56,7 +56,7 @@ class TakenOverError(TransientError):
 
 
 class FanOutStreams(KinesisStreams):
-    """The calls that the source needs (see `streams.StreamApi`): records come by subscriptions."""
+    """The calls that the source needs (see `sources.base.StreamApi`): records come by subscriptions."""
 
     def __init__(self, settings: KinesisSettings, most: int = MESSAGE_MAX) -> None:
         super().__init__(settings, most)
@@ -83,7 +83,7 @@ class FanOutStreams(KinesisStreams):
     def stream_of(self, table: str) -> Stream:
         """Return the stream of this name as it is now; its consumer is there then, and ACTIVE."""
         stream = super().stream_of(table)
-        self._register(plain(stream.arn))
+        self._register(plain_json(stream.arn))
         return stream
 
     def _register(self, stream_arn: str) -> str:
@@ -93,7 +93,7 @@ class FanOutStreams(KinesisStreams):
     def iterator(self, arn: str, shard_id: str, start: ShardStart) -> str:
         """Return a name for a subscription that begins there; that its place is trimmed comes later, from `records`."""
         self._require_newest(arn)
-        shard = ShardOf(name_of(arn), arn, shard_id)
+        shard = ShardOf(table_name(arn), arn, shard_id)
         name = f"{shard_id}#{next(self._numbers)}"
         self._close(shard)
         self._subscriptions[shard] = name, Subscription(partial(self._follow, shard, start), f"fan-out {shard_id}")
@@ -112,15 +112,15 @@ class FanOutStreams(KinesisStreams):
         if answer is None:
             if subscription.ended:
                 raise ExpiredIteratorError(f"{shard}: the subscription has ended")
-            raise NothingYetError(f"{shard}: no event has come yet")
+            raise NothingYetError(f"{shard}: no event has arrived yet")
         return self._cut(answer if answer.next_iterator is None else answer._replace(next_iterator=name), iterator)
 
     def _warn_of_another(self, shard: ShardOf, error: TakenOverError) -> None:
         if shard.arn not in self._disputed:
             self._disputed.add(shard.arn)
             log.warning(
-                "%s. Once, after this worker stood still, that is no matter; again and again it is another deployment that "
-                "uses the same consumer. Try: another name in the setting consumer",
+                "%s. Once, after this worker was idle, this is harmless. If it repeats, another deployment uses the same "
+                "consumer. Try: another name in the setting consumer",
                 error,
             )
 
@@ -164,7 +164,7 @@ class FanOutStreams(KinesisStreams):
                 failed += 1
                 yield error
             if time.monotonic() - heard > FORGETFUL_S:
-                yield ExpiredIteratorError(f"{shard}: nothing has come for long")
+                yield ExpiredIteratorError(f"{shard}: nothing has arrived for a long time")
                 return
 
     def _until_next(self, shard: ShardOf, failed: int) -> float:
@@ -174,7 +174,7 @@ class FanOutStreams(KinesisStreams):
 
     def _events(self, shard: ShardOf, where: dict[str, Any]) -> Iterator[tuple[Answer, str | None]]:
         self._require_newest(shard.arn)
-        arn = plain(shard.arn)
+        arn = plain_json(shard.arn)
         consumer = self._consumers.get(arn) or self._register(arn)
         connected = False
         try:
@@ -187,7 +187,7 @@ class FanOutStreams(KinesisStreams):
                 for payload in connection.payloads():
                     yield read_event(payload, arn, shard.shard_id)
         except ERRORS as error:
-            explained = refused(error, str(shard), "SequenceNumber" in where)
+            explained = refused_stream(error, str(shard), "SequenceNumber" in where)
             if isinstance(explained, VanishedError):
                 self._require_gone(shard, consumer)
             if connected and isinstance(error, ClientError) and error.response["Error"]["Code"] == IN_USE:
@@ -200,7 +200,7 @@ class FanOutStreams(KinesisStreams):
         """Raise TransientError when it is the consumer that is gone, and not the shard: Kinesis gives one error for both."""
         self.stream_of(shard.table)
         listed = {one.shard_id for one in self.shards_of(shard.arn)}
-        if self._consumers[plain(shard.arn)] != consumer or shard.shard_id in listed:
+        if self._consumers[plain_json(shard.arn)] != consumer or shard.shard_id in listed:
             raise TransientError(f"{shard}: the consumer {consumer} is gone; it is registered again")
 
 

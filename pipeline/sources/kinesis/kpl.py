@@ -37,7 +37,7 @@ def deaggregate(data: bytes) -> list[Sub]:
     """Return the records in an aggregated one, in order; raise NotAggregatedError when it is damaged."""
     message, digest = data[len(MAGIC) : -DIGEST], data[-DIGEST:]
     if len(data) < len(MAGIC) + DIGEST or hashlib.md5(message, usedforsecurity=False).digest() != digest:
-        raise NotAggregatedError("an aggregated record whose checksum does not fit")
+        raise NotAggregatedError("an aggregated record whose checksum does not match")
     try:
         keys = [value.decode() for number, value in _fields(message) if number == 1 and isinstance(value, bytes)]
         return [_sub(value, keys) for number, value in _fields(message) if number == 3 and isinstance(value, bytes)]

@@ -17,7 +17,7 @@ from models.change import OPS
 from models.dead_letter import Origin
 from pipeline.limits import MESSAGE_MAX
 from pipeline.sources.base import Cut, Unreadable
-from pipeline.sources.dynamodb.records import item_key, key_in, too_large
+from pipeline.sources.dynamodb.records import item_key_of, key_in, too_large
 from pipeline.sources.kinesis.kpl import Sub, deaggregate, is_aggregated
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Put(NamedTuple):
     @property
     def stream(self) -> str:
         """The stream's name."""
-        return name_of(self.arn)
+        return table_name(self.arn)
 
     def origin(self, part: str) -> Origin:
         """Return where it was, for a dead letter."""
@@ -116,7 +116,7 @@ class Answer(NamedTuple):
     heard: float = 0.0
 
 
-def read(body: bytes, stream_arn: str, shard_id: str) -> Answer:
+def read_record(body: bytes, stream_arn: str, shard_id: str) -> Answer:
     """Read a GetRecords body; raise msgspec.DecodeError when it is not what GetRecords answers."""
     answer = _decode_body(body)
     wait = max(1 / CALLS, len(body) * 3 / 4 / THROUGHPUT)  # three bytes are four in base64
@@ -137,7 +137,7 @@ def _puts(records: list[_Record], arn: str, shard_id: str) -> list[Put]:
     return [Put(arn, shard_id, r.sequence, r.partition_key, r.arrived, r.data) for r in records]
 
 
-def cut(answer: Answer, how: Codec, most: int = MESSAGE_MAX) -> Cut:
+def cut_kinesis(answer: Answer, how: Codec, most: int = MESSAGE_MAX) -> Cut:
     """Cut an answer into changes; what cannot be read comes back as unreadable, it never stops the others.
 
     So does what makes a record of more than `most` bytes: JSON with types can be many times the JSON that was put.
@@ -183,22 +183,22 @@ def read_put(put: Put, part: str, how: Codec, most: int = MESSAGE_MAX) -> Record
 
 
 def _key_of(put: Put, how: Codec) -> bytes | None:
-    return key_in(put.data) if how.codec == "dynamodb" else item_key(msgspec.json.encode(_keys(put)))
+    return key_in(put.data) if how.codec == "dynamodb" else item_key_of(msgspec.json.encode(_keys(put)))
 
 
 def _keys(put: Put) -> dict[str, dict[str, str]]:
     return {"partition_key": {"S": put.partition_key}}
 
 
-def name_of(arn: str) -> str:
-    """Return a stream's name out of its ARN, whatever stands behind it; '' when it is none of Kinesis."""
+def table_name(arn: str) -> str:
+    """Return a stream's name out of its ARN, whatever is behind it; '' when it is not one of Kinesis."""
     return arn.partition(":stream/")[2].partition("/")[0] if ":kinesis:" in arn else ""
 
 
-def plain(arn: str) -> str:
+def plain_json(arn: str) -> str:
     """Return the ARN that AWS knows: without the creation, and without a consumer."""
     before, stream, _ = arn.partition(":stream/")
-    return f"{before}{stream}{name_of(arn)}"
+    return f"{before}{stream}{table_name(arn)}"
 
 
 # -- what DynamoDB delivers -------------------------------------------------------------------------------------------
@@ -208,7 +208,7 @@ def _delivered(put: Put, part: str, how: Codec) -> Record:
     found = _decode_delivered(put.data)
     if not found.event_id or not found.table or found.event_name not in OPS:
         raise ValueError("not a change of DynamoDB: eventID, tableName or eventName is missing or unknown")
-    return {"key": item_key(bytes(found.dynamodb.keys)), "value": put.data}
+    return {"key": item_key_of(bytes(found.dynamodb.keys)), "value": put.data}
 
 
 # -- what applications put --------------------------------------------------------------------------------------------
@@ -223,8 +223,10 @@ class ExactNumber(str):
 def _object(put: Put, part: str, how: Codec) -> Record:
     fields = _loads(put.data)
     if not isinstance(fields, dict):
-        raise TypeError("not a JSON object: set codec = 'bytes' for what is no object")
-    return _wrapped(put, _event_id(put, part, fields, how.event_id_field), {n: typed(v) for n, v in fields.items()})
+        raise TypeError("not a JSON object: set codec = 'bytes' for what is not an object")
+    return _wrapped(
+        put, _event_id(put, part, fields, how.event_id_field), {n: typed_json(v) for n, v in fields.items()}
+    )
 
 
 def _bytes(put: Put, part: str, how: Codec) -> Record:
@@ -248,7 +250,7 @@ def _wrapped(put: Put, event_id: str, image: dict[str, Any]) -> Record:
         "tableName": put.stream,
         "dynamodb": body,
     }
-    return {"key": item_key(msgspec.json.encode(keys)), "value": msgspec.json.encode(value)}
+    return {"key": item_key_of(msgspec.json.encode(keys)), "value": msgspec.json.encode(value)}
 
 
 def _event_id(put: Put, part: str, fields: dict[str, Any], name: str | None) -> str:
@@ -256,7 +258,7 @@ def _event_id(put: Put, part: str, fields: dict[str, Any], name: str | None) -> 
         return _place(put, part)
     value = fields.get(name)
     if not isinstance(value, str) or not value:
-        raise ValueError(f"the field {name}, which is to be the event ID, is no text or number, or empty")
+        raise ValueError(f"the field {name}, which is to be the event ID, is not text or a number, or is empty")
     return f"{put.stream}:{value}"  # streams may number their records alike
 
 
@@ -264,7 +266,7 @@ def _place(put: Put, part: str) -> str:
     return f"{put.stream}:{put.shard_id}:{put.sequence}{part}"
 
 
-def typed(value: Any) -> dict[str, Any]:
+def typed_json(value: Any) -> dict[str, Any]:
     """Return a JSON value in DynamoDB's typed form; numbers are `Number`."""
     if value is None:
         return {"NULL": True}
@@ -273,8 +275,8 @@ def typed(value: Any) -> dict[str, Any]:
     if isinstance(value, str):
         return {"N" if isinstance(value, ExactNumber) else "S": str(value)}
     if isinstance(value, list):
-        return {"L": [typed(one) for one in value]}
-    return {"M": {name: typed(one) for name, one in value.items()}}
+        return {"L": [typed_json(one) for one in value]}
+    return {"M": {name: typed_json(one) for name, one in value.items()}}
 
 
 def _loads(data: bytes) -> Any:
@@ -288,13 +290,13 @@ def _loads(data: bytes) -> Any:
 
 
 def _no_number(word: str) -> Any:
-    raise ValueError(f"{word} is no JSON")
+    raise ValueError(f"{word} is not JSON")
 
 
 def _no_name_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("a name is twice in an object: one value would be lost")
+        raise ValueError("a name appears twice in an object: one value would be lost")
     return found
 
 

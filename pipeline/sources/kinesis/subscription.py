@@ -15,7 +15,7 @@ class Subscription(Generic[T]):
     """Follows an iterator that blocks, in a thread of its own, and holds one element until it is taken.
 
     The thread begins when somebody takes or waits for the first time: what nobody reads costs nothing.
-    While one is held the thread stands still and reads no more: that is the back-pressure. An exception that the iterator
+    While one is held, the thread waits and reads nothing: that is the back-pressure. An exception that the iterator
     yields is raised at its turn and the next element follows; one that it raises is raised, and is the last.
     """
 
@@ -67,8 +67,8 @@ class Subscription(Generic[T]):
     def _run(self, follow: Callable[[threading.Event], Generator[T | Exception, None, None]]) -> None:
         try:
             with closing(follow(self._closed)) as elements:
-                for one in elements:
-                    if not self._hand_over(one):
+                for element in elements:
+                    if not self._hand_over(element):
                         return
         except Exception as error:  # noqa: BLE001 - it is raised where it is taken
             self._hand_over(error)

@@ -65,7 +65,7 @@ class Snapshot(msgspec.Struct, frozen=True):
 
     @property
     def export_place(self) -> ShardOf:
-        """Where its export is written down, and which worker asks for it."""
+        """Where its export is recorded, and which worker asks for it."""
         return ShardOf(self.table, self.stream, EXPORT)
 
 
@@ -94,7 +94,7 @@ class Export(msgspec.Struct, frozen=True):
 
 
 def is_snapshot(stream: str) -> bool:
-    """Say whether what stands before the slash of a key is a snapshot, and not the ARN of a stream."""
+    """Say whether what is before the slash of a key is a snapshot, and not the ARN of a stream."""
     return stream.startswith(PREFIX)
 
 
@@ -144,7 +144,7 @@ class Snapshots:
         return all(segment.finished for segment in self.scanned(snapshot))
 
     def failure(self, snapshot: Snapshot) -> str:
-        """Return why a snapshot cannot go on, or ''."""
+        """Return why a snapshot cannot continue, or ''."""
         export = self.exports.get(snapshot.stream)
         return (export.failed if export else "") or next((s.failed for s in self.scanned(snapshot) if s.failed), "")
 
@@ -154,11 +154,11 @@ class Snapshots:
 
 
 def repaired(gap: Gap, snapshots: Iterable[Snapshot], tables: Iterable[str] = ()) -> bool:
-    """Say whether all items of a gap's table have been read anew since: what was lost is there again, deletions excepted.
+    """Say whether all items of a gap's table have been read again since: what was lost is there again, deletions excepted.
 
     `tables` are those that may have changes in it, for a gap of a topic; of none it is not known what was lost.
     """
-    since = {one.table for one in snapshots if one.state == "done" and one.began > gap.at}
+    since = {snapshot.table for snapshot in snapshots if snapshot.state == "done" and snapshot.began > gap.at}
     wanted = {gap.table} if gap.table else set(tables)
     return bool(wanted) and wanted <= since
 

@@ -17,7 +17,7 @@ import msgspec
 from botocore.exceptions import BotoCoreError, ClientError
 
 from pipeline.errors import FatalError, HeadwaterError, TransientError
-from pipeline.services.aws import ERRORS, client, explain
+from pipeline.services.aws import ERRORS, client, explained_aws
 from pipeline.sources.base import Cut
 from pipeline.sources.snapshots.known import Export, Segment, Snapshot
 from pipeline.sources.snapshots.scan import PageRows, ScanPage
@@ -98,7 +98,7 @@ class Exports:
     def page(self, snapshot: Snapshot, export: Export, number: int, at: Segment, keys: tuple[str, ...]) -> ScanPage:
         """Read some items of a segment, which is every so-manieth file of the export, from where it is."""
         bucket, _ = bucket_and_prefix(snapshot.export)
-        place, segment = place_of(at), (snapshot.stream, number)
+        place, segment = export_place(at), (snapshot.stream, number)
         opened, lines = self._open.pop(segment, (None, iter(())))
         cut_rows = PageRows(snapshot, keys, self._tables.meta.region_name, export.at)
         try:
@@ -154,7 +154,7 @@ def bucket_and_prefix(url: str) -> tuple[str, str]:
     return bucket, prefix.rstrip("/")
 
 
-def place_of(at: Segment) -> Place:
+def export_place(at: Segment) -> Place:
     """Return where a segment is."""
     return (0, 0) if at.after is None else (int(at.after["file"]["N"]), int(at.after["line"]["N"]))
 
@@ -170,7 +170,7 @@ def _explain(error: Exception, table: str) -> HeadwaterError:
             )
         if code in {"NoSuchBucket", "NoSuchKey"}:
             return FatalError(f"the export of the table {table}: {error}", hint="aws s3 ls")
-    return explain(error, f"the export of the table {table}")
+    return explained_aws(error, f"the export of the table {table}")
 
 
 class _Summary(msgspec.Struct):

@@ -15,7 +15,7 @@ import msgspec
 from models.change import canonical
 from models.snapshot import row, row_head
 from pipeline.errors import FatalError, TransientError
-from pipeline.services.aws import ERRORS, client, explain, take_body, taken_body
+from pipeline.services.aws import ERRORS, client, explained_aws, take_body, taken_body
 from pipeline.sources.base import Cut
 from pipeline.sources.snapshots.known import Segment, Snapshot
 
@@ -138,7 +138,7 @@ class Scanner:
         try:
             found = self._client.describe_table(TableName=table)["Table"]
         except ERRORS as error:
-            raise explain(error, f"the table {table}") from error
+            raise explained_aws(error, f"the table {table}") from error
         provisioned = found.get("ProvisionedThroughput", {}).get("ReadCapacityUnits", 0)
         most = found.get("OnDemandThroughput", {}).get("MaxReadRequestUnits", -1)
         stream = found.get("StreamSpecification", {})
@@ -168,15 +168,15 @@ class Scanner:
                 **start,
             )
         except ERRORS as error:
-            raise explain(error, what) from error
+            raise explained_aws(error, what) from error
         body = taken_body(answer, what)
         try:
-            return rows(body, snapshot, at, keys, self._client.meta.region_name, now)
+            return rows_of(body, snapshot, at, keys, self._client.meta.region_name, now)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise TransientError(f"{what}: the answer of Scan cannot be read: {error}") from error
 
 
-def rows(body: bytes, snapshot: Snapshot, at: Segment, keys: tuple[str, ...], region: str, now: float) -> ScanPage:
+def rows_of(body: bytes, snapshot: Snapshot, at: Segment, keys: tuple[str, ...], region: str, now: float) -> ScanPage:
     """Cut an answer of Scan into rows; `at` is where its segment was before. Pure."""
     found = _decode(body)
     records = PageRows(snapshot, keys, region, now).of(found.items)

@@ -1,7 +1,7 @@
 """Snapshots: scans the tables that are asked for, segment by segment, beside the capture of their streams.
 
 A snapshot is a record of the shards topic, and its segments are kept there like shards: the same fencing, the same
-transactions, and after a kill the same going on at the last position. What makes its rows fit into the stream's changes
+transactions, and after a kill they continue at the last position. What makes its rows fit into the stream's changes
 is in docs/decisions/0017.
 """
 
@@ -43,7 +43,7 @@ WHOLE_SECOND_S = 2.0
 ASKED_AGAIN_S = 1.0
 """Seconds after which AWS is asked again whether something is gone."""
 SNAPSHOTTER_PATIENCE_S = 60.0
-"""Seconds after which a page that may not go is worth a word, and a call that goes on failing another one."""
+"""Seconds after which a page that may not go is worth a log line, and a call that keeps failing another one."""
 
 
 class Wishes(Protocol):
@@ -161,7 +161,7 @@ class Snapshotter:
             host.forget(snapshot.export_place)
 
     def _once(self, host: SnapshotHost, before: Snapshot, after: Snapshot, *marks: bytes) -> None:
-        """Write down what becomes of a snapshot, if it is this worker's to do and was not done under this claim."""
+        """Record what happens to a snapshot, if it is this worker's to do and was not done under this claim."""
         claim, what = host.claim(before.place), (before.stream, after.state)
         if claim is None or self._offered.get(what) is claim:
             return
@@ -184,9 +184,9 @@ class Snapshotter:
         except HOPELESS:
             return  # the table is gone, and with it the wish
         if refusal := facts.refusal():
-            log.error("There can be no snapshot: %s", refusal)
+            log.error("A snapshot is not possible: %s", refusal)
         else:
-            self._once(host, wanted, plan(facts, INITIAL, self._wishes))
+            self._once(host, wanted, plan_snapshot(facts, INITIAL, self._wishes))
 
     # -- scanning -----------------------------------------------------------------------------------------------------
 
@@ -204,18 +204,15 @@ class Snapshotter:
         """Scan the pages of a segment; each waits until the stream has been read past it."""
         keys = (await self._patiently(host, self._scanner.facts, snapshot.table)).keys
         shard, at = snapshot.segment(number), self._known.segment(snapshot, number)
-        purse, waiting = asyncio.Semaphore(PAGES), deque[tuple[ScanPage, float]]()
+        pool, waiting = asyncio.Semaphore(PAGES), deque[tuple[ScanPage, float]]()
         due, said = time.monotonic(), False
         while self._is_wanted(snapshot):
             if waiting and host.has_read(snapshot.table, waiting[0][1] + self._wishes.snapshot_settle):
                 page, _ = waiting.popleft()
-                if (
-                    not host.offer(Reading(shard, page.cut, page.segment, credit=purse.release))
-                    or page.segment.finished
-                ):
+                if not host.offer(Reading(shard, page.cut, page.segment, credit=pool.release)) or page.segment.finished:
                     return
-            elif not at.finished and not purse.locked() and time.monotonic() >= due:
-                await purse.acquire()
+            elif not at.finished and not pool.locked() and time.monotonic() >= due:
+                await pool.acquire()
                 page = await self._page(host, snapshot, number, at, keys)
                 waiting.append((page, time.time()))
                 at, due = page.segment, max(due, time.monotonic()) + self._pause(snapshot, page.units)
@@ -294,7 +291,7 @@ class Snapshotter:
                 raise
             except HeadwaterError as error:
                 errors, absent = errors + 1, False
-                # One throttle is daily bread; more, or anything else, is said, and again while it lasts.
+                # One throttle is routine; more, or anything else, is logged, and again while it lasts.
                 if (
                     errors >= (3 if isinstance(error, TransientError) else 1)
                     and time.monotonic() > said + SNAPSHOTTER_PATIENCE_S
@@ -304,7 +301,7 @@ class Snapshotter:
             await asyncio.sleep(backoff(errors))
 
 
-def plan(facts: Facts, snapshot_id: str, wishes: Wishes, segments: int | None = None) -> Snapshot:
+def plan_snapshot(facts: Facts, snapshot_id: str, wishes: Wishes, segments: int | None = None) -> Snapshot:
     """Return the snapshot to ask for."""
     return Snapshot(
         facts.table,

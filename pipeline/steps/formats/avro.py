@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from pipeline.steps.formats.names import escaped, escaped_full, original_full
+from pipeline.steps.formats.names import escaped_full, escaped_name, original_full
 from pipeline.steps.formats.shape import ConflictError, Document, Field, Kind, Shape, kind_of
 from pipeline.steps.plain import NONE, Tagged, encode, untagged
 
@@ -48,7 +48,7 @@ def _record(shape: Shape, known: set[str]) -> Any:
         return name
     known.add(name)
     # A name in no namespace begins with a dot; fastavro knows it without.
-    aliases = {"aliases": [f".{escaped(shape.alias)}", escaped(shape.alias)]} if shape.alias else {}
+    aliases = {"aliases": [f".{escaped_name(shape.alias)}", escaped_name(shape.alias)]} if shape.alias else {}
     fields = [_field(n, one, known, required=shape.required) for n, one in shape.fields.items()]
     return {"type": "record", "name": name, **aliases, "fields": fields}
 
@@ -56,9 +56,9 @@ def _record(shape: Shape, known: set[str]) -> Any:
 def _field(name: str, one: Field, known: set[str], *, required: bool) -> dict[str, Any]:
     kind: Any = TYPES[one.kind] if one.shape is None else _record(one.shape, known)
     if required:
-        return {"name": escaped(name), "type": kind, "attribute": name, "kind": one.kind}
+        return {"name": escaped_name(name), "type": kind, "attribute": name, "kind": one.kind}
     wide = ["string"] if one.wide and kind != "string" else []
-    found = {"name": escaped(name), "type": ["null", kind, *wide], "default": None}
+    found = {"name": escaped_name(name), "type": ["null", kind, *wide], "default": None}
     return {**found, "attribute": name, "kind": one.kind} | ({"wide": True} if one.wide else {})
 
 
@@ -71,7 +71,7 @@ def parse(text: str) -> Shape:
 
 
 def _parsed(record: dict[str, Any], known: dict[str, Shape], outside: str) -> Shape:
-    """Return the shape of a record; a registry may have put what stands before the last dot of its name into its namespace."""
+    """Return the shape of a record; a registry may have put what is before the last dot of its name into its namespace."""
     name = record["name"]
     space = name.rpartition(".")[0] if "." in name else record.get("namespace", outside)
     full = _full(name, space)
@@ -143,7 +143,7 @@ def fitting_encoder(shape: Shape) -> Callable[[Document], bytes | None]:
 
     What it gives is what `encoder` gives of them, in half the time: nothing has to be asked of the shape before.
     """
-    if any(one.wide or one.shape is not None for one in shape.fields.values()):
+    if any(field.wide or field.shape is not None for field in shape.fields.values()):
         return lambda document: None
     fields = [(name, one.kind, _member(shape.name, name, one)) for name, one in shape.fields.items()]
     known, place = shape.fields.keys(), f"{shape.name}: an attribute"
@@ -269,7 +269,7 @@ def _long(value: Any, place: str) -> bytes | None:
 
 
 def _text_set(value: Any, place: str) -> bytes | None:
-    return None if value.texts is None else _array([_content(one.encode()) for one in sorted(value.texts)])
+    return None if value.texts is None else _array([_content(text.encode()) for text in sorted(value.texts)])
 
 
 def _number_set(value: Any, place: str) -> bytes | None:
@@ -281,7 +281,7 @@ def _number_set(value: Any, place: str) -> bytes | None:
 def _bytes_set(value: Any, place: str) -> bytes | None:
     if value.binaries is None:
         return None
-    return _array([_content(base64.b64decode(one)) for one in sorted(value.binaries)])
+    return _array([_content(base64.b64decode(binary)) for binary in sorted(value.binaries)])
 
 
 _WRITERS: dict[Kind, Callable[[str], Write]] = {
@@ -319,7 +319,7 @@ def _scaled(text: str, place: str) -> int:
         exact = Decimal(text).scaleb(SCALE, _WIDE)
         unscaled = int(exact)
     except (ArithmeticError, ValueError) as error:
-        raise ConflictError(f"{place}: {text!r} is no number") from error
+        raise ConflictError(f"{place}: {text!r} is not a number") from error
     if unscaled != exact or not -LIMIT < unscaled < LIMIT:
         raise ConflictError(f"{place} is decimal({PRECISION}, {SCALE}) in the schema, which cannot hold this number")
     return unscaled

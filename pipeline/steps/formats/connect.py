@@ -176,7 +176,7 @@ def _decimals(value: Tagged, place: str) -> Plain:
     """Return a number as Connect's Decimal, the unscaled bytes in base64, or a set of them."""
     if value.number is not None:
         return _decimal(value.number, place)
-    return [_decimal(one, place) for one in sorted(value.numbers or (), key=Decimal)]
+    return [_decimal(number, place) for number in sorted(value.numbers or (), key=Decimal)]
 
 
 def _decimal(number: str, place: str) -> str:

@@ -86,10 +86,10 @@ def _field(one: Field, types: dict[Kind, dict[str, Any]], *, required: bool) -> 
 
 def open_documents(shape: Shape) -> None:
     """Let the lists and maps that a schema knows be what they were before it got Debezium's names: anything, not text."""
-    for one in shape.fields.values():
-        if one.shape is not None:
-            open_documents(one.shape)
-        one.wide |= one.kind == "json"
+    for field in shape.fields.values():
+        if field.shape is not None:
+            open_documents(field.shape)
+        field.wide |= field.kind == "json"
 
 
 def encoder(shape: Shape, numbers: Numbers = "exact") -> Callable[[Document], bytes]:
@@ -128,7 +128,7 @@ def _members(shape: Shape, numbers: Numbers) -> Callable[[Document], dict[str, P
 
 
 def _padded(text: str) -> Plain:
-    """Return a number as JSON's, with nine places where it has no more."""
+    """Return a number as JSON's, with nine places where it has at most nine."""
     whole, _, places = text.partition(".")
     if len(places) > SCALE or not is_number(text) or not (whole + places).lstrip("-").isdecimal():
         return exact(text)

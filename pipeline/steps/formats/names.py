@@ -10,7 +10,7 @@ ESCAPE = re.compile(r"_u([0-9a-f]{4,6})_")
 
 
 @lru_cache(maxsize=8192)
-def escaped(name: str) -> str:
+def escaped_name(name: str) -> str:
     """Return a name in which every other character is `_uXXXX_`, its code point in hex; legal names stay as they are."""
     if LEGAL(name) and not ESCAPE.search(name):
         return name
@@ -29,7 +29,7 @@ def original(name: str) -> str:
 @lru_cache(maxsize=1024)
 def escaped_full(name: str) -> str:
     """Return a name with dots, in which each part between them is escaped."""
-    return ".".join(escaped(part) or "_" for part in name.split("."))
+    return ".".join(escaped_name(part) or "_" for part in name.split("."))
 
 
 def original_full(name: str) -> str:

@@ -1,7 +1,7 @@
 """Protobuf: the schema of a shape as a .proto file, and a message class made for it. Pure.
 
 Numbers are text with all their digits (Protobuf has no decimal), lists and maps are JSON text; members keep their field
-numbers for ever. Text takes values of any kind, so text members are wide by nature; a wide member of another kind has a second
+numbers forever. Text takes values of any kind, so text members are wide by nature; a wide member of another kind has a second
 field, `<name>_text`, whose number is 10,000 more. A name that another field has already gets its number, too.
 """
 
@@ -16,7 +16,7 @@ from typing import Any, cast
 import msgspec
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-from pipeline.steps.formats.names import escaped, escaped_full
+from pipeline.steps.formats.names import escaped_full, escaped_name
 from pipeline.steps.formats.shape import Document, Field, Kind, Shape, kind_of
 from pipeline.steps.plain import NONE, Tagged, encode, untagged
 
@@ -44,8 +44,8 @@ Proto = descriptor_pb2.FieldDescriptorProto
 def schema(shape: Shape) -> str:
     """Return the schema of a shape, as a .proto file.
 
-    It is written as Wire prints it, by which Confluent's registry keeps schemas: what is said of a member stands before it, for
-    comments at the end of a line are moved there; records within a record stand behind its members.
+    It is written as Wire prints it, by which Confluent's registry keeps schemas: what is said of a member is before it, for
+    comments at the end of a line are moved there; records within a record are behind its members.
     """
     head = 'syntax = "proto3";\n'
     if not shape.is_debezium:
@@ -59,7 +59,7 @@ def schema(shape: Shape) -> str:
 
 
 def _message(shape: Shape, known: set[str] | None, indent: str) -> list[str]:
-    """Return the lines of a message; `known`: the records that have one, those that have none stand in it."""
+    """Return the lines of a message; `known`: the records that have one, those that have none are in it."""
     lines = [f"{indent}// {_said(shape.name)}", f"{indent}message {_short(shape)} {{"]
     for name, one, field, wider in _named(shape):
         of = f"optional {_short(one.shape)}" if one.shape is not None else TYPES[one.kind]
@@ -76,7 +76,7 @@ def _message(shape: Shape, known: set[str] | None, indent: str) -> list[str]:
 
 def _short(shape: Shape) -> str:
     """Return the name of a record within its package."""
-    return escaped(shape.name.rpartition(".")[2])
+    return escaped_name(shape.name.rpartition(".")[2])
 
 
 def _said(name: str) -> str:
@@ -85,10 +85,10 @@ def _said(name: str) -> str:
 
 def _inner(shape: Shape, known: set[str]) -> Iterator[Shape]:
     """Return the records in a record that have no message yet."""
-    for one in shape.fields.values():
-        if one.shape is not None and one.shape.name not in known:
-            known.add(one.shape.name)
-            yield one.shape
+    for field in shape.fields.values():
+        if field.shape is not None and field.shape.name not in known:
+            known.add(field.shape.name)
+            yield field.shape
 
 
 def _named(shape: Shape) -> list[tuple[str, Field, str, str | None]]:
@@ -104,7 +104,7 @@ def _named(shape: Shape) -> list[tuple[str, Field, str, str | None]]:
         taken.add(_json_name(name))
         return name
 
-    fields = {name: free(escaped(name), one.number) for name, one in shape.fields.items()}
+    fields = {name: free(escaped_name(name), one.number) for name, one in shape.fields.items()}
     return [
         (
             name,
@@ -181,7 +181,7 @@ def message_class(shape: Shape) -> type[Any]:
 
 
 def _describe(message: Any, shape: Shape, path: str, known: dict[str, str], file: Any) -> None:
-    """Describe a message; those of the records in it stand beside it in the file, or in it where there is none."""
+    """Describe a message; those of the records in it are beside it in the file, or in it where there is none."""
     message.name = _short(shape)
     known[shape.name] = path
     for one in shape.fields.values():
@@ -267,7 +267,7 @@ def _value(value: Tagged) -> Any:
     if value.numbers is not None:
         return sorted(value.numbers, key=Decimal)
     if value.binaries is not None:
-        return [base64.b64decode(one) for one in sorted(value.binaries)]
+        return [base64.b64decode(binary) for binary in sorted(value.binaries)]
     return encode(untagged(value)).decode()
 
 

@@ -24,7 +24,7 @@ from pipeline.steps.formats.shape import (
     key_members,
     kind_of,
     plain_members,
-    rename,
+    renamed,
 )
 
 log = logging.getLogger(__name__)
@@ -133,7 +133,7 @@ class _Step:
             self._forget()
             if len(documents) == 1:
                 documents[0][0].error = error
-            else:  # those that fit what the registry has go on
+            else:  # those that fit what the registry has continue
                 for event, _ in documents:
                     self([event])
             return
@@ -174,7 +174,7 @@ class _Step:
         raise TransientError(f"the schema of {self._subject} changes again and again", hint="headwater check")
 
     def _register(self, shape: Shape) -> bool:
-        """Have the registry know the shape; return False when others had news, which the documents must be held against."""
+        """Have the registry know the shape; return False when others had news, which the documents must be compared with."""
         if self._take_over(shape):
             return False
         text = self._schema(shape)
@@ -195,7 +195,7 @@ class _Step:
             raise
         except OvertakenError as news:
             for other in reversed(news.others):
-                merge(shape, self._parsed(other))
+                merged_schema(shape, self._parsed(other))
             self._base = news.own
             return False
         if renames:
@@ -216,7 +216,7 @@ class _Step:
             return False
         known = self._parsed(text)
         is_new = self._base is None
-        merge(shape, known)
+        merged_schema(shape, known)
         self._base = text
         self._name_again(shape, known, is_new=is_new)
         return True
@@ -224,25 +224,25 @@ class _Step:
     def _name_again(self, shape: Shape, known: Shape, *, is_new: bool) -> None:
         """Give the records the names that the registry has, or Debezium's where the subject is to be migrated."""
         if self._debezium is not None and known.is_debezium:
-            rename(shape, *self._debezium, alias=known.alias)
+            renamed(shape, *self._debezium, alias=known.alias)
         elif self._debezium is not None and self._migrates:
-            rename(shape, *self._debezium, alias=self._name)
+            renamed(shape, *self._debezium, alias=self._name)
             if self._codec is json_schema:
                 json_schema.open_documents(shape)
         else:
-            rename(shape, self._name, {})
+            renamed(shape, self._name, {})
             if self._debezium is not None and is_new:
                 log.info("%s: its records keep their names, which Debezium's readers refuse (%s)", self._subject, KEEPS)
 
     def _keep_names(self, shape: Shape, error: IncompatibleError) -> None:
-        """Go on with the names that the subject has, and what it knows: the registry refuses others."""
+        """Continue with the names that the subject has, and what it knows: the registry refuses others."""
         log.warning(
             "%s: its records keep their names, the registry refuses Debezium's: %s; see docs/how-to/read-with-kafka-connect.md",
             self._subject,
             error,
         )
         self._migrates = False
-        rename(shape, self._name, {})
+        renamed(shape, self._name, {})
         if self._base is not None:
             shape.fields = self._parsed(self._base).fields
 
@@ -256,9 +256,9 @@ class _Step:
         """Return the shape of a schema of the subject."""
         shape: Shape = self._codec.parse(text)
         if self._debezium is not None and shape.is_debezium:
-            rename(shape, *self._debezium, alias=shape.alias)
+            renamed(shape, *self._debezium, alias=shape.alias)
         else:
-            rename(shape, self._name, {})
+            renamed(shape, self._name, {})
         return shape
 
     def _forget(self) -> None:
@@ -280,7 +280,7 @@ class _Step:
                 event.error = error
                 if self._widen and self._codec is avro:
                     self._write_wide(event, document)
-            except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others go on
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with one change, the others continue
                 event.error = error
 
     def _write_wide(self, event: Event, document: Document) -> None:
@@ -368,7 +368,7 @@ def _told(form: Sequence[tuple[str, Kind | None]]) -> str:
     return ", ".join(f"{name} ({kind})" for name, kind in form)
 
 
-def merge(shape: Shape, known: Shape) -> None:
+def merged_schema(shape: Shape, known: Shape) -> None:
     """Take over what another worker has registered meanwhile: its members come first, in its order, and of its kinds."""
     own, shape.fields = shape.fields, dict(known.fields)
     for name, one in own.items():
@@ -379,6 +379,6 @@ def merge(shape: Shape, known: Shape) -> None:
         else:
             there.wide |= one.wide
             if there.shape is not None and one.shape is not None and there.shape is not one.shape:
-                merge(one.shape, there.shape)
+                merged_schema(one.shape, there.shape)
                 there.shape = one.shape
     shape.changed = True

@@ -149,7 +149,7 @@ def debezium_names(topic: str) -> dict[str, str]:
     }
 
 
-def rename(shape: Shape, name: str, names: Mapping[str, str], *, alias: str = "") -> None:
+def renamed(shape: Shape, name: str, names: Mapping[str, str], *, alias: str = "") -> None:
     """Give a record and those in it other names; `alias`: what it was called before, then the others also keep theirs."""
     shape.name, shape.names, shape.alias = name, names, alias
     for member, one in shape.fields.items():

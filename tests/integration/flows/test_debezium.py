@@ -28,7 +28,7 @@ from headwater.lab.recorder import Recorder, lag
 from headwater.lab.stack import Endpoints
 from models.change import decode, item_key
 from pipeline.steps.formats import avro
-from pipeline.steps.formats.shape import Shape, debezium_members, debezium_names, grow, rename
+from pipeline.steps.formats.shape import Shape, debezium_members, debezium_names, grow, renamed
 
 pytestmark = pytest.mark.kafka
 FORMATS = ["avro", "protobuf", "json-schema", "json"]
@@ -329,9 +329,9 @@ def test_avro_reads_with_the_schema_of_a_migrated_subject_what_the_former_one_wr
     former, bare, new = tmp_path / "former", tmp_path / "bare", tmp_path / "new"
     former.write_text(avro.schema(shape))
     topic = "p.sink.orders"
-    rename(shape, f"{topic}.Envelope", debezium_names(topic))
+    renamed(shape, f"{topic}.Envelope", debezium_names(topic))
     bare.write_text(avro.schema(shape))
-    rename(shape, f"{topic}.Envelope", debezium_names(topic), alias="orders")
+    renamed(shape, f"{topic}.Envelope", debezium_names(topic), alias="orders")
     new.write_text(avro.schema(shape))
     assert java.run("Compatible", bare, former)[0] == "INCOMPATIBLE"
     said, kept = java.run("Compatible", new, former)

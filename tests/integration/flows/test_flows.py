@@ -90,7 +90,7 @@ def test_flows_are_applied_without_a_restart(kafka_stack: Endpoints, tmp_path: P
     with flowing.fleet.running() as workers, flowing.recorded(flowing.topics.sink("b")) as second:
         flowing.change("k", {"n": 3})
         until(lambda: len(second) == 2, "a change after a restart, by the version still")
-        assert "The flows of version 1 run, not those of the settings" in log_of(workers.all[0])
+        assert "Version 1 of the flows runs, not the one in the settings" in log_of(workers.all[0])
 
 
 STRICT = {"name": "f", "to": "a", "where": "after.n > 0", "order": "strict", "reject_limit": 1.0}
@@ -137,7 +137,7 @@ def test_in_strict_order_later_changes_of_an_item_wait_behind_a_rejected_one(
                 json.dumps(whole["value"]).replace('{"id": {"S": "x"}}', '{"id": {"S": "y"}}')
             )
             other = headwater("dlq", "edit", second["id"], str(tmp_path / "other.json"), **flowing.environment())
-            assert "is of the item" in other.stderr
+            assert "is about the item" in other.stderr
             (tmp_path / "new.json").write_text(json.dumps(whole["value"]))
             edited = headwater("dlq", "edit", second["id"], str(tmp_path / "new.json"), **flowing.environment())
             assert edited.returncode == 0, edited.stderr
@@ -145,7 +145,7 @@ def test_in_strict_order_later_changes_of_an_item_wait_behind_a_rejected_one(
             flowing.change("x", {"n": 7})  # e7 waits no more
             until(lambda: len(sink) == 7, "the next one")
         assert headwater("dlq", "list", **flowing.environment()).returncode == 0
-        of_x = [one for one in events(sink) if one not in {"e4", "e6"}]
+        of_x = [event for event in events(sink) if event not in {"e4", "e6"}]
         assert of_x == ["e1", "e2", "e3", "e5", "e7"]
 
 
@@ -182,13 +182,13 @@ def test_a_join_waits_for_a_late_reference_and_the_changes_of_its_item_behind_it
         with flowing.fleet.running():
             flowing.change("late", {"name": "Ada"}, table="customers")
             until(lambda: len(sink) == 3, "what has waited")
-        assert [one for one in events(sink) if one != "e3"] == ["e1", "e2"]
+        assert [event for event in events(sink) if event != "e3"] == ["e1", "e2"]
         joined = [json.loads(record.value() or b"")["enriched"]["c"] for record in sink]
         assert joined.count({"NULL": True}) == 2
         assert {"M": {"id": {"S": "late"}, "name": {"S": "Ada"}}} in joined
 
 
-def test_a_join_waits_no_longer_than_it_was_told(kafka_stack: Endpoints, tmp_path: Path) -> None:
+def test_a_join_waits_no_longer_than_it_is_set_to(kafka_stack: Endpoints, tmp_path: Path) -> None:
     join = {"kind": "join", "table": "customers", "on": "customer", "into": "c", "hold": 1.5}
     flowing = Flowing(kafka_stack, tmp_path, [{"name": "f", "from": ["orders"], "enrich": [join], "to": "a"}])
     with flowing.recorded(flowing.topics.sink("a")) as sink, flowing.fleet.running():
@@ -199,7 +199,7 @@ def test_a_join_waits_no_longer_than_it_was_told(kafka_stack: Endpoints, tmp_pat
         assert value["enriched"]["c"] == {"NULL": True}
 
 
-def test_a_flow_that_rejects_too_much_stands_until_another_version_is_applied(
+def test_a_flow_that_rejects_too_much_is_paused_until_another_version_is_applied(
     kafka_stack: Endpoints, tmp_path: Path, headwater: Headwater
 ) -> None:
     flowing = Flowing(kafka_stack, tmp_path, [{"name": "f", "to": "a", "where": "after.n > 0"}])
@@ -221,7 +221,7 @@ def test_a_flow_that_rejects_too_much_stands_until_another_version_is_applied(
         assert workers.all[0].starts == 1
 
 
-def test_what_is_masked_is_nowhere_in_clear_and_a_sealed_letter_can_be_tried_again(
+def test_what_is_masked_is_nowhere_in_plain_text_and_a_sealed_dead_letter_can_be_tried_again(
     kafka_stack: Endpoints, tmp_path: Path, headwater: Headwater
 ) -> None:
     headwater("flows", "new-key", str(tmp_path / "mask.key"))
@@ -264,7 +264,7 @@ def test_what_is_masked_is_nowhere_in_clear_and_a_sealed_letter_can_be_tried_aga
         assert first.partition() == second.partition()
 
 
-def test_a_letter_of_a_masking_flow_that_is_gone_is_let_go_without_its_key(
+def test_a_dead_letter_of_a_masking_flow_that_is_gone_is_let_go_without_its_key(
     kafka_stack: Endpoints, tmp_path: Path, headwater: Headwater
 ) -> None:
     headwater("flows", "new-key", str(tmp_path / "mask.key"))
@@ -293,7 +293,7 @@ def test_a_letter_of_a_masking_flow_that_is_gone_is_let_go_without_its_key(
         assert headwater("dlq", "show", found[0]["id"], **flowing.environment()).returncode == 0
 
 
-def test_a_flow_that_joins_a_table_with_a_sort_key_stands(kafka_stack: Endpoints, tmp_path: Path) -> None:
+def test_a_flow_that_joins_a_table_with_a_sort_key_is_paused(kafka_stack: Endpoints, tmp_path: Path) -> None:
     join = {"kind": "join", "table": "customers", "on": "customer", "into": "c"}
     flowing = Flowing(kafka_stack, tmp_path, [{"name": "f", "from": ["orders"], "enrich": [join], "to": "a"}])
     with flowing.recorded(flowing.topics.dead_letter) as dead, flowing.fleet.running() as workers:
@@ -384,7 +384,7 @@ def test_a_topic_of_others_is_joined(kafka_stack: Endpoints, tmp_path: Path, hea
         flowing.change("o1", {"customer": "c-1"})
         flowing.change("o2", {"customer": "c-2"})
         until(lambda: len(sink) == 2, "two changes")
-        assert "is no JSON object, and counts as none" in log_of(workers.all[0])
+        assert "is not a JSON object; treated as missing" in log_of(workers.all[0])
         producer.produce(topic, b'{"name": "Bob"}', b"c-2")
         assert producer.flush(20) == 0
         until(lambda: len(sink) == 3, "the one that has its customer now")

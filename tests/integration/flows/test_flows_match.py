@@ -23,7 +23,7 @@ def test_events_that_match_come_out_as_they_went_in(headwater: Headwater, tmp_pa
     assert (counted.returncode, counted.stdout) == (0, "2\n")
 
 
-def test_a_line_that_is_no_json_is_named_and_the_others_go_on(headwater: Headwater, tmp_path: Path) -> None:
+def test_a_line_that_is_not_json_is_named_and_the_others_continue(headwater: Headwater, tmp_path: Path) -> None:
     found = headwater("flows", "match", *files(tmp_path, {"a": ["x"]}, ['{"a":', *EVENTS]), "--count")
     assert (found.returncode, found.stdout) == (1, "2\n")
     assert "1 of 4 lines are not JSON; the first is line 1: " in found.stderr

@@ -55,7 +55,9 @@ def test_sinks_are_tables_also_when_a_reference_moves_items(
 
         def orders() -> list[list[str]]:
             """Return the orders of each sink by their numbers, which are not masked."""
-            return [sorted(value.split(b'"name":"')[1][:2].decode() for value in table(one).values()) for one in sinks]
+            return [
+                sorted(value.split(b'"name":"')[1][:2].decode() for value in table(sink).values()) for sink in sinks
+            ]
 
         sinks = (gold, paid, rest)
         with flowing.fleet.running():

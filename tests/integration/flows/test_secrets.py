@@ -19,7 +19,7 @@ from support.waiting import until
 
 from headwater.lab.stack import Endpoints
 from pipeline.settings.root import Settings
-from pipeline.topics.read import each, reading
+from pipeline.topics.read import each_record, reading
 
 pytestmark = pytest.mark.kafka
 PLANTED = {
@@ -52,7 +52,7 @@ def topics_of(settings: Settings, conf: Mapping[str, Any]) -> dict[str, bytes]:
     with reading(settings) as consumer:
         for name, topic in described.items():
             if name.startswith(f"{settings.prefix}."):
-                records = each(consumer, name, dict.fromkeys(topic.partitions, 0))
+                records = each_record(consumer, name, dict.fromkeys(topic.partitions, 0))
                 found[name] = b"\n".join(part for record in records for part in left(record))
     return found
 
@@ -133,7 +133,7 @@ def test_flows_apply_refuses_a_secret_that_is_written_out_and_publishes_nothing(
     literal = {**step, "headers": {"Authorization": f"Bearer {PLANTED['header']}"}}
     done = headwater("flows", "apply", **flowing.environment([{"name": "f", "to": "a", "enrich": [literal]}]))
     assert done.returncode == 2
-    assert "the flow f, lookup found: the header Authorization is written out" in done.stderr
+    assert "the flow f, lookup found: the header Authorization is in plain text" in done.stderr
     assert PLANTED["header"] not in done.stdout + done.stderr
     settings = settings_of(flowing)
     assert topics_of(settings, flowing.fleet.conf)[flowing.topics.flows] == b""

@@ -252,7 +252,7 @@ def assert_works(place: Place, *agents: str) -> None:
     """The commands that a user tries first."""
     assert place("--version").stdout == f"headwater {PROJECT['project']['version']}\n"
     findings = place.check()
-    assert [f"{one['what']}: {one['detail']}" for one in findings.values() if not one["ok"]] == []
+    assert [f"{finding['what']}: {finding['detail']}" for finding in findings.values() if not finding["ok"]] == []
     tested = place("flows", "test", "golden")
     assert tested.returncode == 0, tested.stdout + tested.stderr
     assert READY in (said := place.start(*agents)), said
@@ -305,7 +305,7 @@ def test_the_sdist_installs(built: Built, tmp_path: Path) -> None:
 IMPORT_ALL = """
 import importlib, json, pkgutil
 import agents, headwater, models, pipeline
-from pipeline import missing
+from pipeline.packages import missing
 
 found = {}
 for package in (agents, headwater, models, pipeline):
@@ -352,7 +352,9 @@ def test_a_worker_and_check_name_the_extra_that_is_missing(
     assert ended.stderr.strip().endswith(f"(try: pip install 'headwater[{extra}]')")
     assert ended.stderr.count("\n") == 1
     findings = place.check()
-    assert f"pip install 'headwater[{extra}]'" in {one["hint"] for one in findings.values() if not one["ok"]}
+    assert f"pip install 'headwater[{extra}]'" in {
+        finding["hint"] for finding in findings.values() if not finding["ok"]
+    }
 
 
 @pytest.mark.parametrize(("extra", "what"), [("sql", "a step of the kind sql"), ("registry", "the schema registry")])

@@ -68,7 +68,7 @@ def test_a_mistyped_variable_is_named_with_the_one_that_was_meant(headwater: Hea
     one_line(headwater("check", HEADWATER_PREFX="x"), 2, "HEADWATER_PREFX", "did you mean HEADWATER_PREFIX?")
 
 
-def test_a_file_that_is_no_toml_is_named_with_the_line(headwater: Headwater, tmp_path: Path) -> None:
+def test_a_file_that_is_not_toml_is_named_with_the_line(headwater: Headwater, tmp_path: Path) -> None:
     (tmp_path / "headwater.toml").write_text("prefix = \n")
     one_line(headwater("status"), 2, "headwater.toml", "line 1")
 
@@ -109,7 +109,7 @@ def test_a_missing_table_is_named(headwater: Headwater, tmp_path: Path, stack: E
 @pytest.mark.parametrize(
     ("view", "words"), [(None, "has no stream, or it is disabled"), ("KEYS_ONLY", "is KEYS_ONLY: it carries no images")]
 )
-def test_a_stream_that_cannot_be_captured_is_named_with_the_command_that_mends_it(
+def test_a_stream_that_cannot_be_captured_is_named_with_the_command_that_fixes_it(
     headwater: Headwater, tmp_path: Path, stack: Endpoints, dynamodb: DynamoDBClient, view: str | None, words: str
 ) -> None:
     table = f"t{uuid.uuid4().hex[:8]}"
@@ -181,7 +181,7 @@ def test_check_says_of_a_credential_process_that_fails_that_it_does(
     environment |= {"AWS_EC2_METADATA_DISABLED": "true"}
     checked = headwater("check", "--json", **environment)
     assert (checked.returncode, "Traceback" in checked.stderr) == (1, False)
-    found = [one for one in json.loads(checked.stdout) if not one["ok"]]
+    found = [load for load in json.loads(checked.stdout) if not load["ok"]]
     assert {"AWS identity", "table orders"} <= {one["what"] for one in found}
     for one in found:
         assert "there are no AWS credentials" in one["detail"]

@@ -77,7 +77,7 @@ def sizes(environment: dict[str, str]) -> dict[str, int]:
 def warnings(headwater: Headwater, environment: dict[str, str]) -> list[dict[str, Any]]:
     """What check warns of; nothing of Kafka fails."""
     shown = headwater("check", "--json", **environment)
-    found = [one for one in json.loads(shown.stdout) if one["what"].startswith(("topic ", "Kafka ", "size "))]
+    found = [load for load in json.loads(shown.stdout) if load["what"].startswith(("topic ", "Kafka ", "size "))]
     assert [one for one in found if not one["ok"]] == []
     assert shown.stderr == ""
     return [one for one in found if one["is_warning"]]
@@ -135,9 +135,9 @@ def test_another_refusal_of_the_policy_stops_with_its_words_and_what_to_do(limit
     assert "the cluster has a policy for new topics" in made.stderr
     assert "allows records of" not in made.stderr
     checked = [
-        one
-        for one in json.loads(headwater("check", "--json", **environment).stdout)
-        if one["what"].startswith("topic ")
+        load
+        for load in json.loads(headwater("check", "--json", **environment).stdout)
+        if load["what"].startswith("topic ")
     ]
     assert checked
     assert all("Topics of this name are not made here." in one["detail"] and not one["ok"] for one in checked)

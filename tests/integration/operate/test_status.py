@@ -28,7 +28,7 @@ def test_a_broker_on_which_nothing_has_happened_yet_can_be_looked_at(tmp_path: P
 
 
 @pytest.mark.kafka
-def test_all_open_letters_are_counted_also_more_than_ten_thousand(stack: Endpoints, headwater: Headwater) -> None:
+def test_all_open_dead_letters_are_counted_also_more_than_ten_thousand(stack: Endpoints, headwater: Headwater) -> None:
     prefix = f"t{uuid.uuid4().hex[:8]}"
     sources = '[{"tables": ["orders"]}]'
     environment = {**stack.environment(), "HEADWATER_PREFIX": prefix, "HEADWATER_SOURCES": sources}

@@ -81,7 +81,7 @@ def replayed(headwater: Headwater, flowing: Flowing, *arguments: str, **more: st
 def difference(headwater: Headwater, flowing: Flowing, replay_id: str, expected: int = 0, **more: str) -> Any:
     done = headwater("replay", "diff", replay_id, "--json", **{**flowing.environment(), **more})
     assert done.returncode == expected, done.stderr
-    return {one["topic"].removeprefix(f"{flowing.fleet.prefix}."): one for one in json.loads(done.stdout)}
+    return {load["topic"].removeprefix(f"{flowing.fleet.prefix}."): load for load in json.loads(done.stdout)}
 
 
 def listed(headwater: Headwater, flowing: Flowing) -> list[dict[str, Any]]:
@@ -123,10 +123,10 @@ def test_a_replay_equals_what_is_live_and_can_be_made_live(flowing: Flowing, hea
     assert promoted.returncode == 0, promoted.stderr
     for sink in ("large", "small", "plain"):
         live = flowing.topics.sink(sink)
-        copies = [one[:3] for one in contents(flowing, live, done["id"])]
-        assert copies == [one[:3] for one in contents(flowing, live)]
+        copies = [content[:3] for content in contents(flowing, live, done["id"])]
+        assert copies == [content[:3] for content in contents(flowing, live)]
     states = json.loads(headwater("status", "--json", **flowing.environment()).stdout)["replays"]
-    assert {one["id"]: one["state"] for one in states}[done["id"]] == "promoted"
+    assert {state["id"]: state["state"] for state in states}[done["id"]] == "promoted"
     assert headwater("replay", "promote", done["id"], **flowing.environment()).returncode == 2
 
 
@@ -151,7 +151,7 @@ def test_what_a_masking_flow_rejects_is_sealed(flowing: Flowing, headwater: Head
     assert b"no number" not in value + repr(headers).encode()
 
 
-def test_a_replay_that_is_killed_goes_on_where_it_was(flowing: Flowing, headwater: Headwater, tmp_path: Path) -> None:
+def test_a_replay_that_is_killed_continues_where_it_was(flowing: Flowing, headwater: Headwater, tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
@@ -201,7 +201,9 @@ def progress(states: Recorder) -> int:
 def test_a_part_of_the_range_and_the_live_topics(flowing: Flowing, headwater: Headwater) -> None:
     key = '{"id": {"S": "k7"}}'
     done = replayed(headwater, flowing, "--from", "earliest", "--key", key, "--flow", "g", "--into", "one")
-    of_key = [one for one in contents(flowing, flowing.topics.sink("plain")) if one[1] == b'{"id":{"S":"k7"}}']
+    of_key = [
+        content for content in contents(flowing, flowing.topics.sink("plain")) if content[1] == b'{"id":{"S":"k7"}}'
+    ]
     assert contents(flowing, f"{flowing.topics.sink('plain')}.one") == of_key != []
     assert done["progress"]["taken"] == len(of_key)
     assert difference(headwater, flowing, done["id"], expected=1)["sink.plain"]["missing"] >= 0
@@ -210,10 +212,12 @@ def test_a_part_of_the_range_and_the_live_topics(flowing: Flowing, headwater: He
     assert nothing["progress"]["taken"] == 0
 
     live = replayed(headwater, flowing, "--from", "earliest", "--key", key, "--flow", "g", "--publish")
-    assert [one[:3] for one in contents(flowing, flowing.topics.sink("plain"), live["id"])] == [o[:3] for o in of_key]
+    assert [content[:3] for content in contents(flowing, flowing.topics.sink("plain"), live["id"])] == [
+        o[:3] for o in of_key
+    ]
 
 
-def test_the_lake_is_replayed_when_kafka_has_the_changes_no_more(flowing: Flowing, headwater: Headwater) -> None:
+def test_the_lake_is_replayed_when_kafka_no_longer_has_the_changes(flowing: Flowing, headwater: Headwater) -> None:
     done = replayed(headwater, flowing, "--from", "earliest", "--source", "lake", "--flow", "g", "--into", "lake")
     assert done["progress"]["read"] == CHANGES - 1
     live = {key: value for _, key, value, _ in contents(flowing, flowing.topics.sink("plain"))}
@@ -269,7 +273,7 @@ def test_a_replay_says_what_retention_took_and_its_diff_counts_it(
     )
 
 
-def test_a_replay_does_not_go_on_in_a_raw_that_was_recreated(
+def test_a_replay_does_not_continue_in_a_raw_that_was_recreated(
     kafka_stack: Endpoints, tmp_path: Path, headwater: Headwater
 ) -> None:
     flowing = Flowing(kafka_stack, tmp_path, [{"name": "f", "to": "all"}])

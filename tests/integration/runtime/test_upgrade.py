@@ -23,7 +23,7 @@ from support.waiting import until
 from headwater.lab.recorder import Recorder, lag
 from headwater.lab.stack import Endpoints
 from pipeline.sinks.lake.objects import Objects
-from pipeline.sinks.lake.verify import verify
+from pipeline.sinks.lake.verify import verify_lake
 from pipeline.transport.committed import committed
 from pipeline.transport.logs import logs_of
 
@@ -126,17 +126,17 @@ def held(end: int) -> set[int]:
     """The orders that wait for the customer c4, with those that wait behind them."""
     waiting: set[bytes] = set()
     found = set()
-    for one in orders(end):
-        key, value = change(one)
+    for order in orders(end):
+        key, value = change(order)
         if json.loads(value)["dynamodb"]["NewImage"]["customer"] == {"S": "c4"}:
             waiting.add(key)
         if key in waiting:
-            found.add(one)
+            found.add(order)
     return found
 
 
 @pytest.mark.parametrize("variant", PREFIXES)
-def test_the_new_version_goes_on_where_the_version_before_was(
+def test_the_new_version_continues_where_the_version_before_was(
     variant: str, stack: Endpoints, tmp_path: Path, headwater: Headwater
 ) -> None:
     with Upgraded(stack, tmp_path, variant) as upgraded:
@@ -145,7 +145,7 @@ def test_the_new_version_goes_on_where_the_version_before_was(
         with fleet.running() as workers:
             until(lambda: len(topics["raw"]) >= KNOWN, "what was left unread")
             until(lambda: upgraded.rows().total() >= len(orders(KNOWN)) and upgraded.is_through(), "the lake")
-            require_each_once([number(one) for one in topics["raw"]], range(KNOWN))
+            require_each_once([number(topic) for topic in topics["raw"]], range(KNOWN))
             require_each_once(firsts(topics["sink.orders"]), orders(KNOWN))
             require_each_once(firsts(topics["sink.strict"]), orders(KNOWN), but=bad)
             require_each_once(firsts(topics["sink.joined"]), orders(KNOWN), but=held(KNOWN))
@@ -187,12 +187,12 @@ def require_all(upgraded: Upgraded, end: int) -> None:
     """All changes up to this one are everywhere, once."""
     wanted = orders(end)
     until(lambda: upgraded.rows().total() >= len(wanted) and upgraded.is_through(), "the lake")
-    require_each_once([number(one) for one in upgraded.topics["raw"]], range(end))
+    require_each_once([number(topic) for topic in upgraded.topics["raw"]], range(end))
     require_each_once(firsts(upgraded.topics["sink.orders"]), wanted)
     require_each_once(firsts(upgraded.topics["sink.joined"]), wanted)
     require_each_once(firsts(upgraded.topics["sink.strict"]), wanted, but={BAD})
     assert upgraded.rows() == Counter(wanted)
-    checked = verify(Objects(f"file://{upgraded.lake}"))
+    checked = verify_lake(Objects(f"file://{upgraded.lake}"))
     assert (checked.problems, checked.rows) == ((), len(wanted))
 
 
@@ -208,5 +208,5 @@ def require_logs(fleet: Fleet, variant: str) -> None:
 
 def last_of(customer: str, end: int) -> set[int]:
     """The newest change of each order, of those that are of this customer."""
-    newest = {change(one)[0]: one for one in orders(end)}
+    newest = {change(order)[0]: order for order in orders(end)}
     return {one for one in newest.values() if customer in change(one)[1].decode().partition("NewImage")[2]}

@@ -105,7 +105,7 @@ def produce(deployment: Deployment, *values: bytes, **headers: bytes) -> None:
     assert producer.flush(20) == 0
 
 
-def test_what_is_no_change_becomes_a_dead_letter_with_the_reason(deployment: Deployment) -> None:
+def test_what_is_not_a_change_becomes_a_dead_letter_with_the_reason(deployment: Deployment) -> None:
     topics = deployment.topics
     with (
         Recorder(deployment.conf, topics.raw) as raw,
@@ -141,7 +141,7 @@ def make_table(dynamodb: DynamoDBClient, table: str) -> None:
     )
 
 
-def test_ingest_goes_on_where_it_was_after_a_restart(deployment: Deployment, dynamodb: DynamoDBClient) -> None:
+def test_ingest_continues_where_it_was_after_a_restart(deployment: Deployment, dynamodb: DynamoDBClient) -> None:
     make_table(dynamodb, deployment.table)
     with Recorder(deployment.conf, deployment.topics.ingest) as ingest:
         put(dynamodb, deployment.table, range(30))

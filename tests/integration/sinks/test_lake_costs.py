@@ -24,11 +24,11 @@ from test_recreated_topics import Lake, once
 from headwater.lab.stack import Endpoints
 from pipeline.errors import TransientError
 from pipeline.sinks.lake.layouts.envelope import EnvelopeLayout
-from pipeline.sinks.lake.maintain import maintain
+from pipeline.sinks.lake.maintain import maintain_lake
 from pipeline.sinks.lake.manifests import read_manifests
 from pipeline.sinks.lake.objects import Objects
 from pipeline.sinks.lake.sink import LakeSink, Rotation
-from pipeline.sinks.lake.verify import Carried, verify
+from pipeline.sinks.lake.verify import Carried, verify_lake
 from pipeline.transport.committed import Committed
 
 pytestmark = pytest.mark.kafka
@@ -117,7 +117,7 @@ def bytes_of_a_file(small: int = 500, large: int = 4_000) -> tuple[float, float]
     for rows in (small, large):
         objects = Objects(bucket())
         run(objects, 1, 1, 1, rows)
-        sizes.append(sum(one.bytes for found in read_manifests(objects) for one in found.files))
+        sizes.append(sum(file.bytes for found in read_manifests(objects) for file in found.files))
     of_row = (sizes[1] - sizes[0]) / (large - small)
     return sizes[0] - small * of_row, of_row
 
@@ -135,18 +135,18 @@ def test_workers_cost_what_the_formula_says(store: TroubledStore) -> None:
     assert (counted.list, counted.delete) == (0, 0)
     assert (real["PUT"], real["GET"] + real["HEAD"]) == (counted.put, counted.get + counted.head)
     assert near(counted.bytes_out, written(p, f, d, p * f * rows, of_file=of_file, of_row=of_row, path=path))
-    assert verify(Objects(objects.url)).rows == p * f * rows
+    assert verify_lake(Objects(objects.url)).rows == p * f * rows
 
 
 def test_upkeep_costs_what_the_formula_says(store: TroubledStore) -> None:
     p, f, d, rows = 4, 10, 3, 300
     written_by = Objects(bucket())
     run(written_by, p, f, d, rows)
-    files, size = p * f * d, sum(one.bytes for found in read_manifests(written_by) for one in found.files)
+    files, size = p * f * d, sum(file.bytes for found in read_manifests(written_by) for file in found.files)
     entries = written_by.requests.bytes_out - size
     objects, before = Objects(written_by.url), Counter(store.done)
     known = [Carried(TOPIC, n, LOG, 0, Committed(f * rows, LOG)) for n in range(p)]
-    report = maintain(objects, "lake", known, size=128 << 20, older_than_us=1 << 60)
+    report = maintain_lake(objects, "lake", known, size=128 << 20, older_than_us=1 << 60)
     real = Counter(store.done) - before
     assert (report.files_before, report.files_after, report.rows) == (files, d, p * f * rows)
     asked = report.requests
@@ -155,12 +155,12 @@ def test_upkeep_costs_what_the_formula_says(store: TroubledStore) -> None:
     assert asked.list == 1
     assert asked.delete == 2 * d
     assert near(asked.bytes_in, size + entries)
-    listed = sum(one.bytes for found in read_manifests(written_by) for one in found.files)
+    listed = sum(file.bytes for found in read_manifests(written_by) for file in found.files)
     assert near(asked.bytes_out, listed + files * 170 + 2 * d * 300)
     assert (real["PUT"], real["GET"]) == (asked.put, asked.get + asked.list)
     assert real["POST"] + real["DELETE"] == asked.delete
-    assert verify(written_by).problems == ()
-    again = maintain(Objects(written_by.url), "lake", known, size=128 << 20, older_than_us=1 << 60).requests
+    assert verify_lake(written_by).problems == ()
+    again = maintain_lake(Objects(written_by.url), "lake", known, size=128 << 20, older_than_us=1 << 60).requests
     assert (again.get, again.put, again.list, again.delete) == (2, 2, 1, 0), "nothing but the lease and a listing"
 
 

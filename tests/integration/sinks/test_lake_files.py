@@ -20,7 +20,7 @@ from headwater.lab.stack import Endpoints
 from pipeline.sinks.lake.layouts.columns import united
 from pipeline.sinks.lake.manifests import read_manifests
 from pipeline.sinks.lake.objects import Objects
-from pipeline.sinks.lake.verify import verify
+from pipeline.sinks.lake.verify import verify_lake
 
 pytestmark = pytest.mark.kafka
 CHANGES = 900
@@ -78,7 +78,7 @@ def test_every_change_is_in_one_file_though_the_store_is_in_trouble_and_workers_
             until(lambda: sum(manifest.rows for manifest in read_manifests(objects)) == wanted, "all rows in files")
             until(lambda: not _said(states), "no reason any more")
         assert store.done["gone"]
-    checked = verify(objects)
+    checked = verify_lake(objects)
     assert (checked.problems, checked.rows) == ((), wanted)
     column = "event_id" if layout == "envelope" else "_event_id"
     files = [pq.read_table(io.BytesIO(objects.read(p))) for p in objects.paths() if p.endswith(".parquet")]

@@ -274,7 +274,7 @@ def returned(workers: Workers) -> int:
     return int(found[1]) if found else 0
 
 
-def test_a_record_that_is_refused_becomes_a_dead_letter_and_the_rest_goes_on(mirrored: Mirrored) -> None:
+def test_a_record_that_is_refused_becomes_a_dead_letter_and_the_rest_continues(mirrored: Mirrored) -> None:
     ensure(
         admin(mirrored.there), [Topic(mirrored.topic, PARTITIONS, "copy", {**KEPT, "max.message.bytes": "20000"})], 1
     )
@@ -398,7 +398,7 @@ def set_position(conf: dict[str, Any], group: str, at: TopicPartition) -> None:
     consumer.close()
 
 
-def test_a_topic_that_was_recreated_over_there_is_refused_with_what_differs(mirrored: Mirrored) -> None:
+def test_a_topic_that_was_recreated_there_is_refused_with_what_differs(mirrored: Mirrored) -> None:
     tp = TP(mirrored.topic, 2)
     mirrored.write(12)
     with Recorder(mirrored.fleet.conf, mirrored.topic) as here:
@@ -411,7 +411,7 @@ def test_a_topic_that_was_recreated_over_there_is_refused_with_what_differs(mirr
     (group,) = [one.group_id for one in client.list_consumer_groups().result().valid if mirrored.group in one.group_id]
     recreate(mirrored.there, Topic(mirrored.topic, PARTITIONS, "copy", KEPT))
     set_position(mirrored.there, group, TopicPartition(*tp, at.offset, at.metadata))
-    differs = "the position 3 is of another topic of this name over there: the topic was ID"
+    differs = "the position 3 is of another topic of this name there: the topic was ID"
     with pytest.raises(FatalError, match=differs) as caught:
         opened(mirrored, tp)
     assert f"--group {group} --topic {mirrored.topic}:2 --reset-offsets --to-offset 0" in caught.value.hint

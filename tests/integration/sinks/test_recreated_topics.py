@@ -1,4 +1,4 @@
-"""A sink topic that is deleted and made again: a lake gets all of the new one, and `lake verify` says what it lacks."""
+"""A sink topic that is recreated: a lake gets all of the new one, and `lake verify` says what it lacks."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def once(name: str, count: int) -> Counter[str]:
     return Counter(f"{name}{n}" for n in range(count))
 
 
-def test_a_lake_gets_all_of_a_recreated_topic_and_is_held_against_what_was_committed(
+def test_a_lake_gets_all_of_a_recreated_topic_and_is_compared_with_what_was_committed(
     kafka_stack: Endpoints, tmp_path: Path, headwater: Headwater
 ) -> None:
     lake = Lake(kafka_stack, tmp_path)
@@ -194,6 +194,6 @@ def test_what_retention_took_before_the_lake_read_it_is_a_gap_and_not_missing(
     assert lake.events() == once("first", 20) + once("last", 20)
     done = headwater("lake", "verify", "--json", **lake.fleet.environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert {one["detail"] for one in json.loads(done.stdout)["lost"]} == {
+    assert {load["detail"] for load in json.loads(done.stdout)["lost"]} == {
         "Kafka deleted the offsets 10 to 19 before they were read"
     }

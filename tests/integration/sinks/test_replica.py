@@ -258,7 +258,7 @@ def test_verify_finds_what_is_missing_surplus_and_different(
     assert equal.returncode == 0, equal.stderr + equal.stdout
 
 
-def test_an_item_that_no_table_takes_is_a_dead_letter_and_the_rest_goes_on(deploy: Callable[..., Deployment]) -> None:
+def test_an_item_that_no_table_takes_is_a_dead_letter_and_the_rest_continues(deploy: Callable[..., Deployment]) -> None:
     here = deploy()
     producer = Producer(here.conf)
     for number, text in enumerate(["a", "x" * 500_000, "c"]):

@@ -37,7 +37,7 @@ def read_by(spark: Any, table: str) -> list[dict[str, Any]]:
     return [{name: plain(value) for name, value in row.asDict().items()} for row in spark.table(table).collect()]
 
 
-def test_spark_reads_every_value_and_a_worker_goes_on_after_spark_has_rewritten_the_files(tmp_path: Path) -> None:
+def test_spark_reads_every_value_and_a_worker_continues_after_spark_has_rewritten_the_files(tmp_path: Path) -> None:
     sinks = {mode: kept_table(tmp_path / mode, mode) for mode in MODES}
     with sparking.spark(tmp_path) as spark:
         for mode, sink in sinks.items():

@@ -95,7 +95,7 @@ def test_subscriptions_that_end_break_off_and_fail_lose_and_double_nothing(stack
         assert sorted(found()) == sorted(deployment.truth)
 
 
-def test_a_worker_goes_on_where_the_one_before_has_left_off(pushed: Deployment) -> None:
+def test_a_worker_continues_where_the_one_before_has_left_off(pushed: Deployment) -> None:
     pushed.change(10)
     with pushed.ingested() as found, pushed.gaps() as gaps:
         with pushed.worker() as workers:
@@ -112,9 +112,7 @@ def test_a_worker_goes_on_where_the_one_before_has_left_off(pushed: Deployment) 
         assert gaps() == []
 
 
-def test_a_worker_that_stood_still_and_its_subscriptions_do_not_get_in_the_way(
-    stack: Endpoints, tmp_path: Path
-) -> None:
+def test_a_worker_that_was_frozen_and_its_subscriptions_do_not_get_in_the_way(stack: Endpoints, tmp_path: Path) -> None:
     with deployed(stack, tmp_path, replace(CALM, shards=4, items=60)) as deployment:
         deployment.more = dict(FAN_OUT)
         with reading(deployment, deployment.topics.raw) as raw, deduplicating(deployment, 2) as workers:
@@ -135,7 +133,7 @@ def test_a_worker_that_stood_still_and_its_subscriptions_do_not_get_in_the_way(
             in_order(raw(), deployment)
 
 
-def test_two_deployments_with_one_consumer_are_told_so_and_both_get_everything(
+def test_two_deployments_with_one_consumer_hear_of_it_and_both_get_everything(
     pushed: Deployment, tmp_path: Path
 ) -> None:
     other = replace(pushed, prefix=f"t{uuid.uuid4().hex[:8]}", directory=tmp_path / "other")
@@ -157,7 +155,7 @@ def test_a_consumer_that_is_deleted_is_registered_again_and_nothing_is_taken_for
     with pushed.ingested() as found, pushed.gaps() as gaps, pushed.worker():
         pushed.change(10)
         until(lambda: len(found()) >= 10, "the first changes")
-        assert [one.name for one in consumers.values()] == ["headwater"]
+        assert [consumer.name for consumer in consumers.values()] == ["headwater"]
         pushed.world.do(lambda _: consumers.clear())
         until(lambda: len(consumers) == 1, "the consumer, again")
         pushed.change(10)
@@ -170,7 +168,7 @@ def test_check_looks_at_the_consumer_and_registers_none(pushed: Deployment, head
     def look() -> str:
         done = headwater("check", "--json", **pushed.environment())
         assert done.stdout, done.stderr
-        (found,) = [one["detail"] for one in json.loads(done.stdout) if one["what"] == f"stream {TABLE}"]
+        (found,) = [load["detail"] for load in json.loads(done.stdout) if load["what"] == f"stream {TABLE}"]
         return str(found)
 
     assert look().endswith("the consumer headwater is not there yet: the first worker registers it")

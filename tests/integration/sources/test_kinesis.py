@@ -41,8 +41,8 @@ class Change:
 def reading(deployment: Deployment, topic: str) -> Iterator[Callable[[], list[Change]]]:
     with Recorder(deployment.conf, topic) as records:
         yield lambda: [
-            Change(one.key() or b"", json.loads(one.value() or b"")["eventID"], one.headers() or [])  # type: ignore[arg-type]
-            for one in records
+            Change(record.key() or b"", json.loads(record.value() or b"")["eventID"], record.headers() or [])  # type: ignore[arg-type]
+            for record in records
         ]
 
 
@@ -163,7 +163,7 @@ def test_trap_12_what_is_trimmed_before_it_was_read_is_a_gap(kinesis: Deployment
     what_is_trimmed_unread_is_a_gap(kinesis)
 
 
-def test_trap_11_a_stream_that_was_made_anew_under_its_name_is_a_gap_and_is_read(kinesis: Deployment) -> None:
+def test_trap_11_a_stream_that_was_recreated_under_its_name_is_a_gap_and_is_read(kinesis: Deployment) -> None:
     kinesis.change(10)
     with kinesis.ingested() as found, kinesis.gaps() as gaps, kinesis.worker():
         until(lambda: len(found()) >= 10, "the first changes")
@@ -269,7 +269,7 @@ def test_a_rough_day_loses_and_doubles_nothing_and_a_stream_without_order_is_war
         assert deployment.log.count("distributes its records automatically") == 1
 
 
-def test_a_mended_dead_letter_of_ingest_goes_through_the_codec_and_only_open_letters_count(
+def test_a_corrected_dead_letter_of_ingest_goes_through_the_codec_and_only_open_dead_letters_count(
     kinesis: Deployment, headwater: Headwater
 ) -> None:
     kinesis.more |= {"codec": "json"}

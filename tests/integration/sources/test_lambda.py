@@ -25,7 +25,7 @@ from headwater.lab.workers import Workers
 from pipeline.errors import TransientError
 from pipeline.settings.root import Settings
 from pipeline.sources import lambda_handler
-from pipeline.sources.dynamodb.records import cut
+from pipeline.sources.dynamodb.records import cut_answer
 from pipeline.sources.lambda_handler import INVOCATION_MARGIN_S, IngestWriter
 from pipeline.topics.admin import admin, ensure
 from pipeline.topics.names import Topic, Topics
@@ -94,13 +94,13 @@ def test_a_batch_of_a_table_is_what_a_reader_would_have_written(place: Place) ->
             del record["eventSourceARN"]
             if identity := record.get("userIdentity"):
                 record["userIdentity"] = {"PrincipalId": identity["principalId"], "Type": identity["type"]}
-        read = cut(json.dumps({"Records": api}).encode(), arn).records
+        read = cut_answer(json.dumps({"Records": api}).encode(), arn).records
         assert values(found) == [json.loads(record["value"]) for record in read]
         assert [record.key() for record in found] == [record["key"] for record in read]
         assert not any(record.headers() for record in found)
 
 
-def test_a_record_that_is_no_change_is_a_dead_letter_and_the_others_go_on(place: Place) -> None:
+def test_a_record_that_is_not_a_change_is_a_dead_letter_and_the_others_continue(place: Place) -> None:
     poisoned = copy.deepcopy(DYNAMODB)
     del poisoned["Records"][0]["dynamodb"]["Keys"]
     with Recorder(place.conf, place.topics.ingest) as found, Recorder(place.conf, place.topics.dead_letter) as dead:
@@ -116,7 +116,7 @@ def test_a_record_that_is_no_change_is_a_dead_letter_and_the_others_go_on(place:
         assert ("__connect.errors.topic", f"{arn}/shardId-000000000006".encode()) in (letter.headers() or [])
 
 
-def test_malformed_members_of_an_event_are_dead_letters_and_the_others_go_on(place: Place) -> None:
+def test_malformed_members_of_an_event_are_dead_letters_and_the_others_continue(place: Place) -> None:
     event = copy.deepcopy(KINESIS)
     consumed = {**copy.deepcopy(event["Records"][0])}
     consumed["eventSourceARN"] += "/consumer/app:1540591608"
@@ -129,7 +129,7 @@ def test_malformed_members_of_an_event_are_dead_letters_and_the_others_go_on(pla
         until(lambda: len(found) >= 1 and len(dead) >= len(malformed), "the change, and the letters")
         assert [json.loads(record.value() or b"") for record in dead] == malformed
         headers = [dict(cast("list[tuple[str, bytes]]", record.headers() or [])) for record in dead]
-        assert {one["headwater.origin.form"] for one in headers} == {b"lambda"}
+        assert {header["headwater.origin.form"] for header in headers} == {b"lambda"}
         assert headers[-1]["headwater.origin.sequence"] == no_base64["kinesis"]["sequenceNumber"].encode()
 
 
@@ -294,7 +294,7 @@ def test_a_cold_start_takes_less_than_a_second_without_the_broker() -> None:
     assert min(took) < 1.0, took
 
 
-def test_a_record_that_the_ingest_topic_refuses_is_a_dead_letter_and_its_batch_goes_on(stack: Endpoints) -> None:
+def test_a_record_that_the_ingest_topic_refuses_is_a_dead_letter_and_its_batch_continues(stack: Endpoints) -> None:
     prefix = f"t{uuid.uuid4().hex[:8]}"
     small = Topic(f"{prefix}.ingest", 1, "small", {"max.message.bytes": "20000"})
     ensure(admin({"bootstrap.servers": stack.bootstrap_servers}), [small], 1)

@@ -244,7 +244,7 @@ def test_an_export_to_s3_is_read_instead_of_a_scan(
         assert world.simulator.calls["Scan"] == 0
 
 
-def test_a_snapshot_that_cannot_go_on_fails_and_says_why(
+def test_a_snapshot_that_cannot_continue_fails_and_says_why(
     stack: Endpoints, tmp_path: Path, headwater: Headwater
 ) -> None:
     with Running(SimulatorOptions(plan=PLAN, rate=0)) as world:
@@ -268,7 +268,7 @@ def _gone() -> bytes:
     raise ApiError("ResourceNotFoundException", "Requested resource not found: Table: orders not found")
 
 
-def test_a_gap_is_repaired_by_reading_all_items_anew(stack: Endpoints, tmp_path: Path, headwater: Headwater) -> None:
+def test_a_gap_is_repaired_by_reading_all_items_again(stack: Endpoints, tmp_path: Path, headwater: Headwater) -> None:
     with Running(SimulatorOptions(plan=PLAN, rate=0)) as world:
         deployment = Deployment(stack, tmp_path / "workers", world.address)
         environment = deployment.environment
@@ -358,7 +358,7 @@ def test_items_of_every_shape_come_out_as_they_are(
     assert change["dynamodb"]["NewImage"] == {**item, "id": {"B": "AP8="}}
 
 
-def test_a_table_that_nobody_captures_is_no_table_for_a_snapshot(headwater: Headwater) -> None:
+def test_a_table_that_nobody_captures_is_not_a_table_for_a_snapshot(headwater: Headwater) -> None:
     refused = headwater("snapshot", "unknown", HEADWATER_SOURCES='[{"tables": ["orders"]}]')
     assert refused.returncode == 2
     assert "no source of kind dynamodb-stream captures the table unknown" in refused.stderr

@@ -193,7 +193,7 @@ def test_trap_3_4_and_8_a_long_lineage_over_many_pages_is_read_parents_first(dep
         assert [one for one in order if one in set(ids)] == ids
 
 
-def test_trap_5_an_iterator_that_expires_before_the_first_record_is_made_anew(stack: Endpoints, tmp_path: Path) -> None:
+def test_trap_5_an_iterator_that_expires_before_the_first_record_is_recreated(stack: Endpoints, tmp_path: Path) -> None:
     with deployed(stack, tmp_path, iterator_seconds=0.02) as deployment, deployment.ingested() as found:
         with deployment.worker():
             until(lambda: deployment.calls("GetShardIterator") > 3, "iterators that expire")
@@ -471,7 +471,7 @@ def test_trap_12_what_is_trimmed_between_the_first_look_and_the_first_read_is_a_
     assert gap["before"] == str(first)
 
 
-def test_what_was_trimmed_before_the_first_look_is_no_gap(deployment: Deployment) -> None:
+def test_what_was_trimmed_before_the_first_look_is_not_a_gap(deployment: Deployment) -> None:
     deployment.change(10)
     deployment.shape(lambda stream: stream.trim(stream.open[0], 4))
     with deployment.ingested() as found, deployment.gaps() as gaps, deployment.worker():
@@ -542,7 +542,7 @@ def test_finished_lineages_leave_the_shards_topic(deployment: Deployment) -> Non
         for number in range(3):
             deployment.shape(trim_oldest)
             until(
-                lambda number=number: sum(one.value() is None for one in shards) > number,  # type: ignore[misc]
+                lambda number=number: sum(shard.value() is None for shard in shards) > number,  # type: ignore[misc]
                 "the tombstone of a shard",
             )
 

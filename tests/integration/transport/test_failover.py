@@ -112,7 +112,7 @@ def test_the_partitions_of_a_dead_worker_are_warm_at_another(fleet: Fleet) -> No
 
 
 @pytest.mark.parametrize("fleet", [(0, "classic")], indirect=True, ids=["classic"])
-def test_partitions_that_stay_in_a_rebalance_are_not_recovered_anew(fleet: Fleet) -> None:
+def test_partitions_that_stay_in_a_rebalance_are_not_recovered_again(fleet: Fleet) -> None:
     """Their newest IDs are in memory and in no file: closed, they would have to be read again."""
     workers, topics, conf = fleet
     one, other = workers.all

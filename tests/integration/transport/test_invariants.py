@@ -406,7 +406,7 @@ class Freezer(Participant):
             os.kill(os.getpid(), signal.SIGSTOP)
 
 
-app.worker.transport.join(Freezer())
+app.worker.transport.add_participant(Freezer())
 '''
 
 

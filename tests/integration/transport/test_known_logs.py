@@ -111,7 +111,7 @@ def test_what_retention_took_from_a_stopped_agent_is_a_gap_with_its_offsets(flee
     assert len(gaps(headwater, fleet.environment)) == PARTITIONS
 
 
-def test_retention_that_overtakes_a_worker_while_it_stands_still_is_a_gap_and_it_goes_on(
+def test_retention_that_overtakes_a_worker_while_it_is_frozen_is_a_gap_and_it_continues(
     fleet: Fleet, headwater: Headwater
 ) -> None:
     with Recorder(fleet.conf, fleet.topics.raw) as raw, fleet.running() as workers:
@@ -138,7 +138,7 @@ def lost(found: list[dict[str, Any]]) -> int:
     return sum(gap["count"] for gap in found)
 
 
-def test_a_recreated_ingest_topic_stops_the_worker_and_accepting_it_goes_on_exactly_once(
+def test_a_recreated_ingest_topic_stops_the_worker_and_accepting_it_continues_exactly_once(
     fleet: Fleet, headwater: Headwater
 ) -> None:
     with Recorder(fleet.conf, fleet.topics.raw) as raw:
@@ -203,12 +203,12 @@ def test_positions_of_a_deployment_that_runs_are_shown_and_are_fine(fleet: Fleet
         until(lambda: len(raw) == 10, "the changes")
         shown = headwater("positions", "--json", **fleet.environment)
     assert shown.returncode == 0
-    mine = [one for one in json.loads(shown.stdout) if one["topic"] == fleet.topics.ingest]
+    mine = [load for load in json.loads(shown.stdout) if load["topic"] == fleet.topics.ingest]
     assert len(mine) == PARTITIONS
     assert headwater("positions", "accept", "nowhere", **fleet.environment).returncode == 2
 
 
-def test_a_recreated_raw_topic_stops_transform_and_accepting_it_goes_on(
+def test_a_recreated_raw_topic_stops_transform_and_accepting_it_continues(
     stack: Endpoints, tmp_path: Path, headwater: Headwater
 ) -> None:
     flowing = Flowing(stack, tmp_path, [{"name": "all", "from": ["orders"], "to": "all"}])

@@ -182,7 +182,7 @@ def test_an_outage_longer_than_the_transaction_timeout_loses_and_doubles_nothing
     assert "Traceback" not in place.log()
 
 
-def test_a_worker_goes_on_after_a_clean_restart_of_the_broker(place: Place) -> None:
+def test_a_worker_continues_after_a_clean_restart_of_the_broker(place: Place) -> None:
     """The broker is out of the metadata for a while, and with it the group's coordinator that librdkafka knows."""
     place.workers.start()
     with place.raw() as raw:
@@ -198,7 +198,7 @@ def test_a_worker_goes_on_after_a_clean_restart_of_the_broker(place: Place) -> N
     assert "the producer is recreated" in place.log()
 
 
-def test_a_worker_that_stood_still_for_longer_than_its_transaction_goes_on(place: Place) -> None:
+def test_a_worker_that_was_frozen_for_longer_than_its_transaction_continues(place: Place) -> None:
     """The coordinator has ended its transaction and fenced its producer off; another would be in its place."""
     place.workers.start()
     with place.raw() as raw:

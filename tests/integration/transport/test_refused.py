@@ -43,7 +43,7 @@ def flowing_to(stack: Endpoints, directory: Path, *flows: dict[str, Any], small:
     return Flowing(stack, directory, list(flows), prefix=prefix)
 
 
-def test_a_change_that_one_sink_topic_refuses_is_a_dead_letter_of_its_flow_and_all_else_goes_on(
+def test_a_change_that_one_sink_topic_refuses_is_a_dead_letter_of_its_flow_and_all_else_continues(
     stack: Endpoints, tmp_path: Path, headwater: Headwater
 ) -> None:
     plain = {"name": "plain", "from": ["orders"], "envelope": {"kind": "plain"}, "to": "plain"}
@@ -120,7 +120,7 @@ def test_a_template_that_makes_no_name_of_a_topic_is_that_changes_error(stack: E
         until(lambda: len(there) == 2, "those with a name")
 
 
-def test_a_record_that_the_ingest_topic_refuses_is_a_dead_letter_and_its_shard_goes_on(
+def test_a_record_that_the_ingest_topic_refuses_is_a_dead_letter_and_its_shard_continues(
     stack: Endpoints, tmp_path: Path, dynamodb: DynamoDBClient
 ) -> None:
     prefix, table = f"t{uuid.uuid4().hex[:8]}", f"small-{uuid.uuid4().hex[:8]}"

@@ -63,10 +63,10 @@ def test_a_backlog_of_many_transactions_of_work_is_committed_bit_by_bit(stack: E
         until(lambda: len(sink) > 0, "the first of them, long before the last", seconds=30)
         assert len(sink) < 1_500
         until(lambda: len(sink) == 1_500, "all of them")
-        assert "will be done again" not in log_of(workers.all[0])
+        assert "will be processed again" not in log_of(workers.all[0])
 
 
-def test_a_change_that_is_too_slow_by_itself_is_a_dead_letter_and_the_others_go_on(
+def test_a_change_that_is_too_slow_by_itself_is_a_dead_letter_and_the_others_continue(
     stack: Endpoints, tmp_path: Path
 ) -> None:
     flowing = slow(stack, tmp_path, "stuck")

@@ -100,7 +100,7 @@ def test_a_batch_without_a_partition_goes_where_java_clients_put_each_key(conf: 
     assert sorted(found, key=str) == sorted(((key, partition_of(key, count)) for key in keys), key=str)
 
 
-def test_a_follower_whose_consumer_is_made_anew_misses_and_repeats_nothing(conf: dict[str, Any]) -> None:
+def test_a_follower_whose_consumer_is_recreated_misses_and_repeats_nothing(conf: dict[str, Any]) -> None:
     topic = f"t{uuid.uuid4().hex[:8]}"
     ensure(admin(conf), [Topic(topic, 2, "any")], 1)
     found: list[bytes] = []

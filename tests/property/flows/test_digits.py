@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import fastavro
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.compiled_flows import run as run_flow
@@ -25,6 +26,8 @@ from pipeline.flows.explain import explain
 from pipeline.settings.flows import FlowSettings
 from pipeline.settings.root import Settings
 from pipeline.steps.python import Function
+
+pytestmark = pytest.mark.slow
 
 EXAMPLES = int(os.environ.get("HEADWATER_TEST_EXAMPLES", "25"))
 DIGITS = Context(prec=38)

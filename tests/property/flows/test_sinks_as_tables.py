@@ -20,6 +20,8 @@ from pipeline.steps import flow as steps
 from pipeline.steps.mask import canonical as in_normal_form
 from pipeline.steps.secrecy import MaskKey
 
+pytestmark = pytest.mark.slow
+
 KEY = MaskKey(bytes(range(32)))
 Item = dict[str, dict[str, str]]
 Holds = Callable[[Item], bool]

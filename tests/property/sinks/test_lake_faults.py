@@ -23,6 +23,8 @@ from pipeline.sinks.lake.layouts.envelope import EnvelopeLayout
 from pipeline.sinks.lake.objects import Objects
 from pipeline.sinks.lake.sink import LakeSink, Rotation
 
+pytestmark = pytest.mark.slow
+
 HOUR = 3600
 
 
@@ -196,7 +198,7 @@ def test_a_file_is_closed_when_it_is_old_although_nothing_comes() -> None:
     ]
 
 
-def test_what_is_no_change_is_rejected_when_the_offset_passes_it() -> None:
+def test_what_is_not_a_change_is_rejected_when_the_offset_passes_it() -> None:
     bucket = Bucket()
     bad = Message(*PARTITION, offset=1, key=b"k", value=b"{", timestamp=(1, 1))
     owner = Owner(lake(bucket, EnvelopeLayout()), {0: record(0), 1: bad, 2: record(2)}, 0)

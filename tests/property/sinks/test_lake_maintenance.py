@@ -20,9 +20,11 @@ from pipeline.sinks.lake.compact import Compacted, compact
 from pipeline.sinks.lake.layouts.envelope import EnvelopeLayout
 from pipeline.sinks.lake.objects import Objects, StoredObject
 from pipeline.sinks.lake.sink import LakeSink, Rotation
-from pipeline.sinks.lake.verify import verify
+from pipeline.sinks.lake.verify import verify_lake
 from pipeline.transport.committed import Committed
 from pipeline.transport.logs import Log
+
+pytestmark = pytest.mark.slow
 
 ROWS = 24
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
@@ -136,7 +138,7 @@ def tend(bucket: Bucket, committed: int = ROWS, size: int = 1 << 20, log: Log = 
 
 def listed_rows(bucket: Bucket) -> list[int]:
     """Return the offsets of the rows that a reader sees, who goes by what is listed."""
-    files = [file for one in manifests.read_manifests(as_objects(bucket)) for file in one.files]
+    files = [file for read_manifest in manifests.read_manifests(as_objects(bucket)) for file in read_manifest.files]
     return sorted(
         offset
         for file in files
@@ -152,7 +154,7 @@ def unlisted(bucket: Bucket) -> set[str]:
 def require_right(bucket: Bucket, rows: int = ROWS) -> None:
     """Each row is listed once, and nothing is left over."""
     assert listed_rows(bucket) == list(range(rows))
-    assert verify(as_objects(bucket)).problems == ()
+    assert verify_lake(as_objects(bucket)).problems == ()
 
 
 def test_maintenance_leaves_a_file_a_directory_and_no_entries() -> None:
@@ -235,7 +237,7 @@ def test_two_runs_at_once_without_a_lease_lose_and_double_nothing(
     bucket.at = None
     tend(bucket)
     assert listed_rows(bucket) == list(range(ROWS))
-    assert {problem.what for problem in verify(as_objects(bucket)).problems} <= {"not listed"}
+    assert {problem.what for problem in verify_lake(as_objects(bucket)).problems} <= {"not listed"}
     assert all("compacted-" in path for path in unlisted(bucket)), "what a run could not list; it goes after a day"
 
 
@@ -252,7 +254,7 @@ def test_a_reader_sees_each_row_once_whatever_maintenance_does_meanwhile(moment:
     bucket = Bucket()
     carry(owner(bucket), ROWS)
     bucket.at = (bucket.operations + moment, lambda: tend(bucket))
-    assert verify(as_objects(bucket)).problems == ()
+    assert verify_lake(as_objects(bucket)).problems == ()
 
 
 @settings(max_examples=100, deadline=None)
@@ -294,7 +296,7 @@ def test_files_and_entries_that_a_worker_writes_once_more_are_not_seen_and_go() 
     tend(bucket)
     bucket.objects = former | bucket.objects
     assert listed_rows(bucket) == list(range(ROWS))
-    assert {problem.what for problem in verify(as_objects(bucket)).problems} == {"not listed"}
+    assert {problem.what for problem in verify_lake(as_objects(bucket)).problems} == {"not listed"}
     tend(bucket, committed=0)
     assert set(former) - set(bucket.objects) <= {path for path in former if path.startswith("_manifests/")}
     tend(bucket)
@@ -358,7 +360,7 @@ def test_a_recreated_topic_is_maintained_beside_the_former_one() -> None:
     assert listed_rows(bucket) == sorted([*range(ROWS), *range(ROWS)])
     tend(bucket, log=OTHER_LOG)
     assert listed_rows(bucket) == sorted([*range(ROWS), *range(ROWS)])
-    assert verify(as_objects(bucket)).problems == ()
+    assert verify_lake(as_objects(bucket)).problems == ()
     assert len(bucket.files) == 2
 
 
@@ -366,8 +368,8 @@ def test_a_manifest_of_the_version_before_is_read_and_taken_over() -> None:
     bucket = Bucket()
     carry(owner(bucket), 10)
     directories: dict[str, list[manifests.File]] = {}
-    for one in manifests.read_manifests(as_objects(bucket)):
-        directories[one.directory] = one.files
+    for read_manifest in manifests.read_manifests(as_objects(bucket)):
+        directories[read_manifest.directory] = read_manifest.files
     for path in bucket.paths("_manifests"):
         del bucket.objects[path]
     for directory, files in directories.items():

@@ -17,6 +17,8 @@ from pipeline.sinks.lake.iceberg.sink import IcebergSink
 from pipeline.sinks.lake.sink import Rotation
 from pipeline.transport.logs import Log
 
+pytestmark = pytest.mark.slow
+
 KEYS = ["a", "b"]
 PARTITIONS = {"p.sink.first": 0, "p.sink.second": 1}
 """By topic, the partition in which all items are: topics need not have as many."""
@@ -190,7 +192,7 @@ def check(
     rows = sink_in(directory, lambda: None).catalog.load_table(("n", "t")).scan().to_arrow().to_pylist()
     found = {row["id"]: int(row["n"]) for row in rows}
     assert len(found) == len(rows), "an item has two rows"
-    assert found == newest(history, {number for one in flushes for flush in one for number in flush})
+    assert found == newest(history, {number for flushe in flushes for flush in flushe for number in flush})
 
 
 @pytest.mark.parametrize("killed", [None, *range(4, 14)])

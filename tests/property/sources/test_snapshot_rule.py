@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from support.raw_reader import goes_back, replay
@@ -20,13 +21,15 @@ from headwater.lab.simulator.faults import Rates, ServiceFaults
 from headwater.lab.simulator.world import World, WorldPlan
 from models.change import decode
 from models.snapshot import BEGIN, END, mark
-from pipeline.sources.dynamodb.records import cut
+from pipeline.sources.dynamodb.records import cut_answer
 from pipeline.sources.shard_positions import ShardPosition
 from pipeline.sources.shards import Lineage, ReadUpTo, Shard
 from pipeline.sources.snapshots.known import Segment, Snapshot
-from pipeline.sources.snapshots.scan import rows
+from pipeline.sources.snapshots.scan import rows_of
 from pipeline.sources.snapshots.tips import is_reached, tip_of
-from pipeline.steps.snapshot import join
+from pipeline.steps.snapshot import admit
+
+pytestmark = pytest.mark.slow
 
 SHORT = (Phase.explicit, Phase.reuse, Phase.generate)
 """Without shrinking: an example takes long, and its seed says all."""
@@ -81,7 +84,7 @@ class Pipeline:
 
     def ingest(self, records: list[tuple[bytes | None, bytes]]) -> None:
         """The ingest topic and the deduplicate agent in one: all records of a partition, in order."""
-        joined = join(records, self.memory)
+        joined = admit(records, self.memory)
         self.raw += [(key or b"", value) for (key, value), keep in zip(records, joined.keep, strict=True) if keep]
 
     def list(self) -> None:
@@ -110,7 +113,7 @@ class Pipeline:
             self.iterators[shard_id] = self.call(f"{STREAMS}GetShardIterator", **where)["ShardIterator"]
         limit = self.dice.choice([1, 3, 1000])
         body = self.api[f"{STREAMS}GetRecords"]({"ShardIterator": self.iterators[shard_id], "Limit": limit})
-        found = cut(body, self.arn)
+        found = cut_answer(body, self.arn)
         self.iterators[shard_id] = found.next_iterator or ""
         self.ingest([(record["key"], record["value"]) for record in found.records])
         finished, last = found.next_iterator is None, None
@@ -133,7 +136,7 @@ class Pipeline:
             start = {} if at.after is None else {"ExclusiveStartKey": at.after}
             request = {"TableName": TABLE, "Segment": number, "TotalSegments": 2, "ConsistentRead": True}
             body = self.api[f"{TABLES}Scan"]({**request, **start})
-            page = rows(body, self.snapshot, at, ("id",), "eu-west-1", self.world.clock())
+            page = rows_of(body, self.snapshot, at, ("id",), "eu-west-1", self.world.clock())
             waiting.append((page.cut.records, page.segment, self.world.clock()))
 
     @property

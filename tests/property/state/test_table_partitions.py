@@ -6,11 +6,14 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from pipeline.state.table_partitions import TablePartition, Writes
+
+pytestmark = pytest.mark.slow
 
 keys = st.sampled_from([b"a", b"b", b"c", b"d", b"\x00\x00head"])
 values = st.one_of(st.none(), st.binary(max_size=3))

@@ -6,12 +6,15 @@ import json
 import os
 from typing import Any
 
+import pytest
 from cel_expr_python import cel as oracle  # type: ignore[import-untyped]
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from models.change import decode
-from pipeline.steps.expression import NAMES, ExpressionError, compile_expression, compile_value, plain, truth
+from pipeline.steps.expression import NAMES, ExpressionError, compile_expression, compile_value, plain_number, truth
+
+pytestmark = pytest.mark.slow
 
 EXAMPLES = int(os.environ.get("HEADWATER_TEST_EXAMPLES", "150"))
 ATTRIBUTES = ("status", "total", "tags", "place", "size", "after", "nobody")
@@ -148,7 +151,7 @@ def of_cpp(text: str, event: dict[str, Any]) -> Any:
     ops = {"INSERT": "c", "MODIFY": "u", "REMOVE": "d"}
     facts: dict[str, Any] = {"op": ops[event["eventName"]], "table": "orders", "ttl_expired": False}
     for name, image in (("before", "OldImage"), ("after", "NewImage"), ("key", "Keys")):
-        facts[name] = None if image not in body else {one: plain(value) for one, value in body[image].items()}
+        facts[name] = None if image not in body else {one: plain_number(value) for one, value in body[image].items()}
     try:
         program = oracle.NewEnv(variables=dict.fromkeys(NAMES, oracle.Type.DYN)).compile(text)
     except Exception:  # noqa: BLE001 - it has no class of its own

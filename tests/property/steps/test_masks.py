@@ -70,7 +70,7 @@ def test_values_are_hashed_alike_when_they_are_equal_and_only_then(first: Any, s
 
 @given(key=st.none() | st.binary(max_size=40), value=st.none() | st.binary(max_size=80), reason=st.text(max_size=30))
 @settings(max_examples=200, deadline=None)
-def test_a_sealed_letter_gives_back_what_it_hides_to_its_key_alone(key: Any, value: Any, reason: str) -> None:
+def test_a_sealed_dead_letter_gives_back_what_it_hides_to_its_key_alone(key: Any, value: Any, reason: str) -> None:
     letter = DeadLetter("raw", 1, 2, "transform", ValueError(reason), key, value, [], "f")
     sealed = seal_letter(KEY, letter).value
     assert sealed is not None

@@ -31,15 +31,17 @@ from pipeline.steps.flow import Given, Result, pieces
 from pipeline.steps.formats.registered import compile_format
 from pipeline.steps.lookup import LOOKUP_LONGEST_S, Answer, AnswerCache, Breaker, Question, RefusedError, compile_lookup
 from pipeline.steps.mask import compile_masks
-from pipeline.steps.python import DROP, Change, Function, call
+from pipeline.steps.python import DROP, ChangeView, Function, call
 from pipeline.steps.secrecy import MaskKey
-from pipeline.steps.shape import drop, rename, select
+from pipeline.steps.shape import drop, rename_attributes, select
 from pipeline.steps.sql import compile_query
+
+pytestmark = pytest.mark.slow
 
 KEY = MaskKey(bytes(range(32)))
 
 
-def price(change: Change) -> Any:
+def price(change: ChangeView) -> Any:
     after = change.after
     if after is None:
         return DROP
@@ -48,14 +50,14 @@ def price(change: Change) -> Any:
     return {"kind": type(after["total"]).__name__, "op": change.op}
 
 
-def prices(changes: list[Change]) -> list[Any]:
+def prices(changes: list[ChangeView]) -> list[Any]:
     return [price(change) for change in changes]
 
 
 def ask(questions: Any) -> Mapping[Question, Answer]:
     return {
-        one: RefusedError("odd") if b"7" in one else None if b"3" in one else msgspec.Raw(b'{"N":"1"}')
-        for one in questions
+        question: RefusedError("odd") if b"7" in question else None if b"3" in question else msgspec.Raw(b'{"N":"1"}')
+        for question in questions
     }
 
 
@@ -149,7 +151,7 @@ STEPS: dict[str, Callable[[], Step]] = {
     "python, batch": lambda: call(Function("prices", prices, batch=True)),
     "select": lambda: select(["id", "total", "größe"]),
     "drop": lambda: drop(["total", "a-b"]),
-    "rename": lambda: rename({"total": "status", "status": "total"}),
+    "rename": lambda: rename_attributes({"total": "status", "status": "total"}),
     "mask": lambda: compile_masks(
         [
             MaskSettings(path="id", how="hash"),
@@ -277,9 +279,12 @@ def test_a_flow_does_the_same_in_a_batch_and_change_by_change(name: str, values:
     changes = [Given(n, b"k", value, decode(value), 0.0) for n, value in enumerate(values)]
 
     def told(results: Any) -> list[Any]:
-        return [(one.given.offset, one.messages, str(one.error), one.stage if one.error else "") for one in results]
+        return [
+            (result.given.offset, result.messages, str(result.error), result.stage if result.error else "")
+            for result in results
+        ]
 
-    apart = [result for one in changes for result in single.run([one])]
+    apart = [result for change in changes for result in single.run([change])]
     assert told(batch.run(changes)) == told(apart)
 
 
@@ -314,7 +319,7 @@ def test_a_partitioned_join_finds_in_a_batch_what_it_finds_change_by_change(
                 elif one.change.table == "totals":
                     items.pop(one.key, None)
             results += compiled.run(part)
-        return [(one.given.offset, one.messages, str(one.error)) for one in results]
+        return [(result.given.offset, result.messages, str(result.error)) for result in results]
 
     together = list(pieces(given, frozenset({"totals"}), most))
     assert [one for part in together for one in part] == given

@@ -21,7 +21,7 @@ from pipeline.services.lookups import lookup
 from pipeline.settings.enrich import LookupSettings
 from pipeline.settings.flows import FlowSettings
 from pipeline.steps.lookup import FAILURES, AnswerCache, Breaker, compile_lookup
-from pipeline.steps.python import load
+from pipeline.steps.python import load_functions
 from pipeline.steps.sql import QueryError, compile_query
 
 ORDER: dict[str, Any] = {
@@ -137,7 +137,7 @@ def test_a_type_that_would_not_stay_exact_is_refused_before(type_name: str) -> N
 def test_decimals_keep_their_value_and_lose_the_zeros_at_their_end() -> None:
     texts = ("0.0000000012", "0", "-0.50", "120", "123456789012.5")
     query = selecting("CAST(json_extract_string(after, '$.total') AS DECIMAL(38, 12))")
-    numbers = [one["added"]["x"] for one in added(query, *[record({**ORDER, "total": {"N": one}}) for one in texts])]
+    numbers = [one["added"]["x"] for one in added(query, *[record({**ORDER, "total": {"N": text}}) for text in texts])]
     wanted = ("0.0000000012", "0", "-0.5", "120", "123456789012.5")
     assert numbers == [{"N": one} for one in wanted]
 
@@ -290,7 +290,7 @@ def test_one_question_that_always_fails_leaves_the_others_their_answers(service:
             assert [len(one["marks"]) for one in found] == [1, 0, 0]
 
 
-def test_a_kept_connection_that_the_service_has_closed_is_no_failure(service: Service) -> None:
+def test_a_kept_connection_that_the_service_has_closed_is_not_a_failure(service: Service) -> None:
     service.hangs_up = True
     with service.running() as address:
         found = looked_up(address, *customers(*map(str, range(50))), on_failure="pass", concurrency=1)
@@ -460,10 +460,10 @@ def test_functions_are_found_in_modules_by_their_names(tmp_path: Path, monkeypat
         "from headwater import enrich\n@enrich('one')\ndef other(change):\n    pass\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert list(load(["mine_found"])) == ["one"]
+    assert list(load_functions(["mine_found"])) == ["one"]
     with pytest.raises(UsageError, match="mine_broken cannot be imported: ModuleNotFoundError"):
-        load(["mine_broken"])
+        load_functions(["mine_broken"])
     with pytest.raises(UsageError, match="two functions are declared as 'one'"):
-        load(["mine_found", "mine_twice"])
+        load_functions(["mine_found", "mine_twice"])
     for name in ("mine_found", "mine_twice"):
         sys.modules.pop(name)

@@ -51,7 +51,7 @@ REFUSED = [
     ),
     (
         '[[flows]]\nname = "a"\nfrom = ["nope"]\nto = "x"',
-        "6: flow a, from: no source captures nope: nothing would come",
+        "6: flow a, from: no source captures nope: it would get nothing",
     ),
     (
         (
@@ -83,7 +83,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("flows", "words"), REFUSED, ids=[words for _, words in REFUSED])
-def test_a_flow_that_cannot_run_is_refused_where_it_stands(flows: str, words: str) -> None:
+def test_a_flow_that_cannot_run_is_refused_where_it_is(flows: str, words: str) -> None:
     settings = written(flows)
     with pytest.raises(UsageError) as caught:
         validate(settings, FILE)
@@ -95,7 +95,7 @@ def test_a_flow_that_cannot_run_is_refused_where_it_stands(flows: str, words: st
     assert found.hint == caught.value.hint
 
 
-def test_what_compiles_a_flow_says_where_it_stands() -> None:
+def test_what_compiles_a_flow_says_where_it_is() -> None:
     settings = written('[[flows]]\nname = "a"\nto = [{ sink = "x", where = "op ==" }]')
     with pytest.raises(FlowError, match=r"^headwater\.toml:6: flow a, to\.0\.where: "):
         explain(settings.flows, EVENT, onlooking(settings.flows))
@@ -111,9 +111,9 @@ def test_a_flow_that_is_another_than_in_the_file_is_given_no_line() -> None:
 @pytest.mark.parametrize(
     "sources", ['tables = ["ord*"]', 'tags = { cdc = "yes" }', 'kind = "kinesis"\nstreams = ["s"]']
 )
-def test_tables_that_may_come_later_are_no_error(sources: str) -> None:
+def test_tables_that_may_come_later_are_not_errors(sources: str) -> None:
     settings = written('[[flows]]\nname = "a"\nfrom = ["nope"]\nto = "x"', sources)
-    expected = ["flow a, from: no source captures nope as it is named now"] if "ord" in sources else []
+    expected = ["flow a, from: no source captures nope by name"] if "ord" in sources else []
     assert validate(settings, FILE) == expected
     found = [one for one in check(settings) if one.what == "flow a"]
     assert all(one.ok for one in found)

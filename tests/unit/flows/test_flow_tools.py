@@ -14,13 +14,13 @@ import pytest
 from conftest import Headwater
 
 from pipeline.errors import UsageError
-from pipeline.files.toml_lines import line_of
+from pipeline.files.toml_lines import line_of_key
 from pipeline.flows import given_items, golden
 from pipeline.flows.compile import onlooking
 from pipeline.flows.explain import FlowTrace, explain
 from pipeline.flows.graph import NAME, RULE, TEXT, WIDTH, mermaid, svg
-from pipeline.flows.running import AT_LEAST, RejectLimit
-from pipeline.flows.versions import dump, parse, text_of
+from pipeline.flows.running_flow import AT_LEAST, RejectLimit
+from pipeline.flows.versions import dump, parse_flows, text_of
 from pipeline.settings.flows import FlowSettings
 from pipeline.settings.root import Settings
 
@@ -65,7 +65,7 @@ into = "x"
     ],
 )
 def test_a_setting_is_found_in_its_file(path: tuple[Any, ...], line: int | None) -> None:
-    assert line_of(FILE, path) == line
+    assert line_of_key(FILE, path) == line
 
 
 QUOTES = '"""'
@@ -115,11 +115,11 @@ def numbers(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tupl
 def test_each_setting_is_found_however_it_is_written() -> None:
     found = dict(numbers(tomllib.loads(EACH_ITS_LINE)))
     assert len(found) == 20
-    assert {path: line_of(EACH_ITS_LINE, path) for path in found} == found
-    assert line_of(EACH_ITS_LINE, ("f", 0, "e", 1, "union tag", "h")) == 25
-    assert line_of(EACH_ITS_LINE, ("f", 0, "e", 1, "missing")) == 24
-    assert line_of(EACH_ITS_LINE, ("f", 0, "e", 7, "h")) == 22
-    assert line_of(EACH_ITS_LINE, ("f", 7, "g")) is None
+    assert {path: line_of_key(EACH_ITS_LINE, path) for path in found} == found
+    assert line_of_key(EACH_ITS_LINE, ("f", 0, "e", 1, "union tag", "h")) == 25
+    assert line_of_key(EACH_ITS_LINE, ("f", 0, "e", 1, "missing")) == 24
+    assert line_of_key(EACH_ITS_LINE, ("f", 0, "e", 7, "h")) == 22
+    assert line_of_key(EACH_ITS_LINE, ("f", 7, "g")) is None
 
 
 FLOWS: list[dict[str, Any]] = [
@@ -172,7 +172,7 @@ def test_an_event_is_explained_step_by_step() -> None:
 def test_an_event_of_another_table_or_that_does_not_match_is_left_out_with_the_reason() -> None:
     other = {**EVENT, "tableName": "refunds"}
     first, _ = explain(flows(), json.dumps(other).encode(), onlooking(flows()))
-    assert (first.outcome, first.reason) == ("left out", "from: the table is refunds, not orders")
+    assert (first.outcome, first.reason) == ("left out", "the flow takes orders (from), and this is refunds")
     modified = {**EVENT, "eventName": "MODIFY"}
     first, _ = explain(flows(), json.dumps(modified).encode(), onlooking(flows()))
     assert (first.outcome, first.reason) == ("left out", "where does not hold")
@@ -194,7 +194,7 @@ def test_a_partitioned_table_is_explained_tested_and_drawn_as_a_global_one(tmp_p
     chart = mermaid(settings.flows)
     assert 't1[("totals")]' in chart
     assert "t1 -.-> f0" in chart
-    assert parse(json.loads(json.dumps(dump(settings.flows)))) == settings.flows
+    assert parse_flows(json.loads(json.dumps(dump(settings.flows)))) == settings.flows
 
 
 def explained(given: dict[str, Any], references: dict[str, Any] | None = None, **event: Any) -> FlowTrace:
@@ -240,7 +240,7 @@ def test_an_item_of_a_joined_topic_is_found_by_its_key() -> None:
 
 
 @pytest.mark.parametrize(("missing", "outcome"), [("null", "sent"), ("drop", "left out"), ("reject", "rejected")])
-def test_a_change_that_waits_for_a_reference_is_told_with_what_comes_then(missing: str, outcome: str) -> None:
+def test_a_change_that_waits_for_a_reference_is_shown_with_what_comes_then(missing: str, outcome: str) -> None:
     joins = [
         {"kind": "join", "table": f"t{hold}", "on": "customer_id", "into": f"t{hold}", "hold": hold, "missing": missing}
         for hold in (30, 40)
@@ -251,7 +251,7 @@ def test_a_change_that_waits_for_a_reference_is_told_with_what_comes_then(missin
     assert explained({"enrich": joins}, {"t30": [ADA], "t40": [ADA]}).waits == 0
 
 
-def test_the_rules_are_told_as_far_as_they_are_asked() -> None:
+def test_the_rules_are_shown_as_far_as_they_are_asked() -> None:
     to = [{"sink": "a", "where": "op == 'u'"}, {"sink": "b", "where": "op == 'c'"}, {"sink": "c"}]
     told = steps_of(explained({"to": to}))
     assert told == {"to.0 a": "does not hold", "to.1 b": "holds", "to.2 c": "not asked, to.1 takes it"}
@@ -260,7 +260,7 @@ def test_the_rules_are_told_as_far_as_they_are_asked() -> None:
     assert rest["otherwise rest"] == "takes it, no `where` holds"
 
 
-def test_what_rejects_is_told_where_it_did() -> None:
+def test_what_rejects_is_shown_where_it_did() -> None:
     raises = "after.total > 1"
     assert steps_of(explained({"where": raises})) == {
         "where": f"rejects: {raises}: there is no 'total': ask has() first"
@@ -284,7 +284,7 @@ def test_what_rejects_is_told_where_it_did() -> None:
         ("after.email == 'a && b'", None),
     ],
 )
-def test_the_part_of_an_expression_that_is_to_blame_is_told(where: str, blamed: str | None) -> None:
+def test_the_part_of_an_expression_that_is_to_blame_is_shown(where: str, blamed: str | None) -> None:
     details = explained({"where": where}).steps[0].details
     assert [line for line in details if line != f"{where}: false"] == ([] if blamed is None else [blamed])
 
@@ -302,7 +302,7 @@ def test_a_flow_that_cannot_be_compiled_is_refused_before_it_is_explained(where:
         explained({"where": where})
 
 
-def test_each_branch_of_a_pattern_is_told() -> None:
+def test_each_branch_of_a_pattern_is_shown() -> None:
     pattern = {"dynamodb": {"NewImage": {"$or": [{"order_id": {"S": ["o-2"]}}, {"gone": {"S": [{"exists": False}]}}]}}}
     assert explained({"where": pattern}).steps[0].details == [
         "dynamodb.NewImage.$or.0: does not hold",
@@ -312,13 +312,13 @@ def test_each_branch_of_a_pattern_is_told() -> None:
     ]
 
 
-def test_what_is_not_given_is_told() -> None:
+def test_what_is_not_given_is_shown() -> None:
     steps = [
         {"kind": "join", "table": "customers", "on": "customer_id", "into": "customer"},
         {"kind": "lookup", "url": "https://stock/{order_id}", "into": "stock"},
     ]
     join, lookup = explained({"enrich": steps}).steps
-    assert join.details[-1] == "no items of customers are given here"
+    assert join.details[-1] == "no items of customers are given here; give them with --reference"
     assert lookup.details[-1] == "not asked here: null"
     assert "given" not in explained({"enrich": steps}, {"customers": [ADA]}).steps[0].details[-1]
 
@@ -329,18 +329,18 @@ def case(tmp_path: Path, **content: Any) -> Path:
     return file
 
 
-def test_golden_files_say_what_is_otherwise_and_can_be_written_anew(tmp_path: Path) -> None:
+def test_golden_files_say_what_is_otherwise_and_can_be_written_again(tmp_path: Path) -> None:
     settings = Settings.model_validate({"flows": FLOWS})
     good = [{"flow": "orders", "sink": "gold", "headers": {"op": "c"}}, {"flow": "all", "rejected": "no 'total'"}]
     assert golden.check(case(tmp_path, expect=good), settings).differences == []
     bad = [{"flow": "orders", "sink": "rest", "headers": {"op": "u"}}, {"flow": "all", "rejected": "nothing"}]
     differences = golden.check(case(tmp_path, expect=bad), settings).differences
-    assert [line.split(":")[1].strip() for line in differences] == ["sink", "headers", "rejected"]
+    assert [line.partition(":")[0].partition(".")[2] for line in differences] == ["sink", "headers", "rejected"]
     file = case(tmp_path, expect=[])
     assert "expected 0 outcomes, there are 2" in golden.check(file, settings).differences[0]
     golden.check(file, settings, update=True)
     assert golden.check(file, settings).ok
-    with pytest.raises(UsageError, match="no golden file"):
+    with pytest.raises(UsageError, match="not a golden file"):
         golden.check(case(tmp_path, expectt=[]), settings)
     with pytest.raises(UsageError, match="there are no golden files"):
         golden.cases(tmp_path / "nothing")
@@ -349,11 +349,11 @@ def test_golden_files_say_what_is_otherwise_and_can_be_written_anew(tmp_path: Pa
 def test_an_outcome_that_names_neither_is_none_of_a_change_that_is_rejected_or_waits(tmp_path: Path) -> None:
     good = [{"flow": "orders", "sink": "gold"}, {"flow": "all"}]
     (said,) = golden.check(case(tmp_path, expect=good), Settings.model_validate({"flows": FLOWS})).differences
-    assert said.startswith("1: rejected: it is not expected, got ")
+    assert said.startswith("expect[1].rejected: not expected, got ")
     joins = [{"kind": "join", "table": "customers", "on": "customer_id", "into": "c", "hold": 30}]
     waiting = Settings.model_validate({"flows": [{"name": "f", "to": "s", "enrich": joins}]})
     (said,) = golden.check(case(tmp_path, references={}, expect=[{"flow": "f"}]), waiting).differences
-    assert said == "0: waits: it is not expected, got 30.0"
+    assert said == "expect[0].waits: not expected, got 30.0"
 
 
 def test_a_golden_file_may_expect_a_wait(tmp_path: Path) -> None:
@@ -418,8 +418,8 @@ def test_a_golden_file_that_is_none_is_refused_with_its_line(content: str, line:
     [
         ("customers", '\n{"id": {"S": "1"}}\nnope', ":3: JSON is malformed"),
         ("customers", '{"customer_id": "c-1"}', ":1: the value of customer_id is not of a type"),
-        ("customers", '{"tags": {"SS": ["a"]}}', ":1: tags is no key attribute"),
-        ("customers", "[]", ":1: this is no object"),
+        ("customers", '{"tags": {"SS": ["a"]}}', ":1: tags is not a key attribute"),
+        ("customers", "[]", ":1: this is not an object"),
         ("customers", '{"id": {"S": "1"}, "n": {"L": ["1"]}}', ":1: the value of n is not of a type"),
         ("customers", '{"id": {"S": "1"}, "n": {"N": "one"}}', ":1: the value of n is not of a type"),
         ("topic:t", '{"key": "a", "value": 1}', ":1: Expected `object`"),
@@ -429,7 +429,7 @@ def test_a_file_of_items_is_refused_with_its_line(name: str, text: str, why: str
     file = tmp_path / f"{name}.jsonl"
     file.write_text(text)
     with pytest.raises(UsageError) as refused:
-        given_items.read(file)
+        given_items.read_items(file)
     assert f"{file}{why}" in refused.value.message
     assert "; expected " in refused.value.message
     assert refused.value.hint
@@ -484,11 +484,11 @@ def test_no_line_of_the_picture_is_wider_than_its_box() -> None:
 
 
 def test_a_version_says_all_that_the_settings_say() -> None:
-    again = parse(json.loads(json.dumps(dump(flows()))))
+    again = parse_flows(json.loads(json.dumps(dump(flows()))))
     assert again == flows()
     assert text_of(again) == text_of(flows())
     with pytest.raises(UsageError, match=r"flows\.0\.to"):
-        parse([{"name": "f", "to": []}])
+        parse_flows([{"name": "f", "to": []}])
 
 
 def test_a_flow_may_reject_its_share_and_no_more() -> None:

@@ -33,9 +33,9 @@ def item(status: str = "", **more: Any) -> dict[str, Any]:
 def told(result: Result) -> list[tuple[str, str, str | None]]:
     """Return of each message the sink, the op, and where the item has moved to."""
     found = []
-    for one in result.messages:
-        said = {name: value.decode() for name, value in one.headers}
-        found.append((one.sink, said["op"], said.get("moved_to")))
+    for message in result.messages:
+        said = {name: value.decode() for name, value in message.headers}
+        found.append((message.sink, said["op"], said.get("moved_to")))
     return found
 
 
@@ -57,7 +57,7 @@ def test_the_former_sink_learns_first_that_the_item_has_moved_and_where_to() -> 
     assert made(item("paid", n={"N": "1"}), item("paid")) == [("settled", "u", None)]
 
 
-def test_a_deletion_goes_where_the_item_was_and_is_no_move() -> None:
+def test_a_deletion_goes_where_the_item_was_and_is_not_a_move() -> None:
     assert made(None, item("paid")) == [("settled", "d", None)]
     assert made(None, item("open")) == [("other", "d", None)]
     rest: dict[str, Any] = {"to": TO[:1], "otherwise": "rest"}
@@ -159,7 +159,7 @@ def test_without_an_old_image_nothing_is_known() -> None:
         assert sinks(flow(to=TO), json.dumps(value).encode()) == [expected]
 
 
-def test_where_the_old_state_cannot_be_told_all_other_sinks_learn_of_it() -> None:
+def test_where_the_old_state_is_not_known_all_other_sinks_learn_of_it() -> None:
     to = [{"sink": "big", "where": "op != 'd' && after.n > 1"}, {"sink": "small"}]
     assert made(item(n={"N": "5"}), item(), to=to) == [("small", "d", "big"), ("big", "u", None)]
     assert made(None, item(), to=to) == [("big", "d", None), ("small", "d", None)]
@@ -172,7 +172,7 @@ def leave(envelope: Any, on_leave: str = "delete", **settings: Any) -> list[Mess
     compiled = flow(to=TO, envelope=envelope, on_leave=on_leave, **settings)
     (result,) = run(compiled, record(item("open"), item("paid")))
     assert result.error is None
-    return [one for one in result.messages if one.left]
+    return [message for message in result.messages if message.left]
 
 
 def test_delete_is_what_the_envelope_writes_for_a_deletion() -> None:
@@ -230,7 +230,7 @@ def test_its_key_is_the_one_under_which_the_sink_has_the_item(on_leave: str) -> 
             record(None, item("paid")),
         )
     )
-    keys = {one.key for results in (put, moved, removed) for result in results for one in result.messages}
+    keys = {message.key for results in (put, moved, removed) for result in results for message in result.messages}
     assert len(keys) == 1
     assert b"o-1" not in (keys.pop() or b"o-1")
 
@@ -243,9 +243,9 @@ def test_a_masked_attribute_does_not_show_in_it() -> None:
         assert b"***" in (message.value or b"")
 
 
-def test_through_is_not_told_of_it() -> None:
+def test_through_gets_nothing_of_it() -> None:
     (result,) = run(flow(to=TO, through="way"), record(item("open"), item("paid")))
-    assert [one.sink for one in result.messages] == ["settled", "", "other"]
+    assert [message.sink for message in result.messages] == ["settled", "", "other"]
 
 
 # -- what is rejected, dropped, joined --------------------------------------------------------------------------------
@@ -263,13 +263,16 @@ def test_a_rejected_change_tells_nobody() -> None:
         assert "hash or tokenise it" in str(result.error)
 
 
-def test_an_old_image_that_the_schema_of_its_sink_refuses_is_told_by_its_key() -> None:
+def test_an_old_image_that_the_schema_of_its_sink_refuses_goes_by_its_key() -> None:
     pytest.importorskip("fastavro")
     compiled = flow(to=TO, envelope="debezium", format="avro", means=CompileContext(registry=NewRegistry()))
     first, odd = item("paid", n={"N": "1"}), item("paid", n={"S": "text"})
     (put, rejected, moved) = run(compiled, record(first), record(odd, first), record(item("open"), odd))
     assert (len(put.messages), rejected.messages, rejected.stage) == (1, [], "output")
-    assert [(one.sink, one.value is None) for one in moved.messages] == [("settled", True), ("other", False)]
+    assert [(message.sink, message.value is None) for message in moved.messages] == [
+        ("settled", True),
+        ("other", False),
+    ]
     assert moved.error is None
 
 
@@ -324,8 +327,8 @@ def test_services_are_asked_for_the_old_state_only_where_it_matters() -> None:
 
     def step(events: Any) -> None:
         asked.extend(len(events) for _ in "a")
-        for one in events:
-            one.added["answer"] = b'{"BOOL":true}'
+        for event in events:
+            event.added["answer"] = b'{"BOOL":true}'
 
     lookup = {"kind": "lookup", "url": "https://service.test/{customer}", "into": "answer"}
     means = CompileContext(lookup=lambda settings: step)
@@ -387,7 +390,7 @@ def test_explain_says_which_sinks_the_item_leaves_and_why_a_deletion_goes_where_
     moved = explained(record(item("open"), item("paid")))
     steps = {step.step: step for step in moved.steps}
     assert steps["leaves settled"].outcome == "its old image matches what leads there"
-    assert [(one.sink, one.headers.get("moved_to")) for one in moved.messages] == [
+    assert [(message.sink, message.headers.get("moved_to")) for message in moved.messages] == [
         ("settled", "other"),
         ("other", None),
     ]
@@ -398,6 +401,6 @@ def test_explain_says_which_sinks_the_item_leaves_and_why_a_deletion_goes_where_
     assert (left_out.outcome, [step.step for step in left_out.steps]) == ("sent", ["where", "leaves settled"])
 
 
-def test_the_picture_of_a_flow_says_what_sinks_are_told() -> None:
+def test_the_picture_of_a_flow_says_what_sinks_get() -> None:
     assert drawn(FlowSettings.model_validate({"name": "f", "to": TO})) == ["on_leave delete"]
     assert drawn(FlowSettings.model_validate({"name": "f", "to": "a"})) == []

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 from support.http_service import Service
 
 from pipeline.errors import UsageError
-from pipeline.flows.versions import dump, parse
-from pipeline.services.lookups import Http, headers
+from pipeline.flows.versions import dump, parse_flows
+from pipeline.services.lookups import Http, lookup_headers
 from pipeline.settings.enrich import LookupSettings
 from pipeline.settings.flows import FlowSettings
 
@@ -109,12 +109,12 @@ def test_a_secret_in_a_url_is_refused(url: str) -> None:
         {"url": "https://host:8443/a@b/{id}"},
     ],
 )
-def test_what_is_no_secret_or_says_where_it_is_is_taken(lookup: dict[str, Any]) -> None:
+def test_what_is_not_a_secret_or_says_where_it_is_is_taken(lookup: dict[str, Any]) -> None:
     assert FlowSettings.model_validate(flow(**lookup)).name == "orders"
 
 
 def test_a_secret_that_is_on_the_topic_already_is_said_and_stops_no_worker(caplog: pytest.LogCaptureFixture) -> None:
-    (found,) = parse([flow(headers={"Authorization": SECRET})])
+    (found,) = parse_flows([flow(headers={"Authorization": SECRET})])
     assert found.name == "orders"
     (record,) = caplog.records
     assert "the flow orders" in record.getMessage()
@@ -127,7 +127,7 @@ def test_what_a_secret_is_is_found_out_at_the_worker_and_never_published(tmp_pat
     made = FlowSettings.model_validate(flow(headers=values))
     step = made.enrich[0]
     assert isinstance(step, LookupSettings)
-    assert headers(step, {"TOKEN": SECRET}) == {"A": SECRET, "B": f"Bearer {SECRET}", "C": f"Bearer {SECRET}"}
+    assert lookup_headers(step, {"TOKEN": SECRET}) == {"A": SECRET, "B": f"Bearer {SECRET}", "C": f"Bearer {SECRET}"}
     assert SECRET not in json.dumps(dump([made]))
     assert SECRET not in repr(made)
 
@@ -135,7 +135,7 @@ def test_what_a_secret_is_is_found_out_at_the_worker_and_never_published(tmp_pat
 @pytest.mark.parametrize("value", ["env:NO_SUCH", "file:/no/such/file", "Bearer ${NO_SUCH}"])
 def test_a_secret_that_is_not_there_is_named(value: str) -> None:
     with pytest.raises(UsageError, match=r"NO_SUCH|/no/such/file"):
-        headers(LookupSettings(kind="lookup", into="x", url="http://h/x", headers={"A": value}), {})
+        lookup_headers(LookupSettings(kind="lookup", into="x", url="http://h/x", headers={"A": value}), {})
 
 
 def test_a_secret_of_the_query_is_sent_and_in_no_question(tmp_path: Path) -> None:

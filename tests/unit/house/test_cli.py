@@ -86,7 +86,11 @@ def test_a_start_that_only_shows_help_imports_nothing_heavy(words: tuple[str, ..
 def test_the_list_of_commands_imports_no_command() -> None:
     _, found = run("--help")
     assert {name for name in found if name.startswith("headwater.commands.")} == set()
-    assert {name for name in found if name.startswith("pipeline.")} == {"pipeline.errors", "pipeline.own_packages"}
+    assert {name for name in found if name.startswith("pipeline.")} == {
+        "pipeline.errors",
+        "pipeline.packages",
+        "pipeline.packages.own_packages",
+    }
 
 
 @pytest.mark.parametrize(
@@ -122,6 +126,11 @@ def test_every_module_of_commands_is_in_the_table() -> None:
 def test_every_command_shows_its_help_in_three_ways(path: str) -> None:
     words = path.split()
     assert shown(*words, "-h") == shown(*words, "--help") == shown("help", *words)
+
+
+@pytest.mark.parametrize("path", EVERY)
+def test_no_help_is_cut_off_on_a_terminal_of_80_columns(path: str) -> None:
+    assert "…" not in shown(*path.split(), "--help")
 
 
 def test_help_alone_lists_the_commands() -> None:

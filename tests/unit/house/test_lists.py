@@ -80,7 +80,7 @@ def test_each_cause_of_a_gap_is_explained() -> None:
 
 
 def test_metrics_on_the_pages_exist() -> None:
-    metrics = [one for one in vars(Metrics()).values() if isinstance(one, MetricWrapperBase)]
+    metrics = [var for var in vars(Metrics()).values() if isinstance(var, MetricWrapperBase)]
     known = {name for metric in metrics for name in (metric._name, f"{metric._name}_total")}
     for page, text in PAGES.items():
         assert set(re.findall(r"\bheadwater_[a-z_]+\b", text)) - known == set(), page
@@ -93,7 +93,7 @@ NOT_TOPICS = DESTINATIONS | {"groups", "testing", "toml"}
 
 def test_topics_on_the_pages_exist() -> None:
     names = Topics(Settings(_env_file=None)).all()
-    headers = [one for one in vars(dead_letter).values() if isinstance(one, str) and one.startswith("headwater.")]
+    headers = [var for var in vars(dead_letter).values() if isinstance(var, str) and var.startswith("headwater.")]
     known = {name.split(".")[1] for name in [*headers, *(topic.name for topic in names)]}
     known |= {"enriched", "reference", "sink"}  # of the flows that there are
     for page, text in PAGES.items():
@@ -134,7 +134,7 @@ def test_the_usage_shows_what_must_be_given_and_what_may_be_repeated(path: str) 
 @pytest.mark.parametrize("path", EVERY)
 def test_the_reference_shows_each_value_by_its_type(path: str) -> None:
     rows = [line.split(" | ") for line in section(path).splitlines() if line.startswith("| `")]
-    assert len(rows) == len([one for one in EVERY[path].params if not one.hidden])
+    assert len(rows) == len([param for param in EVERY[path].params if not param.hidden])
     for row, parameter in zip(rows, EVERY[path].params, strict=True):
         shown = row[1].strip()
         annotation = parameter.type_descriptor.annotation

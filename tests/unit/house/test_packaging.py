@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from support.paths import ROOT
 
-from pipeline import missing, own_packages
+from pipeline.packages import missing, own_packages
 
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]

@@ -13,7 +13,7 @@ from rich.console import Console
 from headwater import console
 from headwater.commands import dlq, gaps, lake, look, positions, replay, replica
 from models.gap import Gap
-from pipeline.operate.dead_letters import Letter
+from pipeline.operate.dead_letters import StoredDeadLetter
 from pipeline.operate.positions import GroupPosition
 from pipeline.operate.status import FlowsStatus, Lag, ReplayStatus, ShardStatus, SinkStatus, SnapshotStatus, Status
 from pipeline.replay.diff import Example, TopicDiff
@@ -56,7 +56,9 @@ def known_gaps() -> None:
 
 
 def letters() -> None:
-    letter = Letter("31-1234567890", 1e9, "deduplicate", TABLE, "E", REASON, TOPIC, 3, MANY, SHARD.encode(), b"{}", ())
+    letter = StoredDeadLetter(
+        "31-1234567890", 1e9, "deduplicate", TABLE, "E", REASON, TOPIC, 3, MANY, SHARD.encode(), b"{}", ()
+    )
     dlq._print_letters([letter])
 
 

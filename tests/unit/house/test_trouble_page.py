@@ -100,7 +100,7 @@ def fills(value: str, *, open_end: bool) -> bool:
     """Whether a hole can hold this: a value of one word, or what another string of the code says in full."""
     if " " not in value or value in ELSEWHERE:
         return True
-    return any(made(value, one, open_start=False, open_end=open_end) for one in templates())
+    return any(made(value, template, open_start=False, open_end=open_end) for template in templates())
 
 
 def made(text: str, template: Template, *, open_start: bool, open_end: bool) -> bool:
@@ -131,7 +131,11 @@ def unknown(message: str) -> list[str]:
     """The parts of a message, between its dots, that no string of the code makes."""
     parts = [part for part in message.split("...") if re.search(r"[a-z]{2}", part) and " " in part.strip()]
     parts = [part for part in parts if part.strip() not in ELSEWHERE]
-    return [part for part in parts if not any(made(part, one, open_start=True, open_end=True) for one in templates())]
+    return [
+        part
+        for part in parts
+        if not any(made(part, template, open_start=True, open_end=True) for template in templates())
+    ]
 
 
 @pytest.mark.parametrize("message", [one for one in quoted() if one != "lake"])

@@ -11,7 +11,7 @@ import pytest
 
 from headwater.lab.bench import canned, ingest, ingest_report, plain_boto3
 from headwater.lab.bench.load import LoadOutcome
-from pipeline.sources.dynamodb.records import cut
+from pipeline.sources.dynamodb.records import cut_answer
 from pipeline.sources.shard_positions import ShardPosition
 
 RECORDS = canned.PER_ANSWER + 5
@@ -59,7 +59,7 @@ def test_the_plain_loop_writes_the_keys_and_values_of_headwater(server: canned.S
     streams = client(server, "dynamodbstreams")
     answer = streams.get_records(ShardIterator=canned.iterator(0, 0))  # type: ignore[attr-defined]
     plain = [plain_boto3.change(record, canned.ARN) for record in answer["Records"]]
-    ours = cut(canned.get_records(0, 0, RECORDS), canned.ARN).records
+    ours = cut_answer(canned.get_records(0, 0, RECORDS), canned.ARN).records
     assert [key.encode() for key, _ in plain] == [record["key"] for record in ours]
     assert [json.loads(value) for _, value in plain] == [json.loads(record["value"]) for record in ours]
 
@@ -77,7 +77,7 @@ def test_canned_records_have_one_size_of_about_a_kilobyte_and_event_ids_of_their
 def test_an_answer_is_as_large_as_aws_makes_it() -> None:
     body = canned.get_records(0, 0, 10_000)
     assert 900_000 < len(body) < 1_010_000
-    assert cut(body, canned.ARN).last == str(canned.sequence(0, canned.PER_ANSWER - 1))
+    assert cut_answer(body, canned.ARN).last == str(canned.sequence(0, canned.PER_ANSWER - 1))
 
 
 def test_results_are_medians_and_name_what_is_wrong() -> None:

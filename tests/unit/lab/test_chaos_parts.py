@@ -42,7 +42,7 @@ def test_the_section_has_every_fault_the_figures_and_the_command() -> None:
     report.left_out = {"fill disk": "mount: permission denied"}
     text = section(report, ChaosOptions(Path("any"), faults=144), BEGAN, "Apache Kafka on a machine")
     assert all(f"| {meaning} | 8 |" in text for meaning in MEANING.values())
-    assert "Nothing was lost, doubled, reordered or stuck. 2026-03-01 00:00 UTC; Apache Kafka on a machine." in text
+    assert "Nothing was lost, duplicated, reordered or stuck. 2026-03-01 00:00 UTC; Apache Kafka on a machine." in text
     assert "| changes in the raw topic | 1,234 |" in text
     assert "headwater chaos --faults 144 --seed 42 --rate 5000" in text
     assert "Left out, fill disk: mount: permission denied" in text

@@ -97,7 +97,7 @@ def test_an_event_id_given_to_two_changes_of_a_table_is_found() -> None:
     assert (verdict.duplicated, verdict.lost) == (1, 0)
 
 
-def test_the_same_event_id_in_two_tables_is_no_duplicate() -> None:
+def test_the_same_event_id_in_two_tables_is_not_a_duplicate() -> None:
     changes = [expected("c", image(1), None), expected("c", image(1), None, table="customers")]
 
     assert compare(Truth(changes), [actual(change, "same") for change in changes]).ok
@@ -154,7 +154,7 @@ def test_another_op_is_an_alteration() -> None:
     assert compare(Truth([*LIFE, *OTHER]), came).altered == 1
 
 
-def test_other_spellings_of_equal_values_are_no_alteration() -> None:
+def test_other_spellings_of_equal_values_are_not_alterations() -> None:
     came = delivered()
     spelled = {**json_item(LIFE[1].new or {}), "version": {"N": "2.0"}, "tags": {"SS": ["y", "x"]}}
     came[1] = (*came[1][:4], orjson.dumps(spelled), came[1][5])
@@ -172,7 +172,7 @@ def test_a_change_that_was_never_written_is_found() -> None:
     assert (verdict.unexpected, verdict.lost, verdict.duplicated) == (2, 0, 0)
 
 
-def test_a_sink_is_held_against_the_part_that_its_flow_lets_through() -> None:
+def test_a_sink_is_compared_with_the_part_that_its_flow_lets_through() -> None:
     part = Truth([*LIFE, *OTHER]).where(lambda change: change.op != "d")
     came = delivered()
 

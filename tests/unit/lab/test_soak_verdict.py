@@ -27,7 +27,7 @@ def verdict(came: list[Came], delivered: list[tuple[str, float]] = SHUFFLED, hel
 
 def changes(*event_ids: str) -> list[Came]:
     """Changes of the item; a `!` behind the event ID: marked late."""
-    return [Came("t", "a", one.rstrip("!"), one.endswith("!")) for one in event_ids]
+    return [Came("t", "a", event_id.rstrip("!"), event_id.endswith("!")) for event_id in event_ids]
 
 
 def test_a_stream_of_kinesis_is_in_order_as_it_was_delivered_and_only_what_is_late_is_marked() -> None:

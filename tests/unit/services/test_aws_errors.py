@@ -21,7 +21,7 @@ from pipeline.services.aws import (
     KeyStateError,
     TrimmedError,
     VanishedError,
-    explain,
+    explained_aws,
 )
 from pipeline.services.aws_errors import CODES, Meaning, meaning_of
 from pipeline.settings.sources import DynamoDBStreamSettings
@@ -34,12 +34,12 @@ WHAT = "the table orders"
 def modelled(service: str) -> set[str]:
     """Return the codes of a service, as its model has them."""
     shapes = botocore.session.get_session().get_service_model(service).error_shapes
-    return {code for one in shapes for code in (one.name, one.metadata.get("error", {}).get("code", one.name))}
+    return {code for shape in shapes for code in (shape.name, shape.metadata.get("error", {}).get("code", shape.name))}
 
 
 def answered(code: str, message: str = "no", status: int = 400, operation: str = "DescribeTable") -> HeadwaterError:
     response = {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": status}}
-    return explain(ClientError(response, operation), WHAT)  # type: ignore[arg-type]  # its stubs want every member
+    return explained_aws(ClientError(response, operation), WHAT)  # type: ignore[arg-type]  # its stubs want every member
 
 
 @pytest.mark.parametrize("service", SERVICES)
@@ -97,7 +97,7 @@ def test_a_wrong_clock_is_told_from_wrong_credentials(code: str, message: str) -
 
 
 @pytest.mark.parametrize("code", ["InvalidSignatureException", "SignatureDoesNotMatch"])
-def test_a_signature_that_does_not_fit_without_a_word_of_time_is_of_wrong_credentials(code: str) -> None:
+def test_a_signature_that_does_not_fit_and_names_no_time_is_of_wrong_credentials(code: str) -> None:
     error = answered(code, "The request signature we calculated does not match the signature you provided.", 403)
     assert isinstance(error, CredentialsError)
     assert not isinstance(error, ClockError)
@@ -120,7 +120,7 @@ def test_an_expired_token_may_be_renewed(code: str) -> None:
         ("KMSOptInRequired", "sign the account up"),
     ],
 )
-def test_a_state_of_a_kms_key_has_the_hint_that_mends_it(code: str, hint: str) -> None:
+def test_a_state_of_a_kms_key_has_the_hint_that_fixes_it(code: str, hint: str) -> None:
     error = answered(code)
     assert isinstance(error, KeyStateError)
     assert hint in error.hint
@@ -161,7 +161,7 @@ PROVIDERS: list[Exception] = [
 @pytest.mark.parametrize("error", PROVIDERS, ids=lambda error: type(error).__name__)
 def test_a_provider_of_credentials_that_fails_may_work_again(error: Exception) -> None:
     assert isinstance(error, aws.ERRORS)
-    told = explain(error, WHAT)
+    told = explained_aws(error, WHAT)
     assert isinstance(told, CredentialsError)
     assert isinstance(told, TransientError)
     assert "credentials" in told.message
@@ -181,7 +181,7 @@ def test_a_provider_of_credentials_that_fails_may_work_again(error: Exception) -
     ids=lambda error: type(error).__name__,
 )
 def test_what_is_set_up_wrong_does_not_pass(error: Exception) -> None:
-    told = explain(error, WHAT)
+    told = explained_aws(error, WHAT)
     assert type(told) is FatalError
     assert told.hint
 
@@ -198,7 +198,7 @@ def test_what_is_set_up_wrong_does_not_pass(error: Exception) -> None:
     ids=lambda error: type(error).__name__,
 )
 def test_a_network_that_fails_passes(error: Exception) -> None:
-    assert type(explain(error, WHAT)) is TransientError
+    assert type(explained_aws(error, WHAT)) is TransientError
 
 
 def every(of: type[BaseException]) -> list[type[BaseException]]:
@@ -209,7 +209,7 @@ def test_every_error_of_botocore_is_explained_in_one_line() -> None:
     for kind in every(BotoCoreError):
         error = kind.__new__(kind)
         Exception.__init__(error, "what\nit says")
-        assert "\n" not in str(explain(error, WHAT))  # type: ignore[arg-type]  # it is one
+        assert "\n" not in str(explained_aws(error, WHAT))  # type: ignore[arg-type]  # it is one
 
 
 def test_check_tells_of_a_provider_that_fails_in_one_line() -> None:

@@ -74,7 +74,7 @@ def test_a_mistake_is_one_line_that_names_the_key(text: str, words: str) -> None
 
 def test_an_unknown_variable_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEADWATER_KAFKA__BOOTSTRAP", "x")
-    with pytest.raises(UsageError, match="HEADWATER_KAFKA__BOOTSTRAP is no setting, did you mean"):
+    with pytest.raises(UsageError, match="unknown setting HEADWATER_KAFKA__BOOTSTRAP, did you mean"):
         load()
 
 
@@ -86,11 +86,11 @@ def test_a_named_file_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_unknown_variable_in_dot_env_is_an_error() -> None:
     Path(".env").write_text("HEADWATER_NONSENSE=1\n")
-    with pytest.raises(UsageError, match=r"\.env: HEADWATER_NONSENSE is no setting"):
+    with pytest.raises(UsageError, match=r"\.env: unknown setting HEADWATER_NONSENSE"):
         load()
 
 
-def test_variables_of_other_programs_may_stand_in_dot_env() -> None:
+def test_variables_of_other_programs_may_be_in_dot_env() -> None:
     Path(".env").write_text("OTHER=1\nHEADWATER_PREFIX=dotted\n")
     assert load().prefix == "dotted"
 

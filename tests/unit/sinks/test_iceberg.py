@@ -153,7 +153,7 @@ def test_a_table_is_made_with_its_first_rows_in_one_commit(tmp_path: Path, mode:
     table = load(tmp_path)
     assert len(table.metadata.metadata_log) == 0
     assert len(table.snapshots()) == 1
-    assert [one.name for one in table.spec().fields] == (["_topic_partition"] if mode == "upsert" else [])
+    assert [field.name for field in table.spec().fields] == (["_topic_partition"] if mode == "upsert" else [])
     assert "_partition" not in table.schema().column_names
 
 
@@ -273,7 +273,7 @@ def test_a_rest_catalog_gets_one_commit_a_flush(tmp_path: Path, mode: Literal["a
         found = rows(owner)
     table = rest.catalog.load_table(("n", "T"))
     assert len(table.snapshots()) == rest.commits.count("n.T") == 2
-    assert [one.name for one in table.spec().fields] == (["_topic_partition"] if mode == "upsert" else [])
+    assert [field.name for field in table.spec().fields] == (["_topic_partition"] if mode == "upsert" else [])
     assert DEFAULTS.items() <= table.properties.items()
     if mode == "append":
         assert sorted(row["_offset"] for row in found) == list(HISTORY)

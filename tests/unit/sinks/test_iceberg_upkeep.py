@@ -17,10 +17,12 @@ from pyiceberg.table import Table, TableProperties
 
 from pipeline.sinks.lake.iceberg import maintain as iceberg_maintain
 from pipeline.sinks.lake.iceberg.commit import DEFAULTS
-from pipeline.sinks.lake.iceberg.maintain import Ages, Upkeep, maintain
+from pipeline.sinks.lake.iceberg.maintain import Ages, Upkeep, maintain_tables
 from pipeline.sinks.lake.iceberg.parts import OFFSET
 from pipeline.sinks.lake.iceberg.sink import IcebergSink
 from pipeline.sinks.lake.sink import Rotation
+
+pytestmark = pytest.mark.slow
 
 TOPIC = TP("p.sink.s", 0)
 Mode = Literal["append", "upsert"]
@@ -64,8 +66,8 @@ def rows(table: Table) -> list[dict[str, Any]]:
 
 
 def of(directory: Path, name: str = "n.t", **settings: Any) -> Upkeep:
-    report = maintain(catalog(directory), "n", **settings)
-    return next(one for one in report.tables if one.table == name)
+    report = maintain_tables(catalog(directory), "n", **settings)
+    return next(table for table in report.tables if table.table == name)
 
 
 @pytest.fixture
@@ -80,7 +82,7 @@ def appended(tmp_path: Path) -> Iterator[Path]:
 
 def test_small_files_become_one_and_no_row_and_no_property_changes(appended: Path) -> None:
     before = table_in(appended)
-    report = maintain(catalog(appended), "n")
+    report = maintain_tables(catalog(appended), "n")
     (upkeep,) = report.tables
     assert (upkeep.compacted, upkeep.snapshots, upkeep.orphans, upkeep.left) == (12, 0, 0, [])
     after = table_in(appended)
@@ -156,7 +158,7 @@ def test_tables_of_others_are_left_alone(appended: Path) -> None:
     table = others.create_table(("n", "theirs"), table_in(appended).schema())
     for _ in range(6):
         table.append(table_in(appended).scan().to_arrow())
-    report = maintain(catalog(appended), "n", ages=ALL, now=LATER)
+    report = maintain_tables(catalog(appended), "n", ages=ALL, now=LATER)
     assert [one.table for one in report.tables] == ["n.t"]
     assert len(table.refresh().snapshots()) == 6
 
@@ -182,7 +184,7 @@ def test_tombstones_are_forgotten_when_they_are_old_and_of_an_item_the_newest_st
 
 
 @pytest.mark.parametrize("mode", ["append", "upsert"])
-def test_a_worker_beside_it_goes_on_and_every_row_is_there(tmp_path: Path, mode: Mode) -> None:
+def test_a_worker_beside_it_continues_and_every_row_is_there(tmp_path: Path, mode: Mode) -> None:
     ended, errors, commits = Event(), list[BaseException](), 30
 
     def work() -> None:
@@ -201,7 +203,7 @@ def test_a_worker_beside_it_goes_on_and_every_row_is_there(tmp_path: Path, mode:
     # Young files stay: those of a commit under way are among them.
     ages = Ages(snapshots=NOTHING, keep=2)
     while not ended.is_set():
-        done += maintain(catalog(tmp_path), "n", ages=ages, fewest=2).tables
+        done += maintain_tables(catalog(tmp_path), "n", ages=ages, fewest=2).tables
     worker.join()
     assert not errors
     found = rows(table_in(tmp_path))

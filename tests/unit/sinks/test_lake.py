@@ -27,7 +27,7 @@ from pipeline.sinks.lake.layouts.envelope import EnvelopeLayout
 from pipeline.sinks.lake.objects import Objects
 from pipeline.sinks.lake.paths import origin_of
 from pipeline.sinks.lake.sink import LakeSink, Rotation
-from pipeline.sinks.lake.verify import verify
+from pipeline.sinks.lake.verify import verify_lake
 from pipeline.sinks.rows import RowReader, Rows
 
 KEY = {"k": {"S": "1"}}
@@ -121,6 +121,7 @@ odd = st.one_of(
 """What DynamoDB never writes."""
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @example([{"a": {}}, {"a": {"S": "", "N": ""}}], as_aws_writes_it)
 @given(st.lists(st.dictionaries(names, st.one_of(values, odd), max_size=4), min_size=1, max_size=6), styles)
@@ -131,11 +132,12 @@ def test_what_dynamodb_never_writes_is_kept_too(some: list[dict[str, Any]], styl
 
 
 @pytest.mark.parametrize("image", [[], [{"a": {"S": "x"}}], "x", 5])
-def test_an_image_that_is_no_item_stands_in_the_overflow(image: Any) -> None:
+def test_an_image_that_is_not_an_item_is_in_the_overflow(image: Any) -> None:
     (found,) = layout().table("T", 0, rows(image)).to_pylist()
     assert item_of(found, {}) == {"": image}
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.lists(items, min_size=1, max_size=4), styles)
 def test_what_is_read_back_is_what_was_written(batches: list[list[dict[str, Any]]], style: dict[str, Any]) -> None:
@@ -165,6 +167,7 @@ spelled = st.one_of(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["decimal", "int", "wide", "number"])  # all but the first of the version before
 @settings(max_examples=1_000, deadline=None)
 @given(first=st.lists(spelled, max_size=3), number=spelled)
@@ -194,7 +197,7 @@ def test_a_column_stays_what_it_was_decided_to_be_and_one_of_names_alike_has_it(
     assert merged.merge(TableSchema({"B": "map"})) is merged
 
 
-def test_an_attribute_that_the_directories_have_stands_in_the_overflow(tmp_path: Path) -> None:
+def test_an_attribute_that_the_directories_have_is_in_the_overflow(tmp_path: Path) -> None:
     known = Known()
     columns = ColumnsLayout(known.of, known.grow)
     known.all["T"] = TableSchema({"date": "string"})  # of another lake, with other directories
@@ -228,11 +231,11 @@ def test_a_row_tells_its_topic_and_its_replay() -> None:
 def test_a_lake_keeps_the_directories_that_it_has_begun_with(tmp_path: Path) -> None:
     new, old = Objects(f"file://{tmp_path}/new"), Objects(f"file://{tmp_path}/old")
     old.create("table=T/date=2026-01-01/hour=00/_manifest.json", b"{}")
-    assert series.path_of(new, "") == paths.DEFAULT
-    assert series.path_of(new, "{table}") == "{table}"
+    assert series.series_path(new, "") == paths.DEFAULT
+    assert series.series_path(new, "{table}") == "{table}"
     new.create("table=T/x.parquet", b"")  # whatever comes later
-    assert series.path_of(new, "") == paths.DEFAULT
-    assert series.path_of(old, "") == paths.FORMER
+    assert series.series_path(new, "") == paths.DEFAULT
+    assert series.series_path(old, "") == paths.FORMER
 
 
 @pytest.mark.parametrize(
@@ -249,7 +252,7 @@ def test_a_lake_keeps_the_directories_that_it_has_begun_with(tmp_path: Path) -> 
         ("1E-39", "number"),
     ],
 )
-def test_a_number_stands_on_the_lowest_step_that_loses_nothing(number: str, step: str) -> None:
+def test_a_number_is_on_the_lowest_step_that_loses_nothing(number: str, step: str) -> None:
     assert step_of(number) == step
 
 
@@ -303,11 +306,11 @@ def written(directory: Path, changes: int = 12, *, flush_every: int = 2) -> tupl
     return objects, owner
 
 
-def test_a_lake_is_held_against_its_manifests(tmp_path: Path) -> None:
+def test_a_lake_is_compared_with_its_manifests(tmp_path: Path) -> None:
     objects, _ = written(tmp_path)
-    checked = verify(objects)
+    checked = verify_lake(objects)
     assert (checked.problems, checked.files, checked.rows, checked.manifests) == ((), 6, 12, 2)
-    assert verify(objects, "table=T/hour=01").rows == 6
+    assert verify_lake(objects, "table=T/hour=01").rows == 6
 
 
 @pytest.mark.parametrize("damage", ["delete", "alter", "add", "forget"])
@@ -325,7 +328,7 @@ def test_damage_is_found(tmp_path: Path, damage: str) -> None:
         objects.create("table=T/hour=00/stray.parquet", b"PAR1")
     else:
         objects.delete(manifests.entry_of(path))
-    problems = verify(objects).problems
+    problems = verify_lake(objects).problems
     expected = {"delete": "missing", "alter": "altered", "add": "not listed", "forget": "not listed"}[damage]
     assert expected in {problem.what for problem in problems}
     if damage == "forget":
@@ -338,7 +341,7 @@ def test_small_files_become_few_large_ones(tmp_path: Path) -> None:
     before = pa.concat_tables([pq.read_table(io.BytesIO(content)) for content in rows.values()])
     done = list(compact(objects, lambda _topic, _partition: 12, size=1 << 20, older_than_us=1 << 60))
     assert [(one.before, one.after, one.rows) for one in done] == [(3, 1, 6), (3, 1, 6)]
-    checked = verify(objects)
+    checked = verify_lake(objects)
     assert (checked.problems, checked.files, checked.rows) == ((), 2, 12)
     after = united([pq.read_table(io.BytesIO(objects.read(p))) for p in objects.paths() if p.endswith(".parquet")])
     assert sorted(after.column("_offset").to_pylist()) == sorted(before.column("_offset").to_pylist())
@@ -357,9 +360,9 @@ def test_what_a_run_did_not_come_to_delete_is_deleted_by_the_next(tmp_path: Path
     list(compact(objects, lambda _topic, _partition: 12, size=1 << 20, older_than_us=1 << 60))
     for path, content in kept.items():
         objects.create(path, content)
-    assert {problem.what for problem in verify(objects).problems} == {"not listed"}
+    assert {problem.what for problem in verify_lake(objects).problems} == {"not listed"}
     list(compact(objects, lambda _topic, _partition: 12, size=1 << 20, older_than_us=1 << 60))
-    assert verify(objects).problems == ()
+    assert verify_lake(objects).problems == ()
 
 
 def test_a_directory_tells_of_gaps_once(tmp_path: Path) -> None:
@@ -373,7 +376,7 @@ def test_a_directory_tells_of_gaps_once(tmp_path: Path) -> None:
     manifests.add(objects, file, [gap], set())  # another worker
     (found,) = manifests.read_manifests(objects, "table=T/hour=00")
     assert found.gaps == [gap]
-    assert verify(objects).gaps == 1
+    assert verify_lake(objects).gaps == 1
 
 
 def test_a_file_name_says_with_which_record_it_begins() -> None:

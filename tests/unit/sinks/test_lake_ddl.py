@@ -49,7 +49,7 @@ def lake(directory: Path, path: str = "") -> Objects:
 
 
 def made(engine: lake_ddl.Engine, objects: Objects, path: str = paths.DEFAULT) -> str:
-    (statement,) = lake_ddl.statements(engine, lake_ddl.tables_of(objects, path))
+    (statement,) = lake_ddl.statements(engine, lake_ddl.lake_tables(objects, path))
     return statement
 
 
@@ -63,7 +63,7 @@ def test_duckdb_reads_the_table_that_its_statement_makes(tmp_path: Path) -> None
     ]
 
 
-def test_athena_has_projected_directories_and_is_told_no_name_that_it_does_not_take(tmp_path: Path) -> None:
+def test_athena_has_projected_directories_and_gets_no_name_that_it_does_not_take(tmp_path: Path) -> None:
     statement = made("athena", lake(tmp_path))
     assert statement.startswith("-- Without a name or a type here: 'a b', 'größe'\n")
     assert "`price` decimal(38, 9)" in statement
@@ -82,14 +82,14 @@ def test_trino_and_spark_have_all_columns_quoted(tmp_path: Path) -> None:
 
 def test_a_sink_and_a_table_make_a_table(tmp_path: Path) -> None:
     path = "{sink}/t={table}/on={date}"
-    (found,) = lake_ddl.tables_of(lake(tmp_path, path), path)
+    (found,) = lake_ddl.lake_tables(lake(tmp_path, path), path)
     assert (found.name, found.keys) == ("orders_s", [("on", "date")])
 
 
 @pytest.mark.parametrize("path", ["{date}/{table}", "{table}/{hour}"])
 def test_directories_that_no_engine_takes_for_a_table_are_an_error(tmp_path: Path, path: str) -> None:
     with pytest.raises(UsageError):
-        list(lake_ddl.tables_of(lake(tmp_path, path), path))
+        list(lake_ddl.lake_tables(lake(tmp_path, path), path))
 
 
 @pytest.mark.parametrize("engine", lake_ddl.ENGINES)

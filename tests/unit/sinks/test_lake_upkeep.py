@@ -14,15 +14,17 @@ from support.sink_worker import PARTITION
 from test_lake import written
 
 from pipeline.errors import FatalError, HeadwaterError, TransientError
-from pipeline.sinks.lake.maintain import HELD_FOR_S, LEASE, Lease, Maintained, maintain
+from pipeline.sinks.lake.maintain import HELD_FOR_S, LEASE, Lease, Maintained, maintain_lake
 from pipeline.sinks.lake.objects import Objects, cause_of
-from pipeline.sinks.lake.verify import Carried, verify
+from pipeline.sinks.lake.verify import Carried, verify_lake
 from pipeline.transport.committed import Committed
 from pipeline.transport.logs import Log
 
+pytestmark = pytest.mark.slow
+
 
 def run(objects: Objects, carried: Sequence[Carried] = (), **more: bool) -> Maintained:
-    return maintain(objects, "lake", carried, size=1 << 20, older_than_us=1 << 60, **more)  # type: ignore[arg-type]
+    return maintain_lake(objects, "lake", carried, size=1 << 20, older_than_us=1 << 60, **more)  # type: ignore[arg-type]
 
 
 class Clock:
@@ -102,7 +104,7 @@ def test_maintain_tells_what_it_does_and_what_it_has_asked_of_the_store(tmp_path
     assert report["left"] == []
     assert report["requests"]["bytes_in"] > report["bytes_before"]
     assert report["requests"]["bytes_out"] > report["bytes_after"]
-    assert verify(objects).problems == ()
+    assert verify_lake(objects).problems == ()
     again = headwater(*command[:-1])
     assert "nothing to do" in again.stdout
     assert "0 small files became 0" in again.stderr

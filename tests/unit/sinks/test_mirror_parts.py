@@ -56,7 +56,7 @@ def test_properties_are_written_as_in_a_properties_file_and_ours_are_refused() -
             mirror(properties={name: "x"})
 
 
-def test_a_secret_may_stand_in_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_secret_may_be_in_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     found = mirror(properties={"sasl.password": "env:THERE_SECRET"})
     with pytest.raises(UsageError, match="the variable THERE_SECRET is not set"):
         _ = found.conf

@@ -28,7 +28,7 @@ def messages_to(sink: str) -> list[Message]:
     """What a sink gets: an item comes, moves, comes back and is deleted."""
     items = [{"id": {"S": "a"}, "status": {"S": status}} for status in ("paid", "open", "paid")]
     records = [record(items[0]), record(items[1], items[0]), record(items[2], items[1]), record(None, items[2])]
-    made = [one for result in run(flow(to=TO), *records) for one in result.messages if one.sink == sink]
+    made = [message for result in run(flow(to=TO), *records) for message in result.messages if message.sink == sink]
     return [
         Message(*PARTITION, offset=offset, key=one.key, value=one.value, headers=list(one.headers))
         for offset, one in enumerate(made)

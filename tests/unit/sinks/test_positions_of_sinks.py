@@ -17,7 +17,7 @@ from support.paths import BEFORE
 from support.sink_worker import LOG, OTHER_LOG, PARTITION, Clock, Killed, Killer, Owner
 
 from pipeline.errors import FatalError
-from pipeline.sinks.base import Sink, standing
+from pipeline.sinks.base import Sink, offset_is_of
 from pipeline.sinks.lake import manifests
 from pipeline.sinks.lake.compact import compact
 from pipeline.sinks.lake.iceberg.parts import OFFSET
@@ -27,7 +27,7 @@ from pipeline.sinks.lake.layouts.envelope import EnvelopeLayout
 from pipeline.sinks.lake.objects import Objects
 from pipeline.sinks.lake.paths import origin_of
 from pipeline.sinks.lake.sink import LakeSink, Rotation
-from pipeline.sinks.lake.verify import Carried, LostOffsets, verify
+from pipeline.sinks.lake.verify import Carried, LostOffsets, verify_lake
 from pipeline.transport.committed import Committed
 from pipeline.transport.logs import UNKNOWN, Log
 
@@ -127,7 +127,7 @@ def test_all_changes_of_a_recreated_topic_are_in_the_lake(tmp_path: Path, layout
     again = Owner(lake(objects, layout), topic("second", 16), 0, log=OTHER_LOG, committed=committed)
     assert carry(again) == 16
     assert events(objects) == once("first", count=10) + once("second", count=16)
-    assert verify(objects).problems == ()
+    assert verify_lake(objects).problems == ()
 
 
 def test_all_changes_of_a_recreated_topic_are_in_the_iceberg_table(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_all_changes_of_a_recreated_topic_are_in_the_iceberg_table(tmp_path: Pat
     assert found == once("first", count=10) + once("second", count=16)
 
 
-def test_a_lake_goes_on_from_another_cluster_with_the_same_names(tmp_path: Path) -> None:
+def test_a_lake_continues_from_another_cluster_with_the_same_names(tmp_path: Path) -> None:
     objects = Objects(f"file://{tmp_path}")
     carry(Owner(lake(objects), topic("here", 6), 0))
     there = Log("lkc-7x", "ppppppppppppppppppppp-")
@@ -153,7 +153,7 @@ def test_without_topic_ids_a_cluster_is_told_from_another(tmp_path: Path) -> Non
     for name in ("one", "other.1"):
         carry(Owner(lake(objects), topic(name, 6), 0, log=Log(name)))
     assert events(objects) == once("one", "other.1", count=6)
-    assert verify(objects).problems == ()
+    assert verify_lake(objects).problems == ()
 
 
 def test_without_any_id_a_recreated_topic_stops_the_lake_and_no_change_of_the_table_is_skipped(tmp_path: Path) -> None:
@@ -182,12 +182,12 @@ def test_offsets_that_go_back_without_an_abort_stop_the_worker(tmp_path: Path) -
 
 
 def test_a_group_s_offset_is_of_this_log_of_another_or_of_a_version_before() -> None:
-    assert standing(LOG, Committed(None), 0) == "nothing"
-    assert standing(LOG, Committed(5, LOG), 5) == "same"
-    assert standing(LOG, Committed(5, Log(LOG.cluster)), 5) == "same"
-    assert standing(LOG, Committed(5, OTHER_LOG), 0) == "other"
-    assert standing(LOG, Committed(5), 5) == "before"
-    assert standing(LOG, Committed(5), 0) == "other"  # it lies beyond what is there
+    assert offset_is_of(LOG, Committed(None), 0) == "nothing"
+    assert offset_is_of(LOG, Committed(5, LOG), 5) == "same"
+    assert offset_is_of(LOG, Committed(5, Log(LOG.cluster)), 5) == "same"
+    assert offset_is_of(LOG, Committed(5, OTHER_LOG), 0) == "other"
+    assert offset_is_of(LOG, Committed(5), 5) == "before"
+    assert offset_is_of(LOG, Committed(5), 0) == "other"  # it lies beyond what is there
 
 
 # -- what the version before has left ---------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ def test_a_lake_of_the_version_before_is_gone_on_with(tmp_path: Path, layout: st
     assert carry(owner, records=8) == 20  # it reads further than the flush that was begun
     assert events(objects) == Counter([*(f"e{n}" for n in range(12)), *(f"more{n}" for n in range(12, 20))])
     assert not owner.fatal
-    assert verify(objects).problems == ()
+    assert verify_lake(objects).problems == ()
     forms = {origin.offset: origin.mark for path in objects.paths() if (origin := origin_of(path))}
     assert forms == {0: "", 6: "", 9: ""} | {n: LOG.topic_id for n in forms if n >= 12} != {0: "", 6: "", 9: ""}
 
@@ -248,7 +248,7 @@ def test_a_table_of_the_version_before_is_gone_on_with(
     table = sink.catalog.load_table(("n", "t"))
     assert "_partition" in table.schema().column_names
     assert "_topic_partition" not in table.schema().column_names
-    assert [one.name for one in table.spec().fields] == (["_partition"] if mode == "upsert" else [])
+    assert [field.name for field in table.spec().fields] == (["_partition"] if mode == "upsert" else [])
     properties = table.properties
     assert properties[f"{OFFSET}p.sink.s/{LOG.topic_id}/0"] == "16"
     assert properties[f"{OFFSET}p.sink.s/0"] == "16"  # a worker of that version that wakes up adds nothing
@@ -264,7 +264,7 @@ def test_what_the_version_before_has_of_another_log_hides_no_change(
     assert Counter(row["_event_id"] for row in rows_of(owner)) == once("e", count=12) + once("new", count=16)
 
 
-def test_a_manifest_that_a_worker_of_the_version_before_has_written_anew_loses_no_log(tmp_path: Path) -> None:
+def test_a_manifest_that_a_worker_of_the_version_before_has_written_again_loses_no_log(tmp_path: Path) -> None:
     objects = Objects(f"file://{tmp_path}")
     for log, name in ((LOG, "first"), (OTHER_LOG, "second")):
         carry(Owner(lake(objects), topic(name, 8), 0, log=log))
@@ -276,7 +276,7 @@ def test_a_manifest_that_a_worker_of_the_version_before_has_written_anew_loses_n
         for origin in file["origins"]:
             del origin["log"]
     (tmp_path / path).write_text(json.dumps(told))
-    assert verify(objects, carried=[carried(8, log=OTHER_LOG)]).problems == ()
+    assert verify_lake(objects, carried=[carried(8, log=OTHER_LOG)]).problems == ()
     (found,) = manifests.read_manifests(objects)
     assert all(origin.log for file in found.files for origin in file.origins)
 
@@ -313,7 +313,7 @@ def held(tmp_path: Path) -> Objects:
     """A lake with the offsets 0 to 11, four a file."""
     objects = Objects(f"file://{tmp_path}/held")
     carry(Owner(lake(objects), topic("e", 12), 0))
-    assert verify(objects, carried=[carried(12)]).problems == ()
+    assert verify_lake(objects, carried=[carried(12)]).problems == ()
     return objects
 
 
@@ -323,13 +323,13 @@ def without(objects: Objects, *offsets: int) -> None:
         if (origin := origin_of(path)) and origin.offset in offsets:
             objects.delete(path)
             objects.delete(manifests.entry_of(path))
-            manifest = manifests.path_of(path.rpartition("/")[0])
+            manifest = manifests.manifest_path(path.rpartition("/")[0])
             if objects.exists(manifest):
                 manifests.exchange(objects, path.rpartition("/")[0], added=[], removed=[path])
 
 
 def details(objects: Objects, *known: Carried, lost: tuple[LostOffsets, ...] = ()) -> list[str]:
-    return [problem.detail for problem in verify(objects, carried=known, lost=lost).problems]
+    return [problem.detail for problem in verify_lake(objects, carried=known, lost=lost).problems]
 
 
 def test_the_beginning_that_the_lake_must_have_is_missed(held: Objects) -> None:
@@ -355,15 +355,15 @@ def test_a_series_of_which_nothing_is_there_is_missed(held: Objects) -> None:
 
 def test_a_sink_that_was_committed_and_of_which_the_lake_has_nothing_is_missed(held: Objects) -> None:
     other = Carried("p.sink.other", 1, LOG, 3, Committed(7, LOG))
-    (problem,) = verify(held, carried=[carried(12), other]).problems
+    (problem,) = verify_lake(held, carried=[carried(12), other]).problems
     assert (problem.path, problem.detail.split(",")[0]) == ("p.sink.other[1]", "offsets 0 to 6 are in no file")
     nothing = Carried("p.sink.new", 0, LOG, 0, Committed(None))
-    assert verify(held, carried=[carried(12), nothing]).problems == ()
+    assert verify_lake(held, carried=[carried(12), nothing]).problems == ()
 
 
 def test_a_missing_entry_is_a_problem(held: Objects) -> None:
-    held.delete(next(one for one in held.paths() if one.startswith("_manifests/")))
-    assert {problem.what for problem in verify(held, carried=[carried(12)]).problems} == {"not listed", "missing"}
+    held.delete(next(path for path in held.paths() if path.startswith("_manifests/")))
+    assert {problem.what for problem in verify_lake(held, carried=[carried(12)]).problems} == {"not listed", "missing"}
 
 
 def test_a_series_whose_beginning_is_not_written_down_any_more_is_a_problem(held: Objects) -> None:
@@ -375,15 +375,15 @@ def test_a_series_whose_beginning_is_not_written_down_any_more_is_a_problem(held
 @pytest.mark.parametrize("path", ["table=t/hour=16/_manifest.json", "_manifests/table=t/hour=16/gaps-x.json"])
 def test_a_broken_manifest_is_one_problem_among_others(held: Objects, path: str) -> None:
     held.create(path, b"{")
-    assert {problem.what for problem in verify(held).problems} == {"unreadable"}
+    assert {problem.what for problem in verify_lake(held).problems} == {"unreadable"}
     (entry, *_) = [one for one in held.paths("_manifests") if "gaps-" not in one]
     held.delete(entry)
     held.create(entry, b"{")
-    assert {problem.what for problem in verify(held).problems} == {"unreadable", "not listed", "missing"}
+    assert {problem.what for problem in verify_lake(held).problems} == {"unreadable", "not listed", "missing"}
 
 
 def test_an_empty_place_is_a_problem(tmp_path: Path) -> None:
-    (problem,) = verify(Objects(f"file://{tmp_path}/mistyped")).problems
+    (problem,) = verify_lake(Objects(f"file://{tmp_path}/mistyped")).problems
     assert (problem.what, problem.detail) == ("empty", "nothing is listed and there is no file: is the URL right?")
     with pytest.raises(FatalError, match="there is no such directory"):
         Objects(f"file://{tmp_path}/nowhere", make=False)
@@ -393,9 +393,9 @@ def test_an_empty_place_is_a_problem(tmp_path: Path) -> None:
 def test_a_hole_that_a_gap_explains_is_a_gap(held: Objects) -> None:
     without(held, 4)
     gap = LostOffsets(*PARTITION, 4, 6, str(LOG))
-    checked = verify(held, carried=[carried(12)], lost=[gap])
+    checked = verify_lake(held, carried=[carried(12)], lost=[gap])
     assert [one.detail for one in checked.lost] == ["Kafka deleted the offsets 4 to 6 before they were read"]
-    assert [one.detail for one in checked.problems] == ["offsets 7 to 7 are in no file"]
+    assert [problem.detail for problem in checked.problems] == ["offsets 7 to 7 are in no file"]
     elsewhere = gap._replace(log=str(OTHER_LOG))
     assert details(held, carried(12), lost=(elsewhere,)) == ["offsets 4 to 7 are in no file"]
 
@@ -434,11 +434,11 @@ def test_rows_that_a_worker_of_the_version_before_has_written_once_more_are_twic
     carry(
         Owner(lake(objects), before() | {n: m for n, m in topic("x", 24).items() if n >= 12}, 6, committed=Committed(6))
     )
-    assert verify(objects).problems == ()
+    assert verify_lake(objects).problems == ()
     sleeper = {n: m for n, m in topic("x", 24).items() if n >= 14}
     carry(Owner(lake(objects), sleeper, 14, log=UNKNOWN, committed=Committed(14)))
     objects.delete(f"_series/{PARTITION.topic}+0.json")  # that version has none
-    assert {problem.what for problem in verify(objects).problems} == {"twice"}
+    assert {problem.what for problem in verify_lake(objects).problems} == {"twice"}
 
 
 def test_files_of_a_former_log_are_compacted_and_those_of_another_cluster_are_left(tmp_path: Path) -> None:
@@ -449,7 +449,7 @@ def test_files_of_a_former_log_are_compacted_and_those_of_another_cluster_are_le
         compact(objects, lambda _t, _p: 0, size=1 << 20, older_than_us=1 << 60, log_of=lambda _topic: OTHER_LOG)
     )
     assert [(one.before, one.after) for one in done] == [(2, 1)]
-    assert verify(objects).problems == ()
+    assert verify_lake(objects).problems == ()
     assert sum(events(objects).values()) == 24
 
 
@@ -475,7 +475,7 @@ def refusing(directory: str, *refused: int) -> tuple[Any, Killer]:
     return make, killer
 
 
-def test_a_row_that_a_table_refuses_is_a_dead_letter_and_the_others_go_on(tmp_path: Path) -> None:
+def test_a_row_that_a_table_refuses_is_a_dead_letter_and_the_others_continue(tmp_path: Path) -> None:
     make, _ = refusing(f"{tmp_path}/", 0, 5, 6)
     owner = Owner(make, topic("e", 12), 0)
     assert carry(owner) == 12

@@ -13,7 +13,7 @@ from support.sink_worker import PARTITION, Owner
 
 from pipeline.errors import FatalError
 from pipeline.settings.sinks import PubSubSettings
-from pipeline.sinks.pubsub import KEY_BYTES, MESSAGE_BYTES, PubSub, attributes, ordering_key
+from pipeline.sinks.pubsub import KEY_BYTES, MESSAGE_BYTES, PubSub, message_attributes, ordering_key
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_messages_of_an_item_keep_their_order(server: Server) -> None:
     assert not owner.rejected
 
 
-def test_what_is_refused_for_good_becomes_a_dead_letter_and_nothing_else(server: Server) -> None:
+def test_what_is_refused_permanently_becomes_a_dead_letter_and_nothing_else(server: Server) -> None:
     records = {**RECORDS, 7: record(7, "k1", b"bad")}
     owner, committed = carried(records)
     assert committed == 20
@@ -84,7 +84,7 @@ def test_a_topic_that_is_not_there_is_said_at_the_start(server: Server) -> None:
 
 
 def test_a_tombstone_says_so_and_a_long_key_is_hashed() -> None:
-    assert attributes(record(0, "k", None))["tombstone"] == "true"
+    assert message_attributes(record(0, "k", None))["tombstone"] == "true"
     assert ordering_key(b"k" * KEY_BYTES) == "k" * KEY_BYTES
     assert len(ordering_key(b"k" * (KEY_BYTES + 1))) == 64
 
@@ -105,7 +105,7 @@ REFUSED: dict[str, Message] = {
 
 
 @pytest.mark.parametrize("why", REFUSED)
-def test_a_message_that_pubsub_can_never_take_is_a_dead_letter_and_the_others_of_its_item_go_on(
+def test_a_message_that_pubsub_can_never_take_is_a_dead_letter_and_the_others_of_its_item_continue(
     server: Server, why: str
 ) -> None:
     owner, committed = carried({0: record(0, "k", b"first"), 1: REFUSED[why], 2: record(2, "k", b"last")})
@@ -115,7 +115,7 @@ def test_a_message_that_pubsub_can_never_take_is_a_dead_letter_and_the_others_of
     assert not owner.fatal
 
 
-def test_a_key_that_is_no_text_and_headers_that_are_none_are_published(server: Server) -> None:
+def test_a_key_that_is_not_text_and_headers_that_are_none_are_published(server: Server) -> None:
     _, committed = carried({0: odd(0, b"\xff\xfe", b"x", [("none", None), ("bytes", b"\xff" * 900)])})
     assert committed == 1
     (message,) = server.published

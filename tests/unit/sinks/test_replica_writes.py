@@ -15,7 +15,7 @@ from models.change import decode
 from pipeline.errors import FatalError, RejectedError, TransientError
 from pipeline.settings.sinks import ReplicaSettings
 from pipeline.sinks.base import Flushed
-from pipeline.sinks.replica.changes import newest_first, write
+from pipeline.sinks.replica.changes import newest_first, write_of
 from pipeline.sinks.replica.sink import ReplicaWriter
 from pipeline.sinks.replica.table import KEY_BYTES, ReplicaTable, meaning, version_id
 from pipeline.sinks.versions import ROW_AGE, version
@@ -81,7 +81,7 @@ def test_a_row_of_a_snapshot_is_older_than_any_change_near_its_time() -> None:
     assert row > of(value("MODIFY", "9", at=SECOND - ROW_AGE / 1e6 - 1))
 
 
-def test_changes_without_a_sequence_number_are_ordered_by_their_time_then_by_where_they_stand() -> None:
+def test_changes_without_a_sequence_number_are_ordered_by_their_time_then_by_where_they_are() -> None:
     kinesis = {"recordFormat": "application/json"}
     early = of(value("MODIFY", "", at=SECOND * 1000, **kinesis), offset=9)
     assert early < of(value("MODIFY", "", at=SECOND * 1000 + 1, **kinesis), offset=3)
@@ -96,7 +96,7 @@ def test_what_gives_no_version_is_refused(number: str, at: float) -> None:
 
 def test_the_changes_of_an_item_are_put_together_the_newest_first() -> None:
     values = [value("MODIFY", "2"), value("INSERT", "3", key="b"), value("REMOVE", "9"), value("INSERT", "1")]
-    items = newest_first(write(message(one), REPLICA) for one in values)
+    items = newest_first(write_of(message(one), REPLICA) for one in values)
     assert [[one.version[-1] for one in some] for some in items] == [["9", "2", "1"], ["3"]]
     assert items[0][0].item() is None
     assert items[0][0].place.table == "copy-of-orders"
@@ -106,13 +106,13 @@ def test_a_change_without_its_new_image_is_refused() -> None:
     lean = json.loads(value("MODIFY"))
     del lean["dynamodb"]["NewImage"]
     with pytest.raises(RejectedError, match="does not say what the item becomes"):
-        write(message(json.dumps(lean).encode()), REPLICA)
+        write_of(message(json.dumps(lean).encode()), REPLICA)
 
 
 def test_the_id_of_a_version_fits_into_a_key() -> None:
-    short = write(message(value("INSERT")), REPLICA).place
+    short = write_of(message(value("INSERT")), REPLICA).place
     assert version_id(short) == 'copy-of-orders/{"id":{"S":"a"}}'
-    ids = [version_id(write(message(value("INSERT", key="x" * n)), REPLICA).place) for n in (2040, 2041)]
+    ids = [version_id(write_of(message(value("INSERT", key="x" * n)), REPLICA).place) for n in (2040, 2041)]
     assert ids[0] != ids[1]
     assert max(map(len, ids)) <= KEY_BYTES
 
@@ -181,7 +181,7 @@ def test_one_change_that_is_refused_leaves_the_item_at_the_one_before(calls: Thr
     assert (a["n"], b["n"]) == ({"N": "1"}, {"N": "3"})
 
 
-def test_what_is_no_change_is_rejected_and_the_rest_goes_on(calls: ThreadPoolExecutor) -> None:
+def test_what_is_not_a_change_is_rejected_and_the_rest_continues(calls: ThreadPoolExecutor) -> None:
     one = writer(FakeDynamoDB(KEYS), calls)
     odd = value("MODIFY", "2", image={"n": {"Q": 1}}, key="c")
     rejected = one.add([message(b"no json", 0), message(value("INSERT", "1"), 1), message(odd, 2)], 3)
@@ -193,7 +193,7 @@ def test_what_is_no_change_is_rejected_and_the_rest_goes_on(calls: ThreadPoolExe
     assert one.size == 0
 
 
-def test_a_flush_that_failed_goes_on_with_what_is_left() -> None:
+def test_a_flush_that_failed_continues_with_what_is_left() -> None:
     left = {1: True, 12: True}
 
     def trouble(when: str) -> None:

@@ -14,7 +14,7 @@ from models.change import decode
 from pipeline.settings.sources import KinesisSettings
 from pipeline.sources.base import Unreadable
 from pipeline.sources.kinesis.kpl import MAGIC, Sub, aggregate
-from pipeline.sources.kinesis.records import Put, changes, cut, read
+from pipeline.sources.kinesis.records import Put, changes, cut_kinesis, read_record
 
 DELIVERED = (EVENTS / "kinesis-dynamodb-modify.json").read_bytes()
 ARN = "arn:aws:kinesis:eu-west-1:123456789012:stream/orders"
@@ -47,8 +47,8 @@ def body(*data: bytes, **more: Any) -> bytes:
     return json.dumps({"Records": records, "MillisBehindLatest": 0, "NextShardIterator": "next"} | more).encode()
 
 
-def test_what_dynamodb_delivers_goes_on_byte_by_byte() -> None:
-    (found,) = cut(read(body(DELIVERED), ARN, SHARD), AS_DYNAMODB).records
+def test_what_dynamodb_delivers_passes_byte_by_byte() -> None:
+    (found,) = cut_kinesis(read_record(body(DELIVERED), ARN, SHARD), AS_DYNAMODB).records
     assert found["value"] == DELIVERED
     assert found["key"] == b'{"line":{"N":"3"},"order_id":{"S":"o-1"}}'
     change = decode(found["value"])
@@ -122,7 +122,7 @@ def test_bytes_have_no_field_for_an_event_id() -> None:
     [
         (b"{", AS_JSON, "line 1"),
         (b"[1]", AS_JSON, "not a JSON object"),
-        (b'{"a": NaN}', AS_JSON, "no JSON"),
+        (b'{"a": NaN}', AS_JSON, "not JSON"),
         (b'{"a": 1, "a": 2}', AS_JSON, "twice"),
         (b'{"a": "\\ud800"}', AS_JSON, "surrogate"),
         (b'{"a":' + b"[" * 100_000, AS_JSON, "recursion"),
@@ -133,7 +133,7 @@ def test_bytes_have_no_field_for_an_event_id() -> None:
     ],
 )
 def test_what_cannot_be_read_is_kept_as_it_came_with_the_reason(data: bytes, how: KinesisSettings, words: str) -> None:
-    found = cut(read(body(data), ARN, SHARD), how)
+    found = cut_kinesis(read_record(body(data), ARN, SHARD), how)
     ((value, error, *_),) = found.unreadable
     assert value == data
     assert words in str(error)
@@ -142,7 +142,7 @@ def test_what_cannot_be_read_is_kept_as_it_came_with_the_reason(data: bytes, how
 
 def test_trap_15_records_that_share_a_sequence_number_are_told_apart_by_their_place_in_it() -> None:
     packed = aggregate([Sub("a", b'{"n":1}'), Sub("b", b'{"n":2}'), Sub("a", b"broken")])
-    found = cut(read(body(packed, b'{"n":3}'), ARN, SHARD), AS_JSON)
+    found = cut_kinesis(read_record(body(packed, b'{"n":3}'), ARN, SHARD), AS_JSON)
     ids = [json.loads(record["value"])["eventID"] for record in found.records]
     assert ids == [f"orders:{SHARD}:{place}" for place in ("49:0", "49:1", "50")]
     assert [record["key"] for record in found.records[:2]] == [
@@ -162,10 +162,12 @@ def test_an_aggregated_record_with_a_wrong_checksum_is_unreadable_as_a_whole() -
 
 
 def test_an_empty_answer_says_when_to_ask_again_and_whether_there_is_more() -> None:
-    found = cut(read(b'{"Records":[],"NextShardIterator":"n","MillisBehindLatest":5}', ARN, SHARD), AS_JSON)
+    found = cut_kinesis(
+        read_record(b'{"Records":[],"NextShardIterator":"n","MillisBehindLatest":5}', ARN, SHARD), AS_JSON
+    )
     assert (found.records, found.last, found.next_iterator, found.behind) == ([], None, "n", True)
     assert found.wait == 0.2, "five calls a second"
-    large = cut(read(body(b"x" * (4 << 20)), ARN, SHARD), AS_BYTES)
+    large = cut_kinesis(read_record(body(b"x" * (4 << 20)), ARN, SHARD), AS_BYTES)
     assert large.wait == pytest.approx(2.0, rel=0.01), "2 MiB a second"
 
 

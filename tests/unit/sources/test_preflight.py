@@ -92,7 +92,7 @@ def test_a_table_that_is_named_keeps_a_worker_from_starting() -> None:
     assert told.value.hint == NO_STREAM.hint
 
 
-def test_all_that_is_wrong_is_told_at_once() -> None:
+def test_all_that_is_wrong_is_reported_at_once() -> None:
     first, second = Api(a=[gone("a")], b=[NO_STREAM]), Api(c=[gone("c")])
     second.names = ("c",)
     clicks = Looked(KinesisSettings(kind="kinesis", streams=("c",)), second)  # type: ignore[arg-type]  # a stand-in

@@ -11,7 +11,7 @@ from support.paths import EVENTS
 
 from models.change import MalformedChangeError, decode, event_id, table_of
 from pipeline.errors import backoff
-from pipeline.sources.dynamodb.records import cut, item_key
+from pipeline.sources.dynamodb.records import cut_answer, item_key_of
 
 ARN = "arn:aws:dynamodb:eu-west-1:123456789012:table/orders/stream/2026-11-23T00:00:00.000"
 
@@ -26,7 +26,7 @@ def record(**more: Any) -> dict[str, Any]:
 
 
 def test_a_record_comes_out_as_a_lambda_trigger_would_get_it() -> None:
-    found = cut(body(record()), ARN)
+    found = cut_answer(body(record()), ARN)
     (only,) = found.records
     assert json.loads(only["value"]) == {**record(), "eventSourceARN": ARN}
     assert only["key"] == b'{"line":{"N":"3"},"order_id":{"S":"o-1"}}'
@@ -38,23 +38,23 @@ def test_numbers_of_38_digits_keep_every_digit() -> None:
     digits = "12345678901234567890123456789012345678"
     changed = record()
     changed["dynamodb"]["NewImage"]["total"] = {"N": digits}
-    assert f'"N": "{digits}"'.encode() in cut(body(changed), ARN).records[0]["value"]
+    assert f'"N": "{digits}"'.encode() in cut_answer(body(changed), ARN).records[0]["value"]
 
 
 def test_the_last_answer_of_a_shard_can_hold_records_and_no_iterator() -> None:
-    found = cut(body(record(), iterator=None), ARN)
+    found = cut_answer(body(record(), iterator=None), ARN)
     assert len(found.records) == 1
     assert found.next_iterator is None
 
 
-def test_an_empty_answer_is_no_end() -> None:
-    found = cut(b'{"Records":[],"NextShardIterator":"n"}', ARN)
+def test_an_empty_answer_is_not_an_end() -> None:
+    found = cut_answer(b'{"Records":[],"NextShardIterator":"n"}', ARN)
     assert (found.records, found.last, found.next_iterator) == ([], None, "n")
 
 
-def test_an_unreadable_record_is_kept_as_it_came_and_the_others_go_on() -> None:
+def test_an_unreadable_record_is_kept_as_it_came_and_the_others_continue() -> None:
     broken = {"eventID": "1", "dynamodb": {"SequenceNumber": "9" * 21}}
-    found = cut(body(record(), broken), ARN)
+    found = cut_answer(body(record(), broken), ARN)
     assert len(found.records) == 1
     ((value, error, *_),) = found.unreadable
     assert json.loads(value) == broken
@@ -62,23 +62,23 @@ def test_an_unreadable_record_is_kept_as_it_came_and_the_others_go_on() -> None:
     assert found.last == "9" * 21, "the position passes it: it is in the dead-letter topic"
 
 
-def test_a_body_that_is_no_answer_is_an_error() -> None:
+def test_a_body_that_is_not_an_answer_is_an_error() -> None:
     with pytest.raises(msgspec.DecodeError):
-        cut(b"<html>", ARN)
+        cut_answer(b"<html>", ARN)
 
 
 def test_a_deletion_by_time_to_live_is_spelled_as_lambda_spells_it() -> None:
     by_ttl = record(userIdentity={"PrincipalId": "dynamodb.amazonaws.com", "Type": "Service"})
-    value = cut(body(by_ttl), ARN).records[0]["value"]
+    value = cut_answer(body(by_ttl), ARN).records[0]["value"]
     assert json.loads(value)["userIdentity"] == {"principalId": "dynamodb.amazonaws.com", "type": "Service"}
 
 
 def test_the_item_key_does_not_depend_on_the_order_of_its_attributes() -> None:
-    assert item_key(b'{"b":{"N":"1"},"a":{"S":"x"}}') == item_key(b'{ "a": {"S": "x"}, "b": {"N": "1"} }')
+    assert item_key_of(b'{"b":{"N":"1"},"a":{"S":"x"}}') == item_key_of(b'{ "a": {"S": "x"}, "b": {"N": "1"} }')
 
 
 def test_a_change_tells_what_it_is() -> None:
-    change = decode(cut(body(record()), ARN).records[0]["value"])
+    change = decode(cut_answer(body(record()), ARN).records[0]["value"])
     assert (change.table, change.op, change.source) == ("orders", "u", "dynamodb-stream")
     assert change.ts_us == 1_479_499_740_000_000
     assert json.loads(change.after or b"")["status"] == {"S": "paid"}

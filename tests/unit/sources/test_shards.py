@@ -16,7 +16,7 @@ def test_a_shard_without_parents_is_readable_from_its_start() -> None:
     assert Lineage([Shard("root")], {}).readable() == {"root": ReadUpTo()}
 
 
-def test_a_shard_that_was_begun_goes_on_after_its_position() -> None:
+def test_a_shard_that_was_begun_continues_after_its_position() -> None:
     assert Lineage([Shard("root")], {"root": BEGUN}).readable() == {"root": BEGUN}
 
 
@@ -86,7 +86,7 @@ def test_rule_8_a_merged_shard_does_not_wait_for_the_one_parent_that_is_gone() -
     assert list(Lineage(listed, {"right": FINISHED}).readable()) == ["merged"]
 
 
-def test_a_shard_that_was_begun_goes_on_when_it_is_no_longer_listed_and_its_child_waits() -> None:
+def test_a_shard_that_was_begun_continues_when_it_is_no_longer_listed_and_its_child_waits() -> None:
     lineage = Lineage([Shard("child", ("parent",))], {"parent": BEGUN})
 
     assert lineage.readable() == {"parent": BEGUN}

@@ -19,7 +19,7 @@ from pipeline.sources.snapshots.s3_export import token
 from pipeline.sources.stream_source import StreamSource
 from pipeline.state.delivered import Delivered
 from pipeline.state.table_partitions import TablePartition
-from pipeline.steps.snapshot import join
+from pipeline.steps.snapshot import admit
 from pipeline.transport import Slice, Transport
 from pipeline.transport.logs import UNKNOWN
 
@@ -75,7 +75,7 @@ def test_items_that_were_remembered_in_the_slice_of_the_end_are_dropped_as_well(
     )
 
     def one_slice(*records: tuple[bytes | None, bytes]) -> None:
-        join(records, delivered.memory(0))
+        admit(records, delivered.memory(0))
         work = Slice(cast("Any", None))
         delivered.finish(work)
         delivered.committed(work)

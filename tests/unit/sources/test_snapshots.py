@@ -14,11 +14,11 @@ from models.snapshot import BEGIN, END, mark, part, row, row_head
 from pipeline.sources.shard_positions import ShardPosition
 from pipeline.sources.shards import Shard
 from pipeline.sources.snapshots.known import Segment, Snapshot, Snapshots, repaired
-from pipeline.sources.snapshots.scan import Facts, forecast, rows, segments_for
+from pipeline.sources.snapshots.scan import Facts, forecast, rows_of, segments_for
 from pipeline.sources.snapshots.tips import CHILDLESS_S, is_reached, tip_of
 from pipeline.state.delivered import DeliveredItems, entries_of
 from pipeline.state.table_partitions import TablePartition
-from pipeline.steps.snapshot import join
+from pipeline.steps.snapshot import admit
 
 
 def a_row(item: str, snapshot: str = "s1", table: str = "orders") -> tuple[bytes, bytes]:
@@ -55,41 +55,41 @@ def test_a_row_is_a_change() -> None:
     assert part("0123456789abcdef") is None
 
 
-def test_rows_go_on_until_the_stream_speaks_and_marks_never_do(memory: DeliveredItems) -> None:
+def test_rows_pass_until_the_stream_speaks_and_marks_never_do(memory: DeliveredItems) -> None:
     records = [a_change("old"), a_mark(BEGIN), a_change("a"), a_row("a"), a_row("b"), a_row("old"), a_change("b")]
-    joined = join(records, memory)
+    joined = admit(records, memory)
     assert joined.keep == [True, False, True, False, True, True, True]
     assert (joined.written, joined.superseded) == (2, 1)
-    assert join([a_row("b")], memory).keep == [False]
+    assert admit([a_row("b")], memory).keep == [False]
 
 
 def test_rows_of_a_snapshot_that_has_ended_are_dropped(memory: DeliveredItems) -> None:
-    assert join([a_row("a")], memory).keep == [False]
-    assert join([a_mark(BEGIN), a_mark(END), a_row("a")], memory).keep == [False, False, False]
+    assert admit([a_row("a")], memory).keep == [False]
+    assert admit([a_mark(BEGIN), a_mark(END), a_row("a")], memory).keep == [False, False, False]
     assert not memory.active
 
 
 def test_changes_of_other_tables_are_not_remembered(memory: DeliveredItems) -> None:
-    assert join([a_mark(BEGIN), a_change("a", "customers"), a_row("a")], memory).keep == [False, True, True]
+    assert admit([a_mark(BEGIN), a_change("a", "customers"), a_row("a")], memory).keep == [False, True, True]
 
 
 def test_what_was_delivered_before_a_snapshot_began_does_not_count_for_it(memory: DeliveredItems) -> None:
     """Between the two beginnings there may be a gap, which the second is to repair."""
-    join([a_mark(BEGIN), a_change("a"), a_mark(BEGIN, "s2"), a_change("b")], memory)
+    admit([a_mark(BEGIN), a_change("a"), a_mark(BEGIN, "s2"), a_change("b")], memory)
     records = [a_row("a", "s1"), a_row("a", "s2"), a_row("b", "s1"), a_row("b", "s2")]
-    assert join(records, memory).keep == [False, True, False, False]
-    assert join([a_mark(END), a_row("b", "s2"), a_row("c", "s1")], memory).keep == [False, False, False]
+    assert admit(records, memory).keep == [False, True, False, False]
+    assert admit([a_mark(END), a_row("b", "s2"), a_row("c", "s1")], memory).keep == [False, False, False]
 
 
-def test_what_is_no_change_goes_on_to_be_rejected(memory: DeliveredItems) -> None:
-    join([a_mark(BEGIN)], memory)
-    assert join([(b"k", b"{")], memory).keep == [True]
+def test_what_is_not_a_change_passes_to_be_rejected(memory: DeliveredItems) -> None:
+    admit([a_mark(BEGIN)], memory)
+    assert admit([(b"k", b"{")], memory).keep == [True]
 
 
 def test_a_snapshot_that_begins_while_the_last_is_being_forgotten_keeps_its_own(tmp_path: Path) -> None:
     partition = TablePartition(tmp_path / "delivered.db")
     memory = DeliveredItems(partition)
-    join([a_mark(BEGIN), a_change("a"), a_mark(END), a_mark(BEGIN, "s2"), a_change("b")], memory)
+    admit([a_mark(BEGIN), a_change("a"), a_mark(END), a_mark(BEGIN, "s2"), a_change("b")], memory)
     partition.freeze()
     partition.committed(1)
     again = DeliveredItems(partition)
@@ -98,7 +98,7 @@ def test_a_snapshot_that_begins_while_the_last_is_being_forgotten_keeps_its_own(
     assert len(gone) == 1
     partition.write(dict.fromkeys(gone))
     again.forget("orders", "s1")
-    assert join([a_row("a", "s2"), a_row("b", "s2")], again).keep == [True, False]
+    assert admit([a_row("a", "s2"), a_row("b", "s2")], again).keep == [True, False]
 
 
 def test_a_record_says_up_to_when_and_a_second_empty_answer_says_now() -> None:
@@ -145,12 +145,12 @@ def test_a_page_becomes_rows_and_a_position() -> None:
         b'{"Items":[{"n":{"N":"1"},"id":{"S":"a"},"at":{"N":"7"}}],"LastEvaluatedKey":{"id":{"S":"a"},"at":{"N":"7"}},'
         b'"ConsumedCapacity":{"CapacityUnits":2.5}}'
     )
-    page = rows(body, Snapshot("orders", "s1", 1), Segment(None, 3, 1.5), ("id", "at"), "eu-west-1", 1.0)
+    page = rows_of(body, Snapshot("orders", "s1", 1), Segment(None, 3, 1.5), ("id", "at"), "eu-west-1", 1.0)
     ((key, value),) = ((record["key"], record["value"]) for record in page.cut.records)
     assert key == b'{"at":{"N":"7"},"id":{"S":"a"}}'
     assert decode(value).after == b'{"n":{"N":"1"},"id":{"S":"a"},"at":{"N":"7"}}'
     assert page.segment == Segment({"id": {"S": "a"}, "at": {"N": "7"}}, 4, 4.0, finished=False)
-    last = rows(b'{"Items":[]}', Snapshot("orders", "s1", 1), page.segment, ("id", "at"), "eu-west-1", 1.0)
+    last = rows_of(b'{"Items":[]}', Snapshot("orders", "s1", 1), page.segment, ("id", "at"), "eu-west-1", 1.0)
     assert last.segment == Segment(None, 4, 4.0, finished=True)
 
 

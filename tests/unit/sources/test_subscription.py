@@ -65,7 +65,7 @@ def test_an_event_is_read_as_an_answer_and_the_children_are_in_the_last() -> Non
     assert (last, reached) == (Answer([], None), None)
 
 
-def test_a_subscription_stands_still_until_what_it_holds_is_taken() -> None:
+def test_a_subscription_waits_until_what_it_holds_is_taken() -> None:
     reached: list[int] = []
 
     def follow(closed: threading.Event) -> Generator[int | Exception, None, None]:
@@ -134,7 +134,7 @@ SHARD = ShardOf("t", "arn:aws:kinesis:eu-west-1:1:stream/t/1", "s")
 
 
 def answer(*sequences: str, behind: bool = False) -> Answer:
-    return Answer([Put("arn", "s", one, "k", 0.0, b"") for one in sequences], "", behind)
+    return Answer([Put("arn", "s", sequence, "k", 0.0, b"") for sequence in sequences], "", behind)
 
 
 def test_the_record_at_the_place_is_left_out_and_its_absence_is_noticed() -> None:

@@ -38,41 +38,46 @@ def waiting(offset: int) -> HeldChange:
 
 def test_what_waits_comes_back_in_the_order_of_raw_across_slices(part: TablePartition) -> None:
     blocked: list[tuple[FlowItem, Head]] = []
-    lot = HeldChanges(part, lambda place, head: blocked.append((place, head)), Times(lambda: 1.5))
-    lot.block(A, Head(*A, 10))
-    lot.park(A, waiting(300))
+    held = HeldChanges(part, lambda place, head: blocked.append((place, head)), Times(lambda: 1.5))
+    held.block(A, Head(*A, 10))
+    held.hold(A, waiting(300))
     commit(part)
-    lot.park(A, waiting(11))
-    lot.park(B, waiting(12))
-    assert lot.head(A) == Head("f", A.item, 10)
-    assert lot.head(B) is None
-    assert lot.count(A) == 2
-    assert [one.offset for one in lot.free(A)] == [11, 300]
-    assert lot.head(A) is None
-    assert lot.count(A) == 0
-    assert [one.offset for one in lot.free(B)] == [12]
+    held.hold(A, waiting(11))
+    held.hold(B, waiting(12))
+    assert held.head(A) == Head("f", A.item, 10)
+    assert held.head(B) is None
+    assert held.count(A) == 2
+    assert [one.offset for one in held.free(A)] == [11, 300]
+    assert held.head(A) is None
+    assert held.count(A) == 0
+    assert [one.offset for one in held.free(B)] == [12]
     assert blocked == [(A, Head(*A, 10))]
 
 
 def test_an_aborted_slice_leaves_what_waits_as_it_was(part: TablePartition) -> None:
-    lot = HeldChanges(part, lambda place, head: None, Times(lambda: 1.5))
-    lot.block(A, Head(*A, 10, ("customers", b"k"), 99.5))
-    lot.park(A, waiting(10))
+    held = HeldChanges(part, lambda place, head: None, Times(lambda: 1.5))
+    held.block(A, Head(*A, 10, ("customers", b"k"), 99.5))
+    held.hold(A, waiting(10))
     commit(part)
-    assert len(lot.free(A)) == 1
+    assert len(held.free(A)) == 1
     part.freeze()
     part.aborted()
-    assert lot.head(A) == Head(*A, 10, ("customers", b"k"), 99.5)
-    assert list(lot.heads()) == [Head(*A, 10, ("customers", b"k"), 99.5)]
-    assert lot.free(A) == [waiting(10)]
+    assert held.head(A) == Head(*A, 10, ("customers", b"k"), 99.5)
+    assert list(held.heads()) == [Head(*A, 10, ("customers", b"k"), 99.5)]
+    assert held.free(A) == [waiting(10)]
 
 
 def test_what_waits_behind_a_change_is_found_by_its_offset(part: TablePartition) -> None:
-    lot = HeldChanges(part, lambda place, head: None, Times(lambda: 1.5))
-    lot.block(A, Head(*A, 10))
-    lot.block(B, Head(*B, 11))
+    held = HeldChanges(part, lambda place, head: None, Times(lambda: 1.5))
+    held.block(A, Head(*A, 10))
+    held.block(B, Head(*B, 11))
     commit(part)
-    assert (lot.behind("f", 10), lot.behind("f", 11), lot.behind("g", 10), lot.behind("f", 12)) == (A, B, None, None)
+    assert (held.behind("f", 10), held.behind("f", 11), held.behind("g", 10), held.behind("f", 12)) == (
+        A,
+        B,
+        None,
+        None,
+    )
 
 
 def found(joins: Joins, one: JoinedItem, after: bytes = b"", most: int = 10) -> list[bytes]:
@@ -154,7 +159,7 @@ def test_what_was_joined_by_own_key_is_found_without_an_index(part: TablePartiti
     assert found(joins, ADA) == [A.item]
 
 
-def test_nothing_goes_on_before_the_flows_are_there(part: TablePartition, tmp_path: Path) -> None:
+def test_nothing_continues_before_the_flows_are_there(part: TablePartition, tmp_path: Path) -> None:
     released: list[FlowItem] = []
     ready = False
     parked = HeldState(
@@ -168,7 +173,7 @@ def test_nothing_goes_on_before_the_flows_are_there(part: TablePartition, tmp_pa
     )
     place, head = FlowItem("f", b"k"), Head("f", b"k", 3, ("customers", b"c"), 60.0)
     parked.all = {0: part}
-    parked.lot(0).block(place, head)
+    parked.held(0).block(place, head)
     commit(part)
     parked._awaiting[0, place] = head, 0.0
     slice_of_another_agent = Slice(cast("Any", None))

@@ -15,7 +15,7 @@ def record(offset: int, key: bytes, value: bytes | None) -> Message:
     return Message("reference", 0, offset=offset, key=key, value=value)
 
 
-def test_an_item_is_read_anew_when_the_topic_has_another(tmp_path: Path) -> None:
+def test_an_item_is_read_again_when_the_topic_has_another(tmp_path: Path) -> None:
     transport: Any = None
     table = ReferenceTable(transport, "reference", "raw", tmp_path)
     table._store = Store(tmp_path / "store.db")

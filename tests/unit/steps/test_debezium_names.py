@@ -225,7 +225,7 @@ def test_a_migrated_subject_has_aliases_in_avro_so_that_new_readers_read_old_rec
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_migration_that_the_registry_refuses_is_told_and_the_names_stay(
+def test_a_migration_that_the_registry_refuses_is_reported_and_the_names_stay(
     kind: str, served: Served, clients: ExitStack, caplog: pytest.LogCaptureFixture
 ) -> None:
     earlier(served, kind)

@@ -129,7 +129,7 @@ def test_as_aws_gives_it_byte_for_byte_until_a_step_has_changed_it() -> None:
     assert found == was
 
 
-def test_what_is_no_attribute_value_is_rejected() -> None:
+def test_what_is_not_an_attribute_value_is_rejected() -> None:
     for odd in ({"X": "1"}, {}, {"N": "one"}, {"N": "NaN"}, {"L": [{"S": 1, "Y": 2}]}):
         (one,) = done(compile_envelope(EnvelopeSettings(kind="plain")), record({"id": {"S": "1"}, "a": odd}))
         assert isinstance(one.error, ValueError), odd
@@ -172,6 +172,6 @@ def message(one: Event) -> KafkaMessage:
         '{"SS":[1]}',
     ],
 )
-def test_what_is_no_attribute_value_is_not_added(value: str) -> None:
+def test_what_is_not_an_attribute_value_is_not_added(value: str) -> None:
     with pytest.raises(ValueError, match=r"value|number"):
         plain_value(value.encode())

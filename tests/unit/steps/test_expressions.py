@@ -20,7 +20,7 @@ from pipeline.steps.expression import (
     compile_expression,
     compile_value,
     number_of,
-    plain,
+    plain_number,
     truth,
 )
 
@@ -82,7 +82,10 @@ def test_what_holds(text: str) -> None:
 def test_the_cpp_implementation_says_the_same(text: str) -> None:
     value = change()
     images = {
-        name: {attribute: plain(one, float if attribute == "huge" else number_of) for attribute, one in image.items()}
+        name: {
+            attribute: plain_number(one, float if attribute == "huge" else number_of)
+            for attribute, one in image.items()
+        }
         for name, image in (("before", BEFORE), ("after", AFTER))
     }
     facts = {"op": "u", "table": "orders", "key": {"id": "o-1"}, "ttl_expired": False, **images}
@@ -127,7 +130,7 @@ def test_what_cannot_be_compiled_says_why(text: str, words: str) -> None:
         ("after.total", "gave 7.5, expected true or false"),
     ],
 )
-def test_what_cannot_be_told_is_an_error_and_no_answer(text: str, words: str) -> None:
+def test_what_has_no_answer_is_an_error(text: str, words: str) -> None:
     with pytest.raises(ExpressionError, match=words):
         holds(text)
 
@@ -150,7 +153,7 @@ def test_of_an_insert_it_is_said_that_before_is_null() -> None:
 
 
 @pytest.mark.parametrize("total", ["50", "50.5"])
-def test_numbers_are_computed_as_doubles_when_told_so(total: str) -> None:
+def test_numbers_are_computed_as_doubles_when_asked(total: str) -> None:
     value = change(body={"NewImage": {"total": {"N": total}}})
     assert holds("double(after.total) * 2.0 > 99.0", value)
     with pytest.raises(ExpressionError):
@@ -212,7 +215,7 @@ def test_changed_follows_dots_into_maps_and_names_with_dots_win(after: dict[str,
 
 @pytest.mark.parametrize("key", ["o-1", "o-2"])
 @pytest.mark.parametrize("rest", ["after.nowhere > 1", "true"])
-def test_another_key_is_told_without_the_rest(key: str, rest: str) -> None:
+def test_another_key_is_found_without_the_rest(key: str, rest: str) -> None:
     text = f'key.id == "{key}" && {rest}'
     if key == "o-1" and rest != "true":
         with pytest.raises(ExpressionError, match="there is no 'nowhere'"):

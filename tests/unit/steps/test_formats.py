@@ -22,7 +22,7 @@ from pipeline.settings.formats import EnvelopeSettings, FormatSettings
 from pipeline.settings.kafka import RegistrySettings
 from pipeline.steps.event import Event
 from pipeline.steps.formats import avro, json_schema, protobuf
-from pipeline.steps.formats.names import escaped, original
+from pipeline.steps.formats.names import escaped_name, original
 from pipeline.steps.formats.registered import CODECS, compile_format
 from pipeline.steps.formats.shape import MOST_FIELDS, ConflictError, Shape
 
@@ -82,7 +82,7 @@ def test_avro_is_read_by_the_stock_deserializer_and_exact(registry: SchemaRegist
         "sizes": [Decimal("-2.5"), Decimal(10)],
         "hashes": [b"\x00\xff", b"\x01"],
         "parts": '["x",1.50]',
-        escaped("größe in m²"): '{"a":3}',
+        escaped_name("größe in m²"): '{"a":3}',
     }
     text: Any = client(registry).get_latest_version(f"{TOPIC}-value").schema.schema_str
     assert {field["attribute"] for field in json.loads(text)["fields"]} == set(ORDER) - {"coupon"}
@@ -105,7 +105,7 @@ def test_protobuf_is_read_by_the_stock_deserializer(registry: SchemaRegistry) ->
     assert found.total == "12345678901234567890.123456789"
     assert found.gift is True
     assert list(found.hashes) == [b"\x00\xff", b"\x01"]
-    assert getattr(found, escaped("größe in m²")) == '{"a":3}'
+    assert getattr(found, escaped_name("größe in m²")) == '{"a":3}'
 
 
 @pytest.mark.parametrize("kind", ["avro", "protobuf", "json-schema"])
@@ -223,8 +223,8 @@ def test_what_another_made_is_not_overwritten(registry: SchemaRegistry) -> None:
 
 def test_names_are_escaped_and_come_back() -> None:
     for name in ("plain", "a-b", "größe in m²", "1st", "_u002d_", "🦊", "a_u00e9_b", ""):
-        assert original(escaped(name)) == name
-        assert not name or escaped(name).isidentifier()
+        assert original(escaped_name(name)) == name
+        assert not name or escaped_name(name).isidentifier()
 
 
 def test_a_map_used_as_a_dictionary_makes_no_schema_without_end() -> None:

@@ -8,7 +8,7 @@ from typing import cast
 from faust.types import TP
 
 from headwater.lab.simulator.world import delivered
-from pipeline.sources.dynamodb.records import cut
+from pipeline.sources.dynamodb.records import cut_answer
 from pipeline.state.newest import NewestTimes
 from pipeline.steps.late import STREAMED, late_ones
 from pipeline.transport import Slice
@@ -41,7 +41,7 @@ def test_records_of_dynamodb_streams_are_known_by_their_beginning() -> None:
     assert late_ones([(b"a", newer), (b"a", older)], partial(times.take, 0)) == {}
     assert times.take(0, b"a", 1) == 0, "it was not looked at"
     assert (
-        cut(b'{"Records":[{"dynamodb":{"Keys":{},"SequenceNumber":"1"}}]}', "arn")
+        cut_answer(b'{"Records":[{"dynamodb":{"Keys":{},"SequenceNumber":"1"}}]}', "arn")
         .records[0]["value"]
         .startswith(STREAMED)
     )

@@ -209,7 +209,7 @@ def test_aws_compares_no_numbers_beyond_its_limits_but_flows_do(written: str, to
 
 
 @pytest.mark.parametrize("written", ["1e9999999999999999999999", '"Infinity"', '"NaN"', '"x"'])
-def test_what_is_no_number_is_not_compared(written: str) -> None:
+def test_what_is_not_a_number_is_not_compared(written: str) -> None:
     assert not matches({"N": [{"numeric": [">", 0]}]}, f'{{"N": {written}}}', dynamodb=True)
 
 
@@ -437,10 +437,10 @@ def held(wanted: dict[str, list[Any]], elements: list[dict[str, int]]) -> bool:
         values = [(name, entry) for name, entry in way if isinstance(entry, int)]
         absent = [name for name, entry in way if not isinstance(entry, int)]
         if values:
-            meant = [one for one in elements if all(one.get(name) == value for name, value in values)]
+            meant = [element for element in elements if all(element.get(name) == value for name, value in values)]
             if any(not one.keys() & absent for one in meant):
                 return True
-        elif not any(one.keys() & absent for one in elements):
+        elif not any(element.keys() & absent for element in elements):
             return True
     return False
 

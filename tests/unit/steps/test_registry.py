@@ -158,7 +158,7 @@ def test_a_registry_that_is_away_is_no_reason_to_reject(kind: str, served: Serve
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_restarted_worker_goes_on_with_the_same_schema(kind: str, served: Served) -> None:
+def test_a_restarted_worker_continues_with_the_same_schema(kind: str, served: Served) -> None:
     items = {"größe": {"N": "1"}, "m": {"M": {}}, "f": {"BOOL": True}}
     (before,) = encode(worker(served, kind, "debezium", on_conflict="widen"), items)
     (after,) = encode(worker(served, kind, "debezium", on_conflict="widen"), items)

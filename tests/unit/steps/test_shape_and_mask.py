@@ -21,7 +21,7 @@ from pipeline.steps.enrich import attribute
 from pipeline.steps.event import Step
 from pipeline.steps.mask import canonical, compile_masks
 from pipeline.steps.secrecy import MaskKey, WrongKeyError, is_sealed, open_letter, seal_letter
-from pipeline.steps.shape import drop, rename, select
+from pipeline.steps.shape import drop, rename_attributes, select
 
 KEY = MaskKey(bytes(range(32)))
 ADA: dict[str, Any] = {
@@ -47,17 +47,17 @@ def test_selected_dropped_and_renamed_attributes_and_a_key_that_stays() -> None:
     assert one.key == b'{"id":{"S":"c-1"}}'
     (one,) = done(drop(["email", "id"]), record(ADA))
     assert list(outcome(one)["after"]) == ["address", "phones", "born"]
-    (one,) = done(rename({"email": "born", "born": "email", "nothing": "x"}), record(ADA))
+    (one,) = done(rename_attributes({"email": "born", "born": "email", "nothing": "x"}), record(ADA))
     assert outcome(one)["after"]["born"] == {"S": "ada@example.com"}
     assert outcome(one)["after"]["email"] == {"N": "1815"}
-    (one,) = done(rename({"email": "born"}), record(ADA))
+    (one,) = done(rename_attributes({"email": "born"}), record(ADA))
     assert outcome(one)["after"]["born"] == {"S": "ada@example.com"}
 
 
 def test_what_was_added_is_selected_dropped_and_renamed_by_its_own_name() -> None:
     one = event(record(ADA))
     one.added = {"customer": one.after["email"], "price": one.after["born"]}  # type: ignore[index]
-    rename({"enriched.price": "enriched.cost"})([one])
+    rename_attributes({"enriched.price": "enriched.cost"})([one])
     drop(["enriched.customer"])([one])
     assert outcome(one)["added"] == {"cost": {"N": "1815"}}
     select(["email"])([one])
@@ -201,7 +201,7 @@ def test_paths() -> None:
     assert parse("phones[*].number[2].x") == ("phones", None, "number", 2, "x")
 
 
-def test_a_sealed_letter_shows_nothing_and_the_key_opens_it() -> None:
+def test_a_sealed_dead_letter_shows_nothing_and_the_key_opens_it() -> None:
     letter = DeadLetter(
         "raw", 1, 2, "transform", ValueError("ada@example.com is odd"), b"key ada", b"value ada", [], "f"
     )
@@ -224,13 +224,13 @@ def test_a_key_of_a_file(tmp_path: Path) -> None:
     new_key(file)
     assert file.stat().st_mode & 0o777 == 0o600
     assert "object" not in repr(mask_key(f"file:{file}"))
-    with pytest.raises(UsageError, match="a key is never written over"):
+    with pytest.raises(UsageError, match="a key is never overwritten"):
         new_key(file)
     (tmp_path / "short").write_text("YWJj")
     with pytest.raises(UsageError, match="32 bytes, this has 3"):
         mask_key(f"file:{tmp_path / 'short'}")
     (tmp_path / "odd").write_text("no base64!")
-    with pytest.raises(UsageError, match="holds no base64"):
+    with pytest.raises(UsageError, match="is not base64"):
         mask_key(f"file:{tmp_path / 'odd'}")
     with pytest.raises(UsageError, match="No such file"):
         mask_key(f"file:{tmp_path / 'nothing'}")
@@ -265,7 +265,7 @@ def test_what_is_dropped_may_lie_deep() -> None:
     ]
 
 
-def test_a_dot_may_stand_in_a_name_and_quotes_tell() -> None:
+def test_a_dot_may_be_in_a_name_and_quotes_tell() -> None:
     both = shaped(drop(["address.city"]))
     assert "address.city" not in both
     assert "city" not in both["address"]["M"]
@@ -288,7 +288,9 @@ def test_what_is_selected_may_lie_deep() -> None:
 
 
 def test_what_is_renamed_may_lie_deep() -> None:
-    found = shaped(rename({"address.street": "road", "phones[*].kind": "number", "address.at": "city", "id": "key"}))
+    found = shaped(
+        rename_attributes({"address.street": "road", "phones[*].kind": "number", "address.at": "city", "id": "key"})
+    )
     assert found["address"]["M"] == {"road": {"S": "s"}, "city": NESTED["address"]["M"]["at"]}
     assert found["phones"]["L"][:2] == [{"M": {"number": {"S": "home"}}}, {"M": {"number": {"S": "work"}}}]
     assert found["key"] == {"S": "1"}
@@ -299,7 +301,7 @@ def test_what_was_added_is_shaped_by_the_same_paths() -> None:
     one.added = {"c": msgspec.Raw(b'{"M":{"x":{"S":"1"},"y":{"S":"2"}}}'), "d": msgspec.Raw(b'{"S":"3"}')}
     for step in (
         drop(["enriched.c.x"]),
-        rename({"enriched.c.y": "z", "enriched.d": "e"}),
+        rename_attributes({"enriched.c.y": "z", "enriched.d": "e"}),
         select(["enriched.c.z", "enriched.e"]),
     ):
         step([one])

@@ -49,7 +49,7 @@ def test_a_change_passes_once_within_a_batch_and_across_batches() -> None:
     assert (second.fresh, second.duplicates) == ([False, True], 1)
 
 
-def test_what_has_no_event_id_is_rejected_and_the_rest_goes_on() -> None:
+def test_what_has_no_event_id_is_rejected_and_the_rest_continues() -> None:
     result = deduplicate([b"nonsense", b'{"eventID":"a"}', b'{"eventID":"a"}'], Memory().add_new)
     assert (result.fresh, result.duplicates) == ([False, True, False], 1)
     assert [index for index, _ in result.rejected] == [0]

@@ -1,4 +1,4 @@
-"""What is said where a topic cannot be made: each refusal has a hint that fits its cause."""
+"""What is said where a topic cannot be created: each refusal has a hint that fits its cause."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CAUSES = {
 @pytest.mark.parametrize("code", CAUSES)
 def test_a_refused_topic_says_what_to_do_about_its_cause(code: int) -> None:
     error = TopicRefusedError("p.raw", KafkaError(code, "in the words of the broker"))
-    assert error.message == "the topic p.raw cannot be made: in the words of the broker"
+    assert error.message == "the topic p.raw cannot be created: in the words of the broker"
     assert error.hint.startswith(CAUSES[code])
 
 

@@ -99,16 +99,16 @@ def test_held_partitions_that_hold_much_together_are_all_paused_until_half_of_it
     for tp in (A, B, other):
         add(backlog, tp, records(b"1", b"2", b"3", b"4"))
     backlog.measure()
-    assert not backlog.standing
+    assert not backlog.paused
     add(backlog, idle, records(b"1", b"2", b"3", b"4"))
     backlog.measure()
-    assert backlog.standing == {A, B, idle}  # twelve bytes of more than ten
+    assert backlog.paused == {A, B, idle}  # twelve bytes of more than ten
     del backlog.held[A]
     backlog.measure()
-    assert backlog.standing == {B, idle}  # eight: more than half
+    assert backlog.paused == {B, idle}  # eight: more than half
     backlog.take(B, 4, MUCH)
     backlog.measure()
-    assert not backlog.standing
+    assert not backlog.paused
     assert backlog.has_room.is_set()
 
 
@@ -137,13 +137,13 @@ def test_the_reader_slows_down_above_the_bound_and_a_long_queue_is_paused(
     assert not backlog.has_room.is_set()
     add(backlog, A, records(*standing))
     backlog.measure()
-    assert backlog.standing == {A}
+    assert backlog.paused == {A}
     is_full = not backlog.has_room.is_set()
     assert not is_full, "a paused partition does not slow the others down"
     backlog.take(A, len(standing), MUCH)
     backlog.take(A, len(standing), MUCH)
     backlog.measure()
-    assert backlog.standing == frozenset()
+    assert backlog.paused == frozenset()
 
 
 def test_a_batch_shows_its_records_and_its_parts_are_batches() -> None:

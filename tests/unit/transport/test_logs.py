@@ -9,12 +9,12 @@ def test_a_log_is_the_same_after_it_was_kept_as_text() -> None:
     assert Log.parse(str(UNKNOWN)) == UNKNOWN
 
 
-def test_what_others_keep_beside_an_offset_is_no_log() -> None:
+def test_what_others_keep_beside_an_offset_is_not_a_log() -> None:
     for text in (None, "", "1,5", "some words", "a/b c"):
         assert Log.parse(text) == UNKNOWN
 
 
-def test_a_topic_that_was_made_again_is_another_log_and_an_unknown_one_may_be_any() -> None:
+def test_a_topic_that_was_recreated_is_another_log_and_an_unknown_one_may_be_any() -> None:
     recreated = HERE._replace(topic_id="AAAAAAAAAAAAAAAAAAAAAQ")
     assert not HERE.may_be(recreated)
     assert not HERE.may_be(Log("another", HERE.topic_id))

@@ -89,7 +89,9 @@ def test_what_has_no_offset_yet_is_not_assigned(reader: Reader) -> None:
     assert assigned.at == {A: 15, C: 35}
 
 
-def test_of_two_partitions_that_retention_has_overtaken_each_is_told_once_and_read_on_by_itself(reader: Reader) -> None:
+def test_of_two_partitions_that_retention_has_overtaken_each_is_reported_once_and_read_on_by_itself(
+    reader: Reader,
+) -> None:
     told: list[tuple[TP, int]] = []
     loop = cast("Any", SimpleNamespace(call_soon_threadsafe=lambda _told, tp, offset: told.append((tp, offset))))
     reader._loop = loop

@@ -6,7 +6,7 @@ import struct
 
 from confluent_kafka import Consumer
 
-from pipeline.state.seen import compact
+from pipeline.state.seen import compact_ids
 from pipeline.transport.partition import partition_of
 from pipeline.transport.reader import is_member
 
@@ -51,8 +51,8 @@ def test_event_ids_of_any_form_keep_apart() -> None:
         "x" * 32,
         "\u00e9" * 32,
     ]
-    assert len(set(compact(forms))) == len(forms)
+    assert len(set(compact_ids(forms))) == len(forms)
     for form in forms:
-        assert compact([form]) == compact([form, aws])[:1], "an ID has one form, whatever stands beside it"
-    assert [len(one) for one in compact([aws, aws.upper()])] == [16, 17]
-    assert compact([]) == []
+        assert compact_ids([form]) == compact_ids([form, aws])[:1], "an ID has one form, whatever stands beside it"
+    assert [len(compact_id) for compact_id in compact_ids([aws, aws.upper()])] == [16, 17]
+    assert compact_ids([]) == []

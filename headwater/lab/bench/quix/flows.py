@@ -121,7 +121,7 @@ def debezium(change: dict[str, Any]) -> bytes:
 
 
 def make(task: str, known: dict[bytes, Any]) -> Any:
-    """Return what becomes of a change: the value to write, or None."""
+    """Return what happens to a change: the value to write, or None."""
 
     def joined(change: dict[str, Any], value: bytes) -> bytes:
         image = change["dynamodb"]["NewImage"]

@@ -21,7 +21,7 @@ from pyiceberg.utils.properties import property_as_bool, property_as_int
 PARTITION = "_topic_partition"
 """The column of the sink topic's partition."""
 PARTITION_BEFORE = "_partition"
-"""Its name in tables of a version before. Iceberg reserves it: Spark cannot read all columns of such a table."""
+"""Its name in tables of an earlier version. Iceberg reserves it: Spark cannot read all columns of such a table."""
 DEFAULTS = {
     TableProperties.METADATA_DELETE_AFTER_COMMIT_ENABLED: "true",
     TableProperties.METADATA_PREVIOUS_VERSIONS_MAX: "20",
@@ -41,15 +41,17 @@ log = logging.getLogger(__name__)
 class Overwrite(_OverwriteFiles):
     """Files removed and files added, in one snapshot.
 
-    pyiceberg's own keeps the manifests of removed files for ever, and heeds no property for merging manifests.
+    pyiceberg's own keeps the manifests of removed files forever, and ignores the properties for merging manifests.
     """
 
     def _process_manifests(self, manifests: list[ManifestFile]) -> list[ManifestFile]:
         properties = self._transaction.table_metadata.properties
         live = [
-            one
-            for one in manifests
-            if one.has_added_files() or one.has_existing_files() or one.added_snapshot_id == self.snapshot_id
+            manifest
+            for manifest in manifests
+            if manifest.has_added_files()
+            or manifest.has_existing_files()
+            or manifest.added_snapshot_id == self.snapshot_id
         ]
         merging = _ManifestMergeManager(
             target_size_bytes=_number(properties, "MANIFEST_TARGET_SIZE_BYTES"),
@@ -57,8 +59,8 @@ class Overwrite(_OverwriteFiles):
             merge_enabled=property_as_bool(properties, TableProperties.MANIFEST_MERGE_ENABLED, False),
             snapshot_producer=self,
         )
-        data = [one for one in live if one.content == ManifestContent.DATA]
-        return merging.merge_manifests(data) + [one for one in live if one.content != ManifestContent.DATA]
+        data = [file for file in live if file.content == ManifestContent.DATA]
+        return merging.merge_manifests(data) + [file for file in live if file.content != ManifestContent.DATA]
 
 
 def once(table: Table) -> Table:
@@ -68,14 +70,14 @@ def once(table: Table) -> Table:
     return table
 
 
-def partition_of(table: Table | None) -> str:
+def iceberg_partition(table: Table | None) -> str:
     """Return the column that holds the partition of the sink topic."""
     names = table.schema().column_names if table is not None else []
     is_before = PARTITION_BEFORE in names and PARTITION not in names
     return PARTITION_BEFORE if is_before else PARTITION
 
 
-def begin(
+def begin_table(
     catalog: Catalog, identifier: tuple[str, str], schema: pa.Schema, by: str | None, properties: Mapping[str, str]
 ) -> Transaction:
     """Return a transaction that makes a table, partitioned by a column; it fails when another has made it."""
@@ -86,7 +88,7 @@ def begin(
     return transaction
 
 
-def grow(transaction: Transaction, schema: pa.Schema) -> None:
+def grow_table(transaction: Transaction, schema: pa.Schema) -> None:
     """Give a table the columns that it lacks."""
     if set(schema.names) - set(transaction.table_metadata.schema().column_names):
         with transaction.update_schema() as update:
@@ -108,7 +110,7 @@ def read_file(transaction: Transaction, table: Table, task: FileScanTask) -> pa.
     return ArrowScan(metadata, table.io, metadata.schema(), AlwaysTrue()).to_table([task])
 
 
-def write(transaction: Transaction, table: Table, pieces: Iterable[pa.Table]) -> list[DataFile]:
+def write_files(transaction: Transaction, table: Table, pieces: Iterable[pa.Table]) -> list[DataFile]:
     """Write rows as data files, large ones of many small pieces; they belong to nothing yet."""
     token, counter, files = uuid4(), itertools.count(), list[DataFile]()
 
@@ -120,7 +122,7 @@ def write(transaction: Transaction, table: Table, pieces: Iterable[pa.Table]) ->
     held: list[pa.Table] = []
     for piece in pieces:
         held.append(piece)
-        if sum(one.nbytes for one in held) >= MEMORY:
+        if sum(part.nbytes for part in held) >= MEMORY:
             write_out(held)
             held = []
     if held:

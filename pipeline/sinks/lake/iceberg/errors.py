@@ -26,7 +26,7 @@ OVERTAKEN = (CommitFailedException, TableAlreadyExistsError)
 """Others have committed first: it is done again, on what they have made."""
 PASSING = (
     OSError,  # requests' and pyarrow's among them
-    json.JSONDecodeError,  # what is no answer of a catalog
+    json.JSONDecodeError,  # not an answer of a catalog
     BotoCoreError,
     ClientError,
     DynamoDbError,
@@ -48,7 +48,7 @@ def is_passing(error: Exception) -> bool:
 
 
 @contextmanager
-def explained(what: str) -> Iterator[None]:
+def explained_error(what: str) -> Iterator[None]:
     """Turn what a catalog or its store raises into our errors: refusals are fatal, anything else may pass."""
     try:
         yield

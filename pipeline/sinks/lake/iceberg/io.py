@@ -72,6 +72,6 @@ def files_below(table: Table) -> Iterator[tuple[str, ListedFile]]:
                 yield found.path, ListedFile(f"{location}{below}", found.size, found.mtime)
 
 
-def path_of(table: Table, location: str) -> str:
+def location_path(table: Table, location: str) -> str:
     """Return the path of a location in its store, however it is spelt."""
     return PyArrowFileIO.parse_location(location, table.io.properties)[2]

@@ -1,7 +1,7 @@
 """Items as they are now, by the age of their changes: what a table has, what was deleted, and which changes are newer.
 
 A flush reads the versions of its items from the table, and brings only what is as new or newer. So the table ends with the
-newest state of each item, whatever stands where on which topic: a promoted replay, two sinks of one table, a dead letter
+newest state of each item, wherever its changes are on which topic: a promoted replay, two sinks of one table, a dead letter
 that is retried.
 
 Of a deleted item the table has no row. Its version stays in a second table, of tombstones, in a namespace of its own (every
@@ -32,7 +32,7 @@ from pyiceberg.table import FileScanTask, Table, Transaction
 
 from pipeline.errors import TransientError
 from pipeline.sinks.lake.iceberg.columns import DOC, VERSION
-from pipeline.sinks.lake.iceberg.commit import PARTITION, begin, partition_of, set_properties
+from pipeline.sinks.lake.iceberg.commit import PARTITION, begin_table, iceberg_partition, set_properties
 from pipeline.sinks.lake.iceberg.errors import OVERTAKEN
 from pipeline.sinks.rows import Rows
 from pipeline.sinks.versions import version, version_before
@@ -58,7 +58,7 @@ class NewestChange(NamedTuple):
 
     version: str
     place: int
-    """Where it stands among them."""
+    """Where it is among them."""
 
 
 def newest_of(rows: Rows) -> dict[str, NewestChange]:
@@ -90,7 +90,7 @@ def look_for(table: Table | None, keys: Iterable[str], partition: int | None) ->
         GreaterThanOrEqual(term="_key", value=wanted[0].as_py()), LessThanOrEqual(term="_key", value=wanted[-1].as_py())
     )
     if partition is not None:
-        where = And(EqualTo(term=partition_of(table), value=partition), where)
+        where = And(EqualTo(term=iceberg_partition(table), value=partition), where)
     schema = table.schema().select(*(names[:2] if VERSION in names else names))
     whole = table.schema().select(*names)
     for task in table.scan(where).plan_files():
@@ -108,7 +108,7 @@ def look_for(table: Table | None, keys: Iterable[str], partition: int | None) ->
 
 def _plain(table: Table) -> set[str]:
     """Return the columns that hold no attribute."""
-    return {one.name for one in table.schema().fields if not (one.doc or "").startswith(DOC)}
+    return {field.name for field in table.schema().fields if not (field.doc or "").startswith(DOC)}
 
 
 def _matching(table: Table, schema: object, task: FileScanTask, keys: pa.Array) -> pa.Table:
@@ -123,7 +123,7 @@ def is_one_of(rows: pa.Table, keys: pa.Array) -> pa.ChunkedArray:
 
 
 def _versions(rows: pa.Table) -> Iterable[tuple[str, str]]:
-    """Yield keys and versions; a row of a version before has that of its change as far as it says it."""
+    """Yield keys and versions; a row of an earlier version has that of its change as far as it says it."""
     keys = rows.column("_key").to_pylist()
     versions = rows.column(VERSION).to_pylist() if VERSION in rows.column_names else [None] * len(keys)
     if None not in versions:
@@ -170,7 +170,7 @@ class Tombstones:
         return found
 
     def add(self, partition: int, deleted: Mapping[str, str], times: Sequence[int]) -> None:
-        """Write tombstones: keys and versions, and when the changes happened, in microseconds. They are there for good then."""
+        """Write tombstones: keys and versions, and when the changes happened, in microseconds. They are permanent then."""
         now = int(datetime.now(UTC).timestamp() * 1_000_000)
         columns = [
             pa.array(list(deleted), pa.string()),
@@ -189,7 +189,7 @@ class Tombstones:
                 log.info("tombstones are written to %s.%s again: %s", *self._name, error)
                 continue
             return
-        raise TransientError(f"the Iceberg table {'.'.join(self._name)}: others commit to it all the time")
+        raise TransientError(f"the Iceberg table {'.'.join(self._name)}: others keep committing to it")
 
     def _begin(self) -> Transaction:
         try:
@@ -199,4 +199,4 @@ class Tombstones:
                 self._catalog.create_namespace_if_not_exists(self._namespace)
             except NamespaceAlreadyExistsError:
                 log.debug("the namespace %s is there", self._namespace)
-            return begin(self._catalog, self._name, TOMBSTONE, PARTITION, {TOMBSTONES: self._of})
+            return begin_table(self._catalog, self._name, TOMBSTONE, PARTITION, {TOMBSTONES: self._of})

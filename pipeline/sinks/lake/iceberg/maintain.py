@@ -1,6 +1,6 @@
 """The upkeep of Iceberg tables, beside running workers: few large files of many small ones, old snapshots and orphans removed.
 
-No row changes and no property: a worker that goes on in the middle of it finds what it has left. Each step is a commit that
+No row changes and no property: a worker that continues in the middle of it finds what it has left. Each step is a commit that
 fails when a worker was faster; then it is tried again, on what the worker has made, or left for the next run.
 
 Files are removed when nothing refers to them and they are older than `Ages.orphans`: a worker that is about to commit files
@@ -25,9 +25,9 @@ from pyiceberg.table.snapshots import Snapshot
 
 from pipeline.errors import TransientError
 from pipeline.sinks.lake.iceberg.columns import VERSION
-from pipeline.sinks.lake.iceberg.commit import PARTITION, delete, once, read_file, replace, write
-from pipeline.sinks.lake.iceberg.errors import OVERTAKEN, explained
-from pipeline.sinks.lake.iceberg.io import COUNTED, counted, files_below, path_of
+from pipeline.sinks.lake.iceberg.commit import PARTITION, delete, once, read_file, replace, write_files
+from pipeline.sinks.lake.iceberg.errors import OVERTAKEN, explained_error
+from pipeline.sinks.lake.iceberg.io import COUNTED, counted, files_below, location_path
 from pipeline.sinks.lake.iceberg.items import COMMIT_ATTEMPTS, TOMBSTONE, TOMBSTONES, deleted_of
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Ages:
     orphans: timedelta = timedelta(days=3)
     """Far more than a commit takes: a worker has written files that nothing refers to yet."""
     tombstones: timedelta = timedelta(days=30)
-    """Since a deletion was written down. After that an older change of the item may bring it back."""
+    """Since a deletion was recorded. After that an older change of the item may bring it back."""
 
 
 @dataclass(slots=True)
@@ -82,7 +82,7 @@ class UpkeepReport:
     """Files read, written and deleted; None where the catalog's settings name another file access."""
 
 
-def maintain(
+def maintain_tables(
     catalog: Mapping[str, str],
     namespace: str,
     *,
@@ -99,14 +99,14 @@ def maintain(
     """
     token, own = uuid4().hex, PY_IO_IMPL in catalog
     counting = {} if own else {PY_IO_IMPL: "pipeline.sinks.lake.iceberg.io.CountingFileIO", COUNTED: token}
-    with explained(f"the catalog of {namespace}"):
+    with explained_error(f"the catalog of {namespace}"):
         found = load_catalog("headwater", **{**catalog, **counting})
-        names = list(tables_of(found, namespace))
+        names = list(iceberg_tables(found, namespace))
     tables = []
     for name in names:
         keeper = Keeper(found, name, ages, small, fewest, dry_run, now or datetime.now(UTC), progress)
         try:
-            with explained(f"the Iceberg table {'.'.join(name)}"):
+            with explained_error(f"the Iceberg table {'.'.join(name)}"):
                 if keeper.is_ours():
                     tables.append(keeper.upkeep)
                     keeper.keep()
@@ -116,7 +116,7 @@ def maintain(
     return UpkeepReport(tables, None if own else counted(token))
 
 
-def tables_of(catalog: Catalog, namespace: str) -> Iterator[tuple[str, str]]:
+def iceberg_tables(catalog: Catalog, namespace: str) -> Iterator[tuple[str, str]]:
     """Yield the tables of a namespace, and those of the deleted items beside them."""
     for one in (namespace, deleted_of(namespace)):
         if catalog.namespace_exists(one):
@@ -198,7 +198,7 @@ class Keeper:
         transaction = once(table).transaction()
         added: list[DataFile] = []
         for group in groups:
-            added += write(transaction, table, group)
+            added += write_files(transaction, table, group)
         wanted = {_mark(task) for task in tasks}
         for _ in range(COMMIT_ATTEMPTS):
             fresh = self._load()
@@ -233,14 +233,14 @@ class Keeper:
                 continue
             return expired
         self.upkeep.snapshots = 0
-        self.upkeep.left.append("old snapshots: workers commit all the time")
+        self.upkeep.left.append("old snapshots: workers keep committing")
         return set()
 
     def _old(self, table: Table) -> set[int]:
         limit = (self.now - self.ages.snapshots).timestamp() * 1_000
         snapshots = sorted(table.snapshots(), key=lambda one: one.timestamp_ms, reverse=True)
         named = {ref.snapshot_id for ref in table.metadata.refs.values()}
-        old = {one.snapshot_id for one in snapshots[self.ages.keep :] if one.timestamp_ms < limit}
+        old = {snapshot.snapshot_id for snapshot in snapshots[self.ages.keep :] if snapshot.timestamp_ms < limit}
         return old - named
 
     # -- files that nothing refers to ---------------------------------------------------------------------------------
@@ -250,7 +250,7 @@ class Keeper:
         limit = self.now - self.ages.orphans
         listed = dict(files_below(self._load()))  # before the metadata: what is committed later is not in it
         table = self._load()
-        referred = {path_of(table, location) for location in referred_to(table, expired)}
+        referred = {location_path(table, location) for location in referred_to(table, expired)}
         if missing := self._not_listed(table):
             # Who cannot find the table's own files must not say which are nobody's.
             self.upkeep.left.append(f"files that nothing refers to: {missing} is not where the table says it is")
@@ -260,12 +260,14 @@ class Keeper:
         if orphans:
             self._tell(f"{len(orphans)} files that nothing refers to")
         if not self.dry_run:
-            delete(table, [one.location for one in orphans])
+            delete(table, [orphan.location for orphan in orphans])
 
     def _not_listed(self, table: Table) -> str:
         """Return a file of the table as it is now that the listing of its location does not have."""
-        current, root = table.current_snapshot(), path_of(table, table.location()).rstrip("/")
-        files = {path_of(table, location) for location in files_of(table, [current] if current is not None else [])}
+        current, root = table.current_snapshot(), location_path(table, table.location()).rstrip("/")
+        files = {
+            location_path(table, location) for location in table_files(table, [current] if current is not None else [])
+        }
         below = {path for path in files if path.startswith((f"{root}/data/", f"{root}/metadata/"))}
         return min(below - dict(files_below(table)).keys(), default="")
 
@@ -296,11 +298,13 @@ def referred_to(table: Table, expired: set[int]) -> set[str]:
     """Return the locations of everything that a table's metadata refer to, but by expired snapshots alone."""
     metadata = table.metadata
     found = {table.metadata_location, *(entry.metadata_file for entry in metadata.metadata_log)}
-    found |= {one.statistics_path for one in (*metadata.statistics, *metadata.partition_statistics)}
-    return found | files_of(table, [one for one in metadata.snapshots if one.snapshot_id not in expired])
+    found |= {statistic.statistics_path for statistic in (*metadata.statistics, *metadata.partition_statistics)}
+    return found | table_files(
+        table, [snapshot for snapshot in metadata.snapshots if snapshot.snapshot_id not in expired]
+    )
 
 
-def files_of(table: Table, snapshots: Iterable[Snapshot]) -> set[str]:
+def table_files(table: Table, snapshots: Iterable[Snapshot]) -> set[str]:
     """Return the locations of the files of snapshots."""
     lists, manifests = set[str](), dict[str, ManifestFile]()
     for snapshot in snapshots:
@@ -312,7 +316,7 @@ def files_of(table: Table, snapshots: Iterable[Snapshot]) -> set[str]:
 
 def _mark(task: FileScanTask) -> object:
     """Return what tells a data file, and what was deleted from it, from others."""
-    return task.file.file_path, frozenset(one.file_path for one in task.delete_files)
+    return task.file.file_path, frozenset(delete_file.file_path for delete_file in task.delete_files)
 
 
 def _pieces(table: Table, tasks: Sequence[FileScanTask]) -> Iterator[pa.Table]:

@@ -16,7 +16,7 @@ from pipeline.transport.logs import Log
 OFFSET = "headwater.offset/"
 """Property of a table: the offset up to which it holds a partition of a sink topic: `<topic>/<mark of the log>/<partition>`.
 
-A version before had `<topic>/<partition>`; so have brokers that give no IDs."""
+An earlier version had `<topic>/<partition>`; so have brokers that give no IDs."""
 REFUSED_PROPERTY = "headwater.refused/"
 """Property of a table: offsets before that one that it refuses, as long as the group may come to them again."""
 
@@ -30,7 +30,7 @@ class HeldUpTo(NamedTuple):
     """Whether that is of our log for certain."""
     refused: frozenset[int]
     former: bool
-    """Whether it has the property of a version before."""
+    """Whether it has the property of an earlier version."""
 
 
 class CommitOutcome(NamedTuple):

@@ -4,10 +4,10 @@ Exactly once: each commit to a table carries, as a property of the table, the of
 log. Data and offset change in one step of the catalog, and a commit fails when another came before it. So whoever commits
 looks first where the table is, and leaves out what it has: a restart, a former owner or a zombie can add nothing twice.
 
-The property of a version before does not name the log. What it covers is left out only if the table has the very change at
+The property of an earlier version does not name the log. What it covers is left out only if the table has the very change at
 that offset. It is kept beside ours, so that a worker of that version that wakes up late adds nothing.
 
-Items are kept by the age of their changes: iceberg_items.py says how.
+Items are kept by the age of their changes: items.py says how.
 
 A row that the table refuses for its content is found by halves, and becomes a dead letter. Its offset is kept as a property
 until the group has passed it: no crash between catalog and Kafka loses it.
@@ -36,17 +36,17 @@ from pipeline.sinks.base import NOTHING, Flushed, Rejected, Sink, Writer
 from pipeline.sinks.lake.iceberg.columns import DOC, VERSION, columns_of, spelling
 from pipeline.sinks.lake.iceberg.commit import (
     PARTITION,
-    begin,
+    begin_table,
     delete,
-    grow,
+    grow_table,
+    iceberg_partition,
     once,
-    partition_of,
     read_file,
     replace,
     set_properties,
-    write,
+    write_files,
 )
-from pipeline.sinks.lake.iceberg.errors import OVERTAKEN, explained, first_line, is_passing
+from pipeline.sinks.lake.iceberg.errors import OVERTAKEN, explained_error, first_line, is_passing
 from pipeline.sinks.lake.iceberg.items import COMMIT_ATTEMPTS, TOMBSTONES, Tombstones, is_one_of, look_for, newest_of
 from pipeline.sinks.lake.iceberg.parts import CommitOutcome, HeldUpTo, LogPart, is_of_one_log
 from pipeline.sinks.lake.layouts.columns import META, ColumnsLayout, TableSchema
@@ -120,14 +120,14 @@ class IcebergSink(Sink):
 
     def open(self, tp: TP, start: int, log: Log = UNKNOWN, committed: Committed = NOTHING) -> Writer:
         """Take a partition over. What the tables have of it is seen when something is committed to them."""
-        with explained(f"the catalog of {self._namespace}"):
+        with explained_error(f"the catalog of {self._namespace}"):
             _ = self.catalog
         return IcebergWriter(self, LogPart(tp, start, log))
 
     def commit(self, name: str, part: LogPart, rows: Rows, end: int) -> CommitOutcome:
         """Bring rows of one table into it, with the offset; return how many it did not have yet, and what it refuses."""
         what = f"the Iceberg table {self._namespace}.{name}"
-        with self._locks.setdefault(name, threading.Lock()), explained(what):
+        with self._locks.setdefault(name, threading.Lock()), explained_error(what):
             return self._bring(name, part, rows, end)
 
     def _bring(self, name: str, part: LogPart, rows: Rows, end: int) -> CommitOutcome:
@@ -183,7 +183,7 @@ class IcebergSink(Sink):
                 log.info("%s.%s is committed to again: %s", self._namespace, name, error)
                 continue
             return CommitOutcome(len(fresh), again)
-        raise TransientError(f"the Iceberg table {self._namespace}.{name}: others commit to it all the time")
+        raise TransientError(f"the Iceberg table {self._namespace}.{name}: others keep committing to it")
 
     def _fresh(
         self, name: str, table: Table | None, part: LogPart, held: HeldUpTo, rows: Rows
@@ -213,7 +213,7 @@ class IcebergSink(Sink):
         """Return the changes that a table has of a partition, between the first and the last of these offsets."""
         names = ["partition", "offset", "event_id"]
         if self.columns:
-            names = [partition_of(table), "_offset", "_event_id"]
+            names = [iceberg_partition(table), "_offset", "_event_id"]
         if not set(names) <= set(table.schema().column_names):
             return set()
         in_it = EqualTo(term=names[0], value=partition)
@@ -261,7 +261,7 @@ class IcebergSink(Sink):
             tombstones.add(tp.partition, versions, [rows.times[one.place] for one in unknown.values()])
         kept = [one for key, one in fresh.items() if key not in deleted]
         data = self._data(
-            name, table, tp.partition, rows.take([one.place for one in kept]), [one.version for one in kept]
+            name, table, tp.partition, rows.take([row.place for row in kept]), [row.version for row in kept]
         )
         replaced = pa.array([key for key in fresh if key in there.versions], pa.string())
         if table is None or not len(replaced):
@@ -276,7 +276,9 @@ class IcebergSink(Sink):
         try:
             with self._begin(name, table, data) as transaction:
                 removed = list[DataFile]()
-                added += write(transaction, table, _rest(transaction, table, there.files, replaced, data, removed))
+                added += write_files(
+                    transaction, table, _rest(transaction, table, there.files, replaced, data, removed)
+                )
                 replace(transaction, table, removed, added)
                 set_properties(transaction, properties)
         except OVERTAKEN:  # they belong to nothing
@@ -287,10 +289,10 @@ class IcebergSink(Sink):
         """Return a transaction on a table with the columns of the data, or one that makes it."""
         if table is None:
             by = PARTITION if self.upserts else None
-            return begin(self.catalog, (self._namespace, name), cast("pa.Table", data).schema, by, {})
+            return begin_table(self.catalog, (self._namespace, name), cast("pa.Table", data).schema, by, {})
         transaction = once(table).transaction()
         if data is not None:
-            grow(transaction, data.schema)
+            grow_table(transaction, data.schema)
         return transaction
 
     def _data(
@@ -311,7 +313,7 @@ class IcebergSink(Sink):
         data = layout.table(name, partition, rows)
         ours = [one for one in (ITEM_COLUMNS if self.upserts else META.names) if one in META.names]
         kinds = schema[name].columns
-        places = [META.names.index(one) for one in ours if one not in columns_of(table).columns]
+        places = [META.names.index(our) for our in ours if our not in columns_of(table).columns]
         own = range(len(META), data.num_columns)
         data = data.select([*places, *own])
         if self.upserts and VERSION not in kinds:
@@ -321,9 +323,9 @@ class IcebergSink(Sink):
         return data.rename_columns([one.name for one in fields]).cast(pa.schema(fields))
 
 
-def look(catalog: Mapping[str, str], namespace: str) -> str:
+def look_at_table(catalog: Mapping[str, str], namespace: str) -> str:
     """Return how many tables of ours a catalog has; nothing is written. Raises HeadwaterError when it does not answer."""
-    with explained(f"the catalog of {namespace}"):
+    with explained_error(f"the catalog of {namespace}"):
         found = load_catalog("headwater", **catalog)
         there = found.list_tables(namespace) if (namespace,) in found.list_namespaces() else []
     return f"the catalog answers; {len(there)} tables in {namespace}"
@@ -352,7 +354,7 @@ class IcebergWriter(Writer):
             for name in {kind.table for kind in rows.kinds}:
                 places = [place for place, kind in enumerate(rows.kinds) if kind.table == name]
                 if TABLE.fullmatch(name) is None:
-                    why = RejectedError(f"a catalog takes no table of the name {name[:300]!r}")
+                    why = RejectedError(f"a catalog does not accept the table name {name[:300]!r}")
                     rejected += [Rejected(rows.records[place], why) for place in places]
                     continue
                 if self._sink.upserts:
@@ -408,7 +410,7 @@ def _as_in(table: Table | None, field: pa.Field, kind: str | None) -> pa.Field:
     if kind is not None:
         return field.with_metadata({"doc": f"{DOC}{kind}"})
     if field.name == PARTITION:
-        return field.with_name(partition_of(table))
+        return field.with_name(iceberg_partition(table))
     # What is there already has rows without it.
     is_new = table is not None and field.name not in table.schema().column_names
     return field.with_nullable(True) if is_new else field

@@ -32,7 +32,7 @@ COMMON = pa.schema(
         pa.field("enriched", pa.string()),
         pa.field("partition", pa.int32(), nullable=False),
         pa.field("offset", pa.int64(), nullable=False),
-        pa.field("topic", pa.string()),  # nullable, as `replay` is: tables of the version before have rows without it
+        pa.field("topic", pa.string()),  # nullable, as `replay` is: tables of an earlier version have rows without it
         pa.field("replay", pa.string()),
     ]
 )
@@ -54,16 +54,16 @@ def common(partition: int, rows: Rows) -> dict[str, pa.Array]:
         "partition": pa.repeat(pa.scalar(partition, pa.int32()), len(rows)),
         "offset": pa.array(rows.offsets, pa.int64()),
         "topic": pa.repeat(pa.scalar(rows.topic, pa.string()), len(rows)),
-        "replay": pa.array(list(map(replay_of, rows.records)), pa.string()),
+        "replay": pa.array(list(map(replay_column, rows.records)), pa.string()),
     }
 
 
-def replay_of(record: Message) -> str | None:
+def replay_column(record: Message) -> str | None:
     """Return the ID of the replay that has written a record to its live topic; None of any other."""
     for name, value in reversed(cast("list[tuple[str, bytes]]", record.headers() or ())):
         if name == REPLAY:
             return value.decode(errors="replace")
-        if name in OF_ALL:  # what a replay adds stands behind them
+        if name in OF_ALL:  # what a replay adds is behind them
             return None
     return None
 

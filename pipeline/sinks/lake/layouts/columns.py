@@ -2,7 +2,7 @@
 
 The rules: an attribute gets the column of the type that is seen first, and a column never changes its type: many engines
 refuse a table of whose files one has another type than the next. What does not fit its column (another type, NULL, a
-number that decimal128(38, 9) has not, a name that is taken) stands in `_overflow`, in DynamoDB's typed JSON: an item is
+number that decimal128(38, 9) cannot hold, a name that is taken) is in `_overflow`, in DynamoDB's typed JSON: an item is
 always its columns and its overflow together.
 """
 
@@ -28,9 +28,9 @@ from pipeline.sinks.rows import Rows
 Kind = Literal[
     "string", "int", "decimal", "wide", "number", "bool", "binary", "strings", "numbers", "binaries", "map", "list"
 ]
-"""What a column holds. Numbers are `decimal`; a version before had int, wide and number (as text) too: such columns stay."""
+"""What a column holds. Numbers are `decimal`; an earlier version had int, wide and number (as text) too: such columns stay."""
 NUMBERS: tuple[Kind, ...] = ("int", "decimal", "wide", "number")
-"""Each holds what stands before it."""
+"""Each holds what is before it."""
 TAGS: dict[Kind, str] = {
     "string": "S",
     **dict.fromkeys(NUMBERS, "N"),
@@ -79,7 +79,7 @@ VALUES: dict[str, Any] = {
     "M": msgspec.Raw,
     "L": msgspec.Raw,
 }
-"""What stands under a type tag. A map or a list stays JSON."""
+"""What is under a type tag. A map or a list stays JSON."""
 QUOTED: set[Kind] = {"string", *NUMBERS, "binary"}
 """What is text in quotes under its tag."""
 _FIELDS = [
@@ -96,14 +96,14 @@ NAME = re.compile(r'[^"\\\x00-\x1f]+')
 """Names that can be columns, as nearly all are."""
 SHORT: dict[Kind, int] = {"int": 20, "decimal": 28, "wide": 37}
 """Characters of numbers that Arrow's cast takes right, or refuses. Of longer ones, and of those with exponents, it makes others
-without a word (1E-28 becomes 0, 38 digits overflow): they go by Python's decimals."""
+silently (1E-28 becomes 0, 38 digits overflow): they go by Python's decimals."""
 NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 MAX_COLUMNS = 1_000
 """Columns that a table gets at most: names that are data must not become columns without end."""
 Item = dict[str, msgspec.Raw]
 _items = msgspec.json.Decoder(Item).decode
 NO_ITEM = ""
-"""Where an image that is no object stands in the overflow: no attribute has this name."""
+"""Where an image that is not an object is in the overflow: no attribute has this name."""
 _encode = msgspec.json.encode
 
 
@@ -124,7 +124,7 @@ class TableSchema:
 
 
 def step_of(text: str) -> Kind:
-    """Return the lowest step on which a number stands without loss."""
+    """Return the lowest step that holds a number without loss."""
     with localcontext() as context:
         context.prec = 200
         number = Decimal(text)
@@ -314,7 +314,7 @@ def _column(kind: Kind, found: list[msgspec.Raw]) -> tuple[pa.Array, Sequence[in
 
 
 def _numbers(kind: Kind, found: pa.Array) -> tuple[pa.Array, Sequence[int]]:
-    """Return numbers as the column has them, and the places of those that it has not."""
+    """Return numbers as the column has them, and the places of those that it cannot hold."""
     if kind != "number" and _is_short(found, SHORT[kind]):
         try:
             return found.cast(TYPES[kind]), ()
@@ -327,7 +327,7 @@ def _numbers(kind: Kind, found: pa.Array) -> tuple[pa.Array, Sequence[int]]:
     if kind == "number":
         return pa.array(values, pa.string()), odd
     # 1E+3 as a whole number is none for Arrow.
-    plainly = [None if value is None else plain(Decimal(value)) for value in values]
+    plainly = [None if value is None else plain_value(Decimal(value)) for value in values]
     return pa.array(plainly, pa.string()).cast(TYPES[kind]), odd
 
 
@@ -343,7 +343,7 @@ def _is_short(numbers: pa.Array, most: int) -> bool:
 
 
 def _item(image: bytes | msgspec.Raw) -> Item:
-    """Return the members of an object; anything else, which DynamoDB never writes, stands whole under a name of its own."""
+    """Return the members of an object; anything else, which DynamoDB never writes, is whole under a name of its own."""
     try:
         return _items(image)
     except msgspec.DecodeError:
@@ -482,13 +482,13 @@ def widened(table: pa.Table, wanted: pa.Schema) -> pa.Table:
             continue
         column = table.column(one.name)
         if column.type != one.type and pa.types.is_string(one.type):
-            columns.append(pa.array([plain(value) for value in column.to_pylist()], one.type))
+            columns.append(pa.array([plain_value(value) for value in column.to_pylist()], one.type))
         else:
             columns.append(column.cast(one.type))
     return pa.Table.from_arrays(columns, schema=wanted)
 
 
-def plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
     """Return a number as text without an exponent and without zeros that say nothing; anything else as it is."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)

@@ -13,7 +13,7 @@ NAMES = ["event_id", "table", "op", "source", "changed_at", "sequence", "key", "
 NAMES += ["enriched", "partition", "offset", "topic", "replay"]
 OWN = {"table": pa.field("table", pa.string(), nullable=False), "after": pa.field("after", pa.string())}
 SCHEMA = pa.schema([OWN.get(name) or COMMON.field(name) for name in NAMES])
-"""Images as typed JSON, and where in the sink topic the change stands."""
+"""Images as typed JSON, and where in the sink topic the change is."""
 DICTIONARY = ["table", "op", "source", "partition", "topic", "replay"]
 """Few values, many times. The others are different in every row: a dictionary would be built and thrown away."""
 STATISTICS = ["changed_at", "offset", "table"]

@@ -13,11 +13,11 @@ from confluent_kafka import Message
 from models.change import decode
 from models.dead_letter import LATE, Origin, origin_in
 from pipeline.errors import UsageError
-from pipeline.operate.dead_letters import Letter, _again, letter
+from pipeline.operate.dead_letters import StoredDeadLetter, _again, letter
 from pipeline.settings.root import Settings
 from pipeline.sources.base import Unreadable
-from pipeline.sources.dynamodb.records import cut as cut_streams
-from pipeline.sources.kinesis.records import Answer, Put, cut
+from pipeline.sources.dynamodb.records import cut_answer as cut_streams
+from pipeline.sources.kinesis.records import Answer, Put, cut_kinesis
 from pipeline.sources.members import codec_of, item, read_again
 from pipeline.steps.late import marked
 from pipeline.topics.names import Topics
@@ -56,14 +56,16 @@ class Kept:
         return 1, 1_700_000_100_250
 
 
-def letter_of(unreadable: Unreadable, arn: str = f"{CLICKS}/1700000000", shard_id: str = PUT.shard_id) -> Letter:
+def letter_of(
+    unreadable: Unreadable, arn: str = f"{CLICKS}/1700000000", shard_id: str = PUT.shard_id
+) -> StoredDeadLetter:
     written = unreadable.letter(arn, shard_id, "clicks")
     return letter(cast("Message", Kept(written.headers, written.key, written.value)))
 
 
-def of_kinesis(data: bytes = PUT.data, codec: str = "json") -> Letter:
+def of_kinesis(data: bytes = PUT.data, codec: str = "json") -> StoredDeadLetter:
     how: Any = codec_of(settings(codec), "clicks")
-    (unreadable,) = cut(Answer([PUT._replace(data=data)], None), how).unreadable
+    (unreadable,) = cut_kinesis(Answer([PUT._replace(data=data)], None), how).unreadable
     return letter_of(unreadable)
 
 
@@ -73,7 +75,7 @@ def settings(codec: str) -> Settings:
     )
 
 
-def test_a_letter_of_ingest_keeps_what_is_needed_to_read_it_again() -> None:
+def test_a_dead_letter_of_ingest_keeps_what_is_needed_to_read_it_again() -> None:
     one = of_kinesis()
     assert one.value == PUT.data
     assert one.key == b'{"partition_key":{"S":"customer 7"}}'
@@ -82,10 +84,10 @@ def test_a_letter_of_ingest_keeps_what_is_needed_to_read_it_again() -> None:
     assert one.json()["origin"]["partition_key"] == "customer 7"
 
 
-def test_a_mended_record_goes_through_the_codec_with_its_partition_key_and_place() -> None:
+def test_a_corrected_record_goes_through_the_codec_with_its_partition_key_and_place() -> None:
     (record,) = _again(SETTINGS, of_kinesis(), b'{"n": 8.10}')
     topic, key, value, partition, headers = record
-    (as_if_read,) = cut(Answer([PUT._replace(data=b'{"n": 8.10}')], None), codec_of(SETTINGS, "clicks")).records
+    (as_if_read,) = cut_kinesis(Answer([PUT._replace(data=b'{"n": 8.10}')], None), codec_of(SETTINGS, "clicks")).records
     assert (topic, key, value) == (Topics(SETTINGS).ingest, as_if_read["key"], as_if_read["value"])
     assert partition == partition_of(key or b"", 8)
     assert headers == [(LATE, b"1700000100250000")], "newer changes of its item may be on raw already"
@@ -93,14 +95,14 @@ def test_a_mended_record_goes_through_the_codec_with_its_partition_key_and_place
     assert (change.event_id, change.table) == ("clicks:shardId-000000000003:4951", "clicks")
 
 
-def test_a_letter_that_the_codec_refuses_again_is_refused_with_a_clear_line() -> None:
+def test_a_dead_letter_that_the_codec_refuses_again_is_refused_with_a_clear_line() -> None:
     for value in (None, b"", b"[1]", b"\xff", b"[" * 100_000):
         with pytest.raises(UsageError, match=r"0-7: it cannot be read as the codec json of clicks: ") as told:
             _again(SETTINGS, of_kinesis(), value)
         assert "dlq edit 0-7" in told.value.hint
 
 
-def test_a_letter_is_read_again_by_the_codec_that_the_settings_have_now() -> None:
+def test_a_dead_letter_is_read_again_by_the_codec_that_the_settings_have_now() -> None:
     (record,) = _again(settings("bytes"), of_kinesis(), None)
     assert json.loads(record[2] or b"")["dynamodb"]["NewImage"]["data"] == {"B": base64.b64encode(PUT.data).decode()}
 
@@ -112,7 +114,7 @@ def test_an_edited_delivery_of_dynamodb_must_be_of_its_item() -> None:
     (record,) = _again(settings("dynamodb"), one, json.dumps(broken | {"eventName": "INSERT"}).encode())
     assert record[1] == one.key
     other = broken | {"eventName": "INSERT", "dynamodb": {"Keys": {"id": {"S": "b"}}}}
-    with pytest.raises(UsageError, match="of the item"):
+    with pytest.raises(UsageError, match="about the item"):
         _again(settings("dynamodb"), one, json.dumps(other).encode())
 
 
@@ -124,7 +126,7 @@ def test_a_part_of_an_aggregated_record_keeps_its_number_and_its_own_partition_k
     assert record[1] == b'{"partition_key":{"S":"sub"}}'
 
 
-def test_a_record_of_a_table_s_stream_is_mended_with_its_arn_and_item_key() -> None:
+def test_a_record_of_a_table_s_stream_is_corrected_with_its_arn_and_item_key() -> None:
     body = {"eventID": "e1", "eventName": "INSERT", "dynamodb": {"SequenceNumber": "12", "Keys": {"id": {"S": "a"}}}}
     broken = body | {"dynamodb": {"SequenceNumber": "12", "Keys": 7}}
     (unreadable,) = cut_streams(json.dumps({"Records": [broken]}).encode(), ORDERS).unreadable
@@ -138,17 +140,19 @@ def test_a_record_of_a_table_s_stream_is_mended_with_its_arn_and_item_key() -> N
         assert decode(record[2] or b"").arn == ORDERS
 
 
-def test_a_letter_of_an_earlier_version_without_its_place_is_refused_where_the_codec_needs_it() -> None:
+def test_a_dead_letter_of_an_earlier_version_without_its_place_is_refused_where_the_codec_needs_it() -> None:
     one = of_kinesis()
-    old = Letter(**{**{name: getattr(one, name) for name in Letter.__slots__}, "origin": None, "key": None})
+    old = StoredDeadLetter(
+        **{**{name: getattr(one, name) for name in StoredDeadLetter.__slots__}, "origin": None, "key": None}
+    )
     with pytest.raises(UsageError, match="its partition key and sequence number are not known"):
         _again(SETTINGS, old, b"{}")
 
 
-def test_a_letter_of_deduplicate_that_is_tried_again_is_late_too() -> None:
+def test_a_dead_letter_of_deduplicate_that_is_tried_again_is_late_too() -> None:
     one = of_kinesis()
-    fields = {name: getattr(one, name) for name in Letter.__slots__}
-    rejected = Letter(
+    fields = {name: getattr(one, name) for name in StoredDeadLetter.__slots__}
+    rejected = StoredDeadLetter(
         **{**fields, "stage": "deduplicate", "topic": Topics(SETTINGS).ingest, "partition": 3, "origin": None}
     )
     ((_, _, value, partition, headers),) = _again(SETTINGS, rejected, None)
@@ -181,7 +185,7 @@ def member(**more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("behind", ["", "/consumer/app:1540591608", "/1700000000"])
-def test_what_stands_behind_a_stream_in_its_arn_is_not_its_name(behind: str) -> None:
+def test_what_is_behind_a_stream_in_its_arn_is_not_its_name(behind: str) -> None:
     found = item(member(eventSourceARN=f"{CLICKS}{behind}"), SETTINGS)
     (record,) = found.parts
     assert not isinstance(record, Unreadable)
@@ -219,7 +223,7 @@ def test_a_malformed_member_of_a_lambda_event_fails_no_batch(bad: Any) -> None:
     assert "\n" not in str(part.error)
 
 
-def test_a_malformed_member_that_was_mended_is_read_as_a_member() -> None:
+def test_a_malformed_member_that_was_corrected_is_read_as_a_member() -> None:
     bad = member(kinesis={**member()["kinesis"], "data": "no base64!"})
     found = item(bad, SETTINGS)
     (part,) = found.parts

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 NAMES = ("agents", "models", "pipeline")
-ROOT = str(Path(__file__).resolve().parents[1])
+ROOT = str(Path(__file__).resolve().parents[2])
 OWN_ENVIRONMENT = "uv tool install headwater"
 """What gives Headwater an environment of its own."""
 
@@ -67,10 +67,10 @@ def overwriting() -> list[str]:
 
     ours = {f"{name}/__init__.py" for name in NAMES} | {f"{name}.py" for name in NAMES}
     found = []
-    for one in distributions(path=[ROOT]):
-        files = {line.partition(",")[0] for line in (one.read_text("RECORD") or "").splitlines()}
+    for distribution in distributions(path=[ROOT]):
+        files = {line.partition(",")[0] for line in (distribution.read_text("RECORD") or "").splitlines()}
         if files & ours:
-            found.append(one.metadata["Name"])
+            found.append(distribution.metadata["Name"])
     return sorted(name for name in found if name != "headwater") if "headwater" in found else []
 
 

@@ -7,11 +7,11 @@ import asyncio
 from pipeline.sources.credit_pool import CREDITS, CreditPool
 
 
-async def taken(purse: CreditPool, most: int) -> int:
+async def taken(pool: CreditPool, most: int) -> int:
     """Take credits until it would wait, or so many; return how many."""
     count = 0
     while count < most:
-        take = asyncio.ensure_future(purse.take())
+        take = asyncio.ensure_future(pool.take())
         await asyncio.sleep(0)
         if not take.done():
             take.cancel()
@@ -23,10 +23,10 @@ async def taken(purse: CreditPool, most: int) -> int:
 
 def test_a_partition_has_its_credits_and_gets_them_back() -> None:
     async def run() -> tuple[int, int]:
-        purse = CreditPool(asyncio.Semaphore(100))
-        first = await taken(purse, CREDITS)
-        purse.give()
-        return first, await taken(purse, 1)
+        pool = CreditPool(asyncio.Semaphore(100))
+        first = await taken(pool, CREDITS)
+        pool.give()
+        return first, await taken(pool, 1)
 
     assert asyncio.run(run()) == (CREDITS, 1)
 

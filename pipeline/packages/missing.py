@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, requires
 from types import TracebackType
 
 from pipeline.errors import HeadwaterError
-from pipeline.own_packages import NAMES, OWN_ENVIRONMENT, overwriting
+from pipeline.packages.own_packages import NAMES, OWN_ENVIRONMENT, overwriting
 
 WHAT = {
     "lake": "the lake",
@@ -33,7 +33,7 @@ DISTRIBUTIONS = {
     "pyiceberg": "pyiceberg",
     "sqlalchemy": "pyiceberg",
 }
-"""By module: the distribution that brings it, where an extra has it. A test holds it against pyproject.toml."""
+"""By module: the distribution that brings it, where an extra has it. A test compares it with pyproject.toml."""
 SHARED = {"google": ("google-cloud-pubsub", "protobuf")}
 """Namespaces of several distributions: where none of them is installed, Python names the namespace alone."""
 MODULES = {extra: extra for extra in WHAT} | {"formats": "registry"}
