@@ -36,7 +36,7 @@ demo: setup ## carry changes from DynamoDB to Parquet on this machine, and prove
 
 test: engines ## run all tests (TEST_ARGS="-k name" for some)
 	@$(BIN)/pytest -n 2 --dist worksteal tests/unit tests/property tests/conformance $(TEST_ARGS) || test $$? -eq 5
-	@$(BIN)/pytest -n 4 --dist loadfile -m "not alone" tests/integration $(TEST_ARGS) || test $$? -eq 5
+	@$(BIN)/pytest -n 3 --dist loadfile -m "not alone" tests/integration $(TEST_ARGS) || test $$? -eq 5
 	@$(BIN)/pytest -m alone tests/integration $(TEST_ARGS) || test $$? -eq 5
 
 test-fast: setup ## the tests of code alone, for daily work: no broker, under two minutes

@@ -94,7 +94,7 @@ NOT_TOPICS = DESTINATIONS | {"groups", "testing", "toml"}
 def test_topics_on_the_pages_exist() -> None:
     names = Topics(Settings(_env_file=None)).all()
     headers = [var for var in vars(dead_letter).values() if isinstance(var, str) and var.startswith("headwater.")]
-    known = {name.split(".")[1] for name in [*headers, *(topic.name for topic in names)]}
+    known = {re.split("[._]", name)[1] for name in [*headers, *(topic.name for topic in names)]}
     known |= {"enriched", "reference", "sink"}  # of the flows that there are
     for page, text in PAGES.items():
         named = {name.partition(".")[0] for name in TOPIC.findall(text)}
