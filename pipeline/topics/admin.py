@@ -35,7 +35,7 @@ HINTS = {
     "or create the topics yourself: headwater topics",
     KafkaError.INVALID_CONFIG: "kafka.max_message_bytes; or create the topic yourself: headwater topics",
 }
-"""What to do when a topic cannot be made, by what the cluster says."""
+"""What to do when a topic cannot be created, by what the cluster says."""
 NAME_REFUSED = {KafkaError.TOPIC_EXCEPTION, KafkaError.POLICY_VIOLATION, KafkaError.INVALID_CONFIG}
 
 
@@ -75,7 +75,7 @@ class UnreachableError(FatalError):
 
 
 class TopicRefusedError(FatalError):
-    """A topic that cannot be made."""
+    """A topic that cannot be created."""
 
     def __init__(self, name: str, error: KafkaError) -> None:
         super().__init__(

@@ -502,7 +502,7 @@ SINKS = (
 )
 WANTED = {
     "ingest": "needs [[sources]]",
-    "mirror": "cannot be made in",
+    "mirror": "cannot be created in",
     "replica": "add [[replicas]]",
     "pubsub": "credentials",
 }
