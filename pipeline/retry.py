@@ -27,15 +27,12 @@ def kafka_says(codes: Collection[int]) -> Passes:
     return passes
 
 
-def within(
-    seconds: float, passes: Passes, *, pause_s: float = PAUSE_S, sleep: Callable[[float], None] = time.sleep
-) -> Retrying:
+def within(seconds: float, passes: Passes) -> Retrying:
     """Try for so many seconds, with equal pauses; the last error is raised. Blocks."""
     return Retrying(
         retry=retry_if_exception(passes),
         stop=stop_after_delay(seconds),
-        wait=lambda _: pause_s,
-        sleep=sleep,
+        wait=lambda _: PAUSE_S,
         reraise=True,
     )
 
