@@ -18,7 +18,7 @@ from confluent_kafka import KafkaException
 from headwater.lab import chaos_steps
 from headwater.lab.chaos_ledger import Ledger, LedgerOutcome, compare, gaps_in, lake_at, letters_in, rows_in
 from headwater.lab.chaos_load import Load
-from headwater.lab.chaos_report import MEANING, SECTION, STUCK, ChaosOptions, ChaosReport, section
+from headwater.lab.chaos_report import CALM, MEANING, SECTION, STUCK, ChaosOptions, ChaosReport, section
 from headwater.lab.chaos_topics import TRANSACTION_MS, Scene, Sinks
 from headwater.lab.faults import ALONE, SESSION, Faults, plan
 from headwater.lab.machine import describe
@@ -156,6 +156,7 @@ class Chaos:
 
     def _hurt(self, fault: str) -> None:
         self._rest(self._random.uniform(*SETTLE))
+        self._wait(lambda: all(time.monotonic() - one.began < CALM for one in self._pending))
         if fault in ALONE:
             self._wait(lambda: not self._pending)
         self._say(f"{fault} ({len(self.raw):,} of {self.load.written:,} changes are out)")

@@ -10,6 +10,8 @@ from typing import Any
 from headwater.lab.page import table
 
 SECTION = "chaos"
+CALM = 20.0
+"""Seconds after which a fault that is not over gets no other on top: its time to recover is then its own."""
 STUCK = 60.0
 """Seconds after which something must have come out of every partition again."""
 MEANING = {
@@ -111,8 +113,9 @@ def section(report: ChaosReport, options: ChaosOptions, began: datetime, machine
         "",
         "Made by `make chaos`. Two or three workers with `deduplicate`, `transform` and `lake` work on 4 partitions, at",
         f"{options.rate:,} records a second, a fifth of them duplicates. Every few seconds one of the faults below happens,",
-        "in an order that the seed decides. In the end all that was written is compared with what a committed reader finds",
-        "in the raw topic and in all that the sink topic was, with the dead letters, and with the files of the lake.",
+        f"in an order that the seed decides; one that is not over after {CALM:.0f} s is waited for. In the end all that was",
+        "written is compared with what a committed reader finds in the raw topic and in all that the sink topic was, with the",
+        "dead letters, and with the files of the lake.",
         "",
         f"{verdict} {began:%Y-%m-%d %H:%M} UTC; {machine}.",
         "",
