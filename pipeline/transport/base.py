@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
@@ -23,6 +24,15 @@ from pipeline.transport.transaction import Transaction
 
 TIME_OUTS = {"session.timeout.ms", "heartbeat.interval.ms"}
 """Consumer properties that are settings of ours, or the broker's: those that come with a client.properties do not count."""
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """What the settings of an app say in librdkafka's words, for all clients, for consumers and for producers."""
+
+    all: Mapping[str, Any] = field(default_factory=dict)
+    consumer: Mapping[str, Any] = field(default_factory=dict)
+    producer: Mapping[str, Any] = field(default_factory=dict)
 
 
 class BaseTransport(base.Transport):
@@ -48,6 +58,7 @@ class BaseTransport(base.Transport):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.properties: Mapping[str, Any] = {}
+        self.mapped = Mapped()
         self.slice_seconds = 0.1
         self.exactly_once = True
         self.message_max = MESSAGE_MAX
@@ -65,7 +76,7 @@ class BaseTransport(base.Transport):
         """The worker's transaction; made at first use, when the properties are known."""
         if self._transaction is None:
             self._transaction = Transaction(
-                self.client_conf(),
+                {**self.mapped.producer, **self.client_conf()},
                 self.app.conf.datadir,
                 self.app.conf.id,
                 exactly_once=self.exactly_once,
@@ -95,7 +106,22 @@ class BaseTransport(base.Transport):
     def client_conf(self) -> dict[str, Any]:
         """Return what every client gets."""
         servers = ",".join(f"{url.host}:{url.port or self.default_port}" for url in self.url)
-        return {"bootstrap.servers": servers, "client.id": self.app.conf.broker_client_id, **self.properties}
+        return {
+            "bootstrap.servers": servers,
+            "client.id": self.app.conf.broker_client_id,
+            **self.mapped.all,
+            **self.properties,
+        }
+
+    def producer_conf(self) -> dict[str, Any]:
+        """Return what a producer of single records gets: a few, sent at once, where Java clients put them."""
+        return {
+            "compression.type": "zstd",
+            "message.max.bytes": self.message_max,
+            **self.mapped.producer,
+            **self.client_conf(),
+            "partitioner": "murmur2_random",
+        }
 
     def consumer_conf(self) -> dict[str, Any]:
         """Return what the group's consumer gets."""
@@ -103,6 +129,7 @@ class BaseTransport(base.Transport):
         static = {"group.instance.id": conf.consumer_group_instance_id} if conf.consumer_group_instance_id else {}
         properties = {name: value for name, value in self.client_conf().items() if name not in TIME_OUTS}
         return {
+            **self.mapped.consumer,
             **properties,
             **static,
             **self._group_conf(),

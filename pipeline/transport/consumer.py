@@ -13,17 +13,21 @@ from collections.abc import Awaitable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, cast
 
-from confluent_kafka import Message, TopicPartition
+from confluent_kafka import Message as RdMessage
+from confluent_kafka import TopicPartition
 from faust.assignor.client_assignment import ClientAssignment
 from faust.transport import consumer as faust_consumer
-from faust.types import TP, ConsumerMessage
+from faust.types import TP, ConsumerMessage, Message
+from mode.utils.futures import notify
 
 from pipeline.transport.backlog import Backlog
 from pipeline.transport.base import BaseTransport
 from pipeline.transport.batch import Batch, BatchSchema
 from pipeline.transport.beginnings import Beginnings
+from pipeline.transport.events import message_of
 from pipeline.transport.fatal import stop_process
 from pipeline.transport.participant import is_virtual
+from pipeline.transport.producer import Producer
 from pipeline.transport.reader import Reader
 from pipeline.transport.recovery import end_recovery_at, seek
 from pipeline.transport.slices import Slices
@@ -48,12 +52,16 @@ class Consumer(faust_consumer.Consumer):
             self, self.transport, self.questions, conf.id, latest=conf.consumer_auto_offset_reset == "latest"
         )
         self._assigned: set[TP] = set()
+        self._awaited: ConsumerMessage | None = None
         self._generation = 0
         self._is_closing = False
         self._background: set[asyncio.Task[None]] = set()
 
     async def on_start(self) -> None:
-        """Start the reader's thread and the slices."""
+        """Start the reader's thread and the slices; a client reads nothing but its replies, and they come outside the group."""
+        if self.app.client_only:
+            return
+        await cast("Producer", self.app.producer).claim()
         conf = self.transport.consumer_conf()
         self.reader = Reader(
             conf,
@@ -72,6 +80,8 @@ class Consumer(faust_consumer.Consumer):
 
     async def subscribe(self, topics: Iterable[str]) -> None:
         """Join the group for the agents' topics and the fences."""
+        if self.app.client_only:
+            return
         fences = {participant.fence for participant in self.transport.participants if participant.fence}
         real = fences | {topic for topic in topics if not is_virtual(topic)}
         await self._require(real)
@@ -212,7 +222,7 @@ class Consumer(faust_consumer.Consumer):
         """Whether Faust lets messages through at all."""
         return self.flow_active
 
-    def _arrive(self, runs: list[tuple[TP, list[Message], int]]) -> None:
+    def _arrive(self, runs: list[tuple[TP, list[RdMessage], int]]) -> None:
         for tp, messages, size in runs:
             if tp in self._assigned:
                 self.backlog.add(tp, messages, size)
@@ -245,18 +255,27 @@ class Consumer(faust_consumer.Consumer):
         """Hand a message to Faust's channels."""
         return self.callback(message)
 
-    async def wait_for_ack(self) -> None:
-        """Wait until something is acked, for a moment."""
-        self._waiting_for_ack = asyncio.get_running_loop().create_future()
+    async def wait_for_ack(self, message: ConsumerMessage) -> None:
+        """Wait until this message is acked, for a moment."""
+        self._awaited, self._waiting_for_ack = message, asyncio.get_running_loop().create_future()
         await asyncio.wait([self._waiting_for_ack], timeout=0.02)
-        self._waiting_for_ack = None
+        self._awaited = self._waiting_for_ack = None
+
+    def ack(self, message: Message) -> bool:
+        """Take note that all streams are done with a message. Slices count; Faust's lists of offsets are not kept."""
+        if message.acked:
+            return False
+        message.acked = True
+        if message is self._awaited:
+            notify(self._waiting_for_ack)
+        return True
 
     def settled(self, tps: Iterable[TP], offsets: Mapping[TP, int] | None) -> None:
         """Take note that a slice is over; `offsets`: what it has committed, None when it was aborted."""
         if offsets is not None:
             self._committed_offset.update(offsets)
             self.app.monitor.on_tp_commit(dict(offsets))
-        for tp in tps:
+        for tp in tps:  # where an app has a stream class of its own, that fills them
             self._acked.pop(tp, None)
             self._acked_index.pop(tp, None)
 
@@ -369,7 +388,7 @@ class Consumer(faust_consumer.Consumer):
         return {}
 
     def _to_message(self, tp: TP, record: Any) -> ConsumerMessage:
-        return self.slices.deliveries.to_message(tp, record)
+        return message_of(tp, record, self._generation)
 
     def _new_topicpartition(self, topic: str, partition: int) -> TP:
         return TP(topic, partition)

@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, cast
 
-from confluent_kafka import Message
 from faust.types import TP, ConsumerMessage
 
 from pipeline.transport.backlog import Backlog
 from pipeline.transport.batch import Batch, BatchSchema
+from pipeline.transport.events import SingleMessage, message_of
 from pipeline.transport.participant import is_virtual
 from pipeline.transport.poison import Poison
 from pipeline.transport.slow import Slow
@@ -44,48 +44,38 @@ class Deliveries:
         return ConsumerMessage(tp.topic, tp.partition, number, time.time(), 0, [], None, value, None, tp=tp)
 
     def take(self, tp: TP, room: int = BATCH) -> ConsumerMessage:
-        """Take the next message of a partition, of so many records at most."""
+        """Take the next message of a partition: a batch of so many records at most, or what a source has offered."""
         if is_virtual(tp.topic):
             (message,), _ = self._backlog.take(tp, 1, 0)
             message.generation_id = self.generation
             return cast("ConsumerMessage", message)
-        schema = self._schema_of(tp.topic)
-        if schema is None:
-            (record,), _ = self._backlog.take(tp, 1, 0)
-            message = self.to_message(tp, record)
-        else:
-            most = 1 if tp in self._poison.suspects else min(BATCH, room, self._slow.most(tp))
-            records, size = self._backlog.take(tp, most, BATCH_BYTES)
-            batch = Batch(tp.topic, tp.partition, records, schema.decoder)
-            self._poison.mark(batch)
-            message = self.to_message(tp, records[-1])
-            message.key, message.value, message.headers = None, cast("Any", batch), []
-            message.serialized_value_size = size
-        if not self._backlog.has_room.is_set():
-            self._backlog.measure()
+        most = 1 if tp in self._poison.suspects else min(BATCH, room, self._slow.most(tp))
+        records, size = self._backlog.take(tp, most, BATCH_BYTES)
+        batch = Batch(tp.topic, tp.partition, records, cast("BatchSchema", self._schema_of(tp.topic)).decoder)
+        self._poison.mark(batch)
+        last = records[-1]
+        kind, timestamp = last.timestamp()
+        offset, value = cast("int", last.offset()), cast("Any", batch)
+        message = ConsumerMessage(
+            tp.topic, tp.partition, offset, timestamp / 1000, kind, [], None, value, None, 0, size, tp
+        )
+        message.generation_id = self.generation
+        self._measure()
         return message
 
-    def to_message(self, tp: TP, record: Message) -> ConsumerMessage:
-        """Return a record as a message of its own."""
-        kind, timestamp = record.timestamp()
-        key, value = record.key(), record.value()
-        message = ConsumerMessage(
-            tp.topic,
-            tp.partition,
-            cast("int", record.offset()),
-            timestamp / 1000,
-            kind,
-            cast("list[tuple[str, bytes]]", record.headers() or []),
-            key,
-            value,
-            None,
-            len(key or b""),
-            len(value or b""),
-            tp,
-            generation_id=self.generation,
-        )
-        cast("Any", message).origin = record
-        return message
+    def take_events(self, tp: TP, most: int) -> list[SingleMessage]:
+        """Take the next records of a partition, so many at most, as single events."""
+        records, _ = self._backlog.take(tp, most, BATCH_BYTES)
+        self._measure()
+        return [message_of(tp, record, self.generation) for record in records]
+
+    def is_single(self, tp: TP) -> bool:
+        """Say whether the agents of a partition's topic take single events."""
+        return not is_virtual(tp.topic) and self._schema_of(tp.topic) is None
+
+    def _measure(self) -> None:
+        if not self._backlog.has_room.is_set():
+            self._backlog.measure()
 
     def give_back(self, messages: Sequence[ConsumerMessage], assigned: Collection[TP]) -> None:
         """Put what was delivered in vain to the front of the backlog again, in its order; what is not ours any more goes."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import NoReturn, Protocol
 
 from faust.types import TP, AppT, ConsumerMessage
@@ -20,6 +20,7 @@ from pipeline.transport.backlog import Backlog
 from pipeline.transport.base import BaseTransport
 from pipeline.transport.batch import Batch, BatchSchema
 from pipeline.transport.deliveries import Deliveries, records_in
+from pipeline.transport.events import EVENTS_AHEAD, RUN, SingleMessage, hand_over
 from pipeline.transport.fatal import stop_process
 from pipeline.transport.pace import Pace
 from pipeline.transport.participant import Slice, is_virtual
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 
 AHEAD = 3
 """Batches delivered and not acked at most: Faust's queues do not push back, and a slice would take the whole backlog."""
+FIRST_EVENTS = 3
+"""Single events that are handed over at once while nothing is known of their agent: each may take a second."""
 BACKLOG_INTERVALS = 3
 """Times `slice_seconds` that a slice lasts at most while more waits: a commit takes 20 to 40 ms, nothing else is done then."""
 SLICE_RECORDS, SLICE_BYTES = 30_000, 32 << 20
@@ -77,8 +80,8 @@ class SlicesHost(Protocol):
     def deliver(self, message: ConsumerMessage) -> Awaitable[None]:
         """Hand a message to Faust's channels."""
 
-    async def wait_for_ack(self) -> None:
-        """Wait until something is acked, for a moment."""
+    async def wait_for_ack(self, message: ConsumerMessage) -> None:
+        """Wait until this message is acked, for a moment."""
 
     def settled(self, tps: Iterable[TP], offsets: Mapping[TP, int] | None) -> None:
         """Take note that a slice is over; `offsets`: what it has committed, None when it was aborted."""
@@ -92,6 +95,9 @@ class Slices:
         self._transaction = transport.transaction
         self.poison = Poison()
         self.pace = Pace(SLICE_RECORDS, self._transaction.patience * 0.3)
+        self._run_pace = Pace(RUN, transport.slice_seconds)
+        """Single events that are handed over at once: as many as are done in the time of a slice."""
+        self._run_pace.cap(FIRST_EVENTS)
         self.slow = Slow(
             self._transaction,
             self.pace,
@@ -186,7 +192,8 @@ class Slices:
         try:
             while not self._is_stopping:
                 if (changelog := self._backlog.next(self._host.may_recover)) is not None:
-                    await self._host.deliver(self.deliveries.take(changelog))
+                    for message in self.deliveries.take_events(changelog, 1):
+                        await self._host.deliver(message)
                 elif not self.is_rebalancing and self._is_work():
                     async with self.between:
                         await self._slice()
@@ -217,6 +224,7 @@ class Slices:
         if await self._end(membership):
             self._refused = 0
             self.pace.done(records, self.slow.busy)
+            self._run_pace.done(sum(isinstance(message, SingleMessage) for message in flown), self.slow.busy)
         elif self._has_stood:
             self._has_stood = False
         elif not self._is_stopping:
@@ -232,23 +240,20 @@ class Slices:
     async def _deliver(self) -> None:
         end = time.monotonic() + BACKLOG_INTERVALS * self._transport.slice_seconds
         room, bytes_left = self.pace.limit, SLICE_BYTES
-        while (
-            not self.is_rebalancing
-            and not self._is_stopping
-            and room > 0
-            and bytes_left > 0
-            and (now := time.monotonic()) < end
-        ):
-            if len(self._flown) - self._acked_until >= AHEAD and self._unfinished():
+        while not self.is_rebalancing and not self._is_stopping and room > 0 and bytes_left > 0:
+            now, waits = time.monotonic(), self._unfinished()
+            # What waits in the buffer of `stream.take()` has done nothing yet: there, more is better than a commit.
+            if now >= end and not (waits and self._is_idle()):
+                break
+            if waits and self._is_enough():
                 await self._wait_for_ack()
             elif (tp := self._backlog.next(self._host.may_run)) is not None:
-                self._look(working=self._unfinished())
-                message = self.deliveries.take(tp, room)
-                self._flown.append(message)
-                room -= records_in(message)
-                bytes_left -= message.serialized_value_size
-                await self._host.deliver(message)
-            elif self._unfinished():
+                self._look(working=waits)
+                for message in await self._hand_over(tp, room):
+                    self._flown.append(message)
+                    room -= records_in(message)
+                    bytes_left -= message.serialized_value_size
+            elif waits:
                 await self._wait_for_ack()
             elif now < self._next_commit:
                 self._look(working=False)
@@ -260,6 +265,29 @@ class Slices:
         while self._unfinished() and (not self._is_stopping or self._is_in_hand()):
             await self._wait_for_ack()
         self._look(working=bool(self._flown))
+
+    async def _hand_over(self, tp: TP, room: int) -> Sequence[ConsumerMessage]:
+        """Hand the next messages of a partition to its agents, of so many records at most; return them."""
+        if self.deliveries.is_single(tp):
+            messages = self.deliveries.take_events(tp, min(room, self._run_pace.limit))
+            await hand_over(self._host.app, messages)
+            return messages
+        message = self.deliveries.take(tp, room)
+        await self._host.deliver(message)
+        return (message,)
+
+    def _is_enough(self) -> bool:
+        """Say whether as much is delivered and not acked as may be."""
+        unacked = len(self._flown) - self._acked_until
+        if not isinstance(self._flown[-1], SingleMessage):
+            return unacked >= AHEAD
+        return unacked >= (self._host.app.conf.stream_buffer_maxsize if self._is_idle() else EVENTS_AHEAD)
+
+    def _is_idle(self) -> bool:
+        """Say whether no agent is at work on what is not acked: all of it waits in buffers, and nothing was written."""
+        return not self._transaction.open and not any(
+            getattr(message, "started", True) for message in self._flown[self._acked_until :] if not message.acked
+        )
 
     def _look(self, *, working: bool) -> None:
         self._unfinished()
@@ -282,8 +310,9 @@ class Slices:
         return self._acked_until < len(self._flown)
 
     async def _wait_for_ack(self) -> None:
-        await self._host.wait_for_ack()
-        self._look(working=True)
+        """Wait until there is room for another run of single events, or all is done; for a moment at most."""
+        await self._host.wait_for_ack(self._flown[max(self._acked_until, len(self._flown) - RUN)])
+        self._look(working=not self._is_idle())
 
     async def _end(self, membership: bytes) -> bool:
         """End the slice: commit, or put everything back. True if it was committed."""

@@ -170,6 +170,11 @@ class Transaction:
         return self._producer
 
     @property
+    def is_started(self) -> bool:
+        """Whether there is a producer: not in a process that only sends outside of events."""
+        return self._producer is not None
+
+    @property
     def name(self) -> str:
         """The transactional ID, which is the state directory's own; only after `start`."""
         return self._name

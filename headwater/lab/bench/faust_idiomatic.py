@@ -1,6 +1,7 @@
 """Deduplication as Faust's own documentation would write it: an agent, a table, one event at a time.
 
-Arguments: servers, group, input, output, state directory.
+Arguments: servers, group, input, output, state directory, `kafka` or `headwater`: whose transport and store. Nothing else of
+the app is another.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ from typing import Any
 import faust
 from faust.types import StreamT
 
+STORES = {"kafka": "rocksdb://?driver=rocksdict", "headwater": "headwater://"}
 
-def build(servers: str, group: str, source: str, output: str, directory: str) -> faust.App:
+
+def build(servers: str, group: str, source: str, output: str, directory: str, transport: str = "kafka") -> faust.App:
     """Build the app, with the commit interval of the others and without a web server."""
     app = faust.App(
         group,
-        broker=f"kafka://{servers}",
-        store="rocksdb://?driver=rocksdict",
+        broker=f"{transport}://{servers}",
+        store=STORES[transport],
         datadir=directory,
         topic_partitions=4,
         topic_replication_factor=1,

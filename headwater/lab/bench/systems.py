@@ -76,6 +76,13 @@ def ours() -> list[System]:
     return [
         System("hand_written", "Loop by hand, exactly once", _hand_written),
         System("faust_idiomatic", "Textbook Faust, at least once", _faust_idiomatic, share=20, least=10_000),
+        System(
+            "faust_on_headwater",
+            "The same Faust app on headwater://, exactly once",
+            partial(_faust_idiomatic, transport="headwater"),
+            share=4,
+            least=10_000,
+        ),
         System("headwater_at_least_once", "Headwater, at least once", partial(headwater, guarantee="at_least_once")),
         System("headwater_exactly_once", "Headwater, exactly once", partial(headwater, guarantee="exactly_once")),
     ]
@@ -138,8 +145,8 @@ def _hand_written(place: SystemPlace) -> Process:
     return run_module(place, "headwater.lab.bench.hand_written", _arguments(place, place.changelog))
 
 
-def _faust_idiomatic(place: SystemPlace) -> Process:
-    return run_module(place, "headwater.lab.bench.faust_idiomatic", _arguments(place))
+def _faust_idiomatic(place: SystemPlace, transport: str = "kafka") -> Process:
+    return run_module(place, "headwater.lab.bench.faust_idiomatic", [*_arguments(place), transport])
 
 
 def _quix(place: SystemPlace, guarantee: str) -> Process:

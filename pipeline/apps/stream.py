@@ -1,0 +1,108 @@
+"""Faust's stream without what costs most of an event: a turn of the event loop, a lock and four lists of offsets."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import AsyncIterator
+from time import monotonic
+from typing import Any, TypeVar, cast
+
+import faust
+from faust.exceptions import Skip
+from faust.streams import _current_event
+from faust.types import ChannelT, EventT
+from mode.utils.futures import maybe_async
+
+from pipeline.transport.events import SingleMessage
+from pipeline.transport.inside import in_stream
+
+T = TypeVar("T")
+TURN_S = 0.005
+"""Seconds after which others get a turn of the event loop, however many events wait."""
+
+
+class Stream(faust.Stream[T]):
+    """What an agent iterates over. Its interface is Faust's; single events and batches alike.
+
+    Guarantee: an event is acked when the next one is asked for, with `noack()` when the agent says so; also one that a filter
+    has left out.
+    """
+
+    def __aiter__(self) -> AsyncIterator[T]:
+        """Return an iterator over the values."""
+        if not isinstance(self.channel, ChannelT):  # a list, or whatever can be iterated over
+            return super().__aiter__()
+        found = self._values()
+        self._active_agens.add(cast("Any", found))
+        return found
+
+    async def _values(self) -> AsyncIterator[T]:
+        in_stream.set(True)
+        self._finalized = True
+        started_here = await self.maybe_start()
+        app, channel, skipped = self.app, cast("Any", self.channel), self._skipped_value
+        queue, wait = channel.queue, channel.__anext__
+        waiting, errors = queue._queue, queue._errors  # noqa: SLF001 - as Faust's own streams do
+        is_flowing, processors, join = app.flow_control.is_active, self._processors, self.join_strategy
+        turn_at = 0.0
+        try:
+            while not self.should_stop:
+                acks, state = self.enable_acks, None
+                if errors:
+                    raise errors.popleft()
+                if not waiting:
+                    found = await wait()
+                    turn_at = monotonic() + TURN_S
+                elif monotonic() > turn_at:
+                    await asyncio.sleep(0)
+                    turn_at = monotonic() + TURN_S
+                    continue
+                else:
+                    found = queue.get_nowait()
+                event: EventT[T] | None
+                if isinstance(found, EventT):
+                    event, value, message = found, cast("Any", found.value), found.message
+                    if message.generation_id != app.consumer_generation_id or not is_flowing():
+                        continue  # of before a rebalance, or the worker stops: it is not acked, and comes again
+                    if not message.tracked:
+                        message.tracked = True
+                        self._on_message_in(message.tp, message.offset, message)
+                    if type(message) is SingleMessage and not self._passive:  # else it waits in the buffer of `take`
+                        message.started = True
+                    state = self._on_stream_event_in(message.tp, message.offset, self, event)
+                    _current_event.set(weakref.ref(event))
+                else:
+                    event, value = None, cast("Any", found)
+                self.current_event = event
+                try:
+                    for processor in processors:
+                        value = await maybe_async(processor(value))
+                    if join is not None:
+                        value = await self.on_merge(value)
+                    if value is None and event is None:
+                        continue
+                except Skip:
+                    value = skipped
+                try:
+                    if value is not skipped:
+                        self.events_total += 1
+                        yield value
+                finally:
+                    self.current_event = None
+                    if event is not None and (acks or value is skipped):
+                        self._ack(event, state)
+        except StopAsyncIteration:  # it would become a RuntimeError
+            return
+        finally:
+            self._channel_stop_iteration(channel)
+            if started_here:
+                await self.stop()
+                self.service_reset()
+
+    def _ack(self, event: EventT[T], state: Any) -> None:
+        message = event.message
+        is_last = event.ack()
+        self._on_stream_event_out(message.tp, message.offset, self, event, state)
+        if is_last:
+            self._on_message_out(message.tp, message.offset, message)
