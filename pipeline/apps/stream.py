@@ -14,6 +14,7 @@ from faust.streams import _current_event
 from faust.types import ChannelT, EventT
 from mode.utils.futures import maybe_async
 
+from pipeline.errors import UsageError
 from pipeline.transport.events import SingleMessage
 from pipeline.transport.inside import in_stream
 
@@ -99,6 +100,13 @@ class Stream(faust.Stream[T]):
             if started_here:
                 await self.stop()
                 self.service_reset()
+
+    def combine(self, *nodes: Any, **options: Any) -> Any:
+        """Refuse: Faust has no working form of it. Its combined streams wait for a queue that nothing fills."""
+        raise UsageError(
+            "streams cannot be combined (`stream & stream`, `stream & table`): Faust itself never delivers anything to them",
+            hint="an agent for each stream, and a table where they meet",
+        )
 
     def _ack(self, event: EventT[T], state: Any) -> None:
         message = event.message

@@ -187,14 +187,20 @@ class Partitions(Participant):
         sends: bool,
         on_recovered: Callable[[int, TablePartition], None],
         works_on: str | None = None,
+        is_by_key: bool = False,
+        expires: Callable[[], bool] = lambda: False,
     ) -> None:
         """`works_on` is the one topic whose agents use the table; None: any may.
+
+        `is_by_key`: the key decides on the partition, not the event, so all of the table must be there before any event.
+        `expires`: whether Kafka deletes old records of the changelog, because the table is of windows that expire.
 
         With it the changelog says from the first slice on which log that topic is, whether the table is written or not.
         """
         self.fence = changelog_topic
         self.positions_of = (changelog_topic,)
         self._works_on = works_on
+        self._is_by_key, self._expires = is_by_key, expires
         self.all: dict[int, TablePartition] = {}
         self._transport, self._directory, self._name = transport, directory, name
         self._on_recovered = on_recovered
@@ -294,13 +300,16 @@ class Partitions(Participant):
                 held = {
                     other
                     for other in consumer.assignment()
-                    if other.partition == tp.partition and self._works_on in {None, other.topic}
+                    if (self._is_by_key or other.partition == tp.partition) and self._works_on in {None, other.topic}
                 }
-                consumer.hold(held, self.fence)
+                consumer.hold(held, self._holder(tp.partition))
                 claim = self._claims[tp.partition] = object()
                 task = asyncio.ensure_future(self._open(consumer, tp, claim, held))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
+
+    def _holder(self, number: int) -> str:
+        return f"{self.fence}[{number}]" if self._is_by_key else self.fence
 
     def revoked(self, partitions: frozenset[TP]) -> None:
         """Let go of what may belong to another worker now."""
@@ -331,7 +340,7 @@ class Partitions(Participant):
             if self._claims.get(tp.partition) is claim:
                 self.all = {**self.all, tp.partition: partition}  # others walk through it
                 self._on_recovered(tp.partition, partition)
-                consumer.release(held, self.fence)
+                consumer.release(held, self._holder(tp.partition))
             else:
                 await asyncio.to_thread(partition.close)
 
@@ -350,6 +359,8 @@ class Partitions(Participant):
                 f"the state in {path} holds {tp.topic}[{tp.partition}] up to offset {first}, and that ends at {end}: {what}",
                 hint=f"rm -r {path} to recover from the changelog as it is now",
             )
+        if first < low and self._expires():
+            first = low  # what is gone has expired
         if first < low:
             raise FatalError(
                 f"the changelog {tp.topic}[{tp.partition}] begins at offset {low}, and the state in {path} needs it from "

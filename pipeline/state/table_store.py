@@ -51,6 +51,8 @@ class TableStore(SerializedStore[Any, Any]):
             self.table_name,
             sends=getattr(table, "store_sends", False),
             on_recovered=self._rebuild_expiry,
+            is_by_key=table.use_partitioner,
+            expires=lambda: bool(table._changelog_deleting),
         )
         app.transport.add_participant(self.partitions)
 
@@ -86,6 +88,12 @@ class TableStore(SerializedStore[Any, Any]):
         try:
             return self.partitions.all[number]
         except KeyError:
+            if self.table.use_partitioner:
+                raise FatalError(
+                    f"partition {number} of table {self.table_name} is on another worker: with use_partitioner keys decide, "
+                    "and this event's partition has another number",
+                    hint="run one worker; or send the events on by the table's key, with stream.group_by",
+                ) from None
             raise FatalError(
                 f"partition {number} of table {self.table_name} is not on this worker: its changelog "
                 f"{self.partitions.fence} has {self._count} partitions, the topic that is processed another number",
@@ -119,6 +127,11 @@ class TableStore(SerializedStore[Any, Any]):
             self._owned(number).write(some)
 
     # -- Faust's interface --------------------------------------------------------------------------------------------
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        """Set many keys; Faust's mapping would look for a dictionary in here."""
+        for key, value in dict(*args, **kwargs).items():
+            self[key] = value
 
     def _get(self, key: bytes) -> bytes | None:
         number = self.number(key)

@@ -59,6 +59,8 @@ class BaseTransport(base.Transport):
         super().__init__(*args, **kwargs)
         self.properties: Mapping[str, Any] = {}
         self.mapped = Mapped()
+        self.serves_at = ""
+        """Where this worker's pages are, told to the group behind the client ID; '' where nobody needs to know."""
         self.slice_seconds = 0.1
         self.exactly_once = True
         self.message_max = MESSAGE_MAX
@@ -133,6 +135,9 @@ class BaseTransport(base.Transport):
             **properties,
             **static,
             **self._group_conf(),
+            **(
+                {"client.id": f"{conf.broker_client_id} {self.serves_at}"} if self.serves_at and self.app.tables else {}
+            ),
             "group.id": conf.id,
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,

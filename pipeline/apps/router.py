@@ -1,0 +1,82 @@
+"""Which worker has a key of a table: the workers ask each other, for only they know where a key was written.
+
+A key is in the partition of the event that has written it. That is the partition of the key itself only where topic and table
+write keys in the same form, so it cannot be told from the key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any, cast
+
+from confluent_kafka import KafkaException
+from faust.app.router import Router as FaustRouter
+from faust.exceptions import ImproperlyConfigured, SameNode
+from yarl import URL
+
+from pipeline.transport import clients
+from pipeline.transport.base import BaseTransport
+
+ROUTED = "Headwater-Routed"
+"""The header of a request that another worker hands on: it is not handed on again."""
+MISDIRECTED = 421
+MEMBERS_S = 2.0
+"""Seconds for which the members of the group are known."""
+
+
+class Router(FaustRouter):
+    """Routes requests for a key of a table: `@app.table_route`, and Faust's page `/table/NAME/KEY/`.
+
+    A worker that has the key serves it. Else it hands the request on to the other workers of the group, by turns, until one
+    has it; where none has, it serves it itself, as a key that is not there. Each worker needs a `canonical_url`
+    that the others reach.
+    """
+
+    def __init__(self, app: Any) -> None:
+        super().__init__(app)
+        self._urls: list[URL] = []
+        self._known_until = 0.0
+
+    async def route_req(self, table_name: str, key: Any, web: Any, request: Any) -> Any:
+        """Return another worker's response; raise SameNode where this one is to serve the request."""
+        if key in cast("Any", self.app.tables[table_name]):
+            raise SameNode
+        if ROUTED in request.headers:
+            return web.text("", status=MISDIRECTED)
+        for url in await self._others():
+            response = await self._ask(url, web, request)
+            if response is not None and response.status != MISDIRECTED:
+                return response
+        raise SameNode
+
+    async def route_topic_req(self, topic: Any, key: Any, web: Any, request: Any) -> Any:
+        """Refuse: who reads a partition is not known by its key here."""
+        raise ImproperlyConfigured("topic_route: headwater:// routes by tables alone; use app.table_route")
+
+    async def _ask(self, url: URL, web: Any, request: Any) -> Any:
+        there = request.url.with_scheme(url.scheme).with_host(cast("str", url.host)).with_port(url.port)
+        headers = {**request.headers, ROUTED: "1"}
+        try:
+            async with self.app.http_client.request(method=request.method, headers=headers, url=there) as response:
+                text, kind = await response.text(), response.content_type
+                return web.text(text, content_type=kind, status=response.status)
+        except OSError:  # it has just gone
+            return None
+
+    async def _others(self) -> list[URL]:
+        if time.monotonic() > self._known_until:
+            self._urls = await asyncio.to_thread(self._asked)
+            self._known_until = time.monotonic() + MEMBERS_S
+        return self._urls
+
+    def _asked(self) -> list[URL]:
+        """Return where the other members of the group serve pages: they say it in their client IDs."""
+        transport = cast("BaseTransport", self.app.transport)
+        group = self.app.conf.id
+        try:
+            found = clients.admin(transport.client_conf()).describe_consumer_groups([group])[group].result(5)
+        except KafkaException:
+            return []
+        said = [member.client_id.rpartition(" ")[2] for member in found.members]
+        return [URL(url) for url in said if "://" in url and URL(url) != self.app.conf.canonical_url]
