@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import time
 from typing import Any, cast
+from urllib.parse import SplitResult, urlsplit
 
 from confluent_kafka import KafkaException
 from faust.app.router import Router as FaustRouter
 from faust.exceptions import ImproperlyConfigured, SameNode
-from yarl import URL
 
 from pipeline.transport import clients
 from pipeline.transport.base import BaseTransport
@@ -35,7 +35,7 @@ class Router(FaustRouter):
 
     def __init__(self, app: Any) -> None:
         super().__init__(app)
-        self._urls: list[URL] = []
+        self._urls: list[SplitResult] = []
         self._known_until = 0.0
 
     async def route_req(self, table_name: str, key: Any, web: Any, request: Any) -> Any:
@@ -54,8 +54,8 @@ class Router(FaustRouter):
         """Refuse: who reads a partition is not known by its key here."""
         raise ImproperlyConfigured("topic_route: headwater:// routes by tables alone; use app.table_route")
 
-    async def _ask(self, url: URL, web: Any, request: Any) -> Any:
-        there = request.url.with_scheme(url.scheme).with_host(cast("str", url.host)).with_port(url.port)
+    async def _ask(self, url: SplitResult, web: Any, request: Any) -> Any:
+        there = request.url.with_scheme(url.scheme).with_host(cast("str", url.hostname)).with_port(url.port)
         headers = {**request.headers, ROUTED: "1"}
         try:
             async with self.app.http_client.request(method=request.method, headers=headers, url=there) as response:
@@ -64,13 +64,13 @@ class Router(FaustRouter):
         except OSError:  # it has just gone
             return None
 
-    async def _others(self) -> list[URL]:
+    async def _others(self) -> list[SplitResult]:
         if time.monotonic() > self._known_until:
             self._urls = await asyncio.to_thread(self._asked)
             self._known_until = time.monotonic() + MEMBERS_S
         return self._urls
 
-    def _asked(self) -> list[URL]:
+    def _asked(self) -> list[SplitResult]:
         """Return where the other members of the group serve pages: they say it in their client IDs."""
         transport = cast("BaseTransport", self.app.transport)
         group = self.app.conf.id
@@ -79,4 +79,4 @@ class Router(FaustRouter):
         except KafkaException:
             return []
         said = [member.client_id.rpartition(" ")[2] for member in found.members]
-        return [URL(url) for url in said if "://" in url and URL(url) != self.app.conf.canonical_url]
+        return [urlsplit(url) for url in said if "://" in url and url != transport.serves_at]
