@@ -1,7 +1,7 @@
 """Which worker has a key of a table: the workers ask each other, for only they know where a key was written.
 
 A key is in the partition of the event that has written it. That is the partition of the key itself only where topic and table
-write keys in the same form, so it cannot be told from the key.
+write keys in the same form, so it is not known from the key.
 """
 
 from __future__ import annotations
