@@ -21,6 +21,8 @@ from pipeline.transport.base import BaseTransport
 ROUTED = "Headwater-Routed"
 """The header of a request that another worker hands on: it is not handed on again."""
 MISDIRECTED = 421
+ASKED_S = 5.0
+"""Seconds that the broker has to say who they are."""
 MEMBERS_S = 2.0
 """Seconds for which the members of the group are known."""
 
@@ -73,10 +75,10 @@ class Router(FaustRouter):
     def _asked(self) -> list[SplitResult]:
         """Return where the other members of the group serve pages: they say it in their client IDs."""
         transport = cast("BaseTransport", self.app.transport)
-        group = self.app.conf.id
+        group, client = self.app.conf.id, clients.admin(transport.client_conf())
         try:
-            found = clients.admin(transport.client_conf()).describe_consumer_groups([group])[group].result(5)
-        except KafkaException:
+            found = client.describe_consumer_groups([group])[group].result(ASKED_S)
+        except (KafkaException, TimeoutError):
             return []
         said = [member.client_id.rpartition(" ")[2] for member in found.members]
         return [urlsplit(url) for url in said if "://" in url and url != transport.serves_at]

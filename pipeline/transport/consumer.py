@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Coroutine, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any, cast
 
 from confluent_kafka import Message as RdMessage
@@ -53,6 +55,8 @@ class Consumer(faust_consumer.Consumer):
         )
         self._assigned: set[TP] = set()
         self._awaited: ConsumerMessage | None = None
+        self._seeks: Counter[TP] = Counter()
+        """How often a partition was sought: an end that was reached before a seek is none any more."""
         self._generation = 0
         self._is_closing = False
         self._background: set[asyncio.Task[None]] = set()
@@ -316,7 +320,8 @@ class Consumer(faust_consumer.Consumer):
 
     def _on_end(self, tp: TP, offset: int) -> None:
         if self._is_changelog_tp(tp) and not self._is_fence(tp.topic):
-            self.in_background(end_recovery_at(self, self.backlog, tp, offset))
+            seeks = self._seeks[tp]
+            self.in_background(end_recovery_at(self, self.backlog, tp, offset, lambda: self._seeks[tp] == seeks))
 
     # -- the rest of Faust's consumer interface -----------------------------------------------------------------------
 
@@ -342,8 +347,14 @@ class Consumer(faust_consumer.Consumer):
     async def seek_wait(self, partitions: Mapping[TP, int]) -> None:
         """Read on from other offsets; table recovery does."""
         for tp, offset in partitions.items():
-            await self.reader.call(seek(tp, offset))
-            self.backlog.drop(tp)
+            await self.reader.call(
+                seek(tp, offset, partial(asyncio.get_running_loop().call_soon_threadsafe, self._sought, tp))
+            )
+
+    def _sought(self, tp: TP) -> None:
+        """Forget what was fetched before a seek. Called in the order in which the reader's thread has done all this."""
+        self.backlog.drop(tp)
+        self._seeks[tp] += 1
 
     async def position(self, tp: TP) -> int | None:
         """Return the next offset that will be fetched."""

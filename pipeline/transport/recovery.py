@@ -17,7 +17,7 @@ from pipeline.transport.backlog import Backlog
 SEEK_DEADLINE = 2.0
 
 
-def seek(tp: TP, offset: int) -> Callable[[RdConsumer], None]:
+def seek(tp: TP, offset: int, done: Callable[[], object]) -> Callable[[RdConsumer], None]:
     """Return a command for the reader's thread; a partition assigned a moment ago cannot be sought at once."""
 
     def run(consumer: RdConsumer) -> None:
@@ -30,19 +30,22 @@ def seek(tp: TP, offset: int) -> Callable[[RdConsumer], None]:
                     raise
                 time.sleep(0.02)
             else:
+                done()
                 return
 
     return run
 
 
-async def end_recovery_at(consumer: FaustConsumer, backlog: Backlog, tp: TP, offset: int) -> None:
-    """Tell Faust that a changelog has been read to its end.
+async def end_recovery_at(
+    consumer: FaustConsumer, backlog: Backlog, tp: TP, offset: int, holds: Callable[[], bool]
+) -> None:
+    """Tell Faust that a changelog has been read to its end, as long as that holds: it does not when it is read again.
 
     A transactional changelog ends in a commit marker, so no record ever has the offset that Faust waits for.
     """
     app = consumer.app
     recovery = cast("Any", app.tables).recovery
-    while not app.should_stop and tp in consumer.assignment():
+    while not app.should_stop and tp in consumer.assignment() and holds():
         read = not backlog.queues.get(tp) and cast("Any", app.tables).changelog_queue.empty()
         if recovery.in_recovery and tp in recovery.active_tps and read:
             await asyncio.sleep(0.01)
