@@ -129,7 +129,8 @@ def given(app: AppT) -> dict[str, Any]:
 def look_at(app: AppT) -> None:
     """Give the settings of an app to its transport, warn of those without effect, and raise ImproperlyConfigured for others."""
     conf, settings = _any(app.conf), given(app)
-    for name, value in settings.items():
+    has_own = getattr(app, "has_own_settings", False)
+    for name, value in () if has_own else settings.items():
         rule = RULES.get(name)
         if rule is not None and rule.kind == "no effect" and value != conf.SETTINGS[name].default:
             log.warning("the setting %s has no effect on headwater://: %s", name, rule.how)
@@ -143,7 +144,9 @@ def look_at(app: AppT) -> None:
             said[rule.side][rule.name] = rule.convert(value)
     credentials = properties_of(conf.broker_credentials, conf.ssl_context)
     transport.mapped = Mapped(
-        {**credentials, **said["all"], **_by_url(conf), **_by_variable()}, said["consumer"], said["producer"]
+        {**credentials, **said["all"], **_by_url(conf), **({} if has_own else _by_variable())},
+        said["consumer"],
+        said["producer"],
     )
     if "message.max.bytes" in said["producer"]:
         transport.message_max = int(said["producer"]["message.max.bytes"])

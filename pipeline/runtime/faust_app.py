@@ -57,6 +57,8 @@ class QuietWorker(faust.Worker):
 class App(faust.App):
     """A Faust app that makes its topics and looks at its sources before it starts."""
 
+    has_own_settings = True
+    """Tells `pipeline.apps` that the settings are not given to Faust by a user."""
     worker: Any
     """The worker that this app belongs to; typed as any, for it is built of this module."""
     web_wanted: bool
