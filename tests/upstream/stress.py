@@ -16,11 +16,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from confluent_kafka import Consumer, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import TopicPartition
 from confluent_kafka.cimpl import NewTopic
 
 from headwater.lab.processes import tethered
+from pipeline.transport import clients
 from upstream.results import Outcome
 
 PARTITIONS = 4
@@ -165,7 +165,7 @@ class Stress:
 
     def prepare(self) -> None:
         """Create the topics that they take for granted."""
-        admin = AdminClient({"bootstrap.servers": self.servers})
+        admin = clients.admin(self._conf)
         new = [NewTopic(topic, num_partitions=PARTITIONS, replication_factor=1) for topic in TOPICS]
         for future in admin.create_topics(new).values():
             future.result(30)
@@ -218,20 +218,13 @@ class Stress:
                 os.killpg(producer.pid, signal.SIGKILL)
                 producer.wait()
 
-    def _consumer(self, group: str = "faust-tests") -> Consumer:
-        return Consumer(
-            {
-                "bootstrap.servers": self.servers,
-                "group.id": group,
-                "enable.auto.commit": False,
-                "isolation.level": "read_committed",
-                "enable.partition.eof": True,
-            }
-        )
+    @property
+    def _conf(self) -> dict[str, str]:
+        return {"bootstrap.servers": self.servers}
 
     def _positions(self, group: str, topic: str) -> dict[int, tuple[int, int]]:
         """Return the end of each partition, and the offset up to which the group has read it."""
-        reader = self._consumer(group)
+        reader = clients.consumer(self._conf, group)
         try:
             tps = [TopicPartition(topic, number) for number in range(PARTITIONS)]
             done = {tp.partition: max(0, tp.offset) for tp in reader.committed(tps, 30)}
@@ -249,7 +242,7 @@ class Stress:
         """Look, as Faust's consistency_checker.py does, whether the table has the last number of each partition, there."""
         id_ = IDS["tables"]
         changelog = self._last(f"{id_}-counted-changelog")
-        topics = AdminClient({"bootstrap.servers": self.servers}).list_topics(timeout=30).topics
+        topics = clients.admin(self._conf).list_topics(timeout=30).topics
         source = next(topic for topic in topics if topic.startswith(id_) and topic.endswith("process"))
         read = {
             number: done for number, (_, done) in self._positions(id_, source).items()
@@ -264,7 +257,8 @@ class Stress:
 
     def _last(self, topic: str, before: Mapping[int, int] | None = None) -> dict[tuple[int, str], int]:
         """Return the last value of each key, by partition and key; `before`: below these offsets."""
-        reader, found, left = self._consumer(), dict[tuple[int, str], int](), set(range(PARTITIONS))
+        reader = clients.consumer(self._conf, "faust-tests", enable_partition_eof=True)
+        found, left = dict[tuple[int, str], int](), set(range(PARTITIONS))
         reader.assign([TopicPartition(topic, number, 0) for number in left])
         deadline = time.monotonic() + 60
         try:
