@@ -37,6 +37,8 @@ CHECK = re.compile(
 )
 SLOW = 4
 """So many looks without progress are what Faust calls slow."""
+UNSENT = "_on_published error"
+"""What Faust logs of a send that failed."""
 CHECKS = {
     "simple": {"events_total": ""},
     "forwarder": {
@@ -68,8 +70,8 @@ class Worker:
     environment: Mapping[str, str]
     process: subprocess.Popen[bytes] | None = None
     lives: int = 0
-    codes: list[str] = field(default_factory=list)
-    """Ends that were asked for and did not come, or not with 0."""
+    troubles: list[str] = field(default_factory=list)
+    """Starts and ends that did not come in time, and ends that were asked for and not with 0."""
 
     @property
     def log(self) -> Path:
@@ -96,7 +98,7 @@ class Worker:
         deadline = time.monotonic() + READY_SECONDS
         while READY not in self.log.read_text(errors="replace"):
             if self.process.poll() is not None or time.monotonic() > deadline:
-                self.codes.append(f"{self.log}: not ready, exit code {self.process.poll()}")
+                self.troubles.append(f"{self.log}: not ready, exit code {self.process.poll()}")
                 return False
             time.sleep(0.2)
         return True
@@ -110,10 +112,10 @@ class Worker:
         except subprocess.TimeoutExpired:
             self.process.kill()
             code = self.process.wait()
-            self.codes.append(f"{self.log}: did not end within {END_SECONDS:.0f} s of {by.name}")
+            self.troubles.append(f"{self.log}: did not end within {END_SECONDS:.0f} s of {by.name}")
         else:
             if by != signal.SIGKILL and code != 0:
-                self.codes.append(f"{self.log}: exit code {code} after {by.name}")
+                self.troubles.append(f"{self.log}: exit code {code} after {by.name}")
 
 
 @dataclass
@@ -154,8 +156,11 @@ class Stress:
                     worker.process.kill()
                     worker.process.wait()
         logs = {path: path.read_text(errors="replace") for path in sorted(self.directory.glob(f"{name}-?-*.log"))}
-        ends = [code for worker in workers for code in worker.codes]
+        ends = [trouble for worker in workers for trouble in worker.troubles]
         outcomes = [*verdicts(name, list(logs.values()), [logs[worker.log] for worker in workers])]
+        commands = [path.read_text(errors="replace") for path in self.directory.glob(f"{name}-produce.log")]
+        unsent = [line for log in (*logs.values(), *commands) for line in log.splitlines() if UNSENT in line]
+        outcomes.append(_outcome(name, "what is sent is written", unsent))
         outcomes.append(_outcome(name, "workers start and end", ends))
         if name == "simple":
             outcomes.append(_outcome(name, "all that was produced is read", self._unread()))
