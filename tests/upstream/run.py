@@ -185,7 +185,7 @@ def run(known: Known, words: Sequence[str]) -> Report:
     outcomes: list[Outcome] = []
     with broker() as servers:
         if paths:
-            outcomes += run_pytest(servers, paths, left_out)
+            outcomes += run_pytest(servers, list(dict.fromkeys(paths)), left_out)
             again = [outcome.test for outcome in results.sort(outcomes, known.fails).news]
             if again and len(again) <= 20:  # some of them measure time
                 say(f"{len(again)} failed that are not listed: once more, alone")

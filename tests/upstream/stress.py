@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import dropwhile
 from pathlib import Path
 
 from confluent_kafka import TopicPartition
@@ -291,10 +292,11 @@ def verdicts(name: str, logs: list[str], last: list[str]) -> Iterator[Outcome]:
             said = [line for log in logs for line in log.splitlines() if bad in line]
             yield _outcome(name, check, said)
             continue
+        # A worker that was killed waits first, until the session of its former life is over.
         found = [[line for line in CHECK.finditer(log) if line["check"] == check] for log in last]
-        faults = [line[0] for lines in found for line in lines if int(line["faults"] or 0) >= SLOW]
-        progress = any(line["faults"] is None for lines in found for line in lines)
-        yield _outcome(name, check, faults or ([] if progress else ["no progress was reported"]))
+        since = [list(dropwhile(lambda line: line["faults"], lines)) for lines in found]
+        faults = [line[0] for lines in since for line in lines if int(line["faults"] or 0) >= SLOW]
+        yield _outcome(name, check, faults or ([] if any(since) else ["no progress was reported"]))
 
 
 def _outcome(name: str, check: str, said: list[str]) -> Outcome:

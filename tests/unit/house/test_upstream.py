@@ -60,7 +60,9 @@ def test_names_of_tests_are_those_that_pytest_takes() -> None:
 def test_a_stress_application_fails_by_what_it_says_itself() -> None:
     good = "\n".join(GOOD.format(check) for check in ("events_total", "counter_received"))
     first = f"{good}\n{TWICE}"
-    last = f"{GOOD.format('events_total')}\n{BAD.format('counter_received')}"
+    waiting = BAD.format("events_total")
+    stuck = "\n".join(line.format("counter_received") for line in (GOOD, BAD))
+    last = f"{waiting}\n{GOOD.format('events_total')}\n{stuck}"
     states = {
         outcome.test.rpartition("::")[2]: outcome.state
         for outcome in stress.verdicts("forwarder", [first, last], [last])
