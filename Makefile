@@ -58,7 +58,7 @@ soak-sources: setup ## ten minutes each of simulated DynamoDB and Kinesis stream
 	@$(BIN)/headwater soak sources --seconds 600 --page docs/reliability.md --json
 	@$(BIN)/headwater soak sources --kinesis --seconds 600 --page docs/reliability.md --json
 
-faust-tests: setup ## run the tests that Faust ships on this transport, with Apache Kafka (10 minutes)
+faust-tests: setup ## run the tests that Faust ships on this transport, with Apache Kafka (15 minutes)
 	@PYTHONPATH=tests $(BIN)/python -m upstream.run $(FAUST_TESTS)
 
 check: engines ## format, lint, types, import rules, dependencies, spelling, words

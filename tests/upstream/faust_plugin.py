@@ -1,6 +1,6 @@
 """A pytest plugin for Faust's own tests: applications that name no broker, or Faust's default, are on headwater://.
 
-python -m pytest -p faust_plugin, with HEADWATER_FAUST_BROKER=headwater://host:port. Tables in memory become tables of ours.
+python -m pytest -p faust_plugin, with HEADWATER_FAUST_BROKER=headwater://host:port. Their tables are on the store headwater://.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def on_headwater(app: faust.App, *arguments: Any, **options: Any) -> None:
     """Make an application; its broker is the default that is ours now."""
     global made  # noqa: PLW0603 - for the line at the end
     made += 1
-    if str(options.get("store", "")) == MEMORY:
+    if str(options.get("store", MEMORY)) == MEMORY:
         options["store"] = "headwater://"
     as_it_was(app, *arguments, **options)
 
