@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 DEMO_ARGS ?=
 TEST_ARGS ?=
+FAUST_TESTS ?=
 SEED ?= $(shell date +%s)
 
-.PHONY: help setup engines demo test test-fast bench soak-sources chaos check docs site format lock clean lambda
+.PHONY: help setup engines demo test test-fast bench soak-sources chaos faust-tests check docs site format lock clean lambda
 
 help: ## show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +57,9 @@ chaos: setup ## hurt workers and broker 100 times under load, and prove that not
 soak-sources: setup ## ten minutes each of simulated DynamoDB and Kinesis streams with all faults, workers killed on the way; writes docs/reliability.md
 	@$(BIN)/headwater soak sources --seconds 600 --page docs/reliability.md --json
 	@$(BIN)/headwater soak sources --kinesis --seconds 600 --page docs/reliability.md --json
+
+faust-tests: setup ## run the tests that Faust ships on this transport, with Apache Kafka (15 minutes)
+	@PYTHONPATH=tests $(BIN)/python -m upstream.run $(FAUST_TESTS)
 
 check: engines ## format, lint, types, import rules, dependencies, spelling, words
 	@$(BIN)/ruff format --check .

@@ -1,0 +1,1 @@
+"""Runs the tests that other projects ship on this transport: make faust-tests."""
