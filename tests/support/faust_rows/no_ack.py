@@ -5,7 +5,7 @@ from support.faust_row import name, row_app
 FEATURE = "An agent that never acks: `noack()` without `ack`"
 GROUP = "What goes wrong"
 VERDICT = "different"
-HOW = "?"
+HOW = ""
 PENDING = True
 
 app = row_app()

@@ -6,7 +6,6 @@ FEATURE = "A table on a topic with another number of partitions"
 GROUP = "What goes wrong"
 VERDICT = "different"
 HOW = "the worker ends at the first event, and names the two numbers"
-PENDING = True
 SAYS = "the topic that is processed another number"
 
 app = row_app()

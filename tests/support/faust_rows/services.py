@@ -4,11 +4,10 @@ from mode import Service
 
 from support.faust_row import name, row_app
 
-FEATURE = "`@app.service`; `app.on_configured` and other signals"
+FEATURE = "`@app.service`; signals: `on_worker_init`, `on_partitions_assigned`, `on_before_shutdown`"
 GROUP = "Channels and time"
 VERDICT = "works"
 HOW = ""
-PENDING = True
 
 app = row_app()
 numbers = app.topic(name("in"), key_type=str, value_type=int)
@@ -28,12 +27,7 @@ async def on_shutdown(_app, **_):
 
 @app.on_partitions_assigned.connect
 async def on_assigned(_app, assigned, **_):
-    print("assigned", len(assigned))
-
-
-@app.on_partitions_revoked.connect
-async def on_revoked(_app, revoked, **_):
-    print("revoked", len(revoked))
+    print(f"assigned {len(assigned)}")
 
 
 @app.on_worker_init.connect

@@ -7,7 +7,7 @@ from support.faust_row import Numbers, in_order, name, row_app
 FEATURE = "`app.GlobalTable`"
 GROUP = "Tables"
 VERDICT = "refused"
-HOW = ""
+HOW = "each worker keeps its own partitions only"
 SAYS = "keeps neither sets nor global tables"
 
 app = row_app()

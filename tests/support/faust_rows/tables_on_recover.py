@@ -8,7 +8,6 @@ FEATURE = "`@table.on_recover`"
 GROUP = "Tables"
 VERDICT = "works"
 HOW = ""
-PENDING = True
 
 app = row_app()
 numbers = app.topic(name("in"), key_type=str, value_type=int)
@@ -18,7 +17,7 @@ counts = app.Table("counts", default=int)
 
 @counts.on_recover
 async def recovered():
-    print("recovered", dict(counts.items()))
+    print(f"recovered {dict(counts.items())}")
 
 
 @app.agent(numbers)

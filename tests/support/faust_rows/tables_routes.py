@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from support.faust_row import name, row_app
 
-FEATURE = "`@app.table_route(table, match_info=...)` over several workers; `/router`"
+FEATURE = "`@app.table_route`, `@app.topic_route`, `/table/NAME/KEY/`, `/router/`: over several workers"
 GROUP = "Tables"
 VERDICT = "works"
 HOW = ""

@@ -7,7 +7,7 @@ from support.faust_row import Numbers, in_order, name, row_app
 FEATURE = "`app.SetTable`"
 GROUP = "Tables"
 VERDICT = "refused"
-HOW = ""
+HOW = "keep a list as the value of a table"
 SAYS = "keeps neither sets nor global tables"
 
 app = row_app()

@@ -4,7 +4,7 @@ from collections import Counter
 
 from support.faust_row import Numbers, in_order, name, row_app
 
-FEATURE = "Faust's own pages: `/`, `/table/`, `/table/NAME/`"
+FEATURE = "Faust's own pages of tables: `/table/`, `/table/NAME/`"
 GROUP = "Sensors and web"
 VERDICT = "works"
 HOW = ""
