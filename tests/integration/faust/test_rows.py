@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import Producer, TopicPartition
 from support.faust_row import PARTITIONS, in_order, written
 from support.faust_table import Facts, facts
 from support.fleet import log_of
@@ -307,6 +307,43 @@ def answers(row: Row) -> None:
         assert sorted(pairs(out)[:20]) == sorted([(key, number * 2) for number in range(10)] * 2)
 
 
+def leads(row: Row) -> None:
+    """One of two workers leads; when it dies, the other does."""
+    with row.recorder() as out, row.running(2) as workers:
+
+        def last(count: int, key: str) -> set[int]:
+            return {pid for one, pid in [pair for pair in pairs(out) if pair[0] == key][-count:]}
+
+        def pids() -> dict[int, WorkerProcess]:
+            return {worker.process.pid: worker for worker in workers.all if worker.process is not None}
+
+        until(lambda: last(10, "all") == pids().keys(), "both workers")
+        begun = len([pair for pair in pairs(out) if pair[0] == "leader"])
+        until(lambda: len([pair for pair in pairs(out) if pair[0] == "leader"]) > begun + 20, "a leader")
+        (leader,) = last(10, "leader")
+        kill(pids()[leader])
+        until(lambda: last(10, "leader") == pids().keys() - {leader}, "the other")
+
+
+def forgets(row: Row) -> None:
+    """Kafka has deleted what had expired: a worker with no state begins where the changelog does."""
+    records = inputs_of(row.module)
+    with row.recorder() as out, row.running() as workers:
+        worker = workers.all[0]
+        row.write(records[:200])
+        until(lambda: alive(worker) and len(out) == 200, "the first half")
+        kill(worker)
+        shutil.rmtree(worker.state)
+        with row.recorder("counts-changelog") as changelog:
+            until(lambda: changelog.is_at_end(row.conf), "the changelog")
+            ends = [TopicPartition(row.full("counts-changelog"), number, end) for number, end in changelog.ends.items()]
+        for done in admin(row.conf).delete_records(ends).values():
+            done.result(20)
+        row.write(records[200:])
+        worker.start()
+        until(lambda: alive(worker) and len(out) == 400, "the second half")
+
+
 def completion(row: Row) -> None:
     """The command says what is missing."""
     line = [sys.executable, "-P", "-m", "headwater.worker", "-A", f"support.faust_rows.{row.facts.row}", "completion"]
@@ -362,6 +399,7 @@ DRIVES: dict[str, Callable[[Row], None]] = {
     "ask_join": answers,
     "ask_map": answers,
     "commands": commands,
+    "leaders": leads,
     "commands_completion": completion,
     "crontab": beats,
     "services": signals,
@@ -370,6 +408,7 @@ DRIVES: dict[str, Callable[[Row], None]] = {
     "tasks": beats,
     "timers": beats,
     "web_pages": pages,
+    "windows_expired": forgets,
     "web_tables": tables,
     "windows_closed": closes,
 }
