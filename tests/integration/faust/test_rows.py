@@ -344,6 +344,20 @@ def forgets(row: Row) -> None:
         until(lambda: alive(worker) and len(out) == 400, "the second half")
 
 
+def sends(row: Row) -> None:
+    """What the command sends comes once, beside a worker and while there is none."""
+    with row.recorder() as out, row.running() as workers:
+        worker = workers.all[0]
+        until(lambda: said(worker, "Worker ready"), "a worker")
+        command(row, "send", row.full("in"), "7")
+        until(lambda: alive(worker) and len(out) == 1, "what was sent")
+        kill(worker)
+        command(row, "send", row.full("in"), "8")
+        worker.start()
+        until(lambda: alive(worker) and len(out) == 2, "what was sent meanwhile")
+        assert [number for _, number in sorted(pairs(out), key=lambda pair: pair[1])] == [7, 8]
+
+
 def completion(row: Row) -> None:
     """The command says what is missing."""
     line = [sys.executable, "-P", "-m", "headwater.worker", "-A", f"support.faust_rows.{row.facts.row}", "completion"]
@@ -401,6 +415,7 @@ DRIVES: dict[str, Callable[[Row], None]] = {
     "commands": commands,
     "leaders": leads,
     "commands_completion": completion,
+    "commands_send": sends,
     "crontab": beats,
     "services": signals,
     "tables_on_recover": recovers,
@@ -411,6 +426,7 @@ DRIVES: dict[str, Callable[[Row], None]] = {
     "windows_expired": forgets,
     "web_tables": tables,
     "windows_closed": closes,
+    "windows_closed_own": closes,
 }
 """Rows that need something else than `exact`, `refused` and `ends`."""
 
