@@ -280,6 +280,26 @@ def tables(row: Row) -> None:
         assert get(worker, "/table/counts/") is not None
 
 
+def metrics(row: Row) -> None:
+    """The page of metrics counts what the worker has received."""
+    exact(row)
+    with row.running() as workers:
+        worker = workers.all[0]
+
+        def page() -> str:
+            assert worker.process is not None
+            try:
+                with urllib.request.urlopen(worker.process.address + "/metrics", timeout=5) as answer:  # noqa: S310 - ours
+                    return str(answer.read(), "utf-8")
+            except OSError:
+                return ""
+
+        row.write(inputs_of(row.module))
+        until(
+            lambda: alive(worker) and f'{row.name}_events_runtime_ms_bucket{{le="+Inf"}} 400.0' in page(), "the count"
+        )
+
+
 def asks(path: str) -> Callable[[Row], None]:
     """Return a drive that asks a page, before and after a death."""
 
@@ -417,6 +437,7 @@ DRIVES: dict[str, Callable[[Row], None]] = {
     "commands_completion": completion,
     "commands_send": sends,
     "crontab": beats,
+    "sensors_prometheus": metrics,
     "services": signals,
     "tables_on_recover": recovers,
     "tables_routes": routes,
