@@ -5,11 +5,12 @@ With --check it writes nothing and exits 1 when a page is stale, naming it.
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -339,11 +340,67 @@ def topics_page() -> str:
     )
 
 
+# -- Faust ------------------------------------------------------------------------------------------------------------
+
+ROWS = HERE.parents[1] / "tests" / "support" / "faust_rows"
+GROUPS = (
+    "Agents",
+    "Asking",
+    "Streams",
+    "Tables",
+    "Windows",
+    "Models",
+    "Channels and time",
+    "Commands",
+    "Sensors and web",
+    "What goes wrong",
+)
+FAUST_INTRODUCTION = """# Faust
+
+What [Faust](https://faust-streaming.github.io/faust/) 0.15 documents, and what happens to it in an app with
+`broker="headwater://..."` and `store="headwater://"`. Each row is a test: a small app in `tests/support/faust_rows`, run as a
+worker on Apache Kafka, killed half-way and started again. *Works* means that its output is exact: nothing is lost, nothing
+comes twice. *Different* says how, and *refused* means that the worker ends at its start, with the reason in its log. What is
+*to come* does not work yet.
+
+"""
+FAUST_END = """<!-- Settings -->
+
+## Settings
+
+<!-- Faust's own tests -->
+
+## Faust's own tests
+"""
+
+
+def faust_page() -> str:
+    """Return the features of Faust, as the apps of their tests say."""
+    by_group: dict[str, list[list[str]]] = {group: [] for group in GROUPS}
+    for path in sorted(ROWS.glob("[a-z]*.py")):
+        said = _constants(path)
+        verdict = "to come" if said.get("PENDING") else str(said["VERDICT"])
+        by_group[str(said["GROUP"])].append([str(said["FEATURE"]), verdict, str(said["HOW"])])
+    tables = (f"## {group}\n\n{table(['feature', 'verdict', 'how'], rows)}" for group, rows in by_group.items() if rows)
+    return f"{NOTE}{FAUST_INTRODUCTION}{''.join(tables)}{FAUST_END}"
+
+
+def _constants(path: Path) -> dict[str, object]:
+    """Return what an app says about itself; read, not run: some of them cannot be imported."""
+    found: dict[str, object] = {}
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            with suppress(ValueError):
+                found[node.targets[0].id] = ast.literal_eval(node.value)
+    return found
+
+
 PAGES: Mapping[str, Callable[[], str]] = {
     "settings.md": settings_page,
     "cli.md": cli_page,
     "metrics.md": metrics_page,
     "topics.md": topics_page,
+    "faust.md": faust_page,
 }
 
 

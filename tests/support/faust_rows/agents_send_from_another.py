@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+from support.faust_row import Numbers, in_order, name, row_app
+
+FEATURE = "`agent.ask` from an agent: the reply"
+GROUP = "Asking"
+VERDICT = "works"
+HOW = ""
+PENDING = True
+
+app = row_app()
+numbers = app.topic(name("in"), key_type=str, value_type=int)
+out = app.topic(name("out"), key_type=str, value_type=int)
+
+
+@app.agent(value_type=int)
+async def double(stream):
+    async for number in stream:
+        yield number * 2
+
+
+@app.agent(numbers)
+async def ask(stream):
+    async for key, number in stream.items():
+        await out.send(key=key, value=await double.ask(number))
+
+
+def expected(inputs: Numbers):
+    return in_order((key, number * 2) for key, number in inputs)

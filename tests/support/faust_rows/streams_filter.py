@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+from support.faust_row import Numbers, in_order, name, row_app
+
+FEATURE = "`stream.filter(function)`"
+GROUP = "Streams"
+VERDICT = "works"
+HOW = ""
+
+app = row_app()
+numbers = app.topic(name("in"), key_type=str, value_type=int)
+out = app.topic(name("out"), key_type=str, value_type=int)
+
+
+@app.agent(numbers)
+async def copy(stream):
+    async for key, number in stream.filter(lambda number: number % 2).items():
+        await out.send(key=key, value=number)
+
+
+def expected(inputs: Numbers):
+    return in_order((key, number) for key, number in inputs if number % 2)
