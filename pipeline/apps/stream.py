@@ -49,21 +49,18 @@ class Stream(faust.Stream[T]):
         queue, wait = channel.queue, channel.__anext__
         waiting, errors = queue._queue, queue._errors  # noqa: SLF001 - as Faust's own streams do
         is_flowing, processors, join = app.flow_control.is_active, self._processors, self.join_strategy
-        turn_at = 0.0
+        # The tasks of an agent take turns at events, where it has several.
+        is_alone = self.concurrency_index is None and self.active_partitions is None
+        turn, turn_at = TURN_S if is_alone else 0.0, 0.0
         try:
             while not self.should_stop:
                 acks, state = self.enable_acks, None
                 if errors:
                     raise errors.popleft()
-                if not waiting:
-                    found = await wait()
-                    turn_at = monotonic() + TURN_S
-                elif monotonic() > turn_at:
+                if monotonic() > turn_at:
                     await asyncio.sleep(0)
-                    turn_at = monotonic() + TURN_S
-                    continue
-                else:
-                    found = queue.get_nowait()
+                    turn_at = monotonic() + turn
+                found = queue.get_nowait() if waiting else await wait()
                 event: EventT[T] | None
                 if isinstance(found, EventT):
                     event, value, message = found, cast("Any", found.value), found.message
