@@ -22,8 +22,8 @@ class Fixup(FaustFixup):
         return True
 
     def _configured(self, *_: Any, **__: Any) -> None:
-        conf: Any = self.app.conf
-        if all(url.scheme != SCHEME for url in conf.broker):
+        # Not by its name: that would count as use, and Faust warns of changes after it.
+        if all(url.scheme != SCHEME for url in object.__getattribute__(self.app.conf, "broker")):
             return
         from pipeline.apps.prepare import prepare  # noqa: PLC0415 - not for apps of other transports
 

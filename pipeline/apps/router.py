@@ -81,4 +81,4 @@ class Router(FaustRouter):
         except (KafkaException, TimeoutError):
             return []
         said = [member.client_id.rpartition(" ")[2] for member in found.members]
-        return [urlsplit(url) for url in said if "://" in url and url != transport.serves_at]
+        return [urlsplit(url) for url in said if "://" in url and url != str(self.app.conf.canonical_url)]

@@ -40,6 +40,8 @@ def _ms(seconds: float) -> int:
     return int(seconds * 1000)
 
 
+STORES = frozenset({"headwater", "memory", "rocksdb"})
+"""Stores in whose place ours is used: they hold nothing that the changelog does not."""
 LIBRDKAFKA = Rule("no effect", "librdkafka finds it out itself")
 FAUSTS_RECOVERY = Rule("no effect", "of Faust's own recovery of tables, which does not run here")
 
@@ -102,6 +104,9 @@ RULES: Mapping[str, Rule] = {
     "table_standby_replicas": Rule(
         "no effect", "tables of an app have no standbys; a worker reads the changelog from where its files end"
     ),
+    "store": Rule(
+        "mapped", "headwater://, also for memory:// and rocksdb://, which write before the commit; others are refused"
+    ),
     "store_check_exists": Rule("no effect", "of another store"),
     "ConsumerScheduler": Rule("no effect", "partitions take turns"),
     "PartitionAssignor": Rule("no effect", "partitions are assigned by range, so that equal numbers meet"),
@@ -111,6 +116,11 @@ RULES: Mapping[str, Rule] = {
     "stream_ack_exceptions": Rule("no effect", "an event that was not done is never acked"),
 }
 """The settings that are not simply Faust's own here. All others are kept as they are."""
+
+
+def peek(conf: Any, name: str) -> Any:
+    """Return a setting without having it count as used: Faust warns of changes after that, for instance by --web-port."""
+    return object.__getattribute__(conf, name)
 
 
 def given(app: AppT) -> dict[str, Any]:
@@ -123,7 +133,7 @@ def given(app: AppT) -> dict[str, Any]:
     by_variable = {
         name for name, param in conf.SETTINGS.items() if param.env_name and conf.getenv(param.env_name) is not None
     }
-    return {name: getattr(conf, name) for name in conf.SETTINGS if name in named | by_variable}
+    return {name: peek(conf, name) for name in conf.SETTINGS if name in named | by_variable}
 
 
 def look_at(app: AppT) -> None:
@@ -142,7 +152,7 @@ def look_at(app: AppT) -> None:
         rule = RULES.get(name)
         if rule is not None and rule.kind == "mapped" and rule.name:
             said[rule.side][rule.name] = rule.convert(value)
-    credentials = properties_of(conf.broker_credentials, conf.ssl_context)
+    credentials = properties_of(peek(conf, "broker_credentials"), peek(conf, "ssl_context"))
     transport.mapped = Mapped(
         {**credentials, **said["all"], **_by_url(conf), **({} if has_own else _by_variable())},
         said["consumer"],
@@ -151,13 +161,15 @@ def look_at(app: AppT) -> None:
     if "message.max.bytes" in said["producer"]:
         transport.message_max = int(said["producer"]["message.max.bytes"])
     if "processing_guarantee" in settings:
-        transport.exactly_once = conf.processing_guarantee.value == "exactly_once"
+        transport.exactly_once = peek(conf, "processing_guarantee").value == "exactly_once"
     # Faust would have a transaction manager of its own, attach what is sent to offsets, and make a thread.
-    changes = {
-        "processing_guarantee": type(conf.processing_guarantee).AT_LEAST_ONCE,
+    changes: dict[str, Any] = {
+        "processing_guarantee": type(peek(conf, "processing_guarantee")).AT_LEAST_ONCE,
         "stream_publish_on_commit": False,
         "producer_threaded": False,
     }
+    if peek(conf, "store").scheme != "headwater":
+        changes["store"] = type(peek(conf, "store"))("headwater://")
     for name, value in changes.items():
         object.__setattr__(conf, name, value)
 
@@ -168,21 +180,25 @@ def _any(value: Any) -> Any:
 
 def _refuse(conf: Any, settings: Mapping[str, Any]) -> None:
     if settings.get("producer_acks", -1) not in {-1, "all"}:
-        raise ImproperlyConfigured(f"producer_acks={conf.producer_acks}: {RULES['producer_acks'].how}; leave it out")
-    if list(conf.broker_consumer) != list(conf.broker_producer):
+        raise ImproperlyConfigured(
+            f"producer_acks={peek(conf, 'producer_acks')}: {RULES['producer_acks'].how}; leave it out"
+        )
+    if list(peek(conf, "broker_consumer")) != list(peek(conf, "broker_producer")):
         raise ImproperlyConfigured(
             "broker_consumer and broker_producer are two: a transaction has one cluster; a mirror copies to another "
             "(docs/how-to/mirror-to-another-cluster.md)"
         )
-    if conf.consumer_auto_offset_reset not in {"earliest", "latest"}:
+    if peek(conf, "store").scheme not in STORES:
+        raise ImproperlyConfigured(f"store={str(peek(conf, 'store'))!r} writes before the commit; use headwater://")
+    if peek(conf, "consumer_auto_offset_reset") not in {"earliest", "latest"}:
         raise ImproperlyConfigured(
-            f"consumer_auto_offset_reset={conf.consumer_auto_offset_reset!r}: earliest or latest"
+            f"consumer_auto_offset_reset={peek(conf, 'consumer_auto_offset_reset')!r}: earliest or latest"
         )
 
 
 def _by_url(conf: Any) -> dict[str, str]:
     """Return the properties in the broker's URL."""
-    return {name: value for url in conf.broker for name, value in url.query.items()}
+    return {name: value for url in peek(conf, "broker") for name, value in url.query.items()}
 
 
 def _by_variable() -> dict[str, Any]:

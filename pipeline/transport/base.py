@@ -59,8 +59,8 @@ class BaseTransport(base.Transport):
         super().__init__(*args, **kwargs)
         self.properties: Mapping[str, Any] = {}
         self.mapped = Mapped()
-        self.serves_at = ""
-        """Where this worker's pages are, told to the group behind the client ID; '' where nobody needs to know."""
+        self.tells_url = False
+        """Whether the group is told, behind the client ID, where this worker's pages are: others ask it for keys of tables."""
         self.slice_seconds = 0.1
         self.exactly_once = True
         self.message_max = MESSAGE_MAX
@@ -135,9 +135,7 @@ class BaseTransport(base.Transport):
             **properties,
             **static,
             **self._group_conf(),
-            **(
-                {"client.id": f"{conf.broker_client_id} {self.serves_at}"} if self.serves_at and self.app.tables else {}
-            ),
+            **({"client.id": f"{conf.broker_client_id} {conf.canonical_url}"} if self._is_asked() else {}),
             "group.id": conf.id,
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
@@ -148,6 +146,10 @@ class BaseTransport(base.Transport):
             "fetch.wait.max.ms": 100,
             "queued.max.messages.kbytes": 16_384,
         }
+
+    def _is_asked(self) -> bool:
+        conf = self.app.conf
+        return bool(self.tells_url and self.app.tables and conf.web_enabled and conf.web_tables_enabled)
 
     def _group_conf(self) -> dict[str, Any]:
         """Return how partitions are assigned: by `range`, so that equal numbers of all topics meet on one worker."""

@@ -84,7 +84,7 @@ class Consumer(faust_consumer.Consumer):
 
     async def subscribe(self, topics: Iterable[str]) -> None:
         """Join the group for the agents' topics and the fences."""
-        if self.app.client_only:
+        if self.app.client_only or self.app.should_stop or self._is_closing:
             return
         fences = {participant.fence for participant in self.transport.participants if participant.fence}
         real = fences | {topic for topic in topics if not is_virtual(topic)}
@@ -240,6 +240,7 @@ class Consumer(faust_consumer.Consumer):
             and self.flow_active
             and not self.app.rebalancing
             and not self._is_changelog_tp(tp)
+            and bool(cast("Any", self.app.topics)._tp_index.get(tp))  # noqa: SLF001 - else nobody would get them
         )
 
     def may_recover(self, tp: TP) -> bool:

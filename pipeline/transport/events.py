@@ -59,10 +59,6 @@ async def hand_over(app: AppT, messages: Sequence[ConsumerMessage]) -> None:
     await app.flow_control.acquire()
     topics = cast("Any", app.topics)
     channels = list(topics._tp_index[messages[0].tp])  # noqa: SLF001 - Faust's conductor has no other name for it
-    if not channels:
-        for message in messages:  # nobody reads it any more
-            message.acked = True
-        return
     for message in messages:
         message.refcount = len(channels)
     made: dict[Any, list[Any]] = {}

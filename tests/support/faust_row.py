@@ -22,6 +22,7 @@ def row_app(**settings: Any) -> faust.App:
             "datadir": os.environ.get("HEADWATER_STATE_DIR", "row.state"),
             "web_bind": "127.0.0.1",
             "web_host": "127.0.0.1",
+            "canonical_url": f"http://127.0.0.1:{os.environ.get('HEADWATER_WEB__PORT', '6066')}",
             "web_port": int(os.environ.get("HEADWATER_WEB__PORT", "6066")),
             "topic_partitions": PARTITIONS,
             "topic_replication_factor": 1,

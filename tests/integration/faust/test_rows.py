@@ -186,7 +186,7 @@ def ends(row: Row) -> None:
     with row.recorder() as out, row.running() as workers:
         row.write(inputs_of(row.module)[-1:])
         worker = workers.all[0]
-        until(lambda: not worker.alive(), "the end of the worker", 60)
+        until(lambda: not worker.alive(), "the end of the worker")
         assert row.facts.says in log_of(worker)
         until(lambda: out.is_at_end(row.conf), "the end of the output")
         assert len(out) == 0

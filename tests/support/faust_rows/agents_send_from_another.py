@@ -2,11 +2,11 @@ from __future__ import annotations
 
 from support.faust_row import Numbers, in_order, name, row_app
 
-FEATURE = "`agent.ask` from an agent: the reply"
+FEATURE = "`agent.ask`, `map`, `join` inside of an agent"
 GROUP = "Asking"
-VERDICT = "works"
-HOW = ""
-PENDING = True
+VERDICT = "different"
+HOW = "raises `UsageError`: the answer would come with the commit that waits for it; `cast`, `reply_to=` and sinks work"
+SAYS = "inside an agent: the answer comes when this event is committed"
 
 app = row_app()
 numbers = app.topic(name("in"), key_type=str, value_type=int)

@@ -8,7 +8,6 @@ FEATURE = "`agent.ask`, from a page"
 GROUP = "Asking"
 VERDICT = "works"
 HOW = ""
-PENDING = True
 
 app = row_app()
 out = app.topic(name("out"), key_type=str, value_type=int)

@@ -6,7 +6,6 @@ FEATURE = "`agent.map`, `agent.kvmap`, from a task"
 GROUP = "Asking"
 VERDICT = "works"
 HOW = ""
-PENDING = True
 
 app = row_app()
 out = app.topic(name("out"), key_type=str, value_type=int)

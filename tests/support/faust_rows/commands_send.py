@@ -6,7 +6,6 @@ FEATURE = "`faust send`"
 GROUP = "Commands"
 VERDICT = "works"
 HOW = ""
-PENDING = True
 
 app = row_app()
 numbers = app.topic(name("in"), key_type=str, value_type=int)

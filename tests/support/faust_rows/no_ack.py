@@ -5,8 +5,8 @@ from support.faust_row import name, row_app
 FEATURE = "An agent that never acks: `noack()` without `ack`"
 GROUP = "What goes wrong"
 VERDICT = "different"
-HOW = ""
-PENDING = True
+HOW = "the worker ends after a minute, and names the event and the agent"
+SAYS = "is not done after"
 
 app = row_app()
 numbers = app.topic(name("in"), key_type=str, value_type=int)

@@ -6,7 +6,6 @@ FEATURE = "`app.stream(topic)` in a task"
 GROUP = "Streams"
 VERDICT = "works"
 HOW = ""
-PENDING = True
 
 app = row_app()
 numbers = app.topic(name("in"), key_type=str, value_type=int)

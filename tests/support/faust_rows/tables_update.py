@@ -8,7 +8,6 @@ FEATURE = "`table.update(...)`, `table.pop(key)`"
 GROUP = "Tables"
 VERDICT = "works"
 HOW = ""
-PENDING = True
 
 app = row_app()
 numbers = app.topic(name("in"), key_type=str, value_type=int)

@@ -8,7 +8,6 @@ FEATURE = "`use_partitioner=True`: a key that is not the event's"
 GROUP = "Tables"
 VERDICT = "works"
 HOW = ""
-PENDING = True
 
 app = row_app()
 numbers = app.topic(name("in"), key_type=str, value_type=int)

@@ -8,7 +8,6 @@ FEATURE = "`on_window_close=`, `table_cleanup_interval`"
 GROUP = "Windows"
 VERDICT = "works"
 HOW = ""
-PENDING = True
 
 app = row_app(table_cleanup_interval=1.0)
 numbers = app.topic(name("in"), key_type=str, value_type=int)

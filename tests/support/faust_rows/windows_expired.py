@@ -6,7 +6,6 @@ FEATURE = "`expires=`: Kafka deletes old windows from the changelog, and a worke
 GROUP = "Windows"
 VERDICT = "works"
 HOW = ""
-PENDING = True
 
 app = row_app()
 numbers = app.topic(name("in"), key_type=str, value_type=int)
