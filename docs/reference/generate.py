@@ -9,6 +9,7 @@ import ast
 import os
 import re
 import sys
+import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -360,18 +361,55 @@ FAUST_INTRODUCTION = """# Faust
 What [Faust](https://faust-streaming.github.io/faust/) 0.15 documents, and what happens to it in an app with
 `broker="headwater://..."` and `store="headwater://"`. Each row is a test: a small app in `tests/support/faust_rows`, run as a
 worker on Apache Kafka, killed half-way and started again. *Works* means that its output is exact: nothing is lost, nothing
-comes twice. *Different* says how, and *refused* means that the worker ends at its start, with the reason in its log. What is
-*to come* does not work yet.
+comes twice. *Different* says how, and *refused* means that the worker ends at its start, with the reason in its log.
 
 """
-FAUST_END = """<!-- Settings -->
+FAUST_SETTINGS = """## Settings
 
-## Settings
+Each setting of Faust, by argument, by a module of settings or by a variable of the environment. *Kept* is as in Faust.
+*Mapped* goes to librdkafka. *No effect* is said in a warning at the start where a value is given, and *refused* ends the start.
 
-<!-- Faust's own tests -->
+Properties of librdkafka without a setting of Faust: in the broker's URL (`headwater://127.0.0.1:9092?client.rack=a`), in
+the variable `HEADWATER_KAFKA__PROPERTIES` (a JSON object), or in `app.transport.properties`, which come first.
 
-## Faust's own tests
 """
+FAUST_TESTS = """## Faust's own tests
+
+`make faust-tests` takes the tests that faust-streaming ships in its source distribution, and runs them with this transport as
+the default broker and its store as the default store: by pytest, and three stress applications on Apache Kafka. Each of
+those runs as two workers, which get SIGTERM, SIGKILL, SIGINT and SIGKILL in turns; what they report counts. It prints how many
+passed, failed and were refused, and fails when a test fails that is not in this list.
+
+"""
+UPSTREAM = HERE.parents[1] / "tests" / "upstream" / "known.toml"
+
+
+def faust_settings() -> str:
+    """Return what happens to each setting of Faust."""
+    from faust.types.settings import Settings  # noqa: PLC0415 - Faust takes a second to import
+
+    from pipeline.apps.settings import RULES  # noqa: PLC0415 - for the same reason
+
+    def how(name: str) -> str:
+        rule = RULES[name]
+        return "; ".join(part for part in (f"`{rule.name}`" if rule.name else "", rule.how) if part)
+
+    rows = [
+        [f"`{name}`", RULES[name].kind if name in RULES else "kept", how(name) if name in RULES else ""]
+        for name in sorted(Settings.SETTINGS, key=str.lower)
+    ]
+    return FAUST_SETTINGS + table(["setting", "", "how"], rows)
+
+
+def faust_tests() -> str:
+    """Return the tests of Faust that fail here, by the reason."""
+    known = tomllib.loads(UPSTREAM.read_text(encoding="utf-8"))
+    rows = [
+        [f"`{one['test'].removeprefix('tests/')}`", "refused" if one.get("refused") else "failed", one["why"]]
+        for one in known["fails"]
+    ]
+    left_out = [[f"`{one['what'].removeprefix('tests/')}`", "left out", one["why"]] for one in known["left_out"]]
+    return FAUST_TESTS + table(["test", "", "why"], rows + left_out)
 
 
 def faust_page() -> str:
@@ -382,7 +420,7 @@ def faust_page() -> str:
         verdict = "to come" if said.get("PENDING") else str(said["VERDICT"])
         by_group[str(said["GROUP"])].append([str(said["FEATURE"]), verdict, str(said["HOW"])])
     tables = (f"## {group}\n\n{table(['feature', 'verdict', 'how'], rows)}" for group, rows in by_group.items() if rows)
-    return f"{NOTE}{FAUST_INTRODUCTION}{''.join(tables)}{FAUST_END}"
+    return f"{NOTE}{FAUST_INTRODUCTION}{''.join(tables)}{faust_settings()}{faust_tests()}"
 
 
 def _constants(path: Path) -> dict[str, object]:
