@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from faust.exceptions import ImproperlyConfigured
 from faust.types import AppT
@@ -138,15 +138,15 @@ def given(app: AppT) -> dict[str, Any]:
 
 def look_at(app: AppT) -> None:
     """Give the settings of an app to its transport, warn of those without effect, and raise ImproperlyConfigured for others."""
-    conf, settings = _any(app.conf), given(app)
+    conf: Any = app.conf
+    settings = given(app)
     has_own = getattr(app, "has_own_settings", False)
     for name, value in () if has_own else settings.items():
         rule = RULES.get(name)
         if rule is not None and rule.kind == "no effect" and value != conf.SETTINGS[name].default:
             log.warning("the setting %s has no effect on headwater://: %s", name, rule.how)
     _refuse(conf, settings)
-    transport = _any(app.transport)
-    assert isinstance(transport, BaseTransport)  # noqa: S101 - by the scheme of the broker
+    transport = cast("BaseTransport", app.transport)
     said: dict[Side, dict[str, Any]] = {"all": {}, "consumer": {}, "producer": {}}
     for name, value in settings.items():
         rule = RULES.get(name)
@@ -172,10 +172,6 @@ def look_at(app: AppT) -> None:
         changes["store"] = type(peek(conf, "store"))("headwater://")
     for name, value in changes.items():
         object.__setattr__(conf, name, value)
-
-
-def _any(value: Any) -> Any:
-    return value
 
 
 def _refuse(conf: Any, settings: Mapping[str, Any]) -> None:
