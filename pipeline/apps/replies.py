@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any, cast
 
 from confluent_kafka import Message as RdMessage
 from faust.agents.models import ReqRepResponse
 from faust.agents.replies import BarrierState, ReplyConsumer, ReplyPromise
+from faust.exceptions import ValueDecodeError
 from faust.models import maybe_model
 from faust.types import TP
 
 from pipeline.transport.base import BaseTransport
 from pipeline.transport.events import message_of
 from pipeline.transport.follower import Follower
+
+log = logging.getLogger(__name__)
 
 
 class Replies(ReplyConsumer):
@@ -60,7 +64,11 @@ class Replies(ReplyConsumer):
     def _answer(self, schema: Any, records: list[RdMessage]) -> None:
         for record in records:
             message = message_of(TP(cast("str", record.topic()), 0), record, 0)
-            reply: ReqRepResponse = schema.loads_value(self.app, message)
-            promise = self._promises.get(reply.correlation_id)
+            try:
+                reply: ReqRepResponse = schema.loads_value(self.app, message)
+                promise = self._promises.get(reply.correlation_id)
+            except (ValueDecodeError, AttributeError):
+                log.exception("An answer on %s at offset %s cannot be read:", record.topic(), record.offset())
+                continue
             if promise is not None and not promise.done():  # else nobody waits any more
                 promise.fulfill(reply.correlation_id, maybe_model(reply.value))

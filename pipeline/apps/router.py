@@ -7,6 +7,7 @@ write keys in the same form, so it is not known from the key.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import Any, cast
 from urllib.parse import SplitResult, urlsplit
@@ -17,6 +18,8 @@ from faust.exceptions import ImproperlyConfigured, SameNode
 
 from pipeline.transport import clients
 from pipeline.transport.base import BaseTransport
+
+log = logging.getLogger(__name__)
 
 ROUTED = "Headwater-Routed"
 """The header of a request that another worker hands on: it is not handed on again."""
@@ -42,7 +45,7 @@ class Router(FaustRouter):
 
     async def route_req(self, table_name: str, key: Any, web: Any, request: Any) -> Any:
         """Return another worker's response; raise SameNode where this one is to serve the request."""
-        if key in cast("Any", self.app.tables[table_name]):
+        if self._has(cast("Any", self.app.tables[table_name]), key):
             raise SameNode
         if ROUTED in request.headers:
             return web.text("", status=MISDIRECTED)
@@ -56,6 +59,11 @@ class Router(FaustRouter):
         """Refuse: who reads a partition is not known by its key here."""
         raise ImproperlyConfigured("topic_route: headwater:// routes by tables alone; use app.table_route")
 
+    def _has(self, table: Any, key: Any) -> bool:
+        if table.window is None:
+            return key in table
+        return any((key, window) in table for window in table._window_ranges(time.time()))  # noqa: SLF001
+
     async def _ask(self, url: SplitResult, web: Any, request: Any) -> Any:
         there = request.url.with_scheme(url.scheme).with_host(cast("str", url.hostname)).with_port(url.port)
         headers = {**request.headers, ROUTED: "1"}
@@ -63,7 +71,8 @@ class Router(FaustRouter):
             async with self.app.http_client.request(method=request.method, headers=headers, url=there) as response:
                 text, kind = await response.text(), response.content_type
                 return web.text(text, content_type=kind, status=response.status)
-        except OSError:  # it has just gone
+        except Exception as error:  # noqa: BLE001 - it has just gone, in one of many ways
+            log.info("%s does not answer: %r", there, error)
             return None
 
     async def _others(self) -> list[SplitResult]:

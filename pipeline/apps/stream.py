@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from time import monotonic
 from typing import Any, TypeVar, cast
 
@@ -15,6 +16,7 @@ from faust.types import ChannelT, EventT
 from mode.utils.futures import maybe_async
 
 from pipeline.errors import UsageError
+from pipeline.transport.consumer import Consumer
 from pipeline.transport.events import SingleMessage
 from pipeline.transport.inside import in_stream
 
@@ -29,6 +31,11 @@ class Stream(faust.Stream[T]):
     Guarantee: an event is acked when the next one is asked for, with `noack()` when the agent says so; also one that a filter
     has left out.
     """
+
+    says_what_is_started = True
+    """Tells the transport that `started` of a message means something."""
+    _taken: list[SingleMessage] | None = None
+    """What waits in the buffer of `take`; None: this stream has no such buffer."""
 
     def __aiter__(self) -> AsyncIterator[T]:
         """Return an iterator over the values."""
@@ -69,12 +76,15 @@ class Stream(faust.Stream[T]):
                     if not message.tracked:
                         message.tracked = True
                         self._on_message_in(message.tp, message.offset, message)
-                    if type(message) is SingleMessage and not self._passive:  # else it waits in the buffer of `take`
-                        message.started = True
+                    if message.acked:
+                        continue  # its slice is processed again
+                    single = message if isinstance(message, SingleMessage) else None
+                    if single is not None and self._taken is None:
+                        single.started = True
                     state = self._on_stream_event_in(message.tp, message.offset, self, event)
                     _current_event.set(weakref.ref(event))
                 else:
-                    event, value = None, cast("Any", found)
+                    event, single, value = None, None, cast("Any", found)
                 self.current_event = event
                 try:
                     for processor in processors:
@@ -85,6 +95,9 @@ class Stream(faust.Stream[T]):
                         continue
                 except Skip:
                     value = skipped
+                if single is not None and self._taken is not None and value is not skipped:
+                    single.is_buffered = True
+                    self._taken.append(single)
                 try:
                     if value is not skipped:
                         self.events_total += 1
@@ -100,6 +113,54 @@ class Stream(faust.Stream[T]):
             if started_here:
                 await self.stop()
                 self.service_reset()
+
+    def take(self, *args: Any, **options: Any) -> AsyncGenerator[Any, None]:
+        """Yield lists of values: see Faust. So do the next three."""
+        return self._in_hand(super().take(*args, **options))
+
+    def take_events(self, *args: Any, **options: Any) -> AsyncGenerator[Any, None]:
+        """Yield lists of events."""
+        return self._in_hand(super().take_events(*args, **options))
+
+    def take_with_timestamp(self, *args: Any, **options: Any) -> AsyncGenerator[Any, None]:
+        """Yield lists of values with their times."""
+        return self._in_hand(super().take_with_timestamp(*args, **options))
+
+    def noack_take(self, *args: Any, **options: Any) -> AsyncGenerator[Any, None]:
+        """Yield lists of events, to be acked by the agent."""
+        return self._in_hand(super().noack_take(*args, **options))
+
+    async def _in_hand(self, lists: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+        """Say of what is in a list that the agent has it in hand now."""
+        in_stream.set(True)
+        taken: list[SingleMessage] = []
+        self._taken = taken
+        try:
+            async with aclosing(lists) as found:
+                async for values in found:
+                    for message in taken:
+                        message.started, message.is_buffered = True, False
+                    taken.clear()
+                    yield values
+        finally:
+            self._taken = None
+
+    async def _passive_drainer(self, channel: ChannelT[Any], declare: bool = False) -> None:
+        """Read for `take`, `through` and `group_by`; what is raised ends the worker, for nobody else would hear of it."""
+        try:
+            if declare:
+                await channel.maybe_declare()
+            self._passive_started.set()
+            async for _ in self:
+                pass
+        except Exception as error:  # noqa: BLE001 - whatever it is
+            await channel.throw(error)
+            consumer = cast("Consumer", self.app.consumer)
+            if consumer.slices.has_started:
+                await consumer.on_task_error(error)
+        finally:
+            self._channel_stop_iteration(channel)
+            self._passive = False
 
     def combine(self, *nodes: Any, **options: Any) -> Any:
         """Refuse: Faust has no working form of it. Its combined streams wait for a queue that nothing fills."""

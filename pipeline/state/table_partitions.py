@@ -303,6 +303,9 @@ class Partitions(Participant):
                     if (self._is_by_key or other.partition == tp.partition) and self._works_on in {None, other.topic}
                 }
                 consumer.hold(held, self._holder(tp.partition))
+                if self._is_by_key:  # also what comes while others are recovered
+                    for number in self._claims.keys() - self.all.keys():
+                        consumer.hold(held, self._holder(number))
                 claim = self._claims[tp.partition] = object()
                 task = asyncio.ensure_future(self._open(consumer, tp, claim, held))
                 self._tasks.add(task)
@@ -316,6 +319,9 @@ class Partitions(Participant):
         for tp in partitions:
             if tp.topic == self.fence:
                 self._claims.pop(tp.partition, None)
+                if self._is_by_key:
+                    consumer = cast("Consumer", self._transport.app.consumer)
+                    consumer.release(consumer.assignment(), self._holder(tp.partition))
                 self._said.discard(tp.partition)
                 self._sent.pop(tp.partition, None)
                 partition = self.all.get(tp.partition)
@@ -340,7 +346,7 @@ class Partitions(Participant):
             if self._claims.get(tp.partition) is claim:
                 self.all = {**self.all, tp.partition: partition}  # others walk through it
                 self._on_recovered(tp.partition, partition)
-                consumer.release(held, self._holder(tp.partition))
+                consumer.release(consumer.assignment() if self._is_by_key else held, self._holder(tp.partition))
             else:
                 await asyncio.to_thread(partition.close)
 

@@ -12,6 +12,8 @@ from confluent_kafka import Message
 from faust.exceptions import KeyDecodeError, ValueDecodeError
 from faust.types import TP, AppT, ConsumerMessage
 
+from pipeline.transport.inside import in_stream
+
 RUN = 250
 """Events of a partition that are handed over at once at most."""
 EVENTS_AHEAD = 500
@@ -21,12 +23,14 @@ EVENTS_AHEAD = 500
 class SingleMessage(ConsumerMessage):
     """A record by itself, as Faust's events have it."""
 
-    __slots__ = ("origin", "started")
+    __slots__ = ("is_buffered", "origin", "started")
 
     origin: Message
     """The record as it was fetched."""
     started: bool
-    """Whether an agent has it in hand: not while it waits in a queue, or in the buffer of `stream.take()`."""
+    """Whether an agent has it in hand; not while it waits in a queue or a buffer."""
+    is_buffered: bool
+    """Whether it waits in the buffer of `stream.take()`: nothing has been done for it."""
 
 
 def message_of(tp: TP, record: Message, generation: int) -> SingleMessage:
@@ -47,11 +51,11 @@ def message_of(tp: TP, record: Message, generation: int) -> SingleMessage:
         tp,
         generation_id=generation,
     )
-    message.origin, message.started = record, False
+    message.origin, message.started, message.is_buffered = record, False, False
     return message
 
 
-async def hand_over(app: AppT, messages: Sequence[ConsumerMessage]) -> None:
+async def hand_over(app: AppT, messages: Sequence[SingleMessage]) -> None:
     """Put the events of one partition into the queues of all channels that read it.
 
     What a channel cannot decode goes to its own handler, as with Faust; by default that raises in the agent.
@@ -59,8 +63,9 @@ async def hand_over(app: AppT, messages: Sequence[ConsumerMessage]) -> None:
     await app.flow_control.acquire()
     topics = cast("Any", app.topics)
     channels = list(topics._tp_index[messages[0].tp])  # noqa: SLF001 - Faust's conductor has no other name for it
+    says = getattr(app.conf.Stream, "says_what_is_started", False)  # an app's own class does not
     for message in messages:
-        message.refcount = len(channels)
+        message.refcount, message.started = len(channels), not says
     made: dict[Any, list[Any]] = {}
     for channel in channels:
         if (events := made.get(channel.schema)) is None:
@@ -83,7 +88,11 @@ async def _decoded(channel: Any, message: ConsumerMessage) -> Any:
 
 
 async def _refuse(channel: Any, error: Exception, message: ConsumerMessage) -> None:
-    if isinstance(error, KeyDecodeError):
-        await channel.on_key_decode_error(error, message)
-    else:
-        await channel.on_value_decode_error(error, message)
+    token = in_stream.set(True)  # what a handler sends belongs to the slice
+    try:
+        if isinstance(error, KeyDecodeError):
+            await channel.on_key_decode_error(error, message)
+        else:
+            await channel.on_value_decode_error(error, message)
+    finally:
+        in_stream.reset(token)

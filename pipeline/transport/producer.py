@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -23,6 +24,8 @@ from pipeline.transport.fatal import stop_process
 from pipeline.transport.inside import is_inside
 from pipeline.transport.partition import partition_of
 from pipeline.transport.transaction import Transaction, too_bad
+
+log = logging.getLogger(__name__)
 
 PRODUCER_POLL_S, PRODUCER_IDLE_S = 0.05, 0.5
 """Seconds between two looks for delivery reports while somebody waits for one, and else: then for errors alone."""
@@ -81,8 +84,10 @@ class Producer(FaustProducer):
     async def on_stop(self) -> None:
         """Wait for what was sent outside of events."""
         if self._direct is not None:
-            await asyncio.to_thread(self._direct.flush, FLUSH_S)
+            left = await asyncio.to_thread(self._direct.flush, FLUSH_S)
             self._take_reports()
+            if left:
+                log.error("%d records that were sent outside of agents were not delivered when the process ended", left)
 
     async def _serve_reports(self) -> None:
         while not self.should_stop:
@@ -117,10 +122,13 @@ class Producer(FaustProducer):
             try:
                 return self.write(topic, key, value, partition, timestamp, headers)
             except BufferError:
-                self._waiting += 1  # the slice ends after it
-                self.serve()
-                await asyncio.sleep(0.01)
-                self._waiting -= 1
+                inside = is_inside()
+                self._waiting += inside  # the slice ends after it
+                try:
+                    self.serve()
+                    await asyncio.sleep(0.01)
+                finally:
+                    self._waiting -= inside
 
     def write(
         self,
@@ -221,6 +229,8 @@ class Producer(FaustProducer):
             else:
                 self._unreported -= 1
             topic, partition = cast("str", message.topic()), cast("int", message.partition())
+            if error is not None and is_direct:
+                log.error("%s", _not_there(error, topic))
             if future.done():
                 continue
             if error is not None:
@@ -239,22 +249,25 @@ class Producer(FaustProducer):
                 pass
             else:
                 return
-        self._waiting += 1  # the slice ends after it
-        self.add_future(self._send_later(fut))
+        inside = is_inside()
+        self._waiting += inside  # the slice ends after it
+        self.add_future(self._send_later(fut, inside))
 
-    async def _send_later(self, fut: FutureMessage) -> None:
+    async def _send_later(self, fut: FutureMessage, inside: bool) -> None:
         """Send when there is room; a task has the context of who has started it, so what was inside stays inside."""
-        while True:
-            if is_inside():
-                await self.transaction.idle.wait()
-            try:
-                self._publish(fut)
-            except BufferError:
-                self.serve()
-                await asyncio.sleep(0.01)
-            else:
-                self._waiting -= 1
-                return
+        try:
+            while True:
+                if inside:
+                    await self.transaction.idle.wait()
+                try:
+                    self._publish(fut)
+                except BufferError:
+                    self.serve()
+                    await asyncio.sleep(0.01)
+                else:
+                    return
+        finally:
+            self._waiting -= inside
 
     def _publish(self, fut: FutureMessage) -> None:
         message, channel = fut.message, cast("Any", fut.message.channel)

@@ -271,6 +271,7 @@ class Slices:
         if self.deliveries.is_single(tp):
             messages = self.deliveries.take_events(tp, min(room, self._run_pace.limit))
             await hand_over(self._host.app, messages)
+            await asyncio.sleep(0)  # let the agents begin
             return messages
         message = self.deliveries.take(tp, room)
         await self._host.deliver(message)
@@ -281,13 +282,24 @@ class Slices:
         unacked = len(self._flown) - self._acked_until
         if not isinstance(self._flown[-1], SingleMessage):
             return unacked >= AHEAD
-        return unacked >= (self._host.app.conf.stream_buffer_maxsize if self._is_idle() else EVENTS_AHEAD)
+        if self._is_idle():
+            return unacked >= self._host.app.conf.stream_buffer_maxsize
+        return unacked >= min(EVENTS_AHEAD, 2 * self._run_pace.limit)
 
     def _is_idle(self) -> bool:
-        """Say whether no agent is at work on what is not acked: all of it waits in buffers, and nothing was written."""
-        return not self._transaction.open and not any(
-            getattr(message, "started", True) for message in self._flown[self._acked_until :] if not message.acked
+        """Say whether no agent is at work on what is not acked: some of it waits for `take`, and nothing was written."""
+        if self._transaction.open:
+            return False
+        unacked = [message for message in self._flown[self._acked_until :] if not message.acked]
+        return any(getattr(message, "is_buffered", False) for message in unacked) and not any(
+            getattr(message, "started", True) for message in unacked
         )
+
+    def _let_go_of_the_rest(self) -> None:
+        """Have agents skip what they have not begun: the slice is processed again anyway."""
+        for message in self._flown[self._acked_until :]:
+            if isinstance(message, SingleMessage) and not (message.started or message.is_buffered):
+                message.acked = True
 
     def _look(self, *, working: bool) -> None:
         self._unfinished()
@@ -313,6 +325,8 @@ class Slices:
         """Wait until there is room for another run of single events, or all is done; for a moment at most."""
         await self._host.wait_for_ack(self._flown[max(self._acked_until, len(self._flown) - RUN)])
         self._look(working=not self._is_idle())
+        if self.slow.is_late:
+            self._let_go_of_the_rest()
 
     async def _end(self, membership: bytes) -> bool:
         """End the slice: commit, or put everything back. True if it was committed."""
