@@ -86,6 +86,12 @@ class Consumer(faust_consumer.Consumer):
         """Join the group for the agents' topics and the fences."""
         if self.app.client_only or self.app.should_stop or self._is_closing:
             return
+        for channel in cast("Any", self.app.topics):
+            if channel.pattern is not None:
+                stop_process(
+                    f"a topic with the pattern {channel.pattern.pattern!r} would never be read: Faust reads topics by names",
+                    hint="app.topic(name, another_name)",
+                )
         fences = {participant.fence for participant in self.transport.participants if participant.fence}
         real = fences | {topic for topic in topics if not is_virtual(topic)}
         await self._require(real)
