@@ -55,7 +55,7 @@ def run(endpoints: Endpoints, directory: Path, *schemes: str) -> dict[str, list[
     """Have each transport do its part of the words, one after the other; return the counts of each word, in their order."""
     name, conf = f"m{uuid.uuid4().hex[:8]}", {"bootstrap.servers": endpoints.bootstrap_servers}
     ensure(admin(conf), [Topic(f"{name}-{topic}", 4, topic) for topic in ("words", "out")], 1)
-    share, producer = len(WORDS) // len(schemes), Producer(conf)
+    share, producer = len(WORDS) // len(schemes), Producer({**conf, "enable.idempotence": True})
     with Recorder(conf, f"{name}-out") as out:
         for turn, scheme in enumerate(schemes):
             environment = {
