@@ -50,7 +50,8 @@ class Row:
 
     def __post_init__(self) -> None:
         self.conf: dict[str, Any] = {"bootstrap.servers": self.endpoints.bootstrap_servers}
-        self.producer = Producer({**self.conf, "partitioner": "murmur2_random"})
+        # As Java clients do, and in order when something is sent again.
+        self.producer = Producer({**self.conf, "partitioner": "murmur2_random", "enable.idempotence": True})
         more = dict.fromkeys(self.facts.topics, PARTITIONS)
         self.make({"in": PARTITIONS, "out": PARTITIONS, **more, **self.facts.partitions})
 
