@@ -25,6 +25,7 @@ def test_a_tiny_run_has_every_figure_and_a_right_output() -> None:
     assert set(shown) == {
         "hand_written",
         "faust_idiomatic",
+        "faust_on_headwater",
         "headwater_at_least_once",
         "headwater_exactly_once",
         "broker",
@@ -39,7 +40,7 @@ def test_a_tiny_run_has_every_figure_and_a_right_output() -> None:
         "standstill_move_s",
     }
     assert results.failures == []
-    assert [results.median(key).outcome for key in results.rounds] == [(0, 0)] * 4
+    assert [results.median(key).outcome for key in results.rounds] == [(0, 0)] * 5
     assert shown["broker"].startswith("Apache Kafka")
     assert shown["headwater_exactly_once"]["ready_s"] > 0
 
