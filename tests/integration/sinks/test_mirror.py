@@ -91,7 +91,7 @@ class Mirrored:
 
     def write(self, count: int, size: int = 200) -> None:
         """Write records round the partitions, as a flow does."""
-        producer = Producer({**self.fleet.conf, "linger.ms": 5})
+        producer = Producer({**self.fleet.conf, "linger.ms": 5, "enable.idempotence": True})
         for number in range(count):
             partition = number % PARTITIONS
             mine = self.written[partition]
