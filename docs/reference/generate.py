@@ -417,8 +417,7 @@ def faust_page() -> str:
     by_group: dict[str, list[list[str]]] = {group: [] for group in GROUPS}
     for path in sorted(ROWS.glob("[a-z]*.py")):
         said = _constants(path)
-        verdict = "to come" if said.get("PENDING") else str(said["VERDICT"])
-        by_group[str(said["GROUP"])].append([str(said["FEATURE"]), verdict, str(said["HOW"])])
+        by_group[str(said["GROUP"])].append([str(said["FEATURE"]), str(said["VERDICT"]), str(said["HOW"])])
     tables = (f"## {group}\n\n{table(['feature', 'verdict', 'how'], rows)}" for group, rows in by_group.items() if rows)
     return f"{NOTE}{FAUST_INTRODUCTION}{''.join(tables)}{faust_settings()}{faust_tests()}"
 

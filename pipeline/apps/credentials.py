@@ -51,9 +51,8 @@ def properties_of(credentials: Any, context: ssl.SSLContext | None) -> dict[str,
 
 
 def _token_from(provider: Any) -> Callable[[str], tuple[str, float]]:
-    def token(
-        _config: str,
-    ) -> tuple[str, float]:  # librdkafka calls it in the threads that poll: there is no loop there
+    def token(_config: str) -> tuple[str, float]:
+        # librdkafka calls it in the threads that poll: there is no event loop in them.
         return asyncio.run(provider.token()), time.time() + TOKEN_S
 
     return token

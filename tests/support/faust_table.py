@@ -21,7 +21,6 @@ class Facts:
     group: str
     verdict: str
     how: str = ""
-    pending: bool = False
     says: str = ""
     """What the log of a worker says that ends."""
     state: str = "kept"

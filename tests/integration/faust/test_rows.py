@@ -459,11 +459,6 @@ def driven(row: Row) -> None:
     DRIVES.get(row.facts.row, usual)(row)
 
 
-def case(facts: Facts) -> Any:
-    marks = [pytest.mark.xfail(reason="to be built", run=False)] if facts.pending else []
-    return pytest.param(facts, marks=marks, id=facts.row)
-
-
-@pytest.mark.parametrize("facts", [case(one) for one in facts()])
+@pytest.mark.parametrize("facts", [pytest.param(one, id=one.row) for one in facts()])
 def test_the_row_is_what_the_page_says(facts: Facts, stack: Endpoints, tmp_path: Path) -> None:
     driven(Row(stack, tmp_path, facts, f"r{uuid.uuid4().hex[:8]}"))
