@@ -51,9 +51,10 @@ class Replies(ReplyConsumer):
         async with self._starting.setdefault(topic_name, asyncio.Lock()):
             if topic_name in self._followers:
                 return
-            await self._reply_topic(topic_name).maybe_declare()
+            topic = self._reply_topic(topic_name)
+            await topic.maybe_declare()
             transport = cast("BaseTransport", self.app.transport)
-            loop, schema = asyncio.get_running_loop(), self._reply_topic(topic_name).schema
+            loop, schema = asyncio.get_running_loop(), topic.schema
 
             def apply(records: list[RdMessage]) -> None:
                 loop.call_soon_threadsafe(self._answer, schema, records)

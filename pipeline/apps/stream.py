@@ -47,9 +47,8 @@ class Stream(faust.Stream[T]):
 
     async def _values(self) -> AsyncIterator[T]:
         in_stream.set(True)
-        self.task_owner = (
-            self.task_owner or asyncio.current_task()
-        )  # none where it was made at import: sensors want one
+        # Sensors want one; a stream that was made at import has none.
+        self.task_owner = self.task_owner or asyncio.current_task()
         self._finalized = True
         started_here = await self.maybe_start()
         app, channel, skipped = self.app, cast("Any", self.channel), self._skipped_value

@@ -91,10 +91,7 @@ class Producer(FaustProducer):
 
     async def _serve_reports(self) -> None:
         while not self.should_stop:
-            if self.transaction.is_started:
-                self.transaction.serve()
-            if self._direct is not None:
-                self._direct.poll(0)
+            self.serve()
             self._take_reports()
             if self._direct_unreported:
                 await asyncio.sleep(DIRECT_POLL_S)
@@ -149,22 +146,26 @@ class Producer(FaustProducer):
             extra["headers"] = list(headers.items()) if isinstance(headers, Mapping) else list(headers)
         if partition is None:
             partition = self._chosen(topic, key)
-        if not (self.transaction.is_started and is_inside()):
-            return self._write_directly(topic, key, value, partition, extra, future)
-        report = partial(self._report, future, False)
-        if (refused := self.transaction.reports()) is not None:
+        inside = self.transaction.is_started and is_inside()
+        report = partial(self._report, future, not inside)
+        if inside and (refused := self.transaction.reports()) is not None:
             report = partial(_both, refused, report)
-        producer = self.transaction.begin()
+        producer = self.transaction.begin() if inside else self._direct_producer()
         try:
             producer.produce(topic, value, key, partition, on_delivery=report, **extra)
         except KafkaException as error:
             if error.args[0].code() in NEVER_TAKEN:
                 raise too_bad(error.args[0], topic, key, value) from error
+            if not inside:
+                raise
             self.transaction.spoil_or_raise(error)
             future.set_exception(error)
             future.exception()  # nobody has to ask: the slice is processed again
             return future
-        self._unreported += 1
+        if inside:
+            self._unreported += 1
+        else:
+            self._direct_unreported += 1
         self._sent.set()
         return future
 
@@ -173,27 +174,11 @@ class Producer(FaustProducer):
         """Whether `write` may be called now."""
         return self.transaction.idle.is_set() or not is_inside()
 
-    def _write_directly(
-        self,
-        topic: str,
-        key: bytes | None,
-        value: bytes | None,
-        partition: int,
-        extra: dict[str, Any],
-        future: Sent,
-    ) -> Sent:
+    def _direct_producer(self) -> RdProducer:
         if self._direct is None:
             conf = {"message.timeout.ms": DIRECT_TIMEOUT_MS, **self.transport.producer_conf()}
             self._direct = clients.producer(conf)
-        try:
-            self._direct.produce(topic, value, key, partition, on_delivery=partial(self._report, future, True), **extra)
-        except KafkaException as error:
-            if error.args[0].code() in NEVER_TAKEN:
-                raise too_bad(error.args[0], topic, key, value) from error
-            raise
-        self._direct_unreported += 1
-        self._sent.set()
-        return future
+        return self._direct
 
     def _chosen(self, topic: str, key: bytes | None) -> int:
         """Return the partition that the app's own partitioner chooses; -1: librdkafka chooses, as Java clients do."""
